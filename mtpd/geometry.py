@@ -1,0 +1,49 @@
+"""How an image becomes a network input: resize, mirror, pad. Pure arithmetic, no pixels.
+
+Teacher and student of a cache share one geometry, so that cell (y, x) of a level means the same pixels to both.
+Sizes are (height, width) in px. Padding goes to the right and the bottom, after mirroring, as in mmdet.
+"""
+
+from dataclasses import dataclass
+
+from mtpd.errors import InputError
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Resize and padding of a network input.
+
+    Attributes:
+        scale: (long edge, short edge) in px that the resized image must fit when `keep_ratio`; else its exact
+            (width, height). This is mmdet's `Resize.scale`.
+        keep_ratio: whether the aspect ratio is kept.
+        pad_divisor: the padded sides are multiples of this many px.
+        pad_size: the padded (height, width) is at least this, or None.
+    """
+
+    scale: tuple[int, int]
+    keep_ratio: bool = True
+    pad_divisor: int = 32
+    pad_size: Size | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.scale) < 1 or self.pad_divisor < 1:
+            raise InputError(f'scale {self.scale} and pad divisor {self.pad_divisor} must be positive')
+
+    def resized(self, original: Size) -> Size:
+        """Size of an image of size `original` after the resize (mmcv's rounding: half up)."""
+        height, width = original
+        if not self.keep_ratio:
+            return self.scale[1], self.scale[0]
+        factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
+        return int(height * factor + 0.5), int(width * factor + 0.5)
+
+    def padded(self, original: Size) -> Size:
+        """Size of the network input for an image of size `original`."""
+        height, width = self.resized(original)
+        if self.pad_size is not None:
+            height, width = max(height, self.pad_size[0]), max(width, self.pad_size[1])
+        divisor = self.pad_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
