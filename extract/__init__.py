@@ -1,0 +1,1 @@
+"""The program that runs a teacher once over a data set and writes a cache."""

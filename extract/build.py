@@ -1,0 +1,167 @@
+"""From the command line's options to the plain values that the work needs."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtpd.cache.codecs import CodecName, bytes_per_element
+from mtpd.cache.manifest import Description, ViewName, describe
+from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
+from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
+from mtpd.errors import InputError
+from mtpd.files import canonical_json, sha256_bytes
+from mtpd.pyramid import Level
+
+LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'numpy')
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One extraction, fully decided.
+
+    Attributes:
+        teacher: the network.
+        levels: the levels to store, a subset of the teacher's.
+        codec, views: how and what is stored.
+        plan: which image goes where.
+        description: what the manifest will say.
+        paths: image id -> file.
+    """
+
+    teacher: Teacher
+    levels: tuple[Level, ...]
+    codec: CodecName
+    views: tuple[ViewName, ...]
+    plan: CachePlan
+    description: Description
+    paths: Mapping[int, Path]
+
+
+def build_extraction(options: Mapping[str, Any]) -> Extraction:
+    """Reads the annotations, loads the teacher and plans the cache.
+
+    Raises:
+        InputError: an option, the annotation file, an image path or the teacher is wrong.
+        UnavailableError: the weights or the device cannot be had.
+    """
+    folder, annotation_file = _data_set(options)
+    coco = read_annotations(annotation_file)
+    selected = coco.images[: options['limit']]
+    if not selected:
+        raise InputError(f'{annotation_file}: lists no images')
+    _require_images(coco, folder, {image.id for image in selected})
+    device = choose_device(options['device'])
+    teacher = load_teacher(
+        options['teacher'],
+        checkpoint=options['checkpoint'],
+        options=InputOptions(
+            options['scale'],
+            options['mean'],
+            options['std'],
+            options['channel_order'],
+            options['pad_divisor'],
+            options['pad_value'],
+        ),
+        device=device,
+        trust_checkpoint=options['trust_checkpoint'],
+    )
+    levels = _select_levels(teacher, options['levels'])
+    codec: CodecName = options['codec']
+    plan = plan_cache(
+        [SourceImage(image.id, (image.height, image.width)) for image in selected],
+        geometry=teacher.preprocessing.geometry,
+        levels=levels,
+        bytes_per_element=bytes_per_element(codec),
+        shard_bytes=int(options['shard_mb'] * 2**20),
+    )
+    description = describe(
+        fingerprint=_fingerprint(teacher, coco, [image.id for image in selected]),
+        provenance=_provenance(teacher, annotation_file, device),
+        levels=levels,
+        codec=codec,
+        views=options['views'],
+        geometry=teacher.preprocessing.geometry,
+    )
+    paths = {image.id: image_path(folder, image.file_name) for image in selected}
+    return Extraction(teacher, levels, codec, options['views'], plan, description, paths)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for.
+
+    Raises:
+        InputError: CUDA was asked for and is not there.
+    """
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise InputError('--device cuda: PyTorch sees no CUDA device here; use --device cpu or mend the driver')
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    return torch.device(name)
+
+
+def _data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:
+    if options['images'] is not None:
+        return options['images'], options['annotations']
+    coco, split = options['coco'], options['split']
+    return coco / split, coco / 'annotations' / f'instances_{split}.json'
+
+
+def _require_images(coco: CocoSet, folder: Path, image_ids: set[int]) -> None:
+    if not folder.is_dir():
+        raise InputError(f'{folder}: there is no such image folder; give --coco DIR, or --images and --annotations')
+    missing = [image for image in missing_images(coco, folder) if image.id in image_ids]
+    if missing:
+        raise InputError(
+            f'{folder}: {len(missing)} of {len(image_ids)} images are missing, the first is {missing[0].file_name} '
+            f'(image {missing[0].id}); fetch them, or take them out of the annotation file'
+        )
+
+
+def _select_levels(teacher: Teacher, wanted: tuple[str, ...] | None) -> tuple[Level, ...]:
+    names = [level.name for level in teacher.levels]
+    unknown = [name for name in wanted or () if name not in names]
+    if unknown:
+        raise InputError(f'--levels: teacher {teacher.name} has {", ".join(names)}, not {unknown[0]}')
+    return tuple(level for level in teacher.levels if wanted is None or level.name in wanted)
+
+
+def _fingerprint(teacher: Teacher, coco: CocoSet, image_ids: list[int]) -> dict[str, Any]:
+    """What must agree for two extractions to be one; levels, views, codec and geometry stand beside it."""
+    fields = {
+        'teacher': {
+            'weights': state_sha256(teacher.module.state_dict()),
+            'definition': teacher.definition_sha256,
+            'hook_point': teacher.hook_point,
+            'mode': 'eval',
+        },
+        'normalisation': asdict(teacher.preprocessing.normalisation),
+        'data': {
+            'annotations': coco.sha256,
+            'image_ids': sha256_bytes(canonical_json(image_ids)),
+            'num_images': len(image_ids),
+        },
+    }
+    return _as_json(fields)
+
+
+def _provenance(teacher: Teacher, annotation_file: Path, device: torch.device) -> dict[str, Any]:
+    """Names and versions, for people."""
+    return {
+        'teacher': teacher.name,
+        'annotations': annotation_file.name,
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine(),
+        'versions': {name: version(name) for name in LIBRARIES} | {'python': platform.python_version()},
+    }
+
+
+def _as_json(value: Any) -> Any:
+    """Tuples as lists, as they come back from a file."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,96 @@
+"""`mtpd-extract`: the command line. Imports nothing heavy, so that --help is instant."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtpd import outcome
+
+EXAMPLES = """
+\b
+Examples:
+  mtpd-extract --teacher r101 --out cache/r101 --dry-run
+  mtpd-extract --teacher swin_l --out cache/swin_l --levels p3,p4,p5 --batch-size 4
+  mtpd-extract --teacher my_config.py --checkpoint my.pth --out cache/mine \\
+      --images data/my/images --annotations data/my/train.json
+"""
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(name.strip() for name in value.split(',') if name.strip())
+
+
+def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    parts = value.lower().split('x')
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f'{value!r}: expected two whole numbers of pixels, for instance 1333x800')
+    return int(parts[0]), int(parts[1])
+
+
+def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(','))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise click.BadParameter(f'{value!r}: expected three numbers, for instance 103.5,116.3,123.7')
+    return numbers
+
+
+def _views(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    views = _names(context, parameter, value) or ()
+    if not views or any(view not in ('plain', 'flip') for view in views) or len(set(views)) < len(views):
+        raise click.BadParameter(f'{value!r}: expected plain, flip or plain,flip')
+    return views
+
+
+@click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.option('--teacher', required=True, metavar='T', help='Zoo model, alias (r101, swin_l, ...), mmdet config (.py), or FILE.py:CALLABLE.')
+@click.option('--out', required=True, type=click.Path(path_type=Path), metavar='CACHE', help='Folder of the cache; resumes what is there.')
+@click.option('--checkpoint', type=click.Path(path_type=Path, dir_okay=False), help='Weights file; zoo models fetch their own.')
+@click.option('--trust-checkpoint', is_flag=True, help='Unpickle a checkpoint that holds more than tensors. This can run code in it.')
+@click.option('--coco', type=click.Path(path_type=Path), default=Path('data/coco'), show_default=True, help='Data set in COCO\'s own layout.')
+@click.option('--split', default='train2017', show_default=True, help='Split of --coco.')
+@click.option('--images', type=click.Path(path_type=Path), help='Image folder, in place of --coco and --split.')
+@click.option('--annotations', type=click.Path(path_type=Path), help='COCO annotation file, together with --images.')
+@click.option('--levels', callback=_names, metavar='P3,P4,...', help='Levels to store.  [default: all of the teacher\'s]')
+@click.option('--codec', type=click.Choice(['fp16', 'int8']), default='int8', show_default=True, help='How maps are stored.')
+@click.option('--views', callback=_views, default='plain,flip', show_default=True, help='Stored views; training can mirror images only with both.')
+@click.option('--scale', callback=_scale, metavar='1333x800', help='Resize of the images.  [default: the teacher\'s own]')
+@click.option('--mean', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: mean per channel, in the network\'s order.')
+@click.option('--std', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: standard deviation per channel.')
+@click.option('--channel-order', type=click.Choice(['bgr', 'rgb']), help='For FILE.py:CALLABLE.  [default: bgr]')
+@click.option('--pad-divisor', type=click.IntRange(1), help='For FILE.py:CALLABLE: padded sides are multiples of this.  [default: 32]')
+@click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: pixel value of padding.  [default: 0]')
+@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images a forward pass.')
+@click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read images.')
+@click.option('--shard-mb', type=click.FloatRange(min=0, min_open=True), default=96.0, show_default=True, help='Codes of the largest level in a shard, MiB.')
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--limit', type=click.IntRange(1), help='Only the first N images of the annotation file.')
+@click.option('--resume/--no-resume', default=True, show_default=True, help='Go on with an unfinished extraction, or refuse it.')
+@click.option('--overwrite', is_flag=True, help='Delete the cache that is in CACHE and start anew.')
+@click.option('--dry-run', is_flag=True, help='Say what would be done and what it takes; write nothing.')
+@click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
+def main(verbose: bool, **options: Any) -> None:
+    """Run a teacher once over a data set and keep its feature maps, compressed, in CACHE.
+
+    Run the same command again to go on after an interruption. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted
+    after saving.
+    """
+    if (options['images'] is None) != (options['annotations'] is None):
+        raise click.UsageError('--images and --annotations go together')
+    try:
+        from mtpd_extract.run import run
+
+        run(options)
+    except BaseException as error:
+        if verbose and not isinstance(error, outcome.Interrupted):
+            raise
+        click.echo(f'Error: {outcome.message(error)}', err=True)
+        sys.exit(outcome.exit_code(error))

@@ -1,0 +1,120 @@
+"""The Zarr arrays of a cache: their names, shapes, types and files.
+
+A bucket's folder holds, per view (N rows, L levels, C channels, H W grid of a level):
+
+    <view>/<level>         (N, C, H, W) int8 or float16   sharded, inner chunk = one image
+    <view>/<level>.scale   (N, 2, C) float32              step and offset, int8 only
+    <view>/image_id        (N,) int64                     which image a row is
+    <view>/crc32c          (N, L) uint32                  checksum of each inner chunk, in the order of the levels
+
+The small arrays are cut at the same rows as the shards, so that a shard group owns all its files. Everything here
+follows from the manifest; what the `zarr.json` files say is for other programs and is never believed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtpd.cache.codecs import CodecName
+from mtpd.cache.plan import Bucket
+from mtpd.errors import CacheDamagedError
+from mtpd.pyramid import Level
+
+CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8'}
+INDEX_COLUMNS = ('image_id', 'bucket', 'row', 'original', 'resized', 'padded')
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a bucket and view.
+
+    Attributes:
+        path: below the cache's root.
+        shape: of the whole array; the first axis is the bucket's rows.
+        dtype: numpy's name.
+        rows_per_file: rows that one file holds.
+        sharded: whether a file is a shard of one-row chunks or a single plain chunk.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows_per_file: int
+    sharded: bool
+
+    def file(self, shard: int) -> str:
+        """Path of the file that holds shard group `shard`, below the cache's root."""
+        return '/'.join([self.path, 'c', str(shard), *['0'] * (len(self.shape) - 1)])
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.shape[1:]
+
+
+def level_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:
+    """The array of a level's codes."""
+    shape = (len(bucket.images), level.channels, *level.grid(*bucket.padded))
+    return ArraySpec(f'{bucket.name}/{view}/{level.name}', shape, CODE_DTYPES[codec], bucket.rows_per_shard, sharded=True)
+
+
+def scale_spec(bucket: Bucket, *, view: str, level: Level) -> ArraySpec:
+    """The array of a level's steps and offsets."""
+    shape = (len(bucket.images), 2, level.channels)
+    return ArraySpec(f'{bucket.name}/{view}/{level.name}.scale', shape, 'float32', bucket.rows_per_shard, sharded=False)
+
+
+def image_id_spec(bucket: Bucket, *, view: str) -> ArraySpec:
+    """The array that says which image a row is."""
+    return ArraySpec(f'{bucket.name}/{view}/image_id', (len(bucket.images),), 'int64', bucket.rows_per_shard, sharded=False)
+
+
+def checksum_spec(bucket: Bucket, *, view: str, num_levels: int) -> ArraySpec:
+    """The array of inner chunk checksums."""
+    shape = (len(bucket.images), num_levels)
+    return ArraySpec(f'{bucket.name}/{view}/crc32c', shape, 'uint32', bucket.rows_per_shard, sharded=False)
+
+
+def bucket_specs(
+    bucket: Bucket, *, views: Sequence[str], levels: Sequence[Level], codec: CodecName
+) -> list[ArraySpec]:
+    """Every array of a bucket."""
+    specs = []
+    for view in views:
+        specs += [level_spec(bucket, view=view, level=level, codec=codec) for level in levels]
+        if codec == 'int8':
+            specs += [scale_spec(bucket, view=view, level=level) for level in levels]
+        specs += [image_id_spec(bucket, view=view), checksum_spec(bucket, view=view, num_levels=len(levels))]
+    return specs
+
+
+def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
+    """The file of one plain chunk: little-endian values, rows beyond the last one zero."""
+    chunk = np.zeros((spec.rows_per_file, *spec.row_shape), dtype=np.dtype(spec.dtype).newbyteorder('<'))
+    chunk[: len(values)] = values
+    return chunk.tobytes()
+
+
+def decode_plain(content: bytes, spec: ArraySpec) -> np.ndarray:
+    """The rows (rows_per_file, ...) of a plain chunk's file.
+
+    Raises:
+        CacheDamagedError: the content has another size.
+    """
+    dtype = np.dtype(spec.dtype).newbyteorder('<')
+    expected = math.prod((spec.rows_per_file, *spec.row_shape)) * dtype.itemsize
+    if len(content) != expected:
+        raise CacheDamagedError(f'{spec.path}: a file has {len(content)} bytes, the manifest makes it {expected}')
+    return np.frombuffer(content, dtype=dtype).reshape(spec.rows_per_file, *spec.row_shape)
+
+
+def index_specs(num_images: int) -> dict[str, ArraySpec]:
+    """The arrays of the index: for every image where it is and what its sizes are."""
+    columns = {}
+    for name in INDEX_COLUMNS:
+        shape = (num_images, 2) if name in ('original', 'resized', 'padded') else (num_images,)
+        dtype = 'int64' if name == 'image_id' else 'int32'
+        columns[name] = ArraySpec(f'index/{name}', shape, dtype, rows_per_file=num_images, sharded=False)
+    return columns

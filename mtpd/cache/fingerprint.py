@@ -1,0 +1,41 @@
+"""Comparing what a cache was made from with what is asked of it, field by field."""
+
+from pathlib import Path
+from typing import Any
+
+from mtpd.errors import CacheMismatchError
+
+# Names and versions are recorded for people; an extraction may be resumed under another version of a library.
+INFORMATIONAL = ('provenance',)
+
+
+def differences(found: Any, wanted: Any, *, prefix: str = '') -> list[tuple[str, Any, Any]]:
+    """(field, found, wanted) for every leaf that differs between two JSON values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        rows = []
+        for key in sorted(found.keys() | wanted.keys()):
+            rows += differences(found.get(key), wanted.get(key), prefix=f'{prefix}.{key}' if prefix else key)
+        return rows
+    return [] if found == wanted else [(prefix, found, wanted)]
+
+
+def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuses to mix two extractions in one folder.
+
+    Raises:
+        CacheMismatchError: names the first field that differs and both values.
+    """
+    rows = [row for row in differences(found, wanted) if row[0].split('.')[0] not in INFORMATIONAL]
+    if rows:
+        # The fingerprint says best what differs; the buckets follow from the rest and say least.
+        field, old, new = min(rows, key=lambda row: (row[0] == 'buckets', not row[0].startswith('fingerprint')))
+        more = f' (and {len(rows) - 1} more fields)' if len(rows) > 1 else ''
+        raise CacheMismatchError(
+            f'{root}: holds another extraction: {field} is {_short(old)} there and {_short(new)} here{more}; '
+            'choose another --out, or --overwrite to delete what is there'
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'

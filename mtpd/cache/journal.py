@@ -1,0 +1,82 @@
+"""The journal: one line for each committed shard group, and nothing else counts as written.
+
+A line is JSON closed by its own hash, appended and flushed to disk after all files of the group are in place. A kill in
+the middle of a line leaves a torn tail, which is cut off at the next start; the group's files are then written again.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtpd.cache.manifest import FileRecord
+from mtpd.cache.plan import ShardKey
+from mtpd.files import canonical_json, fsync_directory, sha256_bytes
+
+JOURNAL_FILE = 'journal.jsonl'
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """A committed shard group and its files (path below the cache's root -> size and hash)."""
+
+    key: ShardKey
+    files: dict[str, FileRecord]
+
+
+def append_entry(root: Path, entry: JournalEntry) -> None:
+    """Makes a group count as written; its files must be on disk already."""
+    content = {
+        'bucket': entry.key.bucket,
+        'shard': entry.key.shard,
+        'files': {name: record.model_dump() for name, record in entry.files.items()},
+    }
+    line = json.dumps({**content, 'digest': sha256_bytes(canonical_json(content))}, separators=(',', ':')) + '\n'
+    path = root / JOURNAL_FILE
+    existed = path.exists()
+    with path.open('ab') as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    if not existed:
+        fsync_directory(root)
+
+
+def read_entries(root: Path) -> list[JournalEntry]:
+    """The committed groups whose files are all there in the right size. Cuts off a torn tail."""
+    path = root / JOURNAL_FILE
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    entries, good = [], 0
+    for line in content.splitlines(keepends=True):
+        entry = _parse(line)
+        if entry is None:
+            break
+        entries.append(entry)
+        good += len(line)
+    if good < len(content):
+        os.truncate(path, good)
+    return [entry for entry in entries if _is_complete(root, entry)]
+
+
+def _parse(line: bytes) -> JournalEntry | None:
+    if not line.endswith(b'\n'):
+        return None
+    try:
+        content = json.loads(line)
+        digest = content.pop('digest')
+    except (ValueError, KeyError, AttributeError):
+        return None
+    if digest != sha256_bytes(canonical_json(content)):
+        return None
+    files = {name: FileRecord(**record) for name, record in content['files'].items()}
+    return JournalEntry(ShardKey(content['bucket'], content['shard']), files)
+
+
+def _is_complete(root: Path, entry: JournalEntry) -> bool:
+    for name, record in entry.files.items():
+        path = root / name
+        if not path.is_file() or path.stat().st_size != record.num_bytes:
+            return False
+    return True

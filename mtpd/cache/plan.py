@@ -1,0 +1,123 @@
+"""Which image goes to which row of which shard: decided from the image sizes, before any teacher runs.
+
+Images whose padded inputs have one shape form a bucket; a bucket's rows are cut into shard groups, the unit that is
+written, committed and resumed. The plan is a pure function of its arguments, so that a resumed extraction arrives at the
+same rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from mtpd.geometry import Geometry, Size
+from mtpd.pyramid import Level
+
+DEFAULT_SHARD_BYTES = 96 * 2**20
+
+
+class SourceImage(NamedTuple):
+    """An image of the data set: its id and its original (height, width) in px."""
+
+    image_id: int
+    size: Size
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The images of one padded input shape.
+
+    Attributes:
+        padded: (height, width) of the network input, px.
+        images: the images in row order.
+        rows_per_shard: images in a full shard.
+    """
+
+    padded: Size
+    images: tuple[SourceImage, ...]
+    rows_per_shard: int
+
+    @property
+    def name(self) -> str:
+        """The bucket's folder, for instance `800x1088`."""
+        return f'{self.padded[0]}x{self.padded[1]}'
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shard groups, the last one possibly not full."""
+        return -(-len(self.images) // self.rows_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """The bucket's rows that shard group `shard` holds."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, len(self.images)))
+
+
+class ShardKey(NamedTuple):
+    """Names one shard group: all levels and views of a run of rows of a bucket."""
+
+    bucket: str
+    shard: int
+
+    def __str__(self) -> str:
+        return f'{self.bucket}/{self.shard}'
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """All buckets of a cache, the largest first."""
+
+    buckets: tuple[Bucket, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Bucket]:
+        """Buckets by folder name."""
+        return {bucket.name: bucket for bucket in self.buckets}
+
+    @property
+    def num_images(self) -> int:
+        """Images in all buckets."""
+        return sum(len(bucket.images) for bucket in self.buckets)
+
+    def shard_keys(self) -> list[ShardKey]:
+        """Every shard group, in the order in which an extraction writes them."""
+        return [ShardKey(bucket.name, shard) for bucket in self.buckets for shard in range(bucket.num_shards)]
+
+    def images(self, key: ShardKey) -> tuple[SourceImage, ...]:
+        """The images of a shard group in row order."""
+        bucket = self.by_name[key.bucket]
+        rows = bucket.rows(key.shard)
+        return bucket.images[rows.start : rows.stop]
+
+
+def num_elements(levels: Sequence[Level], padded: Size) -> int:
+    """Feature values that one view of one image has on all levels."""
+    return sum(level.channels * height * width for level in levels for height, width in [level.grid(*padded)])
+
+
+def plan_cache(
+    images: Sequence[SourceImage],
+    *,
+    geometry: Geometry,
+    levels: Sequence[Level],
+    bytes_per_element: int,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> CachePlan:
+    """Groups images by padded shape.
+
+    Args:
+        images: the data set, in its own order, which rows keep.
+        geometry: gives each image's padded input.
+        levels: the stored levels.
+        bytes_per_element: size of a code.
+        shard_bytes: what the codes of the largest level of one shard may take before compression.
+    """
+    grouped: dict[Size, list[SourceImage]] = {}
+    for image in images:
+        grouped.setdefault(geometry.padded(image.size), []).append(image)
+    buckets = []
+    for padded, members in sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0])):
+        largest = max(num_elements([level], padded) for level in levels) * bytes_per_element
+        rows = max(1, min(shard_bytes // largest, len(members)))
+        buckets.append(Bucket(padded=padded, images=tuple(members), rows_per_shard=rows))
+    return CachePlan(buckets=tuple(buckets))

@@ -1,0 +1,243 @@
+"""Reading a cache, believing nothing that the manifest does not vouch for.
+
+The chain of trust: the manifest's digest; the size of every file and the sha256 of the small ones (index, row tables) in
+the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard that was
+damaged, truncated, swapped with another or put back from an older cache is refused on the first read of what it touches.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mtpd.cache import arrays
+from mtpd.cache.arrays import ArraySpec
+from mtpd.cache.codecs import EncodedMaps, decode
+from mtpd.cache.manifest import Manifest, ViewName, read_manifest
+from mtpd.cache.plan import Bucket, CachePlan, ShardKey, SourceImage
+from mtpd.cache.shard import decode_chunk, decode_index, index_bytes
+from mtpd.cache.writer import TEACHER_FILE
+from mtpd.errors import CacheDamagedError, CacheMismatchError
+from mtpd.files import sha256_bytes
+from mtpd.geometry import Geometry, Size
+from mtpd.pyramid import Level
+
+# Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
+TABLES_KEPT = 256
+
+
+class ImageSizes(NamedTuple):
+    """Sizes (height, width) in px of an image and of its network input before and after padding."""
+
+    original: Size
+    resized: Size
+    padded: Size
+
+
+class Location(NamedTuple):
+    """Where an image's maps are."""
+
+    bucket: Bucket
+    row: int
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The small arrays of one shard group and view, already verified.
+
+    Attributes:
+        image_ids: (rows_per_shard,) int64.
+        checksums: (rows_per_shard, L) uint32.
+        scales: per level (rows_per_shard, 2, C) float32, or None.
+        chunks: per level (rows_per_shard, 2) uint64, offset and length of each inner chunk.
+    """
+
+    image_ids: np.ndarray
+    checksums: np.ndarray
+    scales: tuple[np.ndarray | None, ...]
+    chunks: tuple[np.ndarray, ...]
+
+
+class CacheReader:
+    """An open cache. Safe to use from several threads, and after a fork.
+
+    Attributes:
+        path: the cache's folder.
+        manifest: what it is; see `mtpd.cache.manifest`.
+        levels: the stored levels, in the teacher's order.
+        geometry: the inputs' resize and padding.
+        views: 'plain' and, when stored, 'flip'.
+        image_ids: all images, in the order of the index.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        self.levels: tuple[Level, ...] = tuple(level.to_level() for level in self.manifest.description.levels)
+        self.geometry: Geometry = self.manifest.description.geometry.to_geometry()
+        self.views: tuple[ViewName, ...] = self.manifest.description.views
+        plan = self._read_index()
+        self._locations: dict[int, Location] = {}
+        for bucket in plan.buckets:
+            for row, image in enumerate(bucket.images):
+                self._locations[image.image_id] = Location(bucket, row)
+        self.image_ids: tuple[int, ...] = tuple(self._locations)
+        self._table = lru_cache(TABLES_KEPT)(self._load_table)
+        self._buckets = plan.by_name
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __contains__(self, image_id: int) -> bool:
+        return image_id in self._locations
+
+    def sizes(self, image_id: int) -> ImageSizes:
+        """Original, resized and padded size of an image.
+
+        Raises:
+            CacheMismatchError: the image is not in the cache.
+        """
+        bucket, row = self._locate(image_id)
+        original = bucket.images[row].size
+        return ImageSizes(original, self.geometry.resized(original), bucket.padded)
+
+    def read(
+        self, image_id: int, view: ViewName = 'plain', *, levels: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The teacher's maps of one image, as float32 (C, H, W) by level name.
+
+        Raises:
+            CacheMismatchError: the image, view or level is not in the cache.
+            CacheDamagedError: the bytes are not the ones that were written for this image.
+        """
+        encoded = self.read_encoded(image_id, view, levels=levels)
+        return {name: decode(maps) for name, maps in encoded.items()}
+
+    def read_encoded(
+        self, image_id: int, view: ViewName = 'plain', *, levels: Sequence[str] | None = None
+    ) -> dict[str, EncodedMaps]:
+        """Like `read`, but the codes as they are stored, to be decoded on another device."""
+        bucket, row = self._locate(image_id)
+        if view not in self.views:
+            raise CacheMismatchError(f'{self.path}: holds the views {", ".join(self.views)}, not {view}; extract it with --views')
+        table = self._table(bucket.name, view, row // bucket.rows_per_shard)
+        position = row % bucket.rows_per_shard
+        if table.image_ids[position] != image_id:
+            raise CacheDamagedError(
+                f'{self.path}: row {row} of {bucket.name}/{view} belongs to image {table.image_ids[position]}, not {image_id}'
+            )
+        return {self.levels[number].name: self._read_level(bucket, view, row, number, table) for number in self._wanted(levels)}
+
+    def teacher_weights(self) -> dict[str, Tensor]:
+        """The teacher's neck and head parameters by their name in the teacher."""
+        return dict(safetensors.torch.load(self._read_verified(TEACHER_FILE)))
+
+    def _locate(self, image_id: int) -> Location:
+        try:
+            return self._locations[image_id]
+        except KeyError:
+            raise CacheMismatchError(
+                f'{self.path}: image {image_id} is not among its {len(self)} images; extract the data set you train on'
+            ) from None
+
+    def _wanted(self, levels: Sequence[str] | None) -> list[int]:
+        names = [level.name for level in self.levels]
+        missing = [name for name in levels or () if name not in names]
+        if missing:
+            raise CacheMismatchError(f'{self.path}: has the levels {", ".join(names)}, not {missing[0]}')
+        return [number for number, name in enumerate(names) if levels is None or name in levels]
+
+    def _read_level(self, bucket: Bucket, view: ViewName, row: int, number: int, table: RowTable) -> EncodedMaps:
+        level = self.levels[number]
+        spec = arrays.level_spec(bucket, view=view, level=level, codec=self.manifest.description.codec)
+        shard, position = divmod(row, bucket.rows_per_shard)
+        file = spec.file(shard)
+        offset, length = (int(value) for value in table.chunks[number][position])
+        codes = np.empty(spec.row_shape, dtype=spec.dtype)
+        decode_chunk(
+            self._pread(file, offset=offset, length=length),
+            out=codes,
+            checksum=int(table.checksums[position, number]),
+            name=f'{self.path / file}: row {position}',
+        )
+        scale = table.scales[number]
+        return EncodedMaps(torch.from_numpy(codes), None if scale is None else torch.tensor(scale[position]))
+
+    def _load_table(self, bucket_name: str, view: ViewName, shard: int) -> RowTable:
+        bucket, codec = self._buckets[bucket_name], self.manifest.description.codec
+        scales: list[np.ndarray | None] = []
+        chunks = []
+        for level in self.levels:
+            chunks.append(self._read_shard_index(arrays.level_spec(bucket, view=view, level=level, codec=codec), shard))
+            has_scale = codec == 'int8'
+            scales.append(self._read_plain(arrays.scale_spec(bucket, view=view, level=level), shard) if has_scale else None)
+        return RowTable(
+            image_ids=self._read_plain(arrays.image_id_spec(bucket, view=view), shard),
+            checksums=self._read_plain(arrays.checksum_spec(bucket, view=view, num_levels=len(self.levels)), shard),
+            scales=tuple(scales),
+            chunks=tuple(chunks),
+        )
+
+    def _read_index(self) -> CachePlan:
+        """The plan, rebuilt from the index and checked against the manifest's buckets."""
+        total = self.manifest.num_images
+        columns = {name: self._read_plain(spec, 0) for name, spec in arrays.index_specs(total).items()}
+        buckets = []
+        for number, record in enumerate(self.manifest.buckets):
+            where = np.flatnonzero(columns['bucket'] == number)
+            where = where[np.argsort(columns['row'][where], kind='stable')]
+            images = tuple(
+                SourceImage(int(columns['image_id'][i]), (int(columns['original'][i, 0]), int(columns['original'][i, 1])))
+                for i in where
+            )
+            if len(images) != record.num_images or any(self.geometry.padded(image.size) != record.padded for image in images):
+                raise CacheDamagedError(f'{self.path}: the index contradicts the manifest about bucket {number}')
+            buckets.append(Bucket(padded=record.padded, images=images, rows_per_shard=record.rows_per_shard))
+        return CachePlan(buckets=tuple(buckets))
+
+    def _read_plain(self, spec: ArraySpec, shard: int) -> np.ndarray:
+        return arrays.decode_plain(self._read_verified(spec.file(shard)), spec)
+
+    def _read_shard_index(self, spec: ArraySpec, shard: int) -> np.ndarray:
+        file = spec.file(shard)
+        size = self._recorded_size(file)
+        length = index_bytes(spec.rows_per_file)
+        tail = self._pread(file, offset=max(0, size - length), length=length)
+        return decode_index(
+            tail, chunks_per_shard=spec.rows_per_file, shard_bytes=size, name=str(self.path / file)
+        )
+
+    def _recorded_size(self, file: str) -> int:
+        record = self.manifest.files.get(file)
+        if record is None:
+            raise CacheDamagedError(f'{self.path}: {file} is not in the manifest')
+        path = self.path / file
+        found = path.stat().st_size if path.is_file() else None
+        if found != record.num_bytes:
+            state = 'missing' if found is None else f'{found} bytes long'
+            raise CacheDamagedError(f'{path}: is {state}, the manifest says {record.num_bytes} bytes; extract it again')
+        return record.num_bytes
+
+    def _read_verified(self, file: str) -> bytes:
+        self._recorded_size(file)
+        content = (self.path / file).read_bytes()
+        if sha256_bytes(content) != self.manifest.files[file].sha256:
+            raise CacheDamagedError(f'{self.path / file}: its content differs from what was written; extract it again')
+        return content
+
+    def _pread(self, file: str, *, offset: int, length: int) -> bytes:
+        try:
+            descriptor = os.open(self.path / file, os.O_RDONLY)
+        except OSError as error:
+            raise CacheDamagedError(f'{self.path / file}: cannot be read ({error.strerror})') from error
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,79 @@
+"""A shard group in memory while it is filled: encoded chunks of a run of rows, for all levels and views."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mtpd.cache import arrays
+from mtpd.cache.codecs import CodecName, EncodedMaps
+from mtpd.cache.plan import Bucket, ShardKey
+from mtpd.cache.shard import chunk_checksum, encode_chunk, encode_shard
+from mtpd.errors import InputError
+from mtpd.pyramid import Level
+
+
+class ShardGroup:
+    """Collects maps image by image, compressing each at once, so that it never holds uncompressed codes."""
+
+    def __init__(
+        self, *, bucket: Bucket, key: ShardKey, views: Sequence[str], levels: Sequence[Level], codec: CodecName
+    ) -> None:
+        self.key = key
+        self._bucket = bucket
+        self._rows = bucket.rows(key.shard)
+        self._levels = levels
+        self._codec = codec
+        self._chunks: dict[tuple[str, str], list[bytes]] = {(view, level.name): [] for view in views for level in levels}
+        self._scales: dict[tuple[str, str], list[np.ndarray]] = {slot: [] for slot in self._chunks}
+        self._views = views
+
+    def append(self, view: str, maps: Mapping[str, EncodedMaps]) -> None:
+        """Appends the next images of a view, in row order.
+
+        Args:
+            view: 'plain' or 'flip'.
+            maps: level name -> codes (B, C, H, W) on the host.
+
+        Raises:
+            InputError: a map has another shape than the plan expects.
+        """
+        for level in self._levels:
+            spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
+            encoded = maps[level.name]
+            codes = encoded.codes.numpy()
+            if codes.shape[1:] != spec.row_shape:
+                raise InputError(
+                    f'level {level.name} of the teacher is {codes.shape[1:]} for a {self._bucket.name} input, expected '
+                    f'{spec.row_shape}: its stride is not {level.stride} there; leave the level out with --levels'
+                )
+            self._chunks[view, level.name] += [encode_chunk(one) for one in codes]
+            if encoded.scale is not None:
+                self._scales[view, level.name] += list(encoded.scale.numpy())
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Path below the cache's root and content of each of the group's files. The group must be full."""
+        for view in self._views:
+            for level in self._levels:
+                yield from self._level_files(view, level)
+            yield self._image_id_file(view)
+            yield self._checksum_file(view)
+
+    def _level_files(self, view: str, level: Level) -> Iterator[tuple[str, bytes]]:
+        chunks = self._chunks[view, level.name]
+        assert len(chunks) == len(self._rows), f'{self.key}: {len(chunks)} of {len(self._rows)} rows of {view}'
+        spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
+        yield spec.file(self.key.shard), encode_shard(chunks, chunks_per_shard=self._bucket.rows_per_shard)
+        if self._codec == 'int8':
+            scale = arrays.scale_spec(self._bucket, view=view, level=level)
+            values = np.stack(self._scales[view, level.name])
+            yield scale.file(self.key.shard), arrays.encode_plain(values, scale)
+
+    def _image_id_file(self, view: str) -> tuple[str, bytes]:
+        spec = arrays.image_id_spec(self._bucket, view=view)
+        image_ids = [self._bucket.images[row].image_id for row in self._rows]
+        return spec.file(self.key.shard), arrays.encode_plain(np.array(image_ids), spec)
+
+    def _checksum_file(self, view: str) -> tuple[str, bytes]:
+        spec = arrays.checksum_spec(self._bucket, view=view, num_levels=len(self._levels))
+        columns = [[chunk_checksum(chunk) for chunk in self._chunks[view, level.name]] for level in self._levels]
+        return spec.file(self.key.shard), arrays.encode_plain(np.array(columns).T, spec)

@@ -1,0 +1,154 @@
+"""Images and boxes through mmdet's own transforms: resize, mirror, pack.
+
+A view of an image is one of the two that a cache holds: `plain`, the resized image, and `flip`, the resized image mirrored
+left to right. Padding comes after that, when a batch is normalised.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtpd.detectors.runtime import prepare
+from mtpd.geometry import Geometry, Size
+
+View = Literal['plain', 'flip']
+_META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One annotated object.
+
+    Attributes:
+        box: absolute xyxy in px of the original image.
+        label: class index, 0-based.
+        ignore: a crowd region, which is neither object nor background.
+        segmentation: COCO polygons or run-length code in px of the original image, or None.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    ignore: bool = False
+    segmentation: Any = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One view of one image, ready to be batched.
+
+    Attributes:
+        image: uint8 (3, h, w), BGR, resized and perhaps mirrored, not padded.
+        data_sample: mmdet's DetDataSample with the geometry and, for training, the instances.
+        image_id: COCO's.
+        view: which view `image` is.
+    """
+
+    image: Tensor
+    data_sample: Any
+    image_id: int
+    view: View
+
+    @property
+    def resized(self) -> Size:
+        """Size of the image without padding."""
+        return int(self.image.shape[1]), int(self.image.shape[2])
+
+
+def image_view(image: np.ndarray, *, geometry: Geometry, view: View) -> Tensor:
+    """The pixels of a view, uint8 (3, h, w) BGR, from a decoded image uint8 (H, W, 3) BGR."""
+    results = {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
+    return _to_tensor(_apply(results, geometry=geometry, view=view)['img'])
+
+
+def make_sample(
+    image: np.ndarray,
+    *,
+    image_id: int,
+    path: str,
+    geometry: Geometry,
+    view: View,
+    instances: list[Instance] | None = None,
+    with_masks: bool = False,
+) -> Sample:
+    """A view of an image with its annotations moved along.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        image_id: COCO's.
+        path: kept in the meta data.
+        geometry: the resize.
+        view: 'plain' or 'flip'.
+        instances: the annotations for training; None for inference.
+        with_masks: whether the student wants instance masks.
+    """
+    results: dict[str, Any] = {
+        'img': image,
+        'img_shape': image.shape[:2],
+        'ori_shape': image.shape[:2],
+        'img_id': image_id,
+        'img_path': path,
+    }
+    if instances is not None:
+        results['instances'] = [
+            {'bbox': list(one.box), 'bbox_label': one.label, 'ignore_flag': int(one.ignore), 'mask': _mask(one)}
+            for one in instances
+        ]
+        results = _load_annotations(with_masks)(results)
+    results = _apply(results, geometry=geometry, view=view)
+    packed = _pack()(results)
+    return Sample(image=packed['inputs'], data_sample=packed['data_samples'], image_id=image_id, view=view)
+
+
+def _apply(results: dict[str, Any], *, geometry: Geometry, view: View) -> dict[str, Any]:
+    results = _resize(geometry)(results)
+    if view == 'flip':
+        results = _flip()(results)
+    return results
+
+
+def _mask(instance: Instance) -> Any:
+    # mmdet wants a polygon for every instance; a box without one is its own outline.
+    if instance.segmentation is not None:
+        return instance.segmentation
+    x1, y1, x2, y2 = instance.box
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+@lru_cache(maxsize=8)
+def _resize(geometry: Geometry) -> Any:
+    prepare()
+    from mmdet.datasets.transforms import Resize
+
+    return Resize(scale=geometry.scale, keep_ratio=geometry.keep_ratio)
+
+
+@lru_cache(maxsize=1)
+def _flip() -> Any:
+    prepare()
+    from mmdet.datasets.transforms import RandomFlip
+
+    return RandomFlip(prob=1.0)
+
+
+@lru_cache(maxsize=2)
+def _load_annotations(with_masks: bool) -> Any:
+    prepare()
+    from mmdet.datasets.transforms import LoadAnnotations
+
+    return LoadAnnotations(with_bbox=True, with_mask=with_masks)
+
+
+@lru_cache(maxsize=1)
+def _pack() -> Any:
+    prepare()
+    from mmdet.datasets.transforms import PackDetInputs
+
+    return PackDetInputs(meta_keys=_META_KEYS)

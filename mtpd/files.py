@@ -1,0 +1,52 @@
+"""Writing files so that a reader sees all of a file or none of it, and hashing them."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def fsync_directory(folder: Path) -> None:
+    """Makes renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a temporary file beside `path`, flushes it to disk and renames it into place.
+
+    Raises:
+        OSError: the write failed (disk full, read-only); the temporary file is gone and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
+    try:
+        with temporary.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Hex digest of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content, read in pieces."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """One spelling for one value (sorted keys, no spaces, no NaN), so that equal values hash equally."""
+    return json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False).encode()

@@ -1,0 +1,67 @@
+"""Working ahead in threads, in order and within bounds."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+def prefetched(
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int, depth: int
+) -> Iterator[Result]:
+    """Yields `function(item)` for every item in order, computing up to `depth` results ahead.
+
+    With no threads it computes each result when it is asked for. An exception of `function` is raised where its result
+    would have come.
+    """
+    if num_threads == 0:
+        yield from map(function, items)
+        return
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix='prefetch') as executor:
+        try:
+            for item in items:
+                pending.append(executor.submit(function, item))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+class BackgroundQueue:
+    """Runs calls one after another in a thread, at most `depth` of them waiting.
+
+    `submit` blocks while the queue is full and raises what an earlier call raised; leaving the context waits for all.
+    """
+
+    def __init__(self, *, depth: int) -> None:
+        self._depth = depth
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix='background')
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> 'BackgroundQueue':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Queues a call."""
+        while len(self._pending) >= self._depth:
+            self._pending.popleft().result()
+        self._pending.append(self._executor.submit(call))
+
+    def wait(self) -> None:
+        """Waits for every queued call and raises what one of them raised."""
+        while self._pending:
+            self._pending.popleft().result()

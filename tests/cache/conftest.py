@@ -1,0 +1,98 @@
+"""A small cache of random maps with known truth."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mtpd.cache.codecs import CodecName, bytes_per_element, encode
+from mtpd.cache.manifest import Description, ViewName, describe
+from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
+from mtpd.cache.writer import CacheWriter
+from mtpd.geometry import Geometry
+from mtpd.pyramid import Level
+
+LEVELS = (Level('p3', 8, 4), Level('p4', 16, 6))
+GEOMETRY = Geometry((96, 64))
+IMAGES = tuple(SourceImage(100 - number, (64, 96) if number % 3 else (96, 64)) for number in range(11))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a test cache is made of."""
+
+    codec: CodecName = 'int8'
+    views: tuple[ViewName, ...] = ('plain', 'flip')
+    fingerprint: dict[str, str] = field(default_factory=lambda: {'weights': 'abc'})
+    images: Sequence[SourceImage] = IMAGES
+    shard_bytes: int = 1000
+
+    def plan(self) -> CachePlan:
+        """Two buckets with two and one rows a shard."""
+        return plan_cache(
+            self.images,
+            geometry=GEOMETRY,
+            levels=LEVELS,
+            bytes_per_element=bytes_per_element(self.codec),
+            shard_bytes=self.shard_bytes,
+        )
+
+    def description(self) -> Description:
+        """The manifest's part that is known before the teacher runs."""
+        return describe(
+            fingerprint=self.fingerprint,
+            provenance={'teacher': 'random'},
+            levels=LEVELS,
+            codec=self.codec,
+            views=self.views,
+            geometry=GEOMETRY,
+        )
+
+    def writer(self, root: Path) -> CacheWriter:
+        """A writer that has not been entered."""
+        weights = safetensors.torch.save({'neck.weight': torch.arange(3.0)})
+        return CacheWriter(root, description=self.description(), plan=self.plan(), teacher_weights=weights)
+
+    def maps(self, image: SourceImage, view: str) -> dict[str, Tensor]:
+        """The teacher's maps of an image: random, but always the same."""
+        padded = GEOMETRY.padded(image.size)
+        generator = torch.Generator().manual_seed(2 * image.image_id + (view == 'flip'))
+        return {
+            level.name: torch.randn(level.channels, *level.grid(*padded), generator=generator) * 3 + 1 for level in LEVELS
+        }
+
+    def write(self, root: Path, *, num_groups: int | None = None) -> None:
+        """Writes all pending groups and the manifest, or only the first `num_groups`."""
+        with self.writer(root) as writer:
+            for key in writer.pending()[:num_groups]:
+                group = writer.start_group(key)
+                for view in self.views:
+                    for image in writer.plan.images(key):
+                        maps = self.maps(image, view)
+                        group.append(view, {name: encode(one[None], self.codec) for name, one in maps.items()})
+                writer.commit(group)
+            if num_groups is None:
+                writer.finish()
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """The default test cache."""
+    return Recipe()
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., Recipe]:
+    """Builds recipes that differ from the default."""
+    return Recipe
+
+
+@pytest.fixture
+def cache_root(tmp_path: Path, recipe: Recipe) -> Path:
+    """A finished cache of the default recipe."""
+    recipe.write(tmp_path / 'cache')
+    return tmp_path / 'cache'

@@ -1,0 +1,124 @@
+"""A damaged cache is refused on the first read of what the damage touches; no wrong map ever comes back."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtpd.cache
+from mtpd.errors import CacheDamagedError, CacheError, CacheMismatchError
+from mtpd.files import canonical_json, sha256_bytes
+
+
+def read_everything(root: Path) -> dict[tuple[int, str, str], torch.Tensor]:
+    cache = mtpd.cache.open(root)
+    return {
+        (image_id, view, name): maps
+        for image_id in cache.image_ids
+        for view in cache.views
+        for name, maps in cache.read(image_id, view).items()
+    }
+
+
+def data_files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob('*') if path.is_file() and '/c/' in path.as_posix())
+
+
+def flip_bit(path: Path, generator: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_random_damage_is_never_read(cache_root: Path, seed: int) -> None:
+    generator = random.Random(seed)
+    truth = read_everything(cache_root)
+    files = data_files(cache_root)
+    path = generator.choice(files)
+    kind = seed % 4
+    if kind == 0:
+        flip_bit(path, generator)
+    elif kind == 1:
+        path.write_bytes(path.read_bytes()[: generator.randrange(path.stat().st_size)])
+    elif kind == 2:
+        path.unlink()
+    else:
+        # Two files of the same array, so that every size and shape fits.
+        twins = [other for other in files if other.parent.parent == path.parent.parent and other != path]
+        other = generator.choice(twins or [one for one in files if one != path])
+        content = path.read_bytes()
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    try:
+        cache = mtpd.cache.open(cache_root)
+    except CacheDamagedError:
+        return
+    refused = 0
+    for (image_id, view, name), maps in truth.items():
+        try:
+            assert torch.equal(cache.read(image_id, view, levels=[name])[name], maps)
+        except CacheDamagedError:
+            refused += 1
+    # A damaged byte that no map depends on (padding rows of a small array) is caught by the hash of the file as well.
+    assert refused > 0
+
+
+@pytest.mark.parametrize('name', ['p3', 'image_id', 'crc32c', 'p3.scale'])
+def test_shards_of_another_extraction_are_refused(tmp_path: Path, make_recipe: Callable, name: str) -> None:
+    make_recipe().write(tmp_path / 'mine')
+    images = list(make_recipe().images)
+    images[1], images[2] = images[2], images[1]
+    make_recipe(images=images).write(tmp_path / 'other')
+    shutil.rmtree(tmp_path / 'mine/64x96/plain' / name)
+    shutil.copytree(tmp_path / 'other/64x96/plain' / name, tmp_path / 'mine/64x96/plain' / name)
+    with pytest.raises(CacheDamagedError):
+        read_everything(tmp_path / 'mine')
+
+
+def edit_manifest(root: Path, edit: Callable[[dict], None], *, sign: bool) -> None:
+    content = json.loads((root / 'manifest.json').read_bytes())
+    edit(content)
+    if sign:
+        del content['digest']
+        content['digest'] = sha256_bytes(canonical_json(content))
+    (root / 'manifest.json').write_text(json.dumps(content))
+
+
+def test_an_edited_manifest_is_refused(cache_root: Path) -> None:
+    edit_manifest(cache_root, lambda content: content['description'].update(codec='fp16'), sign=False)
+    with pytest.raises(CacheDamagedError, match='digest'):
+        mtpd.cache.open(cache_root)
+
+
+@pytest.mark.parametrize(
+    ('edit', 'error', 'message'),
+    [
+        (lambda c: c.update(version=2), CacheMismatchError, 'format version 2, this program reads version 1'),
+        (lambda c: c.update(format='zip'), CacheMismatchError, 'not a feature cache'),
+        (lambda c: c.update(extra=1), CacheDamagedError, 'extra'),
+        (lambda c: c['description']['levels'][0].update(name='../../etc'), CacheDamagedError, 'levels.0.name'),
+        (lambda c: c['description']['levels'][0].update(channels=-1), CacheDamagedError, 'channels'),
+        (lambda c: c['buckets'][0].update(padded=[10**9, 10**9]), CacheDamagedError, 'padded'),
+        (lambda c: c['description'].update(codec='pickle'), CacheDamagedError, 'codec'),
+        (lambda c: c['buckets'][0].update(num_images=10**15), CacheDamagedError, 'the manifest makes it'),
+        (lambda c: c['files'].pop('index/row/c/0'), CacheDamagedError, 'not in the manifest'),
+    ],
+)
+def test_a_hostile_manifest_is_refused(
+    cache_root: Path, edit: Callable[[dict], None], error: type[CacheError], message: str
+) -> None:
+    edit_manifest(cache_root, edit, sign=True)
+    with pytest.raises(error, match=message):
+        mtpd.cache.open(cache_root)
+
+
+@pytest.mark.parametrize('content', [b'', b'{', b'[]', b'null', b'\xff\xfe', b'{"format": "mtpd-cache"'])
+def test_a_broken_manifest_is_refused(cache_root: Path, content: bytes) -> None:
+    (cache_root / 'manifest.json').write_bytes(content)
+    with pytest.raises(CacheError, match=r'manifest\.json'):
+        mtpd.cache.open(cache_root)

@@ -1,0 +1,153 @@
+"""Interrupted, killed, crowded out: the cache that comes of it equals an uninterrupted one, or does not open."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mtpd.cache
+from mtpd.cache.journal import JOURNAL_FILE
+from mtpd.errors import CacheMismatchError, UnavailableError
+
+# Writes the default recipe, in a process of its own.
+WRITER = """
+import resource, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from conftest import Recipe
+limit = int(sys.argv[3])
+if limit:
+    import signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+Recipe().write(Path(sys.argv[1]))
+"""
+
+
+def start_writer(root: Path, *, file_size_limit: int = 0) -> subprocess.Popen[str]:
+    folder = str(Path(__file__).parent)
+    command = [sys.executable, '-c', WRITER, str(root), folder, str(file_size_limit)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+@pytest.fixture
+def complete(tmp_path: Path, make_recipe: Callable) -> dict[str, bytes]:
+    """Every file of an uninterrupted cache."""
+    make_recipe().write(tmp_path / 'complete')
+    return contents(tmp_path / 'complete')
+
+
+def test_a_finished_cache_holds_nothing_else(complete: dict[str, bytes]) -> None:
+    assert not [name for name in complete if 'tmp' in name or 'journal' in name or 'plan' in name]
+
+
+@pytest.mark.parametrize('num_groups', range(8))
+def test_resume_after_any_group_gives_the_same_bytes(
+    tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes], num_groups: int
+) -> None:
+    make_recipe().write(tmp_path / 'cache', num_groups=num_groups)
+    make_recipe().write(tmp_path / 'cache')
+    assert contents(tmp_path / 'cache') == complete
+
+
+def test_kill_9_at_random_moments_then_resume(
+    tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]
+) -> None:
+    generator = random.Random(0)
+    killed_inside = 0
+    for trial in range(4):
+        root = tmp_path / f'cache{trial}'
+        process = start_writer(root)
+        while not (root / 'plan.json').exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed_inside += not (root / 'manifest.json').exists()
+        make_recipe().write(root)
+        assert contents(root) == complete
+    assert killed_inside, 'every kill came too late to test anything'
+
+
+def test_a_torn_journal_line_is_written_again(
+    tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]
+) -> None:
+    root = tmp_path / 'cache'
+    make_recipe().write(root, num_groups=3)
+    journal = root / JOURNAL_FILE
+    journal.write_bytes(journal.read_bytes()[:-20])
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+def test_a_lost_shard_is_written_again(tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]) -> None:
+    root = tmp_path / 'cache'
+    make_recipe().write(root, num_groups=3)
+    (root / '64x96/plain/p3/c/1/0/0/0').unlink()
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]) -> None:
+    root = tmp_path / 'cache'
+    process = start_writer(root, file_size_limit=1200)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert 'UnavailableError' in errors.splitlines()[-1]
+    assert 'run the same command again' in errors.splitlines()[-1]
+    assert not (root / 'manifest.json').exists()
+    assert not list(root.rglob('.tmp-*'))
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root writes everywhere')
+def test_a_read_only_target(tmp_path: Path, make_recipe: Callable) -> None:
+    (tmp_path / 'cache').mkdir(mode=0o555)
+    with pytest.raises(UnavailableError, match='permission'):
+        make_recipe().write(tmp_path / 'cache')
+
+
+@pytest.mark.parametrize(
+    ('change', 'field'),
+    [
+        ({'fingerprint': {'weights': 'xyz'}}, 'fingerprint.weights is abc there and xyz here'),
+        ({'codec': 'fp16'}, 'codec is int8 there and fp16 here'),
+        ({'views': ('plain',)}, 'views'),
+        ({'shard_bytes': 2000}, 'buckets'),
+    ],
+)
+@pytest.mark.parametrize('num_groups', [2, None])
+def test_another_extraction_is_refused(
+    tmp_path: Path, make_recipe: Callable, change: dict[str, object], field: str, num_groups: int | None
+) -> None:
+    make_recipe().write(tmp_path / 'cache', num_groups=num_groups)
+    with pytest.raises(CacheMismatchError, match=field):
+        make_recipe(**change).write(tmp_path / 'cache')
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path, make_recipe: Callable) -> None:
+    (tmp_path / 'thesis.tex').write_text('mine')
+    with pytest.raises(CacheMismatchError, match=r'thesis\.tex'):
+        make_recipe().write(tmp_path)
+
+
+def test_a_second_writer_is_told_who_holds_the_cache(tmp_path: Path, make_recipe: Callable) -> None:
+    recipe = make_recipe()
+    with recipe.writer(tmp_path / 'cache'):
+        process = start_writer(tmp_path / 'cache')
+        _, errors = process.communicate()
+        assert process.returncode == 1
+        assert f'process {os.getpid()} on' in errors.splitlines()[-1]
+    recipe.write(tmp_path / 'cache')
+    mtpd.cache.open(tmp_path / 'cache')

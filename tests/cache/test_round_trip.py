@@ -1,0 +1,89 @@
+"""What was written comes back: every image, level and view, in any order, for zarr-python too."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import mtpd.cache
+from mtpd.cache.codecs import decode, encode
+from mtpd.errors import CacheIncompleteError, CacheMismatchError
+
+
+@pytest.mark.parametrize('codec', ['int8', 'fp16'])
+@pytest.mark.parametrize('views', [('plain',), ('plain', 'flip')])
+def test_reads_equal_the_encoded_maps_in_shuffled_order(
+    tmp_path: Path, make_recipe: Callable, codec: str, views: tuple[str, ...]
+) -> None:
+    recipe = make_recipe(codec=codec, views=views)
+    recipe.write(tmp_path / 'cache')
+    cache = mtpd.cache.open(tmp_path / 'cache')
+    assert sorted(cache.image_ids) == sorted(image.image_id for image in recipe.images)
+    order = [(image, view) for image in recipe.images for view in views]
+    random.Random(0).shuffle(order)
+    for image, view in order:
+        found = cache.read(image.image_id, view)
+        for name, maps in recipe.maps(image, view).items():
+            assert found[name].dtype == torch.float32
+            assert torch.equal(found[name], decode(encode(maps[None], codec))[0])
+
+
+def test_levels_can_be_chosen(cache_root: Path) -> None:
+    cache = mtpd.cache.open(cache_root)
+    assert list(cache.read(100, levels=['p4'])) == ['p4']
+    with pytest.raises(CacheMismatchError, match='p3, p4, not p9'):
+        cache.read(100, levels=['p9'])
+
+
+def test_sizes_and_teacher_weights(cache_root: Path) -> None:
+    cache = mtpd.cache.open(cache_root)
+    assert cache.sizes(99) == ((64, 96), (64, 96), (64, 96))
+    assert cache.sizes(100) == ((96, 64), (96, 64), (96, 64))
+    assert torch.equal(cache.teacher_weights()['neck.weight'], torch.arange(3.0))
+
+
+def test_unknown_image_and_view(tmp_path: Path, make_recipe: Callable) -> None:
+    make_recipe(views=('plain',)).write(tmp_path / 'cache')
+    cache = mtpd.cache.open(tmp_path / 'cache')
+    with pytest.raises(CacheMismatchError, match='image 7 is not among its 11 images'):
+        cache.read(7)
+    with pytest.raises(CacheMismatchError, match='views plain, not flip'):
+        cache.read(100, 'flip')
+
+
+def test_zarr_python_opens_the_cache(cache_root: Path) -> None:
+    group = zarr.open_group(cache_root, mode='r')
+    cache = mtpd.cache.open(cache_root)
+    for bucket in ('64x96', '96x64'):
+        for view in cache.views:
+            image_ids = group[f'{bucket}/{view}/image_id'][:]
+            for name in ('p3', 'p4'):
+                codes, scales = group[f'{bucket}/{view}/{name}'][:], group[f'{bucket}/{view}/{name}.scale'][:]
+                maps = codes * scales[:, 0, :, None, None] + scales[:, 1, :, None, None]
+                for row, image_id in enumerate(image_ids):
+                    np.testing.assert_allclose(cache.read(int(image_id), view)[name], maps[row], rtol=1e-5, atol=1e-6)
+    assert sorted(group['index/image_id'][:]) == sorted(cache.image_ids)
+
+
+def test_a_folder_without_a_cache(tmp_path: Path) -> None:
+    with pytest.raises(CacheIncompleteError, match='no cache here'):
+        mtpd.cache.open(tmp_path / 'nowhere')
+
+
+def test_an_unfinished_cache_does_not_open(tmp_path: Path, make_recipe: Callable) -> None:
+    make_recipe().write(tmp_path / 'cache', num_groups=1)
+    with pytest.raises(CacheIncompleteError, match='has not finished'):
+        mtpd.cache.open(tmp_path / 'cache')
+
+
+def test_a_map_of_unexpected_size_is_refused(tmp_path: Path, make_recipe: Callable) -> None:
+    recipe = make_recipe()
+    with recipe.writer(tmp_path / 'cache') as writer:
+        group = writer.start_group(writer.pending()[0])
+        maps = {name: encode(torch.randn(1, channels, 5, 5), 'int8') for name, channels in (('p3', 4), ('p4', 6))}
+        with pytest.raises(ValueError, match=r'level p3 .* expected \(4, 8, 12\)'):
+            group.append('plain', maps)
