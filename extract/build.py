@@ -1,9 +1,7 @@
 """From the command line's options to the plain values that the work needs."""
 
-import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
 from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
+from mtpd.environment import choose_device, describe_device, versions
 from mtpd.errors import InputError
 from mtpd.files import canonical_json, sha256_bytes
 from mtpd.pyramid import Level
@@ -55,7 +54,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     selected = coco.images[: options['limit']]
     if not selected:
         raise InputError(f'{annotation_file}: lists no images')
-    _require_images(coco, folder, {image.id for image in selected})
+    _require_images(replace(coco, images=selected), folder)
     device = choose_device(options['device'])
     teacher = load_teacher(
         options['teacher'],
@@ -92,19 +91,6 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     return Extraction(teacher, levels, codec, options['views'], plan, description, paths)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` stands for.
-
-    Raises:
-        InputError: CUDA was asked for and is not there.
-    """
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise InputError('--device cuda: PyTorch sees no CUDA device here; use --device cpu or mend the driver')
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    return torch.device(name)
-
-
 def _data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:
     if options['images'] is not None:
         return options['images'], options['annotations']
@@ -112,14 +98,14 @@ def _data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:
     return coco / split, coco / 'annotations' / f'instances_{split}.json'
 
 
-def _require_images(coco: CocoSet, folder: Path, image_ids: set[int]) -> None:
+def _require_images(coco: CocoSet, folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f'{folder}: there is no such image folder; give --coco DIR, or --images and --annotations')
-    missing = [image for image in missing_images(coco, folder) if image.id in image_ids]
+    missing = missing_images(coco, folder)
     if missing:
         raise InputError(
-            f'{folder}: {len(missing)} of {len(image_ids)} images are missing, the first is {missing[0].file_name} '
-            f'(image {missing[0].id}); fetch them, or take them out of the annotation file'
+            f'{folder}: {len(missing)} of {len(coco.images)} images are missing, the first is {missing[0]}; '
+            'fetch them, or take them out of the annotation file'
         )
 
 
@@ -155,8 +141,8 @@ def _provenance(teacher: Teacher, annotation_file: Path, device: torch.device) -
     return {
         'teacher': teacher.name,
         'annotations': annotation_file.name,
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine(),
-        'versions': {name: version(name) for name in LIBRARIES} | {'python': platform.python_version()},
+        'device': describe_device(device),
+        'versions': versions(LIBRARIES),
     }
 
 

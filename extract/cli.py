@@ -51,29 +51,83 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 @click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
-@click.option('--teacher', required=True, metavar='T', help='Zoo model, alias (r101, swin_l, ...), mmdet config (.py), or FILE.py:CALLABLE.')
-@click.option('--out', required=True, type=click.Path(path_type=Path), metavar='CACHE', help='Folder of the cache; resumes what is there.')
-@click.option('--checkpoint', type=click.Path(path_type=Path, dir_okay=False), help='Weights file; zoo models fetch their own.')
-@click.option('--trust-checkpoint', is_flag=True, help='Unpickle a checkpoint that holds more than tensors. This can run code in it.')
-@click.option('--coco', type=click.Path(path_type=Path), default=Path('data/coco'), show_default=True, help='Data set in COCO\'s own layout.')
+@click.option(
+    '--teacher',
+    required=True,
+    metavar='T',
+    help='Zoo model, alias (r101, swin_l, ...), mmdet config (.py), or FILE.py:CALLABLE.',
+)
+@click.option(
+    '--out',
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar='CACHE',
+    help='Folder of the cache; resumes what is there.',
+)
+@click.option(
+    '--checkpoint', type=click.Path(path_type=Path, dir_okay=False), help='Weights file; zoo models fetch their own.'
+)
+@click.option(
+    '--trust-checkpoint',
+    is_flag=True,
+    help='Unpickle a checkpoint that holds more than tensors. This can run code in it.',
+)
+@click.option(
+    '--coco',
+    type=click.Path(path_type=Path),
+    default=Path('data/coco'),
+    show_default=True,
+    help="Data set in COCO's own layout.",
+)
 @click.option('--split', default='train2017', show_default=True, help='Split of --coco.')
 @click.option('--images', type=click.Path(path_type=Path), help='Image folder, in place of --coco and --split.')
 @click.option('--annotations', type=click.Path(path_type=Path), help='COCO annotation file, together with --images.')
-@click.option('--levels', callback=_names, metavar='P3,P4,...', help='Levels to store.  [default: all of the teacher\'s]')
-@click.option('--codec', type=click.Choice(['fp16', 'int8']), default='int8', show_default=True, help='How maps are stored.')
-@click.option('--views', callback=_views, default='plain,flip', show_default=True, help='Stored views; training can mirror images only with both.')
-@click.option('--scale', callback=_scale, metavar='1333x800', help='Resize of the images.  [default: the teacher\'s own]')
-@click.option('--mean', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: mean per channel, in the network\'s order.')
-@click.option('--std', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: standard deviation per channel.')
+@click.option(
+    '--levels', callback=_names, metavar='P3,P4,...', help="Levels to store.  [default: all of the teacher's]"
+)
+@click.option(
+    '--codec', type=click.Choice(['fp16', 'int8']), default='int8', show_default=True, help='How maps are stored.'
+)
+@click.option(
+    '--views',
+    callback=_views,
+    default='plain,flip',
+    show_default=True,
+    help='Stored views; training can mirror images only with both.',
+)
+@click.option(
+    '--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the teacher's own]"
+)
+@click.option(
+    '--mean',
+    callback=_channels,
+    metavar='A,B,C',
+    help="For FILE.py:CALLABLE: mean per channel, in the network's order.",
+)
+@click.option(
+    '--std', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: standard deviation per channel.'
+)
 @click.option('--channel-order', type=click.Choice(['bgr', 'rgb']), help='For FILE.py:CALLABLE.  [default: bgr]')
-@click.option('--pad-divisor', type=click.IntRange(1), help='For FILE.py:CALLABLE: padded sides are multiples of this.  [default: 32]')
+@click.option(
+    '--pad-divisor',
+    type=click.IntRange(1),
+    help='For FILE.py:CALLABLE: padded sides are multiples of this.  [default: 32]',
+)
 @click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: pixel value of padding.  [default: 0]')
 @click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images a forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read images.')
-@click.option('--shard-mb', type=click.FloatRange(min=0, min_open=True), default=96.0, show_default=True, help='Codes of the largest level in a shard, MiB.')
+@click.option(
+    '--shard-mb',
+    type=click.FloatRange(min=0, min_open=True),
+    default=96.0,
+    show_default=True,
+    help='Codes of the largest level in a shard, MiB.',
+)
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option('--limit', type=click.IntRange(1), help='Only the first N images of the annotation file.')
-@click.option('--resume/--no-resume', default=True, show_default=True, help='Go on with an unfinished extraction, or refuse it.')
+@click.option(
+    '--resume/--no-resume', default=True, show_default=True, help='Go on with an unfinished extraction, or refuse it.'
+)
 @click.option('--overwrite', is_flag=True, help='Delete the cache that is in CACHE and start anew.')
 @click.option('--dry-run', is_flag=True, help='Say what would be done and what it takes; write nothing.')
 @click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')

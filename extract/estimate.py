@@ -42,6 +42,6 @@ def require_room(extraction: Extraction, keys: Sequence[ShardKey], out: Path) ->
     needed, free = total_bytes(extraction, keys), free_bytes(out)
     if needed + MARGIN_BYTES > free:
         raise UnavailableError(
-            f'{out}: the cache needs up to {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; store fewer '
-            'levels (--levels), one view (--views plain), or a smaller --scale'
+            f'{out}: the cache needs up to {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; store '
+            'fewer levels (--levels), one view (--views plain), or a smaller --scale'
         )

@@ -71,7 +71,9 @@ def _encode_view(
     moved = [image.to(device, non_blocking=True) for image in images]
     if view == 'flip':
         moved = [image.flip(-1) for image in moved]
-    maps = extraction.teacher.maps(normalise(moved, padded=padded, normalisation=extraction.teacher.preprocessing.normalisation))
+    maps = extraction.teacher.maps(
+        normalise(moved, padded=padded, normalisation=extraction.teacher.preprocessing.normalisation)
+    )
     encoded = {}
     for level in extraction.levels:
         codes = encode(maps[level.name], extraction.codec)
@@ -108,7 +110,9 @@ class Progress:
     def __init__(self, extraction: Extraction, keys: Sequence[ShardKey]) -> None:
         total = extraction.plan.num_images
         todo = sum(len(extraction.plan.images(key)) for key in keys)
-        self._bar = tqdm(total=total, initial=total - todo, unit='image', desc='extract', mininterval=0.5, smoothing=0.1)
+        self._bar = tqdm(
+            total=total, initial=total - todo, unit='image', desc='extract', mininterval=0.5, smoothing=0.1
+        )
         self._bytes = 0
 
     def __enter__(self) -> 'Progress':

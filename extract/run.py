@@ -42,7 +42,8 @@ def run(options: Mapping[str, Any]) -> None:
         if left:
             total = len(extraction.plan.shard_keys())
             raise Interrupted(
-                f'stopped after shard {total - len(left)} of {total}, all of them saved; run the same command again to go on'
+                f'stopped after shard {total - len(left)} of {total}, all of them saved; '
+                'run the same command again to go on'
             )
         writer.finish()
     size = sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
@@ -54,14 +55,20 @@ def _check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
     if overwrite and not holds_extraction(out):
-        raise CacheMismatchError(f'{out}: --overwrite deletes only caches, and this folder holds none; choose another --out')
+        raise CacheMismatchError(
+            f'{out}: --overwrite deletes only caches, and this folder holds none; choose another --out'
+        )
     if not resume and not overwrite:
-        raise CacheMismatchError(f'{out}: already holds an extraction; leave out --no-resume to go on with it, or --overwrite it')
+        raise CacheMismatchError(
+            f'{out}: already holds an extraction; leave out --no-resume to go on with it, or --overwrite it'
+        )
 
 
 def _print_plan(extraction: Extraction, out: Path) -> None:
     plan, teacher = extraction.plan, extraction.teacher
-    levels = ', '.join(f'{level.name} ({level.channels} channels, stride {level.stride})' for level in extraction.levels)
+    levels = ', '.join(
+        f'{level.name} ({level.channels} channels, stride {level.stride})' for level in extraction.levels
+    )
     print(f'teacher  {teacher.name}: {levels}')
     print(f'images   {plan.num_images} in {len(plan.buckets)} padded shapes, {len(plan.shard_keys())} shards')
     print(f'cache    {", ".join(extraction.views)} as {extraction.codec}, scale {_scale(extraction)}')
@@ -71,5 +78,9 @@ def _print_plan(extraction: Extraction, out: Path) -> None:
 
 def _scale(extraction: Extraction) -> str:
     geometry = extraction.teacher.preprocessing.geometry
-    padding = f'{geometry.pad_size[0]}x{geometry.pad_size[1]}' if geometry.pad_size else f'multiples of {geometry.pad_divisor}'
+    padding = (
+        f'{geometry.pad_size[0]}x{geometry.pad_size[1]}'
+        if geometry.pad_size
+        else f'multiples of {geometry.pad_divisor}'
+    )
     return f'{geometry.scale[0]}x{geometry.scale[1]}, padded to {padding}'

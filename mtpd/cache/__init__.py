@@ -1,7 +1,7 @@
 """Feature caches: one folder holds one teacher's compressed maps over one data set at one geometry.
 
-    cache = mtpd.cache.open('cache/r101')
-    maps = cache.read(cache.image_ids[0], view='flip')     # {'p3': float32 (C, H, W), ...}
+cache = mtpd.cache.open('cache/r101')
+maps = cache.read(cache.image_ids[0], view='flip')     # {'p3': float32 (C, H, W), ...}
 """
 
 import os

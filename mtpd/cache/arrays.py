@@ -57,7 +57,9 @@ class ArraySpec:
 def level_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:
     """The array of a level's codes."""
     shape = (len(bucket.images), level.channels, *level.grid(*bucket.padded))
-    return ArraySpec(f'{bucket.name}/{view}/{level.name}', shape, CODE_DTYPES[codec], bucket.rows_per_shard, sharded=True)
+    return ArraySpec(
+        f'{bucket.name}/{view}/{level.name}', shape, CODE_DTYPES[codec], bucket.rows_per_shard, sharded=True
+    )
 
 
 def scale_spec(bucket: Bucket, *, view: str, level: Level) -> ArraySpec:
@@ -68,7 +70,9 @@ def scale_spec(bucket: Bucket, *, view: str, level: Level) -> ArraySpec:
 
 def image_id_spec(bucket: Bucket, *, view: str) -> ArraySpec:
     """The array that says which image a row is."""
-    return ArraySpec(f'{bucket.name}/{view}/image_id', (len(bucket.images),), 'int64', bucket.rows_per_shard, sharded=False)
+    return ArraySpec(
+        f'{bucket.name}/{view}/image_id', (len(bucket.images),), 'int64', bucket.rows_per_shard, sharded=False
+    )
 
 
 def checksum_spec(bucket: Bucket, *, view: str, num_levels: int) -> ArraySpec:
@@ -77,9 +81,7 @@ def checksum_spec(bucket: Bucket, *, view: str, num_levels: int) -> ArraySpec:
     return ArraySpec(f'{bucket.name}/{view}/crc32c', shape, 'uint32', bucket.rows_per_shard, sharded=False)
 
 
-def bucket_specs(
-    bucket: Bucket, *, views: Sequence[str], levels: Sequence[Level], codec: CodecName
-) -> list[ArraySpec]:
+def bucket_specs(bucket: Bucket, *, views: Sequence[str], levels: Sequence[Level], codec: CodecName) -> list[ArraySpec]:
     """Every array of a bucket."""
     specs = []
     for view in views:

@@ -5,8 +5,8 @@
         value = code * step + offset. The offset matters: activations such as SiLU are far from symmetric, and without
         it half of the codes of such a channel stand for values that never occur.
 
-Encoding runs on the teacher's device, so that a quarter of the bytes crosses to the host. Letters: B images, C channels,
-H W grid of a level.
+Encoding runs on the teacher's device, so that a quarter of the bytes crosses to the host. Letters: B images,
+C channels, H W grid of a level.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ def encode(maps: Tensor, codec: CodecName) -> EncodedMaps:
         InputError: a value is not finite, or too large for half precision.
     """
     if codec == 'fp16':
-        _require(maps.abs().amax() <= FP16_MAX if maps.numel() else None, 'exceed 65504, the largest half-precision value')
+        _require(
+            maps.abs().amax() <= FP16_MAX if maps.numel() else None, 'exceed 65504, the largest half-precision value'
+        )
         return EncodedMaps(codes=maps.half(), scale=None)
     maps = maps.float()
     low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
@@ -73,5 +75,7 @@ def decode(encoded: EncodedMaps) -> Tensor:
 
 def _require(condition: Tensor | None, problem: str) -> None:
     if condition is not None and not bool(condition):
-        raise InputError(f'the teacher gave feature values that {problem}: check its weights and its input normalisation, '
-                         'or choose another codec')
+        raise InputError(
+            f'the teacher gave feature values that {problem}: check its weights and its input normalisation, '
+            'or choose another codec'
+        )

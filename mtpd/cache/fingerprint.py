@@ -3,20 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from mtpd.differences import differences
 from mtpd.errors import CacheMismatchError
 
 # Names and versions are recorded for people; an extraction may be resumed under another version of a library.
 INFORMATIONAL = ('provenance',)
-
-
-def differences(found: Any, wanted: Any, *, prefix: str = '') -> list[tuple[str, Any, Any]]:
-    """(field, found, wanted) for every leaf that differs between two JSON values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        rows = []
-        for key in sorted(found.keys() | wanted.keys()):
-            rows += differences(found.get(key), wanted.get(key), prefix=f'{prefix}.{key}' if prefix else key)
-        return rows
-    return [] if found == wanted else [(prefix, found, wanted)]
 
 
 def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ class Description(_Record):
     """What a cache is made of: all that is known before the teacher runs.
 
     Attributes:
-        fingerprint: what must be equal for two extractions to be one (teacher weights, config, preprocessing, data set).
+        fingerprint: what must be equal for two extractions to be one (teacher, preprocessing, data set).
         provenance: names and versions, for people.
         levels, codec, views, geometry: what is stored.
     """
@@ -128,9 +128,7 @@ def describe(
 
 def bucket_record(bucket: Bucket) -> BucketRecord:
     """A bucket as the manifest keeps it."""
-    return BucketRecord(
-        padded=bucket.padded, num_images=len(bucket.images), rows_per_shard=bucket.rows_per_shard
-    )
+    return BucketRecord(padded=bucket.padded, num_images=len(bucket.images), rows_per_shard=bucket.rows_per_shard)
 
 
 def write_manifest(root: Path, description: Description, plan: CachePlan, files: dict[str, FileRecord]) -> None:
@@ -158,7 +156,9 @@ def read_manifest(root: Path) -> Manifest:
     path = root / MANIFEST_FILE
     if not path.is_file():
         if (root / 'journal.jsonl').is_file():
-            raise CacheIncompleteError(f'{root}: this extraction has not finished; run the same mtpd-extract command again')
+            raise CacheIncompleteError(
+                f'{root}: this extraction has not finished; run the same mtpd-extract command again'
+            )
         raise CacheIncompleteError(f'{root}: no cache here ({MANIFEST_FILE} is missing); make one with mtpd-extract')
     try:
         content = json.loads(path.read_bytes())
@@ -168,7 +168,8 @@ def read_manifest(root: Path) -> Manifest:
         raise CacheMismatchError(f'{path}: not a feature cache, its format is not {FORMAT!r}')
     if content.get('version') != VERSION:
         raise CacheMismatchError(
-            f'{path}: format version {content.get("version")}, this program reads version {VERSION}; install a newer mtpd'
+            f'{path}: format version {content.get("version")}, this program reads version {VERSION}; '
+            'install a newer mtpd'
         )
     digest = content.pop('digest', None)
     if digest != sha256_bytes(canonical_json(content)):

@@ -1,8 +1,8 @@
 """Which image goes to which row of which shard: decided from the image sizes, before any teacher runs.
 
 Images whose padded inputs have one shape form a bucket; a bucket's rows are cut into shard groups, the unit that is
-written, committed and resumed. The plan is a pure function of its arguments, so that a resumed extraction arrives at the
-same rows.
+written, committed and resumed. The plan is a pure function of its arguments, so that a resumed extraction arrives at
+the same rows.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
 """Reading a cache, believing nothing that the manifest does not vouch for.
 
-The chain of trust: the manifest's digest; the size of every file and the sha256 of the small ones (index, row tables) in
-the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard that was
-damaged, truncated, swapped with another or put back from an older cache is refused on the first read of what it touches.
+The chain of trust: the manifest's digest; the size of every file and the sha256 of the small ones (index, row tables)
+in the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard that was
+damaged, truncated, swapped with another or put back from an older cache is refused on the first read of what it
+touches.
 """
 
 import os
@@ -21,7 +22,7 @@ from mtpd.cache import arrays
 from mtpd.cache.arrays import ArraySpec
 from mtpd.cache.codecs import EncodedMaps, decode
 from mtpd.cache.manifest import Manifest, ViewName, read_manifest
-from mtpd.cache.plan import Bucket, CachePlan, ShardKey, SourceImage
+from mtpd.cache.plan import Bucket, CachePlan, SourceImage
 from mtpd.cache.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.writer import TEACHER_FILE
 from mtpd.errors import CacheDamagedError, CacheMismatchError
@@ -126,14 +127,20 @@ class CacheReader:
         """Like `read`, but the codes as they are stored, to be decoded on another device."""
         bucket, row = self._locate(image_id)
         if view not in self.views:
-            raise CacheMismatchError(f'{self.path}: holds the views {", ".join(self.views)}, not {view}; extract it with --views')
+            raise CacheMismatchError(
+                f'{self.path}: holds the views {", ".join(self.views)}, not {view}; extract it with --views'
+            )
         table = self._table(bucket.name, view, row // bucket.rows_per_shard)
         position = row % bucket.rows_per_shard
         if table.image_ids[position] != image_id:
             raise CacheDamagedError(
-                f'{self.path}: row {row} of {bucket.name}/{view} belongs to image {table.image_ids[position]}, not {image_id}'
+                f'{self.path}: row {row} of {bucket.name}/{view} belongs to image {table.image_ids[position]}, '
+                f'not {image_id}'
             )
-        return {self.levels[number].name: self._read_level(bucket, view, row, number, table) for number in self._wanted(levels)}
+        return {
+            self.levels[number].name: self._read_level(bucket, view, row, number, table)
+            for number in self._wanted(levels)
+        }
 
     def teacher_weights(self) -> dict[str, Tensor]:
         """The teacher's neck and head parameters by their name in the teacher."""
@@ -177,7 +184,9 @@ class CacheReader:
         for level in self.levels:
             chunks.append(self._read_shard_index(arrays.level_spec(bucket, view=view, level=level, codec=codec), shard))
             has_scale = codec == 'int8'
-            scales.append(self._read_plain(arrays.scale_spec(bucket, view=view, level=level), shard) if has_scale else None)
+            scales.append(
+                self._read_plain(arrays.scale_spec(bucket, view=view, level=level), shard) if has_scale else None
+            )
         return RowTable(
             image_ids=self._read_plain(arrays.image_id_spec(bucket, view=view), shard),
             checksums=self._read_plain(arrays.checksum_spec(bucket, view=view, num_levels=len(self.levels)), shard),
@@ -194,10 +203,14 @@ class CacheReader:
             where = np.flatnonzero(columns['bucket'] == number)
             where = where[np.argsort(columns['row'][where], kind='stable')]
             images = tuple(
-                SourceImage(int(columns['image_id'][i]), (int(columns['original'][i, 0]), int(columns['original'][i, 1])))
+                SourceImage(
+                    int(columns['image_id'][i]), (int(columns['original'][i, 0]), int(columns['original'][i, 1]))
+                )
                 for i in where
             )
-            if len(images) != record.num_images or any(self.geometry.padded(image.size) != record.padded for image in images):
+            if len(images) != record.num_images or any(
+                self.geometry.padded(image.size) != record.padded for image in images
+            ):
                 raise CacheDamagedError(f'{self.path}: the index contradicts the manifest about bucket {number}')
             buckets.append(Bucket(padded=record.padded, images=images, rows_per_shard=record.rows_per_shard))
         return CachePlan(buckets=tuple(buckets))
@@ -210,9 +223,7 @@ class CacheReader:
         size = self._recorded_size(file)
         length = index_bytes(spec.rows_per_file)
         tail = self._pread(file, offset=max(0, size - length), length=length)
-        return decode_index(
-            tail, chunks_per_shard=spec.rows_per_file, shard_bytes=size, name=str(self.path / file)
-        )
+        return decode_index(tail, chunks_per_shard=spec.rows_per_file, shard_bytes=size, name=str(self.path / file))
 
     def _recorded_size(self, file: str) -> int:
         record = self.manifest.files.get(file)

@@ -23,7 +23,9 @@ class ShardGroup:
         self._rows = bucket.rows(key.shard)
         self._levels = levels
         self._codec = codec
-        self._chunks: dict[tuple[str, str], list[bytes]] = {(view, level.name): [] for view in views for level in levels}
+        self._chunks: dict[tuple[str, str], list[bytes]] = {
+            (view, level.name): [] for view in views for level in levels
+        }
         self._scales: dict[tuple[str, str], list[np.ndarray]] = {slot: [] for slot in self._chunks}
         self._views = views
 

@@ -131,7 +131,9 @@ class CacheWriter:
             self._lock.acquire()
         except Timeout:
             who = holder.read_text().strip() if holder.exists() else 'another process'
-            raise UnavailableError(f'{self.root}: {who} is writing this cache; wait for it or choose another --out') from None
+            raise UnavailableError(
+                f'{self.root}: {who} is writing this cache; wait for it or choose another --out'
+            ) from None
         holder.write_text(f'process {os.getpid()} on {socket.gethostname()}\n')
 
     def _check_or_write_plan(self) -> None:
@@ -149,7 +151,8 @@ class CacheWriter:
             strangers = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
             if strangers:
                 raise CacheMismatchError(
-                    f'{self.root}: the folder is not empty ({strangers[0]}) and holds no extraction; choose another --out'
+                    f'{self.root}: the folder is not empty ({strangers[0]}) and holds no extraction; '
+                    'choose another --out'
                 )
             write_atomically(self.root / PLAN_FILE, json.dumps(wanted, indent=1).encode())
             return
@@ -161,9 +164,7 @@ class CacheWriter:
 
     def _array_specs(self) -> Iterator[ArraySpec]:
         for bucket in self.plan.buckets:
-            yield from arrays.bucket_specs(
-                bucket, views=self._views, levels=self._levels, codec=self.description.codec
-            )
+            yield from arrays.bucket_specs(bucket, views=self._views, levels=self._levels, codec=self.description.codec)
 
     def _write_head(self) -> dict[str, FileRecord]:
         """Index and teacher weights: small, and the same at every start."""

@@ -95,7 +95,9 @@ def _test_pipeline(config: Any) -> list[Mapping[str, Any]]:
         dataset = dataset['dataset']
     pipeline = dataset.get('pipeline') or config.get('test_pipeline')
     if not pipeline:
-        raise InputError(f'{config.filename}: has no test_dataloader or test_pipeline to read the resize and padding from')
+        raise InputError(
+            f'{config.filename}: has no test_dataloader or test_pipeline to read the resize and padding from'
+        )
     for step in pipeline:
         if step['type'] not in _NEUTRAL | _RESIZES | {'Pad'}:
             raise InputError(

@@ -1,7 +1,7 @@
 """Teachers: a network that gives feature maps, with all that a cache must know about it.
 
-A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`), an mmdet config file with a checkpoint, or
-`file.py:callable`, where the callable takes the checkpoint's path and returns a module with `.features(images)`.
+A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`), an mmdet config file with a
+checkpoint, or `file.py:callable`, where the callable takes the checkpoint's path and returns a module with `.features(images)`.
 """
 
 import hashlib
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Normalisation, Preprocessing, read_preprocessing
-from mtpd.detectors.weights import fetch_weights, load_checkpoint, load_into
+from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
 from mtpd.files import canonical_json, sha256_bytes, sha256_file
@@ -76,7 +77,12 @@ class Teacher:
 
 
 def load_teacher(
-    reference: str, *, checkpoint: Path | None, options: InputOptions, device: torch.device, trust_checkpoint: bool = False
+    reference: str,
+    *,
+    checkpoint: Path | None,
+    options: InputOptions,
+    device: torch.device,
+    trust_checkpoint: bool = False,
 ) -> Teacher:
     """Builds a teacher from its name.
 
@@ -94,14 +100,18 @@ def load_teacher(
     path, separator, function = reference.rpartition(':')
     if separator and path.endswith('.py'):
         return _from_callable(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
-    return _from_mmdet(reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint)
+    return _from_mmdet(
+        reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint
+    )
 
 
 def neck_and_head_weights(teacher: Teacher) -> dict[str, Tensor]:
     """All parameters and buffers outside the backbone, on the CPU, by their names in the teacher."""
     state = teacher.module.state_dict()
     return {
-        name: value.detach().cpu().contiguous().clone() for name, value in state.items() if not name.startswith('backbone.')
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in state.items()
+        if not name.startswith('backbone.')
     }
 
 
@@ -175,7 +185,9 @@ def _stated_preprocessing(reference: str, module: nn.Module, options: InputOptio
         value = getattr(module, name, default) if value is None else value
         if value is None:
             option = f'--{name.replace("_", "-")}'
-            raise InputError(f'teacher {reference}: its {name} is not known; give {option}, or set `{name}` on the module')
+            raise InputError(
+                f'teacher {reference}: its {name} is not known; give {option}, or set `{name}` on the module'
+            )
         return value
 
     scale, mean, std = stated('scale'), stated('mean'), stated('std')
@@ -194,7 +206,9 @@ def _refuse_input_options(reference: str, options: InputOptions) -> None:
     given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
     if given:
         option = f'--{given[0].replace("_", "-")}'
-        raise InputError(f'{option}: the input of {reference} is read from its config; the option is for file.py:callable')
+        raise InputError(
+            f'{option}: the input of {reference} is read from its config; the option is for file.py:callable'
+        )
 
 
 def _import_file(path: Path) -> Any:

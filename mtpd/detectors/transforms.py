@@ -1,7 +1,7 @@
 """Images and boxes through mmdet's own transforms: resize, mirror, pack.
 
-A view of an image is one of the two that a cache holds: `plain`, the resized image, and `flip`, the resized image mirrored
-left to right. Padding comes after that, when a batch is normalised.
+A view of an image is one of the two that a cache holds: `plain`, the resized image, and `flip`, the resized image
+mirrored left to right. Padding comes after that, when a batch is normalised.
 """
 
 from dataclasses import dataclass

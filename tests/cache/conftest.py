@@ -62,7 +62,8 @@ class Recipe:
         padded = GEOMETRY.padded(image.size)
         generator = torch.Generator().manual_seed(2 * image.image_id + (view == 'flip'))
         return {
-            level.name: torch.randn(level.channels, *level.grid(*padded), generator=generator) * 3 + 1 for level in LEVELS
+            level.name: torch.randn(level.channels, *level.grid(*padded), generator=generator) * 3 + 1
+            for level in LEVELS
         }
 
     def write(self, root: Path, *, num_groups: int | None = None) -> None:

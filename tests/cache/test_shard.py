@@ -66,7 +66,7 @@ def test_every_flipped_bit_of_a_chunk_is_found(data: bytes, position: int, bit: 
 @pytest.mark.parametrize('num_bytes', [99, 101, 1])
 def test_a_chunk_of_another_size_is_refused(num_bytes: int) -> None:
     chunk = encode_chunk(np.arange(100, dtype=np.int8))
-    with pytest.raises(CacheDamagedError, match='100|bytes'):
+    with pytest.raises(CacheDamagedError, match='bytes'):
         decode_chunk(chunk, out=np.empty(num_bytes, np.int8), checksum=chunk_checksum(chunk), name='chunk')
 
 

@@ -1,0 +1,120 @@
+"""Running an mmdet detector: training losses with the neck's maps, and predictions as COCO results.
+
+Letters: B batch, C channels, H W grid of a level, N boxes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from torch import Tensor, nn
+
+from mtpd.detectors.preprocessing import Normalisation, normalise
+from mtpd.detectors.transforms import Sample
+from mtpd.errors import InputError
+from mtpd.geometry import Size
+
+
+def collate(samples: Sequence[Sample], *, padded: Size, normalisation: Normalisation, device: torch.device) -> Tensor:
+    """Normalised inputs (B, 3, H, W) on `device`; writes the batch's size into the samples as mmdet's heads expect it.
+
+    Args:
+        samples: of any sizes up to `padded`.
+        padded: (height, width) of the batch, px.
+        normalisation: the network's.
+        device: where the network is.
+    """
+    images = [sample.image.to(device, non_blocking=True) for sample in samples]
+    for sample in samples:
+        data_sample = sample.data_sample
+        data_sample.set_metainfo({'batch_input_shape': padded, 'pad_shape': padded})
+        instances = data_sample.get('gt_instances')
+        if instances is not None and 'bboxes' in instances:
+            boxes = instances.bboxes
+            instances.bboxes = boxes if isinstance(boxes, Tensor) else boxes.tensor
+            if 'masks' in instances:
+                instances.masks = instances.masks.pad(padded)
+    return normalise(images, padded=padded, normalisation=normalisation)
+
+
+@contextmanager
+def captured_maps(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what the neck gives during one forward pass: a list that holds a map per level afterwards.
+
+    Raises:
+        InputError: the detector has no neck.
+    """
+    neck = getattr(model, 'neck', None)
+    if not isinstance(neck, nn.Module):
+        raise InputError(
+            f'{type(model).__name__} has no neck whose maps could be distilled; choose a detector with one'
+        )
+    maps: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
+        del module, inputs
+        maps[:] = outputs
+
+    handle = neck.register_forward_hook(keep)
+    try:
+        yield maps
+    finally:
+        handle.remove()
+
+
+def detection_losses(model: nn.Module, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """The detector's own training losses by name, each summed over levels and stages.
+
+    Only what mmdet would add to its total is returned: entries whose name holds `loss`.
+    """
+    data_samples = [sample.data_sample.to(images.device) for sample in samples]
+    losses: Mapping[str, Any] = model.loss(images, data_samples)
+    return {
+        name: sum(part.mean() for part in (value if isinstance(value, list | tuple) else [value]))
+        for name, value in losses.items()
+        if 'loss' in name
+    }
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, images: Tensor, samples: Sequence[Sample], *, category_ids: Sequence[int], with_masks: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Detections in COCO's result format, in px of the original images.
+
+    Args:
+        model: in eval mode.
+        images: normalised inputs (B, 3, H, W).
+        samples: the same images.
+        category_ids: COCO category id of each class.
+        with_masks: whether to return masks too.
+
+    Returns:
+        box results (`bbox` is x, y, width, height) and mask results (`segmentation` is run-length code).
+    """
+    data_samples = [sample.data_sample.to(images.device) for sample in samples]
+    boxes: list[dict[str, Any]] = []
+    masks: list[dict[str, Any]] = []
+    for result, sample in zip(model.predict(images, data_samples, rescale=True), samples, strict=True):
+        instances = result.pred_instances
+        scores, labels = instances.scores.tolist(), instances.labels.tolist()
+        shared = [
+            {'image_id': sample.image_id, 'category_id': category_ids[label], 'score': score}
+            for score, label in zip(scores, labels, strict=True)
+        ]
+        for record, (x1, y1, x2, y2) in zip(shared, instances.bboxes.tolist(), strict=True):
+            boxes.append(record | {'bbox': [x1, y1, x2 - x1, y2 - y1]})
+        if with_masks:
+            masks += [
+                record | {'segmentation': _run_length(mask)}
+                for record, mask in zip(shared, instances.masks.cpu().numpy(), strict=True)
+            ]
+    return boxes, masks
+
+
+def _run_length(mask: np.ndarray) -> dict[str, Any]:
+    code = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {'size': code['size'], 'counts': code['counts'].decode()}

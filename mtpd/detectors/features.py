@@ -1,0 +1,103 @@
+"""The feature pyramid that a detector hands to its heads.
+
+B batch, C channels, H W input px, h w grid of a level.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtpd.errors import InputError
+from mtpd.geometry import Size
+from mtpd.pyramid import Level, level_name
+
+DEFAULT_INPUT: Size = (256, 256)
+MAX_LOG_STRIDE = 12
+
+
+def neck_features(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """The maps (B, C, h, w) that an mmdet detector's neck, or its backbone where it has no neck, gives to its heads.
+
+    Args:
+        model: an mmdet detector.
+        images: normalised and padded images (B, 3, H, W).
+
+    Raises:
+        InputError: the model gives no maps.
+    """
+    extract: Callable[[Tensor], Any] | None = getattr(model, 'extract_feat', None)
+    if extract is None:
+        raise InputError(f'{type(model).__name__} gives no features (it has no extract_feat): use a detector')
+    return tuple(_maps(extract(images), type(model).__name__))
+
+
+def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple[Level, ...]:
+    """Levels of an mmdet detector, found by running it once in eval mode. See `levels_of`."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        return levels_of(lambda images: neck_features(model, images), input_size=input_size, device=device)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def levels_of(
+    features: Callable[[Tensor], Sequence[Tensor]],
+    *,
+    input_size: Size = DEFAULT_INPUT,
+    device: torch.device | None = None,
+) -> tuple[Level, ...]:
+    """Levels of a network, found by running it on a black image.
+
+    Two maps of the same stride, such as the two stacks of an hourglass, are told apart by a suffix: `p2`, `p2_2`.
+
+    Args:
+        features: (B, 3, H, W) -> maps (B, C, h, w).
+        input_size: height and width, px, large enough for the deepest level to have more than one cell.
+        device: where the network runs; None: the CPU.
+
+    Raises:
+        InputError: a map is not four-dimensional, or has no one stride in both directions.
+    """
+    maps = list(features(torch.zeros(1, 3, *input_size, device=device)))
+    if not maps:
+        raise InputError('the network gives no feature maps; a teacher or student needs at least one')
+    seen: Counter[str] = Counter()
+    levels = []
+    for values in maps:
+        if values.ndim != 4:
+            raise InputError(f'a feature map has the shape {tuple(values.shape)}, expected (batch, channels, h, w)')
+        stride = _stride(input_size, (values.shape[2], values.shape[3]))
+        name = level_name(stride)
+        seen[name] += 1
+        if seen[name] > 1:
+            name = f'{name}_{seen[name]}'
+        levels.append(Level(name, stride, values.shape[1]))
+    return tuple(levels)
+
+
+def _stride(input_size: Size, grid: Size) -> int:
+    """The stride of a map: the smallest power of two that explains its size, else the ratio of the sizes."""
+    ratio = round(input_size[0] / max(grid[0], 1))
+    for stride in [*(1 << power for power in range(MAX_LOG_STRIDE)), ratio]:
+        if Level('', stride, 0).grid(*input_size) == grid:
+            return stride
+    raise InputError(
+        f'a feature map of {grid[0]} x {grid[1]} cells for an input of {input_size[0]} x {input_size[1]} px has no one '
+        f'stride; choose an input size that the network divides evenly'
+    )
+
+
+def _maps(output: Any, owner: str) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _maps(item, owner)
+    else:
+        raise InputError(f'{owner} gives a {type(output).__name__} as features, expected tensors')

@@ -1,0 +1,94 @@
+"""Building mmdet detectors from configs, without any download."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mtpd.detectors import zoo
+from mtpd.detectors.model_config import keep_own_weights_only, make_buildable, set_num_classes
+from mtpd.detectors.runtime import prepare
+from mtpd.errors import InputError, UnavailableError
+
+
+def load_config(reference: str) -> Any:
+    """The mmengine Config of a zoo model, an alias, or a `.py` mmdet config.
+
+    Raises:
+        InputError: there is no such model or file, or the file is no model config.
+        UnavailableError: the config imports a package that is not installed.
+    """
+    path = Path(reference) if reference.endswith('.py') else zoo.resolve(reference).config
+    if not path.is_file():
+        raise InputError(f'config {path}: there is no such file; give a path to an mmdet config or a zoo name')
+    prepare()
+    from mmengine.config import Config
+
+    try:
+        config = Config.fromfile(str(path))
+    except ImportError as error:
+        raise UnavailableError(f'config {path} needs a package that is not installed: {_line(error)}') from error
+    # A config is a program: it can fail in any way.
+    except Exception as error:
+        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {_line(error)}') from error
+    if not isinstance(config.get('model'), dict) or 'type' not in config.model:
+        raise InputError(f'config {path} has no `model` with a `type`; give the config of a detector')
+    return config
+
+
+def build_detector(config: Any, *, num_classes: int | None = None, init_weights: bool = True) -> nn.Module:
+    """The detector of `config.model`, on the CPU, in training mode.
+
+    Nothing is downloaded: references to pretrained weights are dropped (`backbone_pretrained` tells the backbone's).
+    SyncBN becomes BN. The caller's config stays as it is.
+
+    Args:
+        config: an mmengine Config.
+        num_classes: number of classes of every classifying head; None keeps the config's.
+        init_weights: initialise the weights as the model's authors do; False leaves PyTorch's defaults, which is
+            enough when a checkpoint is loaded next.
+
+    Raises:
+        InputError: the config does not describe a detector that mmdet can build.
+        UnavailableError: the model needs a package that is not installed.
+    """
+    prepare()
+    from mmdet.registry import MODELS
+
+    model_config = copy.deepcopy(config.model)
+    keep_own_weights_only(model_config)
+    make_buildable(model_config, zoo_folder=zoo.configs_folder())
+    if num_classes is not None:
+        set_num_classes(model_config, num_classes)
+    try:
+        model: Any = MODELS.build(model_config)
+    except ImportError as error:
+        raise UnavailableError(f'{_name(config)} needs a package that is not installed: {_line(error)}') from error
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+        raise InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}') from error
+    if init_weights:
+        model.init_weights()
+    detector: nn.Module = model
+    return detector
+
+
+def backbone_pretrained(config: Any) -> str | None:
+    """Where the config takes its backbone's weights from, such as 'torchvision://resnet50'; None: nowhere."""
+    backbone = config.model.get('backbone') or {}
+    init = backbone.get('init_cfg') or {}
+    reference = init.get('checkpoint') if isinstance(init, dict) else None
+    # The older spellings.
+    for value in (reference, backbone.get('pretrained'), config.model.get('pretrained')):
+        if isinstance(value, str):
+            return value
+    return None
+
+
+def _name(config: Any) -> str:
+    return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {config.model.get("type")}'
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else 'no message'

@@ -1,0 +1,81 @@
+"""Squared error between two maps over their valid cells.
+
+Legend: B batch, C channels, H W grid of a level.
+"""
+
+import torch
+from torch import Tensor
+
+from mtpd.errors import InputError
+
+
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over valid cells and channels, the hint loss of FitNet (Romero et al. 2015).
+
+        L = sum_bchw M_bhw (S_bchw - T_bchw)^2 / (C sum_bhw M_bhw)
+
+    A mean does not change with resolution, padding or the number of channels. Papers state sums; the weight `a` of a
+    sum becomes that of this mean by the number of elements that the sum ran over:
+
+        a (1/B) sum_bchw (S - T)^2    ->   a C H W           (MGD, and the simple feature matching of MTPD)
+        a 1/2 ||S - T||^2             ->   a C H W / 2       (FitNet as printed, one image)
+
+    with H W the paper's own grid: see `mtpd.losses.mgd.published_elements` for MGD's.
+
+    Args:
+        student: (B, C, H, W), any floating dtype.
+        teacher: (B, C, H, W), any floating dtype.
+        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+            nor a gradient.
+
+    Returns:
+        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
+
+    Raises:
+        InputError: the shapes do not fit.
+    """
+    _check_shapes(student, teacher, mask)
+    dtype = _accumulation_dtype(student, teacher)
+    error = torch.where(mask, student.to(dtype) - teacher.to(dtype), 0.0)
+    # Counted on the device: reading the number here would make the host wait for the GPU.
+    num_elements = mask.sum().clamp(min=1) * student.shape[1]
+    return error.square().sum() / num_elements
+
+
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Variance of all elements of a map at its valid cells, channels taken together; without gradient.
+
+    What a loss is divided by when it is to be a share of the teacher's variance, whatever the scale of its features.
+    All channels share one figure: dividing each by its own would give dead channels, mere noise, the weight of live
+    ones.
+
+    Args:
+        values: (B, C, H, W), any floating dtype.
+        mask: bool (B, 1, H, W).
+
+    Returns:
+        Positive scalar, float32 (float64 if `values` is). A constant map has no variance to divide by: it gives a
+        thousandth of its mean square, and 1 where that is 0 too or no cell is valid.
+    """
+    with torch.no_grad():
+        num_elements = mask.sum().clamp(min=1) * values.shape[1]
+        kept = torch.where(mask, values.to(_accumulation_dtype(values)), 0.0)
+        mean = kept.sum() / num_elements
+        # Second pass around the mean: E[x^2] - E[x]^2 would cancel in float32.
+        variance = torch.where(mask, kept - mean, 0.0).square().sum() / num_elements
+        variance = torch.maximum(variance, 1e-3 * mean.square())
+        return torch.where(variance > 0, variance, torch.ones_like(variance))
+
+
+def _check_shapes(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
+    """Refuses maps of different shapes, which broadcasting would let pass."""
+    wanted = (teacher.shape[0], 1, *teacher.shape[2:])
+    if teacher.ndim != 4 or student.shape != teacher.shape or mask.shape != wanted or mask.dtype != torch.bool:
+        raise InputError(
+            f'student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask {tuple(mask.shape)} {mask.dtype} '
+            f'do not fit: wanted two maps of one shape (B, C, H, W) and a torch.bool mask (B, 1, H, W)'
+        )
+
+
+def _accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

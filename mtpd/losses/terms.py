@@ -1,0 +1,55 @@
+"""What a distillation loss is asked to be: one value per entry of a stage's `distill` list. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Adapter = Literal['auto', 'always']
+Scale = Literal['teacher_std', 'none']
+Normalize = Literal['mean', 'published']
+
+
+@dataclass(frozen=True)
+class MaskedMseTerm:
+    """FitNet's loss: mean squared error behind a 1x1 adapter.
+
+    Attributes:
+        loss: its name in stage files and logs.
+        levels: names of the levels it acts on; None for all that student and teacher share.
+        weight: factor of the loss.
+        adapter: `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
+        scale: `teacher_std`: maps are measured in standard deviations of the teacher's level over the batch, so that 1
+            is the loss of a student that knows only the mean; `none`: as they are.
+    """
+
+    loss: ClassVar[str] = 'masked_mse'
+
+    levels: tuple[str, ...] | None = None
+    weight: float = 1.0
+    adapter: Adapter = 'auto'
+    scale: Scale = 'teacher_std'
+
+
+@dataclass(frozen=True)
+class MgdTerm:
+    """Masked generative distillation; the defaults are the published ones for RetinaNet (Mask R-CNN: 5e-7 and 0.45).
+
+    Attributes:
+        loss: its name in stage files and logs.
+        levels: names of the levels it acts on; None for all that student and teacher share.
+        weight: factor of the loss.
+        mask_ratio: share of the student's cells that are hidden.
+        normalize: what `weight` belongs to. `published`: MGD's sum over channels and cells at 800x1088 px, whatever the
+            size of the input (see `mtpd.losses.mgd.published_elements`); `mean`: the mean over them.
+        scale: as for `MaskedMseTerm`.
+    """
+
+    loss: ClassVar[str] = 'mgd'
+
+    levels: tuple[str, ...] | None = None
+    weight: float = 2e-5
+    mask_ratio: float = 0.65
+    normalize: Normalize = 'published'
+    scale: Scale = 'none'
+
+
+Term = MaskedMseTerm | MgdTerm

@@ -1,0 +1,34 @@
+"""Which cells of a level show the image, and which only padding.
+
+Legend: B batch, H W grid of a level.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtpd.geometry import Size
+
+
+def valid_cells(
+    resized_sizes: Sequence[Size], *, stride: int, grid: tuple[int, int], device: torch.device | str | None = None
+) -> Tensor:
+    """Marks the cells whose top-left pixel lies inside the resized image.
+
+    A cell that straddles the border counts as image: its receptive field is centred near the border and sees both.
+    Padding is at the right and the bottom, of mirrored images too, so one mask serves both views.
+
+    Args:
+        resized_sizes: (height, width) in px of each image after the resize, before padding.
+        stride: input pixels per cell.
+        grid: (H, W) of the level in the padded batch.
+        device: where the mask is to be.
+
+    Returns:
+        Bool (B, 1, H, W).
+    """
+    sizes = torch.tensor(resized_sizes, dtype=torch.int64).reshape(-1, 2)
+    rows = torch.arange(grid[0]) * stride < sizes[:, :1]
+    columns = torch.arange(grid[1]) * stride < sizes[:, 1:]
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(device)

@@ -1,0 +1,99 @@
+"""Builds models of the mmdet zoo with random weights and lists the feature levels that each gives.
+
+    python scripts/zoo_sweep.py                     one model of each family that has weights for COCO
+    python scripts/zoo_sweep.py --all               every such model
+    python scripts/zoo_sweep.py --family retinanet --family swin
+
+Every model runs in a process of its own, so that a crash, a lack of memory or a hang is one line of the table. The
+last line is `zoo N of M`: N of M models gave features.
+"""
+
+import argparse
+import json
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from mtpd.detectors import zoo
+from mtpd.errors import MtpdError
+from mtpd.geometry import Size
+
+# Some networks cannot take the smaller input: SSD pools it away, others need their windows filled.
+INPUT_SIZES: tuple[Size, ...] = ((256, 256), (512, 512), (800, 800))
+MEMORY_LIMIT = 16 << 30  # bytes of address space
+RESULT = 'zoo-result: '
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--family', action='append', default=[], help='only this folder of configs; repeatable')
+    parser.add_argument('--all', action='store_true', help='every model, not one of each family')
+    parser.add_argument('--timeout', type=float, default=300, help='seconds for one model (default 300)')
+    parser.add_argument('--one', metavar='MODEL', help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.one:
+        print(RESULT + json.dumps(probe(options.one)))
+        return
+    chosen = list(candidates(families=options.family, every=options.all))
+    working = 0
+    for model in chosen:
+        levels, reason = run_probe(model.name, options.timeout)
+        working += bool(levels)
+        print(f'{model.family:22} {model.config.stem:60} {levels or "-- " + reason}', flush=True)
+    print(f'zoo {working} of {len(chosen)}')
+
+
+def candidates(*, families: Sequence[str] = (), every: bool = False) -> Iterator[zoo.ZooModel]:
+    """Models with weights for COCO, the first of each family or every one."""
+    seen: set[str] = set()
+    for model in zoo.models().values():
+        wanted = model.on_coco and model.weights is not None and (not families or model.family in families)
+        if wanted and (every or model.family not in seen):
+            seen.add(model.family)
+            yield model
+
+
+def run_probe(name: str, timeout: float) -> tuple[str, str]:
+    """Runs `probe` in a process of its own: the levels, or an empty string and the reason."""
+    command = [sys.executable, __file__, '--one', name]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return '', f'took more than {timeout:g} s'
+    for line in process.stdout.splitlines():
+        if line.startswith(RESULT):
+            levels, reason = json.loads(line.removeprefix(RESULT))
+            return levels, reason
+    if process.returncode < 0:
+        return '', f'the process died: {signal.Signals(-process.returncode).name}'
+    return '', (process.stderr.strip().splitlines() or ['no message'])[-1]
+
+
+def probe(name: str) -> tuple[str, str]:
+    """Levels of one model as `p3 8 px 256 ch, ...`, or an empty string and why there are none."""
+    from mtpd.detectors.features import probe_levels
+    from mtpd.detectors.models import build_detector, load_config
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    try:
+        model = build_detector(load_config(name), init_weights=False)
+    except MtpdError as error:
+        return '', str(error)
+    reason = ''
+    for size in INPUT_SIZES:
+        try:
+            levels = probe_levels(model, input_size=size)
+        # Whatever a model raises is its line in the table.
+        except Exception as error:
+            reason = reason or f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        else:
+            shown = ', '.join(f'{level.name} {level.stride} px {level.channels} ch' for level in levels)
+            return (shown if size == INPUT_SIZES[0] else f'{shown} (input {size[0]} x {size[1]})'), ''
+    return '', reason
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,170 @@
+"""The distiller applies each term on each of its levels, with its weight."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtpd.errors import InputError
+from mtpd.losses.distiller import Distiller
+from mtpd.losses.terms import MaskedMseTerm, MgdTerm, Term
+from mtpd.losses.valid_mask import valid_cells
+from mtpd.pyramid import Level
+
+STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4), Level('p5', 32, 4)]
+TEACHER = [Level('p2', 4, 6), Level('p3', 8, 6), Level('p4', 16, 4)]
+Maps = dict[str, Tensor]
+
+
+def random_maps(*, height: int = 48, width: int = 80) -> tuple[Maps, Maps, Maps]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(levels: list[Level]) -> Maps:
+        grids = {level.name: level.grid(height, width) for level in levels}
+        return {level.name: torch.randn(2, level.channels, *grids[level.name], generator=generator) for level in levels}
+
+    sizes = [(height, width), (height // 2, width // 3)]
+    masks = {
+        level.name: valid_cells(sizes, stride=level.stride, grid=level.grid(height, width)) for level in STUDENT
+    }
+    return draw(STUDENT), draw(TEACHER), masks
+
+
+def mean_square(values: Tensor, mask: Tensor) -> float:
+    return values.double()[mask.expand_as(values)].square().mean().item()
+
+
+def test_mse_is_the_share_of_the_teachers_variance() -> None:
+    student, teacher, masks = random_maps()
+    distiller = Distiller([MaskedMseTerm(weight=3.0)], student=STUDENT, teacher=TEACHER)
+    losses = distiller(student, teacher, masks)
+    assert list(losses) == ['distill/masked_mse/p3', 'distill/masked_mse/p4']
+
+    valid = teacher['p4'].double()[masks['p4'].expand_as(teacher['p4'])]
+    want = 3 * mean_square(student['p4'] - teacher['p4'], masks['p4']) / valid.var(correction=0).item()
+    assert losses['distill/masked_mse/p4'].item() == pytest.approx(want, rel=1e-5)
+
+    # p3 has 4 channels against 6: it goes through the adapter, the module's only layer.
+    weight, bias = (parameter.detach().double() for parameter in distiller.parameters())
+    adapted = torch.einsum('oi,bihw->bohw', weight[:, :, 0, 0], student['p3'].double()) + bias[:, None, None]
+    valid = teacher['p3'].double()[masks['p3'].expand_as(teacher['p3'])]
+    want = 3 * mean_square(adapted - teacher['p3'], masks['p3']) / valid.var(correction=0).item()
+    assert losses['distill/masked_mse/p3'].item() == pytest.approx(want, rel=1e-5)
+
+
+def test_mse_does_not_depend_on_the_scale_of_the_features() -> None:
+    student, teacher, masks = random_maps()
+    distiller = Distiller([MaskedMseTerm(levels=('p4',))], student=STUDENT, teacher=TEACHER)
+    scaled = [{name: 50 * values for name, values in maps.items()} for maps in (student, teacher)]
+    before, after = distiller(student, teacher, masks), distiller(*scaled, masks)
+    torch.testing.assert_close(before, after)
+
+
+def test_mse_as_it_is_when_asked() -> None:
+    student, teacher, masks = random_maps()
+    distiller = Distiller([MaskedMseTerm(levels=('p4',), scale='none')], student=STUDENT, teacher=TEACHER)
+    want = mean_square(student['p4'] - teacher['p4'], masks['p4'])
+    assert distiller(student, teacher, masks)['distill/masked_mse/p4'].item() == pytest.approx(want, rel=1e-5)
+
+
+def test_default_mgd_is_the_published_sum_at_the_published_input() -> None:
+    """At 800x1088 px, without padding, the loss is a/B sum_bchw (G(M S) - T)^2 to the letter."""
+    level = Level('p7', 128, 5)
+    distiller = Distiller([MgdTerm()], student=[level], teacher=[level])
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 5, 7, 9, generator=generator) for _ in range(2))
+    mask = valid_cells([(800, 1088)] * 2, stride=128, grid=(7, 9))
+    got = distiller({'p7': student}, {'p7': teacher}, {'p7': mask}, generator=torch.Generator().manual_seed(4))
+
+    keep = torch.rand(2, 1, 7, 9, generator=torch.Generator().manual_seed(4)) <= 1 - 0.65
+    first, first_bias, second, second_bias = (parameter.detach().double() for parameter in distiller.parameters())
+    generated = nn.functional.conv2d((student * keep).double(), first, first_bias, padding=1).clamp(min=0)
+    generated = nn.functional.conv2d(generated, second, second_bias, padding=1)
+    want = 2e-5 * (generated - teacher.double()).square().sum().item() / 2
+    assert got['distill/mgd/p7'].item() == pytest.approx(want, rel=1e-5)
+
+
+def test_mgd_keeps_its_strength_at_other_sizes() -> None:
+    level = Level('p3', 8, 4)
+    distiller = Distiller([MgdTerm(mask_ratio=0.0)], student=[level], teacher=[level])
+    nn.init.zeros_(distiller.get_parameter('losses.mgd/p3.generation.2.weight'))
+    nn.init.zeros_(distiller.get_parameter('losses.mgd/p3.generation.2.bias'))
+    losses = []
+    for height, width in ((64, 64), (128, 160)):
+        grid = level.grid(height, width)
+        teacher, mask = torch.ones(1, 4, *grid), valid_cells([(height, width)], stride=8, grid=grid)
+        losses.append(distiller({'p3': torch.zeros_like(teacher)}, {'p3': teacher}, {'p3': mask})['distill/mgd/p3'])
+    # G gives 0 and the teacher is 1 everywhere: the published sum counts the elements of p3 at 800x1088.
+    assert [loss.item() for loss in losses] == pytest.approx([2e-5 * 4 * 100 * 136] * 2, rel=1e-5)
+
+
+def test_mgd_as_a_mean() -> None:
+    student, teacher, masks = random_maps()
+    terms = MgdTerm(levels=('p4',), weight=1.0, normalize='mean'), MgdTerm(levels=('p4',), weight=1.0)
+    losses = []
+    for term in terms:
+        torch.manual_seed(3)
+        distiller = Distiller([term], student=STUDENT, teacher=TEACHER)
+        generator = torch.Generator().manual_seed(0)
+        losses.append(distiller(student, teacher, masks, generator=generator)['distill/mgd/p4'].item())
+    assert losses[1] == pytest.approx(losses[0] * 4 * 50 * 68, rel=1e-5)
+
+
+def test_several_terms_train_all_their_layers() -> None:
+    student, teacher, masks = random_maps()
+    for values in student.values():
+        values.requires_grad_()
+    terms: list[Term] = [MaskedMseTerm(levels=('p3',), adapter='always'), MgdTerm(levels=('p3', 'p4'))]
+    distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
+    losses = distiller(student, teacher, masks)
+    assert list(losses) == ['distill/masked_mse/p3', 'distill/mgd/p3', 'distill/mgd/p4']
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in distiller.parameters())
+    assert student['p3'].grad is not None
+    assert student['p5'].grad is None
+
+
+@pytest.mark.parametrize('term', [MaskedMseTerm(adapter='always'), MgdTerm()])
+def test_nothing_valid_trains_nothing(term: Term) -> None:
+    student, teacher, masks = random_maps()
+    masks = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    student, teacher = ({name: values * math.nan for name, values in maps.items()} for maps in (student, teacher))
+    distiller = Distiller([term], student=STUDENT, teacher=TEACHER)
+    losses = distiller(student, teacher, masks)
+    assert [loss.item() for loss in losses.values()] == [0, 0]
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in distiller.parameters())
+
+
+def test_same_seed_same_layers_and_losses() -> None:
+    student, teacher, masks = random_maps()
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(8)
+        distiller = Distiller([MaskedMseTerm(), MgdTerm()], student=STUDENT, teacher=TEACHER)
+        runs.append(distiller(student, teacher, masks, generator=torch.Generator().manual_seed(1)))
+    assert all(torch.equal(loss, runs[1][name]) for name, loss in runs[0].items())
+
+
+def test_a_loss_twice_on_a_level() -> None:
+    with pytest.raises(InputError, match='masked_mse on p3 twice'):
+        Distiller([MaskedMseTerm(), MaskedMseTerm(levels=('p3',))], student=STUDENT, teacher=TEACHER)
+
+
+def test_a_teacher_that_was_not_padded_to_the_batch() -> None:
+    student, teacher, masks = random_maps()
+    teacher['p4'] = teacher['p4'][..., :-1]
+    distiller = Distiller([MaskedMseTerm()], student=STUDENT, teacher=TEACHER)
+    with pytest.raises(InputError, match=r'p4 of the teacher has the shape \(2, 4, 3, 4\), wanted \(2, 4, 3, 5\)'):
+        distiller(student, teacher, masks)
+
+
+@pytest.mark.parametrize('owner', ['student', 'teacher', 'masks'])
+def test_a_missing_map(owner: str) -> None:
+    maps: Mapping[str, Maps] = dict(zip(('student', 'teacher', 'masks'), random_maps(), strict=True))
+    del maps[owner]['p4']
+    distiller = Distiller([MaskedMseTerm()], student=STUDENT, teacher=TEACHER)
+    with pytest.raises(InputError, match=f'{owner} gives p'):
+        distiller(**maps)

@@ -1,0 +1,44 @@
+"""Levels are paired by stride."""
+
+import pytest
+
+from mtpd.errors import InputError
+from mtpd.losses.match import LevelPair, match_levels
+from mtpd.pyramid import Level, level_name
+
+
+def levels(*strides: int, channels: int = 8) -> list[Level]:
+    return [Level(level_name(stride), stride, channels) for stride in strides]
+
+
+RETINANET, MASK_RCNN = levels(8, 16, 32, 64, 128), levels(4, 8, 16, 32, channels=256)
+
+
+def test_all_shared_levels_whatever_their_index() -> None:
+    pairs = match_levels(RETINANET, MASK_RCNN)
+    assert [pair.name for pair in pairs] == ['p3', 'p4', 'p5']
+    assert pairs[0] == LevelPair(student=RETINANET[0], teacher=MASK_RCNN[1])
+
+
+def test_wanted_levels_in_the_order_asked_for() -> None:
+    assert [pair.name for pair in match_levels(RETINANET, MASK_RCNN, wanted=['p5', 'p3'])] == ['p5', 'p3']
+
+
+def test_strides_that_are_no_power_of_two() -> None:
+    assert [pair.name for pair in match_levels(levels(14, 28), levels(28))] == ['s28']
+
+
+@pytest.mark.parametrize('missing', ['p2', 'p7', 'p9'])
+def test_a_level_that_one_side_lacks(missing: str) -> None:
+    with pytest.raises(InputError) as caught:
+        match_levels(RETINANET, MASK_RCNN, wanted=['p3', missing])
+    message = str(caught.value)
+    assert message == (
+        f'cannot distil {missing}: the student has p3, p4, p5, p6, p7, the teacher p2, p3, p4, p5; '
+        f'choose levels from p3, p4, p5'
+    )
+
+
+def test_nothing_shared() -> None:
+    with pytest.raises(InputError, match='share no level to distil: the student has p3, the teacher p4, p5;'):
+        match_levels(levels(8), levels(16, 32))

@@ -1,0 +1,51 @@
+"""`mtpd-train`: the command line. Imports nothing heavy, so that --help is instant."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtpd import outcome
+
+EXAMPLES = """
+\b
+Examples:
+  mtpd-train stage1.yaml stage2.yaml --out runs/progressive
+  mtpd-train stage1.yaml --out runs/try --set optim.lr=0.005 --set data.workers=8 --dry-run
+  mtpd-train stage1.yaml stage2.yaml --out runs/progressive --resume
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.argument('stages', nargs=-1, required=True, metavar='STAGE.yaml...', type=click.Path(path_type=Path))
+@click.option(
+    '--out', required=True, type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Folder of the run.'
+)
+@click.option(
+    '--set',
+    'overrides',
+    multiple=True,
+    metavar='KEY.PATH=VALUE',
+    help='Change a setting of every stage; may be repeated.',
+)
+@click.option('--resume', is_flag=True, help='Go on with the run in RUN from its last finished epoch.')
+@click.option('--dry-run', is_flag=True, help='Check all stages, caches and data, print the plan, train nothing.')
+@click.option('--print-config', is_flag=True, help='Print every stage with all its defaults and stop.')
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
+def main(verbose: bool, **options: Any) -> None:
+    """Train a student in stages, each learning from one teacher's cache, or from none.
+
+    Stage k starts from the student of stage k-1. RUN gets student.pth, which mmdet loads, metrics.jsonl and run.json.
+    Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+    """
+    try:
+        from mtpd_train.run import run
+
+        run(options)
+    except BaseException as error:
+        if verbose and not isinstance(error, outcome.Interrupted):
+            raise
+        click.echo(f'Error: {outcome.message(error)}', err=True)
+        sys.exit(outcome.exit_code(error))

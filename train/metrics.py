@@ -1,0 +1,141 @@
+"""`metrics.jsonl`: what a run measured, one JSON object a line; plots and tables are made from it.
+
+Every record has `kind`, `stage` (from 1), `step` (optimizer steps of the stage so far) and `epoch` (from 1).
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from mtpd.errors import InputError
+from mtpd.files import write_atomically
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """What the training steps since the last record did.
+
+    Attributes:
+        kind: `train`.
+        stage: number of the stage, from 1.
+        step: optimizer steps of the stage so far.
+        epoch: epoch that the step belongs to, from 1.
+        losses: each loss by name, weighted as it entered the sum, and `total`; means since the last record.
+        lr: learning rate of the last step.
+        images_per_second: training images per second, since the last record.
+        data_wait: share of that time in which the step waited for data, from 0 to 1.
+        peak_memory: largest memory that tensors took on the GPU, in bytes; None on a CPU.
+        grad_norm: L2 norm of the last gradient before clipping; None where it was not computed.
+    """
+
+    kind: ClassVar[str] = 'train'
+
+    stage: int
+    step: int
+    epoch: int
+    losses: Mapping[str, float]
+    lr: float
+    images_per_second: float
+    data_wait: float
+    peak_memory: int | None = None
+    grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation of the student.
+
+    Attributes:
+        kind: `evaluation`.
+        stage: number of the stage, from 1.
+        step: optimizer steps of the stage so far.
+        epoch: epochs trained.
+        metrics: COCO's numbers by name, such as `box/AP`, from 0 to 1; -1 is COCO's word for "nothing to find".
+        seconds: duration of the evaluation.
+    """
+
+    kind: ClassVar[str] = 'evaluation'
+
+    stage: int
+    step: int
+    epoch: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+class MetricsLog:
+    """Appends records to a file, each one whole and visible to readers at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens `path` for appending; its folder is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open('a', encoding='utf-8')
+
+    def write(self, record: TrainRecord | EvaluationRecord) -> None:
+        """Appends a record. JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`."""
+        content, not_finite = _finite({'kind': record.kind, **dataclasses.asdict(record)})
+        if not_finite:
+            content['not_finite'] = not_finite
+        self._file.write(json.dumps(content, allow_nan=False) + '\n')
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def truncate_metrics(path: Path, *, stage: int, step: int) -> None:
+    """Drops the records after a checkpoint, so that a resumed run writes them again and none stands twice.
+
+    The last line may be torn, as after a kill; it is dropped too. A missing file is left missing.
+
+    Args:
+        path: the `metrics.jsonl`.
+        stage: stage of the checkpoint, from 1.
+        step: step of the checkpoint; its own records stay.
+
+    Raises:
+        InputError: a line other than the last is no record.
+    """
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            place = record['stage'], record['step']
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise InputError(f'{path} line {number} is no metrics record; move the file away to resume') from None
+        if line.endswith(b'\n') and place <= (stage, step):
+            kept.append(line)
+    if len(kept) < len(lines):
+        write_atomically(path, b''.join(kept))
+
+
+def _finite(values: Mapping[str, Any], prefix: str = '') -> tuple[dict[str, Any], list[str]]:
+    """Copies nested values with null for what is not finite, and the dotted names of those."""
+    content: dict[str, Any] = {}
+    not_finite: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            content[name], inner = _finite(value, f'{prefix}{name}.')
+            not_finite += inner
+        elif isinstance(value, float) and not math.isfinite(value):
+            content[name] = None
+            not_finite.append(f'{prefix}{name}')
+        else:
+            content[name] = value
+    return content, not_finite

@@ -1,0 +1,117 @@
+"""Reads stage files: YAML, overrides from the command line, checks. All problems of all files come in one error."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from mtpd.errors import InputError
+from mtpd_train.settings import StageSettings
+from mtpd_train.stage_problems import Problem, explain, line_of, table
+
+
+def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list[StageSettings]:
+    """Reads and checks the stages of a run.
+
+    Args:
+        paths: stage files, in the order of training.
+        overrides: `key.path=value` with a YAML value, each set in every stage; `distill.0.weight=1` reaches into a
+            list.
+
+    Raises:
+        InputError: a file cannot be read or says something wrong; the text has every problem of every file.
+    """
+    stages: list[StageSettings] = []
+    errors: list[str] = []
+    for index, path in enumerate(paths):
+        try:
+            stages.append(_load_stage(path, overrides, is_first=index == 0))
+        except InputError as error:
+            errors.append(str(error))
+    if errors:
+        raise InputError('\n'.join(errors))
+    return stages
+
+
+def dump_stage(stage: StageSettings) -> str:
+    """A stage with all its defaults as YAML that `load_stages` reads as the same stage."""
+    return OmegaConf.to_yaml(OmegaConf.create(stage.model_dump(mode='json')))
+
+
+def _load_stage(path: Path, overrides: Sequence[str], *, is_first: bool) -> StageSettings:
+    root, config = _read_yaml(path)
+    _unfold_model(config)
+    changed = [_override(config, override) for override in overrides]
+    try:
+        content = OmegaConf.to_container(config, resolve=True)
+        # Through JSON, whose lists and texts are what strict tuples and paths accept.
+        stage = StageSettings.model_validate_json(json.dumps(content, default=str))
+    except OmegaConfBaseException as error:
+        raise InputError(f'{path}: {_first_line(error)}') from None
+    except ValidationError as error:
+        raise InputError(table(path, explain(error, content, root=root, overridden=changed))) from None
+    if stage.init.inherit and stage.init.checkpoint is None and not is_first:
+        text = (
+            "would put the teacher's weights over what the stage before has learned; "
+            'remove it, or set init.checkpoint to start from other weights'
+        )
+        raise InputError(table(path, [Problem(line_of(root, ('init', 'inherit')), 'init.inherit', text)]))
+    return stage
+
+
+def _read_yaml(path: Path) -> tuple[yaml.Node, DictConfig]:
+    """The file twice: as nodes, which know their lines, and as values."""
+    try:
+        text = path.read_text(encoding='utf-8')
+    except FileNotFoundError:
+        raise InputError(f'there is no stage file {path}; check the path') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'cannot read the stage file {path}: {error}') from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise InputError(f'the stage file {path} is empty; it needs at least `student` and `optim`')
+        if not isinstance(node, yaml.MappingNode):
+            raise InputError(f'the stage file {path} must hold `key: value` lines, found a {node.id}')
+        config = OmegaConf.create(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f' line {mark.line + 1}' if mark else ''
+        raise InputError(f'{path}{where}: {error.problem or error.context}; mend the YAML') from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f'{path}: {_first_line(error)}; mend the YAML') from None
+    assert isinstance(config, DictConfig)
+    return node, config
+
+
+def _unfold_model(config: DictConfig) -> None:
+    """Turns `model: {backbone.depth: 18}` into nested mappings, so that overrides can reach into it."""
+    model = config.get('model')
+    if isinstance(model, DictConfig):
+        config['model'] = {}
+        for key, value in model.items():
+            OmegaConf.update(config['model'], str(key), value, force_add=True)
+
+
+def _override(config: DictConfig, override: str) -> str:
+    """Sets one `key.path=value` in place and returns the key."""
+    key, separator, value = override.partition('=')
+    if not separator or not key:
+        raise InputError(f'--set {override}: expected key.path=value')
+    try:
+        OmegaConf.update(config, key, OmegaConf.from_dotlist([f'value={value}'])['value'], force_add=True)
+    except yaml.YAMLError:
+        raise InputError(f'--set {override}: the value is not valid YAML') from None
+    except IndexError:
+        raise InputError(f'--set {override}: the list has no entry of that number (the first is 0)') from None
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise InputError(f'--set {override}: {_first_line(error)}') from None
+    return key
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split('\n', maxsplit=1)[0]

@@ -1,0 +1,177 @@
+"""Says what is wrong in a stage file in plain words: line, key, what was found and what was wanted."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mtpd_train.settings import StageSettings
+
+Key = tuple[str | int, ...]
+
+# Texts by pydantic's error types; {found} is the offending value, the other names come from pydantic's context.
+_TEXTS = {
+    'missing': 'is missing',
+    'int_type': 'expected a whole number, got {found}',
+    'int_from_float': 'expected a whole number, got {found}',
+    'float_type': 'expected a number, got {found}',
+    'finite_number': 'expected a finite number, got {found}',
+    'bool_type': 'expected true or false, got {found}',
+    'string_type': 'expected a text, got {found}',
+    'path_type': 'expected a path, got {found}',
+    'tuple_type': 'expected a list, got {found}',
+    'dict_type': 'expected a mapping, got {found}',
+    'model_type': 'expected a mapping, got {found}',
+    'model_attributes_type': 'expected a mapping, got {found}',
+    'string_too_short': 'must not be empty',
+    'too_short': 'must have at least {min_length} entries, got {actual_length}',
+    'too_long': 'must have at most {max_length} entries, got {actual_length}',
+    'greater_than': 'must be greater than {gt:g}, got {found}',
+    'greater_than_equal': 'must be at least {ge:g}, got {found}',
+    'less_than': 'must be less than {lt:g}, got {found}',
+    'less_than_equal': 'must be at most {le:g}, got {found}',
+    'literal_error': 'must be {expected}, got {found}',
+    'string_pattern_mismatch': 'expected a level such as p3, got {found}',
+    'union_tag_invalid': 'loss must be one of {expected_tags}, got the text {tag!r}',
+    'union_tag_not_found': 'needs the key `loss`, got {found}',
+    'value_error': '{error}',
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a stage file.
+
+    Attributes:
+        line: line in the file, from 1; None when the value comes from the command line.
+        key: dotted path of the key; empty for the stage as a whole.
+        text: found, wanted and, where one can guess, the next step.
+    """
+
+    line: int | None
+    key: str
+    text: str
+
+
+def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden: Sequence[str]) -> list[Problem]:
+    """The problems that pydantic found, in the order of the file.
+
+    Args:
+        error: what pydantic raised for `content`.
+        content: the stage as plain values, overrides applied.
+        root: the file's YAML nodes.
+        overridden: dotted keys that the command line set.
+    """
+    problems = []
+    for detail in error.errors(include_url=False):
+        key = _plain_key(detail, content)
+        dotted = '.'.join(str(part) for part in key)
+        line = None if _is_overridden(dotted, detail, overridden) else line_of(root, key)
+        problems.append(Problem(line, dotted, _text(detail, key)))
+    return sorted(problems, key=lambda problem: (problem.line is None, problem.line))
+
+
+def table(path: Path, problems: Sequence[Problem]) -> str:
+    """The problems of one file under one heading, in columns."""
+    places = [f'line {problem.line}' if problem.line is not None else '--set' for problem in problems]
+    place_width = max(len(place) for place in places)
+    key_width = max(len(problem.key) for problem in problems)
+    number = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
+    rows = [
+        f'  {place:{place_width}}  {problem.key:{key_width}}  {problem.text}'
+        for place, problem in zip(places, problems, strict=True)
+    ]
+    return '\n'.join([f'{path} has {number}', *rows])
+
+
+def _plain_key(detail: ErrorDetails, content: Any) -> Key:
+    """The path in the file: pydantic's own also names the members of unions that it went through."""
+    key: list[str | int] = []
+    value = content
+    for part in detail['loc']:
+        if isinstance(part, int) and isinstance(value, list):
+            key.append(part)
+            value = value[part] if part < len(value) else None
+        elif isinstance(value, dict) and part in value:
+            key.append(part)
+            value = value[part]
+        elif detail['type'] == 'missing' and part == detail['loc'][-1]:
+            key.append(part)
+    return tuple(key)
+
+
+def _is_overridden(dotted: str, detail: ErrorDetails, overridden: Sequence[str]) -> bool:
+    """Whether the command line set the key, or made an unknown section by setting a key inside it."""
+    if detail['type'] == 'extra_forbidden' and any(changed.startswith(f'{dotted}.') for changed in overridden):
+        return True
+    return any(f'{dotted}.'.startswith(f'{changed}.') for changed in overridden)
+
+
+def line_of(root: yaml.Node, key: Key) -> int:
+    """Line of a key, or of the nearest key around it that the file has."""
+    line, node = root.start_mark.line, root
+    for part in key:
+        if isinstance(node, yaml.MappingNode):
+            found = [pair for pair in node.value if pair[0].value == str(part)]
+            if not found:
+                break
+            line, node = found[0][0].start_mark.line, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line
+        else:
+            break
+    return int(line) + 1
+
+
+def _text(detail: ErrorDetails, key: Key) -> str:
+    if detail['type'] == 'extra_forbidden':
+        known = _known_keys(detail['loc'][:-1])
+        close = difflib.get_close_matches(str(key[-1]), known, n=1)
+        return f'unknown key; did you mean {close[0]}?' if close else f'unknown key; known are {", ".join(known)}'
+    template = _TEXTS.get(detail['type'])
+    if template is None:
+        return f'{detail["msg"]}, got {_describe(detail["input"])}'
+    return template.format(found=_describe(detail['input']), **detail.get('ctx', {}))
+
+
+def _known_keys(location: Key) -> list[str]:
+    """Keys of the section at a location of pydantic's, found in the types of `StageSettings`."""
+    sections: list[type[BaseModel]] = [StageSettings]
+    for part in location:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if fields:
+            sections = [model for field in fields for model in _models(field.annotation)]
+        else:  # The index of a list's item, which has no field, or the kind of a loss, which picks one.
+            sections = [section for section in sections if part in _kinds(section)] or sections
+    return [key for section in sections for key in section.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _kinds(section: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(section.model_fields['loss'].annotation) if 'loss' in section.model_fields else ()
+
+
+def _describe(value: Any) -> str:
+    """A value as a user would say it: its kind matters, since '12' is not 12."""
+    if value is None:
+        return 'nothing'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'the text {value!r}'
+    if isinstance(value, dict):
+        return f'a mapping of {", ".join(map(str, value))}' if value else 'an empty mapping'
+    if isinstance(value, list):
+        return f'the list {value}'
+    return str(value)

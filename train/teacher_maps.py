@@ -1,0 +1,54 @@
+"""The teacher's maps of a batch, from the cache, on the student's grid."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mtpd.cache import CacheReader
+from mtpd.cache.codecs import EncodedMaps, decode
+from mtpd.geometry import Size
+from mtpd.losses.valid_mask import valid_cells
+from mtpd.pyramid import Level
+from mtpd_train.sampling import Request
+
+Encoded = Mapping[str, EncodedMaps]
+
+
+def read_batch(cache: CacheReader, batch: Sequence[Request], *, levels: Sequence[str]) -> list[Encoded]:
+    """The codes of every image of a batch; runs in a thread while the step before is computed."""
+    return [cache.read_encoded(request.image_id, request.view, levels=levels) for request in batch]
+
+
+def batch_maps(
+    encoded: Sequence[Encoded], *, levels: Sequence[Level], padded: Size, device: torch.device
+) -> dict[str, Tensor]:
+    """Level name -> float32 maps (B, C, H, W) on `device`.
+
+    An image's map covers its own padded input; the batch may be padded further, and the cells beyond are zero. They,
+    like all padding, are masked out of every loss.
+    """
+    maps = {}
+    for level in levels:
+        height, width = level.grid(*padded)
+        decoded = [decode(_moved(one[level.name], device)) for one in encoded]
+        maps[level.name] = torch.stack(
+            [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in decoded]
+        )
+    return maps
+
+
+def batch_masks(
+    resized: Sequence[Size], *, levels: Sequence[Level], padded: Size, device: torch.device
+) -> dict[str, Tensor]:
+    """Level name -> bool (B, 1, H, W), true at cells that see the image."""
+    return {
+        level.name: valid_cells(resized, stride=level.stride, grid=level.grid(*padded), device=device)
+        for level in levels
+    }
+
+
+def _moved(encoded: EncodedMaps, device: torch.device) -> EncodedMaps:
+    scale = None if encoded.scale is None else encoded.scale.to(device, non_blocking=True)
+    return EncodedMaps(encoded.codes.to(device, non_blocking=True), scale)
