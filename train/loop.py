@@ -90,7 +90,7 @@ def train_stage(stage: Stage, place: Place) -> None:
                 with torch.autocast(device.type, PRECISIONS[optim.precision], enabled=optim.precision != 'fp32'):
                     losses = step_losses(stage, samples, encoded, device=device)
                     total = torch.stack(list(losses.values())).sum()
-                scaler.scale(total / optim.accumulate).backward()
+                torch.autograd.backward(scaler.scale(total / optim.accumulate))
                 meter.add(losses, num_images=len(samples))
                 bar.update(len(samples))
                 if place.stop:
@@ -101,11 +101,14 @@ def train_stage(stage: Stage, place: Place) -> None:
                 if optim.grad_clip is not None:
                     scaler.unscale_(optimizer)
                     meter.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip)
+                loss_scale = scaler.get_scale()
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 lr = schedule.get_last_lr()[0]
-                schedule.step()
+                # A scale that fell means that the gradient overflowed and the optimizer took no step.
+                if scaler.get_scale() >= loss_scale:
+                    schedule.step()
                 step += 1
                 if step % LOG_EVERY == 0 or number + 1 == len(batches):
                     record = meter.record(

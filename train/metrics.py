@@ -28,7 +28,7 @@ class TrainRecord:
         lr: learning rate of the last step.
         images_per_second: training images per second, since the last record.
         data_wait: share of that time in which the step waited for data, from 0 to 1.
-        peak_memory: largest memory that tensors took on the GPU, in bytes; None on a CPU.
+        peak_memory: in bytes, the most that tensors have taken on the GPU; on a CPU the most that the process has.
         grad_norm: L2 norm of the last gradient before clipping; None where it was not computed.
     """
 
@@ -41,7 +41,7 @@ class TrainRecord:
     lr: float
     images_per_second: float
     data_wait: float
-    peak_memory: int | None = None
+    peak_memory: int
     grad_norm: float | None = None
 
 

@@ -134,7 +134,7 @@ class DataSettings(_Section):
     flip: Share = 0.5
     """Probability of mirroring a training image."""
     geometry: GeometrySettings | None = None
-    """Resize and padding of a stage without a cache; null: 1333x800, or what the cache was made with."""
+    """Resize and padding of a stage without a cache; null: those of the student's config, or of the cache."""
 
 
 class OptimSettings(_Section):

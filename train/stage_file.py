@@ -33,7 +33,7 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
         except InputError as error:
             errors.append(str(error))
     if errors:
-        raise InputError('\n'.join(errors))
+        raise InputError('\n'.join(dict.fromkeys(errors)))  # A wrong override says the same for every file.
     return stages
 
 
@@ -98,7 +98,7 @@ def _unfold_model(config: DictConfig) -> None:
 
 
 def _override(config: DictConfig, override: str) -> str:
-    """Sets one `key.path=value` in place and returns the key."""
+    """Sets one `key.path=value` in place and returns the key, with dots alone."""
     key, separator, value = override.partition('=')
     if not separator or not key:
         raise InputError(f'--set {override}: expected key.path=value')
@@ -110,7 +110,7 @@ def _override(config: DictConfig, override: str) -> str:
         raise InputError(f'--set {override}: the list has no entry of that number (the first is 0)') from None
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(f'--set {override}: {_first_line(error)}') from None
-    return key
+    return key.replace('[', '.').replace(']', '')
 
 
 def _first_line(error: Exception) -> str:

@@ -140,7 +140,9 @@ def test_variance_against_the_formula(offset: float) -> None:
     _, teacher, mask = random_maps((2, 8, 25, 34))
     teacher = teacher + offset
     valid = teacher.double()[mask.expand_as(teacher)]
-    assert masked_variance(teacher, mask).item() == pytest.approx(valid.var(correction=0).item(), rel=1e-5)
+    variance = masked_variance(teacher.requires_grad_(), mask)
+    assert variance.item() == pytest.approx(valid.var(correction=0).item(), rel=1e-5)
+    assert not variance.requires_grad
 
 
 def test_variance_of_maps_without_any() -> None:

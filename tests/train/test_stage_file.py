@@ -123,6 +123,8 @@ def test_overrides_reach_every_stage(tmp_path: Path) -> None:
     for path in paths:
         path.write_text(PLAIN)
     assert [stage.seed for stage in load_stages(paths, overrides=['seed=5'])] == [5, 5]
+    with pytest.raises(InputError, match=r'^--set seed: expected key\.path=value$'):
+        load_stages(paths, overrides=['seed'])
 
 
 def test_dotted_and_nested_model_keys_and_overrides_are_one(load: Loader) -> None:
@@ -155,8 +157,8 @@ optim:
   epochs: '12'
   lr: true
 """
-    assert load.problems(text, 'seed=x', 'evaluate.evry=2', 'data.worker=3') == """\
-stage.yaml has 16 problems
+    assert load.problems(text, 'seed=x', 'evaluate.evry=2', 'data.worker=3', 'distill[0].weight=-1') == """\
+stage.yaml has 17 problems
 line 3 init.checkpoint expected a text, got 3
 line 3 init.inherit.0 must be 'neck' or 'head', got the text 'nek'
 line 6 distill.0.levels.1 expected a level such as p3, got the text 'q4'
@@ -170,6 +172,7 @@ line 13 data.workers expected a whole number, got 1.5
 line 15 optim.weight_decy unknown key; did you mean weight_decay?
 line 16 optim.epochs expected a whole number, got the text '12'
 line 17 optim.lr expected a number, got true
+--set distill.0.weight must be at least 0, got -1
 --set data.worker unknown key; did you mean workers?
 --set evaluate.evry unknown key; did you mean every?
 --set seed expected a whole number, got the text 'x'"""

@@ -6,6 +6,10 @@ cells for every kernel position; `mask` is (B, D * K, H', W'). A position outsid
 torchvision's CPU kernel reads memory outside of the map for a NaN offset and the process ends. So here a NaN offset
 is moved out of the map, where it contributes nothing, and the output is made NaN at each cell that used one.
 Infinite offsets lie outside of the map, like very large ones.
+
+mmcv's modulated kernel takes offsets and masks of any size and addresses each image's values as if they had the
+output's size. DyHead hands it larger ones, and its published weights were trained on what the kernel then reads: the
+first values of each image. So the modulated form here reads the same.
 """
 
 from dataclasses import dataclass
@@ -140,6 +144,8 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Fills `output`."""
     shape = Shape((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
+    size = (output.shape[2], output.shape[3])
+    offset, mask = _values_read(offset, size), _values_read(mask, size)
     output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, shape))
 
 
@@ -172,9 +178,13 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Fills all gradients; `grad_bias` only `with_bias`."""
     shape = Shape((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
+    size = (grad_output.shape[2], grad_output.shape[3])
+    offset, mask = _values_read(offset, size), _values_read(mask, size)
     gradients = _backward(grad_output, input, weight, offset, mask, shape)
-    for target, gradient in zip((grad_input, grad_weight, grad_offset, grad_mask), gradients[:4], strict=True):
-        target.copy_(gradient)
+    grad_input.copy_(gradients[0])
+    grad_weight.copy_(gradients[1])
+    grad_offset.copy_(_padded_like(grad_offset, gradients[2]))
+    grad_mask.copy_(_padded_like(grad_mask, gradients[3]))
     if with_bias:
         grad_bias.copy_(gradients[4])
 
@@ -207,6 +217,22 @@ def _backward(
         grad_output, input, weight, _moved_outside(offset), mask, bias, *shape.arguments(), modulated
     )
     return gradients
+
+
+def _values_read(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """What mmcv's modulated kernel reads of offsets or masks (B, c, h, w) for an output of `size`."""
+    channels, height, width = values.shape[1:]
+    if height < size[0] or width < size[1]:
+        return values  # torchvision refuses it; mmcv reads beyond its end
+    number = channels * size[0] * size[1]
+    return values.flatten(1)[:, :number].reshape(-1, channels, *size)
+
+
+def _padded_like(target: Tensor, gradient: Tensor) -> Tensor:
+    """`gradient` of the values that were read, followed by zeros for the others."""
+    padded = torch.zeros(len(target), target[0].numel(), dtype=gradient.dtype, device=gradient.device)
+    padded[:, : gradient[0].numel()] = gradient.flatten(1)
+    return padded.view_as(target)
 
 
 def _moved_outside(offset: Tensor) -> Tensor:

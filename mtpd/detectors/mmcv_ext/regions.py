@@ -37,9 +37,12 @@ def finite_regions(
     Coordinates beyond `FAR` cells, or beyond `ADAPTIVE_LIMIT` map sides when `sampling_ratio` is 0 or less, are
     clamped to that; regions that are not finite are moved out of the map.
     """
-    limit = FAR if sampling_ratio > 0 else float(ADAPTIVE_LIMIT * max(map_size))
-    limit /= spatial_scale
+    adaptive = sampling_ratio <= 0
+    limit = (float(ADAPTIVE_LIMIT * max(map_size)) if adaptive else FAR) / spatial_scale
     index, boxes = rois[:, :1], rois[:, 1:]
     unusable = ~torch.isfinite(boxes).all(dim=1)
     boxes = boxes.clamp(-limit, limit).masked_fill(unusable[:, None], -limit)
+    if adaptive:
+        # An inverted side means a negative number of samples: none by the definition, an exception in torchvision.
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2])], dim=1)
     return torch.cat([index, boxes], dim=1), unusable
