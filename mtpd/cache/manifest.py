@@ -6,7 +6,7 @@ pydantic validates it, so that a damaged or hostile manifest is refused before a
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,8 +17,8 @@ from mtpd.files import canonical_json, sha256_bytes, write_atomically
 from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
 
-FORMAT = 'mtpd-cache'
-VERSION = 1
+FORMAT: Final = 'mtpd-cache'
+VERSION: Final = 1
 MANIFEST_FILE = 'manifest.json'
 
 Positive = Annotated[int, Field(gt=0)]

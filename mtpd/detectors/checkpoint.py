@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 WRAPPERS = ('state_dict', 'model', 'model_state_dict')
 # What DistributedDataParallel puts before every name.
 MODULE = 'module.'
-# Copies that a moving average keeps beside the weights, and normalisation constants that mmdet reads from its config.
-IGNORED = ('ema_', 'data_preprocessor.')
+# Copies that a moving average keeps beside the weights, normalisation constants that mmdet reads from its config, and
+# language models, which detectors are built without.
+IGNORED = ('ema_', 'data_preprocessor.', 'language_model.')
 COUNTER = 'num_batches_tracked'
 NAMES_SHOWN = 3
 

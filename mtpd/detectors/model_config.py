@@ -1,14 +1,17 @@
 """Edits of a model's config (nested dicts and lists, in place) before mmdet builds it."""
 
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mtpd.detectors.language import NoLanguageModel
 from mtpd.errors import InputError
 
 PRETRAINED = 'Pretrained'
 SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN'}
+BN_EPSILON = 1e-5  # PyTorch's default
 # These classify something else than the data set's classes: object or not, or the classes of a stuff map.
 OTHER_HEADS = {'rpn_head', 'semantic_head'}
 CLASSIFYING_HEADS = ('bbox_head', 'mask_head', 'point_head', 'mask_iou_head', 'glbctx_head', 'segm_head')
@@ -38,6 +41,14 @@ def make_buildable(config: Any, *, zoo_folder: Path) -> None:
     for node in _dicts(config):
         if node.get('type') in SYNCHRONISED_NORMS:
             node['type'] = 'BN'
+        # BatchNorm without an epsilon (NAS-FCOS) is refused by PyTorch in training.
+        if node.get('type') == 'BN' and node.get('eps') == 0:
+            node['eps'] = BN_EPSILON
+        # Only saves memory in training, by way of a package that is seldom installed.
+        if 'num_cp' in node and importlib.util.find_spec('fairscale') is None:
+            node['num_cp'] = 0
+        if 'language_model' in node:
+            node['language_model'] = {'type': NoLanguageModel}
         # mmdet resolves this against the working directory.
         teacher = node.get('teacher_config')
         if isinstance(teacher, str) and not Path(teacher).is_file():

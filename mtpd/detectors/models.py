@@ -28,7 +28,7 @@ def load_config(reference: str) -> Any:
     try:
         config = Config.fromfile(str(path))
     except ImportError as error:
-        raise UnavailableError(f'config {path} needs a package that is not installed: {_line(error)}') from error
+        raise UnavailableError(f'config {path} needs {_missing_package(error)}') from error
     # A config is a program: it can fail in any way.
     except Exception as error:
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: {_line(error)}') from error
@@ -64,7 +64,7 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
     try:
         model: Any = MODELS.build(model_config)
     except ImportError as error:
-        raise UnavailableError(f'{_name(config)} needs a package that is not installed: {_line(error)}') from error
+        raise UnavailableError(f'{_name(config)} needs {_missing_package(error)}') from error
     except (AssertionError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
         raise InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}') from error
     if init_weights:
@@ -87,6 +87,16 @@ def backbone_pretrained(config: Any) -> str | None:
 
 def _name(config: Any) -> str:
     return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {config.model.get("type")}'
+
+
+def _missing_package(error: ImportError) -> str:
+    cause: BaseException = error
+    while (deeper := cause.__cause__ or cause.__context__) is not None:
+        cause = deeper
+    package = cause.name.split('.')[0] if isinstance(cause, ModuleNotFoundError) and cause.name else None
+    if package is None:
+        return f'a package that cannot be imported: {_line(cause)}'
+    return f'the package {package}, which is not installed: pip install {package}'
 
 
 def _line(error: BaseException) -> str:

@@ -1,0 +1,41 @@
+"""The table at the end of the demo: AP, speed and cache size, read from what the runs wrote.
+
+python scripts/demo_table.py FOLDER
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+RUNS = ('teacher_weak', 'teacher_strong', 'alone', 'direct', 'progressive')
+CACHES = {'direct': ('strong',), 'progressive': ('weak', 'strong')}
+
+
+def read_run(folder: Path) -> tuple[float, float]:
+    """The last box AP (0..100) and the median training speed (images/s) of a run."""
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    ap = [record['metrics']['box/AP'] for record in records if record['kind'] == 'evaluation'][-1]
+    speed = statistics.median(record['images_per_second'] for record in records if record['kind'] == 'train')
+    return 100 * ap, speed
+
+
+def cache_megabytes(folder: Path) -> float:
+    """Size of a cache on disk, MB."""
+    return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6
+
+
+def main(folder: Path) -> None:
+    """Prints a row for each run, and last the line of the students' AP."""
+    aps = {}
+    print(f'{"run":<16}{"box AP":>8}{"images/s":>10}{"cache MB":>10}')
+    for name in RUNS:
+        aps[name], speed = read_run(folder / name)
+        size = sum(cache_megabytes(folder / 'cache' / cache) for cache in CACHES.get(name, ()))
+        print(f'{name:<16}{aps[name]:>8.1f}{speed:>10.1f}{f"{size:.1f}" if size else "-":>10}')
+    students = ', '.join(f'{name} {aps[name]:.1f}' for name in ('alone', 'direct', 'progressive'))
+    print(f'student AP: {students}')
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else 'demo'))
