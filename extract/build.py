@@ -1,20 +1,23 @@
 """From the command line's options to the plain values that the work needs."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from mtpd.cache.codecs import CodecName, bytes_per_element
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
-from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
+from mtpd.data.coco import CocoImage, CocoSet, image_path, missing_images, read_annotations
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights, state_sha256
 from mtpd.environment import choose_device, describe_device, versions
 from mtpd.errors import InputError
 from mtpd.files import canonical_json, sha256_bytes
+from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
 
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'numpy')
@@ -26,19 +29,23 @@ class Extraction:
 
     Attributes:
         teacher: the network.
+        device: what it runs on.
         levels: the levels to store, a subset of the teacher's.
         codec, views: how and what is stored.
         plan: which image goes where.
         description: what the manifest will say.
+        teacher_weights: the neck and head, as a safetensors file.
         paths: image id -> file.
     """
 
     teacher: Teacher
+    device: torch.device
     levels: tuple[Level, ...]
     codec: CodecName
     views: tuple[ViewName, ...]
     plan: CachePlan
     description: Description
+    teacher_weights: bytes
     paths: Mapping[int, Path]
 
 
@@ -59,22 +66,17 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     teacher = load_teacher(
         options['teacher'],
         checkpoint=options['checkpoint'],
-        options=InputOptions(
-            options['scale'],
-            options['mean'],
-            options['std'],
-            options['channel_order'],
-            options['pad_divisor'],
-            options['pad_value'],
-        ),
+        options=InputOptions(**{field.name: options[field.name] for field in fields(InputOptions)}),
         device=device,
         trust_checkpoint=options['trust_checkpoint'],
     )
+    geometry = teacher.preprocessing.geometry
+    _require_pixels(selected, geometry)
     levels = _select_levels(teacher, options['levels'])
     codec: CodecName = options['codec']
     plan = plan_cache(
         [SourceImage(image.id, (image.height, image.width)) for image in selected],
-        geometry=teacher.preprocessing.geometry,
+        geometry=geometry,
         levels=levels,
         bytes_per_element=bytes_per_element(codec),
         shard_bytes=int(options['shard_mb'] * 2**20),
@@ -85,10 +87,19 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         levels=levels,
         codec=codec,
         views=options['views'],
-        geometry=teacher.preprocessing.geometry,
+        geometry=geometry,
     )
-    paths = {image.id: image_path(folder, image.file_name) for image in selected}
-    return Extraction(teacher, levels, codec, options['views'], plan, description, paths)
+    return Extraction(
+        teacher=teacher,
+        device=device,
+        levels=levels,
+        codec=codec,
+        views=options['views'],
+        plan=plan,
+        description=description,
+        teacher_weights=safetensors.torch.save(neck_and_head_weights(teacher)),
+        paths={image.id: image_path(folder, image.file_name) for image in selected},
+    )
 
 
 def _data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -109,6 +120,15 @@ def _require_images(coco: CocoSet, folder: Path) -> None:
         )
 
 
+def _require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
+    for image in images:
+        if min(geometry.resized((image.height, image.width))) < 1:
+            raise InputError(
+                f'{image.file_name}: of {image.width} x {image.height} px nothing is left at scale '
+                f'{geometry.scale[0]}x{geometry.scale[1]}; take it out of the annotation file or give a larger --scale'
+            )
+
+
 def _select_levels(teacher: Teacher, wanted: tuple[str, ...] | None) -> tuple[Level, ...]:
     names = [level.name for level in teacher.levels]
     unknown = [name for name in wanted or () if name not in names]
@@ -119,7 +139,7 @@ def _select_levels(teacher: Teacher, wanted: tuple[str, ...] | None) -> tuple[Le
 
 def _fingerprint(teacher: Teacher, coco: CocoSet, image_ids: list[int]) -> dict[str, Any]:
     """What must agree for two extractions to be one; levels, views, codec and geometry stand beside it."""
-    fields = {
+    fingerprint = {
         'teacher': {
             'weights': state_sha256(teacher.module.state_dict()),
             'definition': teacher.definition_sha256,
@@ -133,7 +153,9 @@ def _fingerprint(teacher: Teacher, coco: CocoSet, image_ids: list[int]) -> dict[
             'num_images': len(image_ids),
         },
     }
-    return _as_json(fields)
+    # As it comes back from a file: lists for tuples.
+    as_read: dict[str, Any] = json.loads(canonical_json(fingerprint))
+    return as_read
 
 
 def _provenance(teacher: Teacher, annotation_file: Path, device: torch.device) -> dict[str, Any]:
@@ -144,10 +166,3 @@ def _provenance(teacher: Teacher, annotation_file: Path, device: torch.device) -
         'device': describe_device(device),
         'versions': versions(LIBRARIES),
     }
-
-
-def _as_json(value: Any) -> Any:
-    """Tuples as lists, as they come back from a file."""
-    if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
-    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value

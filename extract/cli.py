@@ -1,6 +1,7 @@
 """`mtpd-extract`: the command line. Imports nothing heavy, so that --help is instant."""
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ Examples:
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(name.strip() for name in value.split(',') if name.strip())
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(','))
+    if not all(names):
+        raise click.BadParameter(f'{value!r}: expected names with commas between them, for instance p3,p4')
+    return names
 
 
 def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -118,7 +124,7 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read images.')
 @click.option(
     '--shard-mb',
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=2**20),
     default=96.0,
     show_default=True,
     help='Codes of the largest level in a shard, MiB.',
@@ -144,7 +150,8 @@ def main(verbose: bool, **options: Any) -> None:
 
         run(options)
     except BaseException as error:
-        if verbose and not isinstance(error, outcome.Interrupted):
-            raise
-        click.echo(f'Error: {outcome.message(error)}', err=True)
+        if verbose:
+            traceback.print_exc()
+        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
+        click.echo(f'{prefix}{outcome.message(error)}', err=True)
         sys.exit(outcome.exit_code(error))

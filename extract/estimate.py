@@ -1,30 +1,46 @@
 """What an extraction will take on disk, and whether there is room for it."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtpd.cache.codecs import bytes_per_element
-from mtpd.cache.plan import CachePlan, ShardKey, num_elements
+import numpy as np
+
+from mtpd.cache import arrays
+from mtpd.cache.arrays import ArraySpec
+from mtpd.cache.plan import Bucket, ShardKey
+from mtpd.cache.shard import CHECKSUM_BYTES, index_bytes
 from mtpd.errors import UnavailableError
 from mtpd_extract.build import Extraction
 
-# Kept free beside the cache itself, for the journal, the manifest and whatever else writes to the disk.
+# What a file or a folder takes at least on common file systems.
+BLOCK_BYTES = 4096
+# A file's lines in the journal and in the manifest.
+RECORD_BYTES = 1024
+# Kept free for whatever else writes to the disk.
 MARGIN_BYTES = 64 * 2**20
 
 
-def image_bytes(extraction: Extraction, plan: CachePlan, key: ShardKey) -> int:
-    """Upper bound of what one image of a shard group takes: its codes uncompressed, its scales, all views."""
-    elements = num_elements(extraction.levels, plan.by_name[key.bucket].padded)
-    scales = 8 * sum(level.channels for level in extraction.levels) if extraction.codec == 'int8' else 0
-    overhead = (16 + 4 + 12) * len(extraction.levels) + 8
-    return len(extraction.views) * (elements * bytes_per_element(extraction.codec) + scales + overhead)
+def groups_bytes(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
+    """Upper bound of what the shard groups `keys` take: codes that do not compress, and the small arrays."""
+    total = 0
+    for key in keys:
+        bucket = extraction.plan.by_name[key.bucket]
+        num_rows = len(bucket.rows(key.shard))
+        total += sum(_file_bytes(spec, num_rows) for spec in _specs(extraction, bucket))
+    return total
 
 
-def total_bytes(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
-    """Upper bound of what the shard groups `keys` take."""
+def total_bytes(extraction: Extraction) -> int:
+    """Upper bound of what the whole cache takes."""
     plan = extraction.plan
-    return sum(image_bytes(extraction, plan, key) * len(plan.images(key)) for key in keys)
+    index = sum(_file_bytes(spec, plan.num_images) for spec in arrays.index_specs(plan.num_images).values())
+    num_arrays = sum(len(_specs(extraction, bucket)) for bucket in plan.buckets) + len(arrays.INDEX_COLUMNS)
+    num_groups = 2 + len(plan.buckets) * (1 + len(extraction.views))
+    # Each array has its folder, its zarr.json and a folder for its files; each group the first two.
+    metadata = BLOCK_BYTES * (3 * num_arrays + 2 * num_groups)
+    return groups_bytes(extraction, plan.shard_keys()) + index + metadata + len(extraction.teacher_weights)
 
 
 def free_bytes(path: Path) -> int:
@@ -33,15 +49,44 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def require_room(extraction: Extraction, keys: Sequence[ShardKey], out: Path) -> None:
+def require_room(needed: int, out: Path) -> None:
     """Refuses to start what cannot fit.
+
+    Args:
+        needed: bytes to be written.
+        out: where to.
 
     Raises:
         UnavailableError: names both sizes and what would make it fit.
     """
-    needed, free = total_bytes(extraction, keys), free_bytes(out)
+    free = free_bytes(out)
     if needed + MARGIN_BYTES > free:
         raise UnavailableError(
-            f'{out}: the cache needs up to {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; store '
+            f'{out}: needs up to {gigabytes(needed)} more and the disk has {gigabytes(free)} free; store '
             'fewer levels (--levels), one view (--views plain), or a smaller --scale'
         )
+
+
+def gigabytes(num_bytes: int) -> str:
+    """A size for people."""
+    return f'{num_bytes / 1e9:.2f} GB' if num_bytes >= 1e9 else f'{num_bytes / 1e6:.1f} MB'
+
+
+def _specs(extraction: Extraction, bucket: Bucket) -> list[ArraySpec]:
+    return arrays.bucket_specs(bucket, views=extraction.views, levels=extraction.levels, codec=extraction.codec)
+
+
+def _file_bytes(spec: ArraySpec, num_rows: int) -> int:
+    """Upper bound of one file of an array that holds `num_rows` rows, with its last block and its folders."""
+    row_bytes = math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize
+    if spec.sharded:
+        content = num_rows * (_compressed_bound(row_bytes) + CHECKSUM_BYTES) + index_bytes(spec.rows_per_file)
+    else:
+        content = spec.rows_per_file * row_bytes
+    # One folder for each axis but the last: c/<shard>/0/0/0.
+    return content + BLOCK_BYTES * len(spec.shape) + RECORD_BYTES
+
+
+def _compressed_bound(num_bytes: int) -> int:
+    """What zstd makes of bytes that do not compress (its ZSTD_COMPRESSBOUND)."""
+    return num_bytes + num_bytes // 256 + max(0, 2**17 - num_bytes) // 2**11

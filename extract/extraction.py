@@ -1,10 +1,11 @@
 """The extraction itself: images in, teacher forward, codes out, shard group by shard group."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,11 +16,12 @@ from mtpd.cache.writer import CacheWriter
 from mtpd.data.images import read_image
 from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.transforms import image_view
+from mtpd.errors import InputError
 from mtpd.interrupt import StopFlag
 from mtpd.prefetch import BackgroundQueue, prefetched
 from mtpd_extract.build import Extraction
 
-# Batches that wait to be compressed and written; with the shard group in hand this bounds the memory.
+# Views of batches that wait to be compressed and written; with the shard group in hand this bounds the memory.
 QUEUE_DEPTH = 4
 
 
@@ -47,43 +49,50 @@ def extract_groups(
 
     When `stop` is set it finishes the group in hand and returns.
     """
-    device = next(extraction.teacher.module.parameters()).device
     progress = Progress(extraction, keys)
-    with progress, BackgroundQueue(depth=QUEUE_DEPTH) as queue:
+    with (
+        progress,
+        closing(_loaded(extraction, keys, loading=loading)) as batches,
+        BackgroundQueue(depth=QUEUE_DEPTH) as queue,
+    ):
         group: ShardGroup | None = None
-        for batch, images in _loaded(extraction, keys, loading=loading, stop=stop):
-            group = group or writer.start_group(batch.key)
-            padded = extraction.plan.by_name[batch.key.bucket].padded
+        for batch, pixels in batches:
+            if group is None:
+                if stop:
+                    return
+                group = writer.start_group(batch.key)
             for view in extraction.views:
-                encoded = _encode_view(extraction, images, view=view, padded=padded, device=device)
-                queue.submit(partial(group.append, view, encoded))
-            progress.advance(len(batch.images))
+                queue.submit(partial(group.append, view, _encode_view(extraction, batch, pixels, view=view)))
+            progress.advance(len(batch.images), is_stopping=bool(stop))
             if batch.is_last:
                 queue.submit(partial(progress.commit, writer, group))
                 group = None
-        queue.wait()
 
 
 def _encode_view(
-    extraction: Extraction, images: Sequence[Tensor], *, view: str, padded: tuple[int, int], device: torch.device
+    extraction: Extraction, batch: Batch, pixels: Sequence[Tensor], *, view: str
 ) -> dict[str, EncodedMaps]:
     """The codes of one view of a batch, quantised on the device and brought to the host."""
-    moved = [image.to(device, non_blocking=True) for image in images]
+    moved = [image.to(extraction.device, non_blocking=True) for image in pixels]
     if view == 'flip':
         moved = [image.flip(-1) for image in moved]
-    maps = extraction.teacher.maps(
-        normalise(moved, padded=padded, normalisation=extraction.teacher.preprocessing.normalisation)
-    )
+    padded = extraction.plan.by_name[batch.key.bucket].padded
+    normalisation = extraction.teacher.preprocessing.normalisation
+    maps = extraction.teacher.maps(normalise(moved, padded=padded, normalisation=normalisation))
     encoded = {}
     for level in extraction.levels:
-        codes = encode(maps[level.name], extraction.codec)
+        try:
+            codes = encode(maps[level.name], extraction.codec)
+        except InputError as error:
+            ids = ', '.join(str(image.image_id) for image in batch.images)
+            raise InputError(f'level {level.name}, view {view} of the images with ids {ids}: {error}') from error
         encoded[level.name] = EncodedMaps(codes.codes.cpu(), None if codes.scale is None else codes.scale.cpu())
     return encoded
 
 
 def _loaded(
-    extraction: Extraction, keys: Sequence[ShardKey], *, loading: Loading, stop: StopFlag
-) -> Iterator[tuple[Batch, list[Tensor]]]:
+    extraction: Extraction, keys: Sequence[ShardKey], *, loading: Loading
+) -> Generator[tuple[Batch, list[Tensor]], None, None]:
     """Batches with their resized images uint8 (3, h, w), read ahead in threads."""
     geometry = extraction.teacher.preprocessing.geometry
 
@@ -91,27 +100,27 @@ def _loaded(
         images = [read_image(extraction.paths[image.image_id], size=image.size) for image in batch.images]
         return batch, [image_view(image, geometry=geometry, view='plain') for image in images]
 
-    batches = _batches(extraction, keys, batch_size=loading.batch_size, stop=stop)
+    batches = _batches(extraction, keys, batch_size=loading.batch_size)
     return prefetched(load, batches, num_threads=loading.num_threads, depth=2 * loading.num_threads)
 
 
-def _batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: int, stop: StopFlag) -> Iterator[Batch]:
+def _batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: int) -> Iterator[Batch]:
     for key in keys:
-        if stop:
-            return
         images = extraction.plan.images(key)
         for start in range(0, len(images), batch_size):
             yield Batch(key, images[start : start + batch_size], is_last=start + batch_size >= len(images))
 
 
 class Progress:
-    """The progress bar: images/s, MB/s on disk, time left."""
+    """The progress bar on stderr: images/s, MB/s on disk, time left."""
 
     def __init__(self, extraction: Extraction, keys: Sequence[ShardKey]) -> None:
         total = extraction.plan.num_images
         todo = sum(len(extraction.plan.images(key)) for key in keys)
+        # A log file gets few lines, a terminal a moving bar.
+        interval = 0.5 if sys.stderr.isatty() else 10
         self._bar = tqdm(
-            total=total, initial=total - todo, unit='image', desc='extract', mininterval=0.5, smoothing=0.1
+            total=total, initial=total - todo, unit='image', desc='extract', mininterval=interval, smoothing=0.1
         )
         self._bytes = 0
 
@@ -121,8 +130,10 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def advance(self, num_images: int) -> None:
+    def advance(self, num_images: int, *, is_stopping: bool) -> None:
         """Counts images that the teacher has seen."""
+        if is_stopping:
+            self._bar.set_description('finishing this shard; Ctrl-C again stops at once', refresh=False)
         self._bar.update(num_images)
 
     def commit(self, writer: CacheWriter, group: ShardGroup) -> None:

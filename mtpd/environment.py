@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -27,4 +27,12 @@ def describe_device(device: torch.device) -> str:
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Version of each package, and of Python."""
-    return {name: version(name) for name in packages} | {'python': platform.python_version()}
+    return {name: _version(name) for name in packages} | {'python': platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # OpenCV, for one, comes under several names.
+        return 'not installed under this name'

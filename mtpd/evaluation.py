@@ -44,7 +44,7 @@ def evaluate(
         strangers = ({detection['image_id'] for detection in detections} | set(image_ids or ())) - known
         if strangers:
             raise InputError(f'{coco_annotations}: has no image {min(strangers)}, which was to be evaluated')
-        # Copies, because loadRes writes into its records. A mask goes without its box, whose area would count as its own.
+        # Copies, as loadRes writes into its records. A mask goes without its box, whose area would count as its own.
         records = [{key: detection[key] for key in fields} for detection in detections]
         evaluator = COCOeval(truth, truth.loadRes(records) if records else _without_detections(truth), kind)
         if image_ids is not None:

@@ -1,7 +1,6 @@
 """Stopping long work where it can be taken up again."""
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,14 +10,14 @@ class StopFlag:
     """Tells whether the user has asked the program to stop."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._is_set = False
 
     def set(self) -> None:
         """Asks for a stop at the next safe point."""
-        self._event.set()
+        self._is_set = True
 
     def __bool__(self) -> bool:
-        return self._event.is_set()
+        return self._is_set
 
 
 @contextmanager

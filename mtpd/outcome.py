@@ -15,10 +15,13 @@ def exit_code(error: BaseException) -> int:
 
 
 def message(error: BaseException) -> str:
-    """What stderr shows: the message of an error meant for users, else the error's kind as well."""
+    """The one line that stderr shows: what a user can act on, or else the kind of the error and how to see more."""
     if isinstance(error, MtpdError):
-        return str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 'interrupted at once; what was committed before is kept'
-    text = ' '.join(str(error).split())
-    return f'{type(error).__name__}: {text} (this is a bug or a broken environment; -v shows where)'
+        text = str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        text = 'interrupted at once; what was saved before is kept'
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        text = f'{error.filename}: {error.strerror}'
+    else:
+        text = f'{type(error).__name__}: {error} (this is a bug or a broken environment; -v shows where)'
+    return ' '.join(text.split())

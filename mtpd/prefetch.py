@@ -1,7 +1,7 @@
 """Working ahead in threads, in order and within bounds."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,11 +11,11 @@ Result = TypeVar('Result')
 
 def prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int, depth: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(item)` for every item in order, computing up to `depth` results ahead.
 
     With no threads it computes each result when it is asked for. An exception of `function` is raised where its result
-    would have come.
+    would have come. Close the generator to drop what was computed ahead.
     """
     if num_threads == 0:
         yield from map(function, items)
@@ -37,31 +37,42 @@ def prefetched(
 class BackgroundQueue:
     """Runs calls one after another in a thread, at most `depth` of them waiting.
 
-    `submit` blocks while the queue is full and raises what an earlier call raised; leaving the context waits for all.
+    When a call has failed, those behind it are dropped, and `submit`, `wait` or leaving the context raises its error.
+    Leaving the context waits for all calls, unless the user interrupts, which drops those that have not begun.
     """
 
     def __init__(self, *, depth: int) -> None:
         self._depth = depth
         self._executor = ThreadPoolExecutor(1, thread_name_prefix='background')
         self._pending: deque[Future[None]] = deque()
+        self._has_failed = False
 
     def __enter__(self) -> 'BackgroundQueue':
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None:
+            if kind is None or issubclass(kind, Exception):
                 self.wait()
         finally:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Queues a call."""
+        """Queues a call; blocks while the queue is full."""
         while len(self._pending) >= self._depth:
             self._pending.popleft().result()
-        self._pending.append(self._executor.submit(call))
+        self._pending.append(self._executor.submit(self._run, call))
 
     def wait(self) -> None:
-        """Waits for every queued call and raises what one of them raised."""
+        """Waits for every queued call."""
         while self._pending:
             self._pending.popleft().result()
+
+    def _run(self, call: Callable[[], None]) -> None:
+        if self._has_failed:
+            return
+        try:
+            call()
+        except BaseException:
+            self._has_failed = True
+            raise

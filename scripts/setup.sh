@@ -5,8 +5,8 @@
 #   source scripts/setup.sh    by another script: then .venv is active and the working folder is the checkout
 #
 # Needs python3 (3.11 or newer) with its venv module, and a package index the first time. PYTHON names another python3.
-# It does nothing (and takes no time) while pyproject.toml, this script and the place of the checkout stay the same;
-# new files in mtpd/, extract/ and train/ need no new run, a new folder does, as it must be listed in pyproject.toml.
+# It does nothing, in no time, while pyproject.toml, this script and the place of the checkout stay the same. The install
+# maps the import names mtpd, mtpd_extract and mtpd_train to the folders, so a new file or folder needs no new run.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,11 +17,15 @@ setup_environment() {
     if [[ -x .venv/bin/mtpd-train && -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
         return
     fi
-    if [[ ! -x .venv/bin/python ]]; then
-        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-            { echo "setup: mtpd needs Python 3.11 or newer, $python is $("$python" -V 2>&1); set PYTHON=..." >&2; return 1; }
+    # A venv knows its own path, so one that was moved or copied here, or left half made, is made anew.
+    if [[ $(.venv/bin/python -c 'import pip, sys; print(sys.prefix)' 2> /dev/null) != "$PWD/.venv" ]] ||
+        ! grep -qs "^#!$PWD/.venv/" .venv/bin/pip; then
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+            echo "setup: mtpd needs Python 3.11 or newer, $python is $("$python" -V 2>&1); name another in PYTHON" >&2
+            return 1
+        }
         echo "setup: making .venv with $("$python" -V)" >&2
-        "$python" -m venv .venv
+        "$python" -m venv --clear .venv
     fi
     # uv links packages from its cache, where pip would copy several GB of PyTorch into each checkout.
     [[ -x .venv/bin/uv ]] || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv

@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mtpd.errors import InputError
+from mtpd.errors import InputError, MtpdError
 from mtpd.files import write_atomically
 
 
@@ -53,6 +53,20 @@ def load_progress(path: Path, trainables: Trainables) -> tuple[int, int]:
         return content['epoch'], content['step']
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f'{path}: cannot be resumed from ({error}); delete it to start this stage anew') from error
+
+
+def require_finite(model: nn.Module, *, stage: int, step: int) -> None:
+    """Checks what is about to be saved: the last gradient of an epoch spoils weights, but no loss that was seen.
+
+    Raises:
+        MtpdError: a parameter or buffer is not finite.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise MtpdError(
+                f'stage {stage}: {name} of the student is not finite after step {step}; '
+                'lower optim.lr or the weight of a loss, or clip gradients with optim.grad_clip'
+            )
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:

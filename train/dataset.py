@@ -1,5 +1,6 @@
 """The images and annotations of one split, as samples for a detector."""
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,17 +10,17 @@ import torch.utils.data
 from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, image_path, missing_images, training_annotations
 from mtpd.data.images import read_image
 from mtpd.detectors.transforms import Instance, Sample, make_sample
-from mtpd.errors import InputError
-from mtpd.geometry import Geometry
+from mtpd.errors import InputError, MtpdError
+from mtpd.geometry import Geometry, Size
 from mtpd_train.sampling import Request
 
 
-class DetectionDataset(torch.utils.data.Dataset[Sample]):
+class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
     """Samples by request (image id and view).
 
     Attributes:
         coco: the annotations.
-        geometry: how images become inputs.
+        folder: where the images are.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
         Args:
             coco: the annotations.
             folder: where the images are.
-            geometry: resize and padding.
+            geometry: resize of the images.
             for_training: whether samples carry annotations.
             with_masks: whether these hold masks.
 
@@ -38,8 +39,8 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
             InputError: images are missing.
         """
         self.coco = coco
-        self.geometry = geometry
-        self._folder = folder
+        self.folder = folder
+        self._geometry = geometry
         self._for_training = for_training
         self._with_masks = with_masks
         self._images: dict[int, CocoImage] = {image.id: image for image in coco.images}
@@ -50,21 +51,26 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
                 f'{missing[0]}; fetch them or take them out of the annotation file'
             )
 
-    def __getitem__(self, request: Request) -> Sample:
+    def __getitem__(self, request: Request) -> Sample | MtpdError:
+        """The sample, or what is wrong with its image: raised in a worker, it would arrive inside a traceback."""
         image = self._images[request.image_id]
-        path = image_path(self._folder, image.file_name)
+        path = image_path(self.folder, image.file_name)
         annotations = training_annotations(self.coco, image) if self._for_training else None
+        try:
+            pixels = read_image(path, size=(image.height, image.width))
+        except MtpdError as error:
+            return error
         return make_sample(
-            read_image(path, size=(image.height, image.width)),
+            pixels,
             image_id=image.id,
             path=str(path),
-            geometry=self.geometry,
+            geometry=self._geometry,
             view=request.view,
             instances=None if annotations is None else [_instance(one) for one in annotations],
             with_masks=self._with_masks,
         )
 
-    def sizes(self, *, with_objects: bool = False) -> dict[int, tuple[int, int]]:
+    def sizes(self, *, with_objects: bool = False) -> dict[int, Size]:
         """Image id -> original (height, width) in px; `with_objects` leaves out images that hold nothing to find.
 
         mmdet trains without such images too, and its recipes count their iterations so.
@@ -79,20 +85,43 @@ class DetectionDataset(torch.utils.data.Dataset[Sample]):
 def load_batches(
     dataset: DetectionDataset, batches: Sequence[Sequence[Request]], *, num_workers: int
 ) -> Iterator[list[Sample]]:
-    """The samples of each batch, in order, read by `num_workers` processes ahead of time."""
-    loader: Iterable[list[Sample]] = torch.utils.data.DataLoader(
+    """The samples of each batch, in order, read ahead of time by processes that start at once.
+
+    They are forked, because a copy of COCO's annotations for each of them would take gigabytes; so call this while no
+    thread of ours is at work.
+
+    Args:
+        dataset: gives the samples.
+        batches: what to load.
+        num_workers: processes; 0: none, and each batch is read when it is asked for.
+
+    Raises:
+        MtpdError: an image cannot be read.
+    """
+    loader: Iterable[list[Sample | MtpdError]] = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any list of lists of keys does
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    return map(_without_errors, iter(loader))
+
+
+def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
+    samples = []
+    for one in loaded:
+        if isinstance(one, MtpdError):
+            raise one
+        samples.append(one)
+    return samples
 
 
 def _start_worker(number: int) -> None:
-    # One thread a process: OpenCV would start as many as there are cores in each of them.
     del number
+    # A terminal sends Ctrl-C to all processes; the one that trains decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
 
 

@@ -1,5 +1,6 @@
 """COCO AP of a student on a split."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,30 +10,26 @@ from tqdm import tqdm
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import evaluate
 from mtpd_train.dataset import DetectionDataset, load_batches
+from mtpd_train.metrics import EvaluationRecord
 from mtpd_train.sampling import evaluation_batches
+from mtpd_train.stage import Stage
 from mtpd_train.student import Student
 
 
 def detect(
     student: Student, dataset: DetectionDataset, *, batch_size: int, num_workers: int, device: torch.device
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Box and mask results of every image of `dataset`, in COCO's result format."""
+    """Box and mask results of every image of `dataset`, in COCO's result format. Leaves the student in eval mode."""
     student.model.eval()
-    geometry = dataset.geometry
-    padded = {image_id: geometry.padded(size) for image_id, size in dataset.sizes().items()}
+    preprocessing = student.preprocessing
+    padded = {image_id: preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
     batches = evaluation_batches(padded, batch_size=batch_size)
     category_ids = [category.id for category in dataset.coco.categories]
     boxes: list[dict[str, Any]] = []
     masks: list[dict[str, Any]] = []
-    bar = tqdm(total=len(padded), unit='image', desc='evaluate', leave=False, mininterval=0.5)
-    with bar:
+    with tqdm(total=len(padded), unit='image', desc='evaluate', leave=False, mininterval=0.5) as bar:
         for samples in load_batches(dataset, batches, num_workers=num_workers):
-            images = collate(
-                samples,
-                padded=padded[samples[0].image_id],
-                normalisation=student.preprocessing.normalisation,
-                device=device,
-            )
+            images = collate(samples, preprocessing=preprocessing, device=device)
             found = predict(student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks)
             boxes += found[0]
             masks += found[1]
@@ -49,3 +46,15 @@ def evaluate_student(
     if student.has_masks:
         metrics |= {f'mask/{name}': value for name, value in evaluate(dataset.coco.path, masks, kind='segm').items()}
     return metrics
+
+
+def evaluate_stage(stage: Stage, *, step: int, epoch: int, device: torch.device) -> EvaluationRecord:
+    """Evaluates the student on the stage's val_set, and shows the main numbers above the progress bar."""
+    assert stage.val_set is not None
+    started = time.perf_counter()
+    metrics = evaluate_student(
+        stage.student, stage.val_set, batch_size=stage.batch_size, num_workers=stage.num_workers, device=device
+    )
+    shown = ', '.join(f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50')))
+    tqdm.write(f'stage {stage.number} epoch {epoch}: {shown}')
+    return EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started)

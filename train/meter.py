@@ -1,5 +1,6 @@
 """What happened since the last record: mean losses, speed, waiting, memory."""
 
+import math
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ class Meter:
         """
         losses = {name: float(value) / self._num_batches for name, value in self._sums.items()}
         for name, value in losses.items():
-            if not torch.isfinite(torch.tensor(value)):
+            if not math.isfinite(value):
                 raise MtpdError(
                     f'stage {self._stage}: {name} is {value} by step {step} (last images {list(image_ids)}); '
                     'lower optim.lr or the weight of the loss, or clip gradients with optim.grad_clip'

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from mtpd.errors import InputError
 from mtpd.files import write_atomically
@@ -67,31 +67,17 @@ class EvaluationRecord:
     seconds: float
 
 
-class MetricsLog:
-    """Appends records to a file, each one whole and visible to readers at once."""
+def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
+    """Appends a record, whole and visible to readers at once; the file is made when it is not there.
 
-    def __init__(self, path: Path) -> None:
-        """Opens `path` for appending; its folder is made."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open('a', encoding='utf-8')
-
-    def write(self, record: TrainRecord | EvaluationRecord) -> None:
-        """Appends a record. JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`."""
-        content, not_finite = _finite({'kind': record.kind, **dataclasses.asdict(record)})
-        if not_finite:
-            content['not_finite'] = not_finite
-        self._file.write(json.dumps(content, allow_nan=False) + '\n')
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`.
+    """
+    content, not_finite = _finite({'kind': record.kind, **dataclasses.asdict(record)})
+    if not_finite:
+        content['not_finite'] = not_finite
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a', encoding='utf-8') as file:
+        file.write(json.dumps(content, allow_nan=False) + '\n')
 
 
 def truncate_metrics(path: Path, *, stage: int, step: int) -> None:

@@ -1,6 +1,7 @@
 """Optimizer and learning rate, built from torch's own classes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from torch.nn import Parameter
@@ -16,11 +17,42 @@ from torch.optim.lr_scheduler import (
 
 from mtpd.errors import InputError
 
+OptimizerKind = Literal['sgd', 'adamw']
+ScheduleKind = Literal['multistep', 'cosine', 'onecycle']
+Precision = Literal['fp32', 'fp16', 'bf16']
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is optimised.
+
+    Attributes:
+        optimizer, lr, momentum, weight_decay: see `build_optimizer`.
+        epochs: passes over the training images.
+        schedule, milestones, warmup_steps, warmup_ratio: see `build_schedule`.
+        grad_clip: greatest L2 norm of the gradient; None: no clipping.
+        accumulate: batches whose gradients make one optimizer step.
+        precision: floating-point format of the forward pass.
+    """
+
+    optimizer: OptimizerKind
+    lr: float
+    momentum: float
+    weight_decay: float
+    epochs: int
+    schedule: ScheduleKind
+    milestones: tuple[int, ...]
+    warmup_steps: int | None
+    warmup_ratio: float | None
+    grad_clip: float | None
+    accumulate: int
+    precision: Precision
+
 
 def build_optimizer(
     parameters: Iterable[Parameter],
     *,
-    kind: Literal['sgd', 'adamw'],
+    kind: OptimizerKind,
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
@@ -43,7 +75,7 @@ def build_optimizer(
 def build_schedule(
     optimizer: Optimizer,
     *,
-    kind: Literal['multistep', 'cosine', 'onecycle'],
+    kind: ScheduleKind,
     epochs: int,
     steps_per_epoch: int,
     milestones: Sequence[int] = (),
@@ -60,7 +92,7 @@ def build_schedule(
         kind: `multistep`: a tenth after each milestone; `cosine`: half a cosine to 0; `onecycle`: a cosine up, the
             warm-up, and a cosine down.
         epochs: passes over the training images.
-        steps_per_epoch: optimizer steps per epoch (iterations / accumulation).
+        steps_per_epoch: optimizer steps per epoch (batches / accumulation).
         milestones: epochs after which `multistep` divides by 10.
         warmup_steps: optimizer steps of the warm-up, 0 for none; None: 500 but at most a tenth of all, with `onecycle`
             30% of all.

@@ -1,6 +1,5 @@
 """One run of `mtpd-train`: the stages one after another, each starting from the student of the one before."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,23 +8,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mtpd.detectors.export import export_config
-from mtpd.differences import differences
-from mtpd.environment import choose_device, describe_device, versions
+from mtpd.environment import choose_device
 from mtpd.errors import InputError
 from mtpd.files import write_atomically
 from mtpd.interrupt import StopFlag, stop_on_signals
-from mtpd_train.build import Stage, build_stage
+from mtpd_train.build import build_stages
 from mtpd_train.checkpoint import save_student
 from mtpd_train.loop import Place, train_stage
-from mtpd_train.metrics import MetricsLog, truncate_metrics
+from mtpd_train.run_folder import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PROGRESS_FILE,
+    STUDENT_FILE,
+    claim_folder,
+    describe_run,
+    stage_folder,
+)
 from mtpd_train.settings import StageSettings
+from mtpd_train.stage import Stage
 from mtpd_train.stage_file import dump_stage, load_stages
-from mtpd_train.student import inherit, load_backbone, load_student
-
-STUDENT_FILE, CONFIG_FILE, PROGRESS_FILE = 'student.pth', 'student_config.py', 'progress.pth'
-METRICS_FILE, RUN_FILE = 'metrics.jsonl', 'run.json'
-LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')
+from mtpd_train.student import load_student
 
 
 def run(options: Mapping[str, Any]) -> None:
@@ -37,61 +39,39 @@ def run(options: Mapping[str, Any]) -> None:
     out: Path = options['out']
     device = choose_device(options['device'])
     _check_precision(settings, device)
-    # Every stage is built before the first is trained: a typo in the last must not show after two days.
-    stages = [build_stage(one, number=number) for number, one in enumerate(settings, start=1)]
+    stages = build_stages(settings)
     for stage in stages:
-        _print_stage(stage)
+        print(_summary(stage))
     if options['dry_run']:
         print('Dry run: nothing was trained or written.')
         return
-    _prepare_folder(out, _describe(settings, stages, device), resume=options['resume'])
+    claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
     with stop_on_signals() as stop:
-        for stage, stage_settings in zip(stages, settings, strict=True):
-            _run_stage(stage, stage_settings, out=out, device=device, stop=stop)
-    last = out / f'stage{len(settings)}'
+        for stage in stages:
+            _run_stage(stage, out=out, device=device, stop=stop)
+    last = stage_folder(out, len(stages))
     for name in (STUDENT_FILE, CONFIG_FILE):
         write_atomically(out / name, (last / name).read_bytes())
     print(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
 
 
-def _run_stage(stage: Stage, settings: StageSettings, *, out: Path, device: torch.device, stop: StopFlag) -> None:
-    number, student = stage.number, stage.student
-    folder = out / f'stage{number}'
-    if (folder / STUDENT_FILE).exists():
+def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag) -> None:
+    number, model = stage.number, stage.student.model
+    folder = stage_folder(out, number)
+    student_file, progress_file = folder / STUDENT_FILE, folder / PROGRESS_FILE
+    if student_file.exists():
         tqdm.write(f'stage {number}: finished before')
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    progress_file = folder / PROGRESS_FILE
-    if not progress_file.exists():
-        tqdm.write(f'stage {number}: {_initialise(stage, settings, out=out)}')
-        truncate_metrics(out / METRICS_FILE, stage=number, step=-1)
-    with MetricsLog(out / METRICS_FILE) as log:
-        train_stage(stage, Place(device=device, progress_file=progress_file, log=log, stop=stop))
-    write_atomically(
-        folder / CONFIG_FILE,
-        export_config(student.config, num_classes=student.num_classes, geometry=stage.geometry).encode(),
+    if stage.origin is None and not progress_file.exists():
+        load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
+    train_stage(
+        stage, Place(device=device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop)
     )
-    save_student(
-        folder / STUDENT_FILE,
-        student.model,
-        classes=tuple(category.name for category in stage.train_set.coco.categories),
-        meta={'mtpd_version': version('mtpd'), 'stage': number, 'epochs': settings.optim.epochs},
-    )
+    write_atomically(folder / CONFIG_FILE, stage.config_text.encode())
+    meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
+    save_student(student_file, model, classes=stage.classes, meta=meta)
     progress_file.unlink()
-
-
-def _initialise(stage: Stage, settings: StageSettings, *, out: Path) -> str:
-    """Gives the student its first weights and says where they come from."""
-    init = settings.init
-    if init.checkpoint is not None:
-        source = load_student(stage.student, init.checkpoint)
-    elif stage.number > 1:
-        source = load_student(stage.student, out / f'stage{stage.number - 1}' / STUDENT_FILE)
-    else:
-        source = load_backbone(stage.student, init.backbone)
-    if init.inherit and stage.cache is not None:
-        source += '; ' + inherit(stage.student, stage.cache.teacher_weights(), init.inherit)
-    return source
+    model.cpu()  # The students of all stages would fill the GPU.
 
 
 def _check_precision(settings: Sequence[StageSettings], device: torch.device) -> None:
@@ -99,55 +79,14 @@ def _check_precision(settings: Sequence[StageSettings], device: torch.device) ->
         raise InputError('optim.precision is fp16, which needs a GPU; on a CPU use fp32 or bf16')
 
 
-def _describe(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
-    """The content of run.json."""
-    descriptions = {
-        str(stage.cache.path): stage.cache.manifest.description for stage in stages if stage.cache is not None
-    }
-    return {
-        'stages': [stage.model_dump(mode='json') for stage in settings],
-        'caches': {
-            path: {'fingerprint': description.fingerprint, 'provenance': description.provenance}
-            for path, description in descriptions.items()
-        },
-        'device': describe_device(device),
-        'versions': versions(LIBRARIES),
-    }
-
-
-def _prepare_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
-    """Makes the run's folder, or checks that what is there is this run.
-
-    Raises:
-        InputError: the folder holds another run, or one that was not asked to go on.
-    """
-    run_file = out / RUN_FILE
-    if run_file.exists():
-        if not resume:
-            raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
-        found = json.loads(run_file.read_bytes())
-        for part in ('stages', 'caches'):
-            old, new = (
-                {str(n): item for n, item in enumerate(side[part])} if part == 'stages' else side[part]
-                for side in (found, description)
-            )
-            for field, before, now in differences(old, new)[:1]:
-                raise InputError(
-                    f'{out}: --resume needs the same configuration, but {part}.{field} was {before} and is {now}; '
-                    'restore it or choose another --out'
-                )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
-    write_atomically(run_file, json.dumps(description, indent=1).encode())
-
-
-def _print_stage(stage: Stage) -> None:
+def _summary(stage: Stage) -> str:
+    geometry = stage.student.preprocessing.geometry
+    parameters = sum(one.numel() for one in stage.student.model.parameters())
     losses = ', '.join(sorted(stage.distiller.losses)) or 'none'
     source = 'no cache' if stage.cache is None else f'cache {stage.cache.path} ({", ".join(stage.cache.views)})'
-    scale = 'x'.join(map(str, stage.geometry.scale))
-    parameters = sum(one.numel() for one in stage.student.model.parameters())
-    print(
-        f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, {len(stage.train_set.coco.images)} images '
-        f'at {scale}, {source}, distillation losses: {losses}, {stage.optim.epochs} epochs'
+    return (
+        f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, '
+        f'{stage.origin or f"student of stage {stage.number - 1}"}; {len(stage.train_set.coco.images)} images at '
+        f'{geometry.scale[0]}x{geometry.scale[1]}, {source}, distillation losses: {losses}, '
+        f'{stage.recipe.epochs} epochs'
     )

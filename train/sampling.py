@@ -1,4 +1,4 @@
-"""Which images form which batch: pure functions of seed and epoch."""
+"""Which images form which batch: pure functions of a seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -17,9 +17,9 @@ class Request(NamedTuple):
 
 
 def training_batches(
-    sizes: Mapping[int, Size], *, batch_size: int, flip: float, seed: int, epoch: int
+    sizes: Mapping[int, Size], *, batch_size: int, flip: float, seed: Sequence[int]
 ) -> list[list[Request]]:
-    """One epoch of shuffled batches.
+    """One epoch of shuffled batches. Their number does not depend on the seed.
 
     Landscape and portrait images are batched apart, as mmdet does, since a mixed batch is padded to a square. Images
     left over when an epoch ends fill the last batches together.
@@ -28,11 +28,10 @@ def training_batches(
         sizes: image id -> original (height, width), px.
         batch_size: images a batch; the last may be smaller.
         flip: probability of the mirrored view.
-        seed: of the run.
-        epoch: counts from 0.
+        seed: of this epoch.
     """
-    generator = np.random.default_rng([seed, epoch])
-    image_ids = np.array(sorted(sizes))
+    generator = np.random.default_rng(seed)
+    image_ids = np.array(sorted(sizes), dtype=np.int64)
     generator.shuffle(image_ids)
     mirrored = generator.random(len(image_ids)) < flip
     batches: list[list[Request]] = []

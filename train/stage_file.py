@@ -76,7 +76,8 @@ def _read_yaml(path: Path) -> tuple[yaml.Node, DictConfig]:
         if node is None:
             raise InputError(f'the stage file {path} is empty; it needs at least `student` and `optim`')
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(f'the stage file {path} must hold `key: value` lines, found a {node.id}')
+            found = 'list' if isinstance(node, yaml.SequenceNode) else 'single value'
+            raise InputError(f'the stage file {path} must hold `key: value` lines, found a {found}')
         config = OmegaConf.create(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -24,6 +24,8 @@ JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_SCAN, JPEG_END = 0xDA, 0xD9
 JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
 
+PNG_START, PNG_END = b'\x89PNG\r\n\x1a\n', b'\0\0\0\0IEND\xaeB`\x82'
+
 
 def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]:
     """Reads an image file: (height, width, 3), BGR, the same pixels as mmdet's `LoadImageFromFile`.
@@ -92,6 +94,8 @@ def _check_jpeg(content: bytes) -> Size:
 
 
 def _check_other(content: bytes) -> Size:
+    if content.startswith(PNG_START) and PNG_END not in content:  # Pillow does not look for it
+        raise ValueError('the PNG ends before its end chunk')
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         return image.height, image.width

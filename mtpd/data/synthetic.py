@@ -22,6 +22,7 @@ from mtpd.errors import InputError
 from mtpd.files import canonical_json
 
 Image = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.float32]
 Size = tuple[int, int]
 
 SPLITS = ('train2017', 'val2017')
@@ -65,9 +66,7 @@ class SyntheticSpec:
             raise InputError(f'{self.num_empty} empty images do not fit {self.num_train} + {self.num_val} images')
 
 
-def make_synthetic_set(
-    folder: Path, spec: SyntheticSpec, *, on_image: Callable[[], object] = lambda: None
-) -> bool:
+def make_synthetic_set(folder: Path, spec: SyntheticSpec, *, on_image: Callable[[], object] = lambda: None) -> bool:
     """Writes the set in COCO's layout: `train2017/`, `val2017/`, `annotations/instances_*.json`.
 
     Args:
@@ -86,7 +85,7 @@ def make_synthetic_set(
         if (folder / 'synthetic.json').is_file() and (folder / 'synthetic.json').read_bytes() == record:
             return False
         if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(f'{folder}: holds something else than the set asked for; choose another folder or remove it')
+            raise InputError(f'{folder}: holds something else than this set; choose another folder or remove it')
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.tmp-{folder.name}-', dir=folder.parent))
     try:
@@ -115,12 +114,12 @@ def _make_split(
         image, objects = draw_image(random, spec, is_empty=index >= num_images - spec.num_empty)
         image_id = first_id + index
         file_name = f'{image_id:012d}.jpg'
-        (folder / file_name).write_bytes(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1])
+        _, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        (folder / file_name).write_bytes(encoded.tobytes())
         images.append({'id': image_id, 'file_name': file_name, 'height': image.shape[0], 'width': image.shape[1]})
-        for category, mask in objects:
-            # Unique over both splits: no image has more than 1000 shapes.
-            annotation_id = image_id * 1000 + len(annotations) % 1000
-            annotations.append({'id': annotation_id, 'image_id': image_id, **_annotation(category, mask)})
+        for number, (category, mask) in enumerate(objects):
+            # Unique over both splits, as no image has room for a thousand shapes.
+            annotations.append({'id': image_id * 1000 + number, 'image_id': image_id, **_annotation(category, mask)})
         on_image()
     categories = [
         {'id': category_id, 'name': name, 'supercategory': 'shape'}
@@ -153,8 +152,8 @@ def draw_image(
         whole.append(mask)
         visible = [*remaining, mask]
         canvas[mask] = _surface(random, background, int(mask.sum()))
-    image = np.clip(cv2.GaussianBlur(canvas, (3, 3), 0.6), 0, 255).astype(np.uint8)  # no edge is sharper than a camera's
-    return image, list(zip(classes, visible, strict=True))
+    blurred = cv2.GaussianBlur(canvas, (3, 3), 0.6)  # edges as soft as a camera's
+    return np.clip(blurred, 0, 255).astype(np.uint8), list(zip(classes, visible, strict=True))
 
 
 def _place(random: np.random.Generator, shape: int, height: int, width: int, shape_px: tuple[int, int]) -> Mask:
@@ -164,7 +163,7 @@ def _place(random: np.random.Generator, shape: int, height: int, width: int, sha
     return shape_mask(SHAPES[shape], centre, radius, random.uniform(0, 2 * np.pi), (height, width))
 
 
-def _texture(random: np.random.Generator, height: int, width: int) -> npt.NDArray[np.float32]:
+def _texture(random: np.random.Generator, height: int, width: int) -> Pixels:
     """Blotches of colour at three scales and noise on each pixel, around a random mean colour."""
     canvas = np.full((height, width, 3), random.uniform(60, 196, 3), np.float32)
     for cell, strength in ((48, 26.0), (16, 14.0), (6, 9.0)):
@@ -174,7 +173,7 @@ def _texture(random: np.random.Generator, height: int, width: int) -> npt.NDArra
     return canvas
 
 
-def _surface(random: np.random.Generator, background: npt.NDArray[np.float32], num_pixels: int) -> npt.NDArray[np.float32]:
+def _surface(random: np.random.Generator, background: Pixels, num_pixels: int) -> Pixels:
     """Colours of a shape's pixels: any one that stands out from the background, with noise."""
     colour = random.uniform(0, 255, 3)
     while np.linalg.norm(colour - background) < LEAST_CONTRAST:

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ MODULE = 'module.'
 # Copies that a moving average keeps beside the weights, normalisation constants that mmdet reads from its config, and
 # language models, which detectors are built without.
 IGNORED = ('ema_', 'data_preprocessor.', 'language_model.')
+# What PyTorch says when it refuses a file for what it would have to run.
+MORE_THAN_TENSORS = re.compile('unsupported (global|class)|reduce', re.IGNORECASE)
 COUNTER = 'num_batches_tracked'
 NAMES_SHOWN = 3
 
@@ -88,7 +91,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
         if key in own and value.shape != own[key].shape
     ]
     if wrong:
-        raise InputError(f'{name}: {_some(wrong, "tensors have")} another shape; is it the checkpoint of this config?')
+        raise InputError(f'{name}: {_some(wrong, "tensors of another shape")}; is it the checkpoint of this config?')
     try:
         keys = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -115,7 +118,7 @@ def _read(path: Path, allow_pickle: bool) -> Any:
         with torch.serialization.safe_globals(list(_harmless_globals())):
             return torch.load(path, map_location='cpu', weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
-        if not allow_pickle and 'Unsupported' in str(error):
+        if not allow_pickle and MORE_THAN_TENSORS.search(str(error)):
             raise InputError(
                 f'checkpoint {path}: holds more than tensors and plain values (training logs of mmengine, for one), '
                 f'and reading that can run code; if you trust where it comes from, add --trust-checkpoint'

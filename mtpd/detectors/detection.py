@@ -8,41 +8,43 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pycocotools.mask
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.preprocessing import Normalisation, normalise
+from mtpd.detectors.padding import pads_pixels
+from mtpd.detectors.preprocessing import Preprocessing, normalise
+from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
-from mtpd.geometry import Size
 
 
-def collate(samples: Sequence[Sample], *, padded: Size, normalisation: Normalisation, device: torch.device) -> Tensor:
-    """Normalised inputs (B, 3, H, W) on `device`; writes the batch's size into the samples as mmdet's heads expect it.
+def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Normalised inputs (B, 3, H, W) on `device`, each image at the top left, padded to the largest of the batch.
 
-    Args:
-        samples: of any sizes up to `padded`.
-        padded: (height, width) of the batch, px.
-        normalisation: the network's.
-        device: where the network is.
+    Writes into the samples what mmdet's data preprocessor does: the sizes that its heads look up, boxes as plain
+    tensors, masks padded like the inputs.
     """
+    prepare()
+    from mmdet.models.utils.misc import samplelist_boxtype2tensor
+
+    sizes = [preprocessing.geometry.padded(sample.data_sample.ori_shape) for sample in samples]
+    padded = max(height for height, _ in sizes), max(width for _, width in sizes)
+    for sample, size in zip(samples, sizes, strict=True):
+        # `pad_shape` is the image's own: anchors that lie beyond it, in the padding of the batch, train nothing.
+        meta = {'batch_input_shape': padded, 'pad_shape': size}
+        sample.data_sample.set_metainfo(meta | ({'img_shape': size} if pads_pixels(preprocessing) else {}))
+        instances = sample.data_sample.get('gt_instances')
+        if instances is not None and 'masks' in instances:
+            instances.masks = instances.masks.pad(padded)
+    samplelist_boxtype2tensor([sample.data_sample for sample in samples])
     images = [sample.image.to(device, non_blocking=True) for sample in samples]
-    for sample in samples:
-        data_sample = sample.data_sample
-        data_sample.set_metainfo({'batch_input_shape': padded, 'pad_shape': padded})
-        instances = data_sample.get('gt_instances')
-        if instances is not None and 'bboxes' in instances:
-            boxes = instances.bboxes
-            instances.bboxes = boxes if isinstance(boxes, Tensor) else boxes.tensor
-            if 'masks' in instances:
-                instances.masks = instances.masks.pad(padded)
-    return normalise(images, padded=padded, normalisation=normalisation)
+    return normalise(images, padded=padded, normalisation=preprocessing.normalisation)
 
 
-@contextmanager
-def captured_maps(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what the neck gives during one forward pass: a list that holds a map per level afterwards.
+def neck_of(model: nn.Module) -> nn.Module:
+    """The module whose maps are distilled.
 
     Raises:
         InputError: the detector has no neck.
@@ -52,28 +54,39 @@ def captured_maps(model: nn.Module) -> Iterator[list[Tensor]]:
         raise InputError(
             f'{type(model).__name__} has no neck whose maps could be distilled; choose a detector with one'
         )
+    return neck
+
+
+@contextmanager
+def captured_maps(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what the neck gives during one forward pass: a list that holds a map per level afterwards."""
     maps: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
         del module, inputs
         maps[:] = outputs
 
-    handle = neck.register_forward_hook(keep)
+    handle = neck_of(model).register_forward_hook(keep)
     try:
         yield maps
     finally:
         handle.remove()
 
 
-def detection_losses(model: nn.Module, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
+def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
     """The detector's own training losses by name, each summed over levels and stages.
 
     Only what mmdet would add to its total is returned: entries whose name holds `loss`.
+
+    Args:
+        model: an mmdet detector in training mode.
+        images: normalised inputs (B, 3, H, W).
+        samples: the same images, after `collate`.
     """
     data_samples = [sample.data_sample.to(images.device) for sample in samples]
     losses: Mapping[str, Any] = model.loss(images, data_samples)
     return {
-        name: sum(part.mean() for part in (value if isinstance(value, list | tuple) else [value]))
+        name: torch.stack([part.mean() for part in (value if isinstance(value, list | tuple) else [value])]).sum()
         for name, value in losses.items()
         if 'loss' in name
     }
@@ -81,14 +94,14 @@ def detection_losses(model: nn.Module, images: Tensor, samples: Sequence[Sample]
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, samples: Sequence[Sample], *, category_ids: Sequence[int], with_masks: bool
+    model: Any, images: Tensor, samples: Sequence[Sample], *, category_ids: Sequence[int], with_masks: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Detections in COCO's result format, in px of the original images.
 
     Args:
-        model: in eval mode.
+        model: an mmdet detector in eval mode.
         images: normalised inputs (B, 3, H, W).
-        samples: the same images.
+        samples: the same images, after `collate`.
         category_ids: COCO category id of each class.
         with_masks: whether to return masks too.
 
@@ -115,6 +128,6 @@ def predict(
     return boxes, masks
 
 
-def _run_length(mask: np.ndarray) -> dict[str, Any]:
-    code = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+def _run_length(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    code = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {'size': code['size'], 'counts': code['counts'].decode()}

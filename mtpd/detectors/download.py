@@ -32,7 +32,7 @@ def download(url: str, folder: Path, *, offline: str) -> Path:
     Args:
         url: http or https address.
         folder: where to keep it; made when missing.
-        offline: what to do without a network, for the error message.
+        offline: what else the user can do, for the error message.
 
     Raises:
         InputError: the file in `folder` is not what its name says.
@@ -40,15 +40,21 @@ def download(url: str, folder: Path, *, offline: str) -> Path:
     """
     path = folder / Path(unquote(urlsplit(url).path)).name
     expected = _hash_in_name(path.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Two programs that start together must not fetch one file twice.
-    with FileLock(folder / f'.{path.name}.lock'):
-        if path.is_file():
-            actual = sha256_file(path)
-            if not actual.startswith(expected):
-                raise InputError(f'{path}: its sha256 starts with {actual[:8]}, expected {expected}; delete it')
-            return path
-        _fetch(url, path, expected, offline)
+    # A file gets its name when it is whole, so only fetching needs the lock.
+    if path.is_file():
+        actual = sha256_file(path)
+        if not actual.startswith(expected):
+            raise InputError(f'{path}: its sha256 starts with {actual[:8]}, expected {expected}; delete it')
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two programs that start together must not fetch one file twice.
+        with FileLock(folder / f'.{path.name}.lock'):
+            if not path.is_file():
+                _fetch(url, path, expected, offline)
+    # URLError, HTTPError and timeouts are OSErrors; so are a full disk and a folder that cannot be written.
+    except (OSError, http.client.HTTPException) as error:
+        raise UnavailableError(f'cannot fetch {url} to {path}: {error}; {offline}') from error
     return path
 
 
@@ -75,9 +81,6 @@ def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
                 f'try again, or {offline}'
             )
         temporary.replace(path)
-    # URLError, HTTPError and timeouts are OSErrors; so are a full disk and a folder that cannot be written.
-    except (OSError, http.client.HTTPException) as error:
-        raise UnavailableError(f'cannot fetch {url} to {path}: {error}; {offline}') from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,44 +1,91 @@
 """A config with which mmdet's own tools run a trained student as we evaluated it."""
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mtpd.detectors.model_config import set_num_classes
-from mtpd.geometry import Geometry
+from mtpd.detectors.padding import padding_pixel, pads_pixels
+from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.runtime import prepare
+
+_META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 
 
-def export_config(config: Any, *, num_classes: int, geometry: Geometry) -> str:
+def export_config(
+    config: Any,
+    *,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    has_masks: bool,
+    evaluated_on: tuple[Path, Path] | None,
+) -> str:
     """The text of a self-contained mmdet config: `init_detector(<this>, 'student.pth')` predicts what we evaluated.
 
     Args:
-        config: the student's mmengine Config, with the changes that were made to it.
-        num_classes: of the data set that it was trained on.
-        geometry: of the inputs it was trained and evaluated on.
+        config: the student's mmengine Config, with the changes that were made to it. Of its recipe nothing is kept.
+        preprocessing: of the inputs that the student was trained on; see `mtpd.detectors.padding`.
+        classes: names of the classes, in the order of the student's outputs.
+        has_masks: whether the student predicts masks.
+        evaluated_on: image folder and annotation file for mmdet's test tool, or None.
     """
-    exported = copy.deepcopy(config)
-    set_num_classes(exported.model, num_classes)
-    pipeline = _pipeline(exported, geometry)
-    exported.model.setdefault('data_preprocessor', {'type': 'DetDataPreprocessor'})
-    exported.model.data_preprocessor.pad_size_divisor = geometry.pad_divisor
-    exported.test_pipeline = pipeline
-    for name in ('val_dataloader', 'test_dataloader'):
-        if isinstance(exported.get(name), dict) and 'pipeline' in exported[name].get('dataset', {}):
-            exported[name]['dataset']['pipeline'] = pipeline
-    if not isinstance(exported.get('test_dataloader'), dict):
-        exported.test_dataloader = {'dataset': {'pipeline': pipeline}}
-    text: str = exported.pretty_text
+    prepare()
+    from mmengine.config import Config
+
+    model = copy.deepcopy(config.model)
+    set_num_classes(model, len(classes))
+    model.data_preprocessor = _data_preprocessor(preprocessing, has_masks=has_masks)
+    dataset: dict[str, Any] = {
+        'type': 'CocoDataset',
+        'metainfo': {'classes': tuple(classes)},
+        'test_mode': True,
+        'pipeline': _pipeline(preprocessing),
+    }
+    exported: dict[str, Any] = {'default_scope': 'mmdet', 'model': model}
+    if config.get('custom_imports'):
+        exported['custom_imports'] = config.custom_imports
+    if evaluated_on is not None:
+        images, annotations = (str(path.resolve()) for path in evaluated_on)
+        dataset |= {'ann_file': annotations, 'data_prefix': {'img': images}}
+        metric = ['bbox', 'segm'] if has_masks else ['bbox']
+        exported['test_evaluator'] = {'type': 'CocoMetric', 'ann_file': annotations, 'metric': metric}
+        exported['test_cfg'] = {'type': 'TestLoop'}
+    exported['test_dataloader'] = {
+        'batch_size': 1,
+        'num_workers': 2,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'dataset': dataset,
+    }
+    text: str = Config(exported).pretty_text
     return text
 
 
-def _pipeline(config: Any, geometry: Geometry) -> list[dict[str, Any]]:
-    """The student's test pipeline at `geometry`; the value of its padding stays the config's."""
+def _data_preprocessor(preprocessing: Preprocessing, *, has_masks: bool) -> dict[str, Any]:
+    normalisation = preprocessing.normalisation
+    return {
+        'type': 'DetDataPreprocessor',
+        'mean': list(normalisation.mean),
+        'std': list(normalisation.std),
+        'bgr_to_rgb': normalisation.to_rgb,
+        'pad_mask': has_masks,
+        'pad_size_divisor': preprocessing.geometry.pad_divisor,
+        'pad_value': normalisation.padding[0],
+    }
+
+
+def _pipeline(preprocessing: Preprocessing) -> list[dict[str, Any]]:
+    geometry = preprocessing.geometry
     steps: list[dict[str, Any]] = [
         {'type': 'LoadImageFromFile'},
         {'type': 'Resize', 'scale': geometry.scale, 'keep_ratio': geometry.keep_ratio},
     ]
-    if geometry.pad_size is not None:
-        pad: dict[str, Any] = {'type': 'Pad', 'size': (geometry.pad_size[1], geometry.pad_size[0])}
-        found = [step for step in config.get('test_pipeline', []) if step['type'] == 'Pad' and 'pad_val' in step]
-        steps.append(pad | ({'pad_val': found[0]['pad_val']} if found else {}))
-    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    return [*steps, {'type': 'LoadAnnotations', 'with_bbox': True}, {'type': 'PackDetInputs', 'meta_keys': keys}]
+    if pads_pixels(preprocessing):
+        pad: dict[str, Any] = {'type': 'Pad', 'pad_val': {'img': padding_pixel(preprocessing.normalisation)}}
+        if geometry.pad_size is None:
+            steps.append(pad | {'size_divisor': geometry.pad_divisor})
+        else:
+            # Rounded up here, because what the data preprocessor adds is one number for all channels.
+            height, width = (-(-side // geometry.pad_divisor) * geometry.pad_divisor for side in geometry.pad_size)
+            steps.append(pad | {'size': (width, height)})
+    return [*steps, {'type': 'PackDetInputs', 'meta_keys': _META_KEYS}]

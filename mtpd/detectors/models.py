@@ -8,7 +8,7 @@ from torch import nn
 
 from mtpd.detectors import zoo
 from mtpd.detectors.model_config import keep_own_weights_only, make_buildable, set_num_classes
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.runtime import known_warnings_ignored, prepare
 from mtpd.errors import InputError, UnavailableError
 
 
@@ -62,13 +62,18 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
     if num_classes is not None:
         set_num_classes(model_config, num_classes)
     try:
-        model: Any = MODELS.build(model_config)
+        with known_warnings_ignored():
+            model: Any = MODELS.build(model_config)
     except ImportError as error:
         raise UnavailableError(f'{_name(config)} needs {_missing_package(error)}') from error
-    except (AssertionError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+    # Configs are the user's, and models check their arguments in every possible way.
+    except Exception as error:
+        if 'is not installed' in str(error):  # how mmdet tells of optional packages, with the command that helps
+            raise UnavailableError(f'{_name(config)}: {_line(error)}') from error
         raise InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}') from error
     if init_weights:
-        model.init_weights()
+        with known_warnings_ignored():
+            model.init_weights()
     detector: nn.Module = model
     return detector
 
@@ -100,5 +105,5 @@ def _missing_package(error: ImportError) -> str:
 
 
 def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else 'no message'

@@ -4,8 +4,23 @@ import functools
 import importlib
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
+
+# Raised by mmdet, mmcv and mmengine at work: older spellings that PyTorch and they themselves warn of.
+KNOWN_WARNINGS = (
+    r'`torch\.cuda\.amp\.',
+    r'torch\.meshgrid: in an upcoming release',
+    r'This overload of addmm is deprecated',
+    r'To copy construct from a tensor',
+    r'Default ``avg_non_ignore`` is False',
+    r'DeprecationWarning: ',
+    r"The 'warn' method is deprecated",
+    r'The arguments `dropout` in MultiheadAttention',
+    r'"(add_residual|dropout)" is deprecated in `FFN',
+)
 
 
 @functools.cache
@@ -15,15 +30,29 @@ def prepare() -> None:
     A compiled mmcv is used when it is installed; else `mtpd.detectors.mmcv_ext` takes the place of its operators.
     """
     with warnings.catch_warnings():
-        # Raised while these packages are imported: old typing, pkg_resources, deprecated aliases. None is ours to mend.
+        # What importing them raises is theirs to mend.
         warnings.simplefilter('ignore')
         _provide_operators()
         from mmdet.utils import register_all_modules
         from mmengine.logging import MMLogger
 
         register_all_modules(init_default_scope=True)
-    # mmengine logs a line for every tensor of a model that is initialised.
-    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    _ignore_known_warnings()
+    # mmengine logs a line for every tensor that is initialised, and warns of backbones without pretrained weights.
+    MMLogger.get_current_instance().setLevel(logging.ERROR)
+
+
+@contextmanager
+def known_warnings_ignored() -> Iterator[None]:
+    """For calls that must work where warnings are errors, or where somebody has reset the filters of `prepare`."""
+    with warnings.catch_warnings():
+        _ignore_known_warnings()
+        yield
+
+
+def _ignore_known_warnings() -> None:
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings('ignore', message=message)
 
 
 def _provide_operators() -> None:

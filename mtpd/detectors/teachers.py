@@ -1,11 +1,10 @@
 """Teachers: a network that gives feature maps, with all that a cache must know about it.
 
 A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`), an mmdet config file with a
-checkpoint, or `file.py:callable`, where the callable takes the checkpoint's path and returns a module with `.features(images)`.
+checkpoint, or `file.py:callable` (see `mtpd.detectors.teacher_file`).
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,35 +16,20 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.preprocessing import Normalisation, Preprocessing, read_preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, read_preprocessing
+from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
-from mtpd.errors import InputError
+from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.files import canonical_json, sha256_bytes, sha256_file
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Size
 from mtpd.pyramid import Level
+
+__all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights', 'state_sha256']
 
 PROBE_SIZE: Size = (256, 320)
 
-
-@dataclass(frozen=True)
-class InputOptions:
-    """What a user may say about a teacher's input. None: as the teacher's config or module has it.
-
-    Attributes:
-        scale: (long edge, short edge) px of the resize.
-        mean, std: per channel in the network's order, for values 0..255 (only for `file.py:callable`, like the rest).
-        channel_order: 'bgr' or 'rgb'.
-        pad_divisor: the padded sides are multiples of this, px.
-        pad_value: pixel value (before normalisation) of padding.
-    """
-
-    scale: tuple[int, int] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    channel_order: str | None = None
-    pad_divisor: int | None = None
-    pad_value: float | None = None
+Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -55,16 +39,16 @@ class Teacher:
     Attributes:
         name: as the user gave it.
         module: the network; its parameters need no gradient.
-        features: (B, 3, H, W) -> maps (B, C, h, w), one for each of `levels`.
+        features: (B, 3, H, W) -> maps (B, C, h, w), one for each of `levels`; raises `MtpdError`s only.
         levels: names, strides and channels.
         preprocessing: geometry and normalisation of its inputs.
-        definition_sha256: hash of the model's config or source file.
+        definition_sha256: hash of the model's config, or of the file and callable that make it.
         hook_point: where the maps are taken.
     """
 
     name: str
     module: nn.Module
-    features: Callable[[Tensor], Sequence[Tensor]]
+    features: Features
     levels: tuple[Level, ...]
     preprocessing: Preprocessing
     definition_sha256: str
@@ -72,7 +56,12 @@ class Teacher:
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps of normalised images (B, 3, H, W) by level name."""
+        """The maps of normalised images (B, 3, H, W) by level name.
+
+        Raises:
+            InputError: the network fails on images of this size.
+            UnavailableError: the device has too little memory for them.
+        """
         return {level.name: values for level, values in zip(self.levels, self.features(images), strict=True)}
 
 
@@ -99,7 +88,9 @@ def load_teacher(
     """
     path, separator, function = reference.rpartition(':')
     if separator and path.endswith('.py'):
-        return _from_callable(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
+        if trust_checkpoint:
+            raise InputError(f'--trust-checkpoint: {reference} reads its checkpoint itself; leave the option out')
+        return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
     return _from_mmdet(
         reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint
     )
@@ -120,7 +111,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -138,10 +129,7 @@ def _from_mmdet(
     state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint)
     load_into(module, state, name=f'teacher {reference} from {checkpoint}')
     module = module.to(device).eval().requires_grad_(False)
-
-    def features(images: Tensor) -> Sequence[Tensor]:
-        return neck_features(module, images)
-
+    features = _guarded(reference, lambda images: neck_features(module, images))
     return Teacher(
         name=reference,
         module=module,
@@ -152,54 +140,49 @@ def _from_mmdet(
     )
 
 
-def _from_callable(
+def _from_file(
     reference: str, path: Path, function: str, *, checkpoint: Path | None, options: InputOptions, device: torch.device
 ) -> Teacher:
-    if not path.is_file():
-        raise InputError(f'teacher {reference}: there is no file {path}')
-    if checkpoint is not None and not checkpoint.is_file():
-        raise InputError(f'teacher {reference}: there is no checkpoint {checkpoint}')
-    builder = getattr(_import_file(path), function, None)
-    if not callable(builder):
-        raise InputError(f'teacher {reference}: {path} defines no callable {function}')
-    module = builder(None if checkpoint is None else str(checkpoint))
-    if not isinstance(module, nn.Module) or not callable(getattr(module, 'features', None)):
-        raise InputError(f'teacher {reference}: {function} must return a torch module with a method features(images)')
+    module = build_module(path, function, checkpoint=checkpoint)
     module = module.to(device).eval().requires_grad_(False)
-    features: Callable[[Tensor], Sequence[Tensor]] = module.features
+    own: Any = module.features
+    features = _guarded(reference, own)
     return Teacher(
         name=reference,
         module=module,
         features=features,
         levels=levels_of(features, input_size=PROBE_SIZE, device=device),
-        preprocessing=_stated_preprocessing(reference, module, options),
-        definition_sha256=sha256_file(path),
+        preprocessing=stated_preprocessing(module, options, name=reference),
+        definition_sha256=sha256_bytes(canonical_json([sha256_file(path), function])),
     )
 
 
-def _stated_preprocessing(reference: str, module: nn.Module, options: InputOptions) -> Preprocessing:
-    """What the user, or attributes of the module with the same names, say about the input."""
+def _guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
+    """`features` with one line for whatever goes wrong in it; teachers are other people's programs."""
 
-    def stated(name: str, default: Any = None) -> Any:
-        value = getattr(options, name)
-        value = getattr(module, name, default) if value is None else value
-        if value is None:
-            option = f'--{name.replace("_", "-")}'
+    def run(images: Tensor) -> Sequence[Tensor]:
+        num_images, _, height, width = images.shape
+        try:
+            maps = features(images)
+        except MtpdError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise UnavailableError(
+                f'teacher {name}: the device has too little memory for {num_images} images of {height} x {width} px; '
+                'use a smaller --batch-size'
+            ) from error
+        except Exception as error:
             raise InputError(
-                f'teacher {reference}: its {name} is not known; give {option}, or set `{name}` on the module'
-            )
-        return value
+                f'teacher {name} fails on {num_images} image(s) of {height} x {width} px (height x width): '
+                f'{type(error).__name__}: {error}'
+            ) from error
+        if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
+            raise InputError(f'teacher {name}: features() gives a {type(maps).__name__}, expected a list of tensors')
+        if any(values.shape[:1] != (num_images,) for values in maps):
+            raise InputError(f'teacher {name}: features() gives maps of another number of images than it got')
+        return maps
 
-    scale, mean, std = stated('scale'), stated('mean'), stated('std')
-    pad_value = float(stated('pad_value', 0.0))
-    order = stated('channel_order', 'bgr')
-    if order not in ('bgr', 'rgb'):
-        raise InputError(f'teacher {reference}: channel_order is {order!r}, expected bgr or rgb')
-    padding = tuple((pad_value - m) / s for m, s in zip(mean, std, strict=True))
-    return Preprocessing(
-        geometry=Geometry((int(scale[0]), int(scale[1])), pad_divisor=int(stated('pad_divisor', 32))),
-        normalisation=Normalisation(tuple(mean), tuple(std), order == 'rgb', padding),
-    )
+    return run
 
 
 def _refuse_input_options(reference: str, options: InputOptions) -> None:
@@ -211,19 +194,13 @@ def _refuse_input_options(reference: str, options: InputOptions) -> None:
         )
 
 
-def _import_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f'mtpd_teacher_{path.stem}', path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _plain(value: Any) -> Any:
-    """A config as JSON values; anything else by its name."""
+    """A config as JSON values that are the same in every process; anything else by its name."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+    # JSON has no infinity, which configs use as a bound.
+    if value is None or isinstance(value, str | bool | int | float):
+        return repr(value) if isinstance(value, float) else value
+    return getattr(value, '__qualname__', type(value).__qualname__)

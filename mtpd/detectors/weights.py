@@ -1,4 +1,4 @@
-"""Weights of teachers and of backbones: where they come from, reading them, and loading them into a model."""
+"""Weights of teachers and of backbones: where they come from."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,15 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtpd.detectors.checkpoint import load_checkpoint, load_into
+from mtpd.detectors.checkpoint import load_checkpoint
 from mtpd.detectors.download import download
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.zoo import ZooModel
 from mtpd.errors import InputError
 
-__all__ = ['backbone_weights', 'fetch_weights', 'load_checkpoint', 'load_into']
-
 BACKBONE = 'backbone.'
+SWIN_ORIGINAL = 'layers.0.blocks.0.attn.qkv.weight'  # a name of Swin's own release, which mmdet's configs point to
 BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
 
@@ -27,7 +26,7 @@ def fetch_weights(model: ZooModel) -> Path:
     """
     if model.weights is None:
         raise InputError(f'{model.name}: the zoo has no weights for it; give a local file with --checkpoint FILE')
-    return download(model.weights, _checkpoint_folder(), offline='or give a local file with --checkpoint FILE')
+    return download(model.weights, _checkpoint_folder(), offline='give a local file with --checkpoint FILE')
 
 
 def backbone_weights(reference: str) -> dict[str, Tensor]:
@@ -49,6 +48,11 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
     else:
         path = download(address, _checkpoint_folder(), offline=BACKBONE_OFFLINE)
     state = load_checkpoint(path)
+    if SWIN_ORIGINAL in state:
+        prepare()
+        from mmdet.models.backbones.swin import swin_converter
+
+        state = swin_converter(state)
     part = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     return part or state
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from mtpd.errors import InputError, UnavailableError
 

@@ -18,7 +18,7 @@ class MaskedMseTerm:
         weight: factor of the loss.
         adapter: `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
         scale: `teacher_std`: maps are measured in standard deviations of the teacher's level over the batch, so that 1
-            is the loss of a student that knows only the mean; `none`: as they are.
+            is the loss of a student that knows only each channel's mean; `none`: as they are.
     """
 
     loss: ClassVar[str] = 'masked_mse'

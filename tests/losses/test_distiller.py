@@ -36,21 +36,24 @@ def mean_square(values: Tensor, mask: Tensor) -> float:
     return values.double()[mask.expand_as(values)].square().mean().item()
 
 
+def channel_variance(values: Tensor, mask: Tensor) -> float:
+    channels = [values.double()[:, channel][mask[:, 0]] for channel in range(values.shape[1])]
+    return sum(channel.var(correction=0).item() for channel in channels) / len(channels)
+
+
 def test_mse_is_the_share_of_the_teachers_variance() -> None:
     student, teacher, masks = random_maps()
     distiller = Distiller([MaskedMseTerm(weight=3.0)], student=STUDENT, teacher=TEACHER)
     losses = distiller(student, teacher, masks)
     assert list(losses) == ['distill/masked_mse/p3', 'distill/masked_mse/p4']
 
-    valid = teacher['p4'].double()[masks['p4'].expand_as(teacher['p4'])]
-    want = 3 * mean_square(student['p4'] - teacher['p4'], masks['p4']) / valid.var(correction=0).item()
+    want = 3 * mean_square(student['p4'] - teacher['p4'], masks['p4']) / channel_variance(teacher['p4'], masks['p4'])
     assert losses['distill/masked_mse/p4'].item() == pytest.approx(want, rel=1e-5)
 
     # p3 has 4 channels against 6: it goes through the adapter, the module's only layer.
     weight, bias = (parameter.detach().double() for parameter in distiller.parameters())
     adapted = torch.einsum('oi,bihw->bohw', weight[:, :, 0, 0], student['p3'].double()) + bias[:, None, None]
-    valid = teacher['p3'].double()[masks['p3'].expand_as(teacher['p3'])]
-    want = 3 * mean_square(adapted - teacher['p3'], masks['p3']) / valid.var(correction=0).item()
+    want = 3 * mean_square(adapted - teacher['p3'], masks['p3']) / channel_variance(teacher['p3'], masks['p3'])
     assert losses['distill/masked_mse/p3'].item() == pytest.approx(want, rel=1e-5)
 
 

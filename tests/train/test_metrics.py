@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtpd.errors import InputError
-from mtpd_train.metrics import EvaluationRecord, MetricsLog, TrainRecord, truncate_metrics
+from mtpd_train.metrics import EvaluationRecord, TrainRecord, append_record, truncate_metrics
 
 
 def train_record(stage: int, step: int, loss: float = 1.5) -> TrainRecord:
@@ -27,12 +27,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 def log_path(tmp_path: Path) -> Path:
     """A log of two stages, with steps 10, 20, 30 and an evaluation at 20 in each."""
     path = tmp_path / 'metrics.jsonl'
-    with MetricsLog(path) as log:
-        for stage in (1, 2):
-            for step in (10, 20, 30):
-                log.write(train_record(stage, step))
-                if step == 20:
-                    log.write(EvaluationRecord(stage, step, epoch=1, metrics={'box/AP': 0.41}, seconds=3.0))
+    for stage in (1, 2):
+        for step in (10, 20, 30):
+            append_record(path, train_record(stage, step))
+            if step == 20:
+                append_record(path, EvaluationRecord(stage, step, epoch=1, metrics={'box/AP': 0.41}, seconds=3.0))
     return path
 
 
@@ -42,22 +41,19 @@ def places(path: Path) -> list[tuple[int, int, str]]:
 
 def test_records_are_on_disk_at_once(tmp_path: Path) -> None:
     path = tmp_path / 'run' / 'metrics.jsonl'
-    log = MetricsLog(path)
-    log.write(train_record(1, 10))
+    append_record(path, train_record(1, 10))
     assert read(path) == [
         {
             'kind': 'train', 'stage': 1, 'step': 10, 'epoch': 1, 'losses': {'loss_cls': 1.5, 'distill/mgd/p3': 0.25},
             'lr': 0.01, 'images_per_second': 40.0, 'data_wait': 0.1, 'peak_memory': 7, 'grad_norm': None,
         }
     ]  # fmt: skip
-    log.close()
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
 def test_numbers_that_json_lacks(tmp_path: Path, value: float) -> None:
     path = tmp_path / 'metrics.jsonl'
-    with MetricsLog(path) as log:
-        log.write(train_record(1, 10, loss=value))
+    append_record(path, train_record(1, 10, loss=value))
     (record,) = read(path)
     assert record['losses'] == {'loss_cls': None, 'distill/mgd/p3': 0.25}
     assert record['not_finite'] == ['losses.loss_cls']
@@ -71,8 +67,7 @@ def test_truncation_keeps_the_checkpoints_own_records(log_path: Path) -> None:
     before = places(log_path)
     truncate_metrics(log_path, stage=2, step=20)
     assert places(log_path) == before[:-1]
-    with MetricsLog(log_path) as log:
-        log.write(train_record(2, 30))
+    append_record(log_path, train_record(2, 30))
     assert places(log_path) == before
 
 

@@ -222,8 +222,8 @@ def test_an_explicit_empty_distill_trains_the_baseline(load: Loader) -> None:
     [
         ('', 'the stage file stage.yaml is empty'),
         ('# nothing\n', 'the stage file stage.yaml is empty'),
-        ('- a\n', 'must hold `key: value` lines, found a sequence'),
-        ('hello\n', 'must hold `key: value` lines, found a scalar'),
+        ('- a\n', 'must hold `key: value` lines, found a list'),
+        ('hello\n', 'must hold `key: value` lines, found a single value'),
         ('student: a\nstudent: b\n', 'stage.yaml line 2: found duplicate key student; mend the YAML'),
         ('student: [a\noptim: 3\n', 'stage.yaml line 2: '),
         ('student: a\n---\nstudent: b\n', 'stage.yaml line 2: '),

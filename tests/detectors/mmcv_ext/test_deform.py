@@ -200,9 +200,9 @@ def test_modulated_offsets_larger_than_the_output_are_read_as_mmcv_reads_them() 
     )
     output = modulated(case, given.image, offset, mask, given.weight, given.bias)
     torch.testing.assert_close(output, expected(case, read, modulated=True))
-    inexact = (given.image[:1, :, :2, :2], offset[:1, :, :3, :3], mask[:1, :, :3, :3])
-    variables = tuple(tensor.contiguous().requires_grad_() for tensor in inexact)
-    assert gradcheck(lambda *tensors: modulated(case, *tensors, given.weight, given.bias), variables, fast_mode=True)
+    few = (given.image[:1, :, :2, :2], offset[:1, :, :3, :3], mask[:1, :, :3, :3], given.weight, given.bias)
+    variables = tuple(tensor.contiguous().requires_grad_() for tensor in few)
+    assert gradcheck(lambda *tensors: modulated(case, *tensors), variables, fast_mode=True)
 
 
 def test_shapes_that_do_not_fit_are_errors() -> None:

@@ -1,0 +1,90 @@
+"""The folder that a cache goes into: what may be in it, and making room in it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mtpd.cache.journal import JOURNAL_FILE
+from mtpd.cache.manifest import FORMAT, MANIFEST_FILE
+from mtpd.cache.writer import LOCK_FILE, PLAN_FILE, TEACHER_FILE
+from mtpd.errors import CacheMismatchError, InputError, UnavailableError
+
+# Everything that a cache is made of; names with a dot in front are its locks and temporary files.
+_OF_A_CACHE = re.compile(
+    rf'\..*|{re.escape(MANIFEST_FILE)}|{PLAN_FILE}|{JOURNAL_FILE}|{TEACHER_FILE}|zarr\.json|index|heads|\d+x\d+'
+)
+_PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
+
+
+def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that an extraction must not touch.
+
+    Raises:
+        InputError: it is no folder.
+        CacheMismatchError: it holds other things, or an extraction that `resume` and `overwrite` exclude.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f'--out {out}: is a file; give a folder, which need not exist')
+    names = _names(out)
+    if not names:
+        return
+    if not holds_extraction(out):
+        raise CacheMismatchError(f'--out {out}: holds {names[0]} and no cache; choose an empty or a new folder')
+    strangers = [name for name in names if not _OF_A_CACHE.fullmatch(name)]
+    if overwrite and strangers:
+        raise CacheMismatchError(
+            f'--out {out}: --overwrite deletes only caches, and beside the cache there is {strangers[0]}; move it away'
+        )
+    if not resume and not overwrite:
+        raise CacheMismatchError(
+            f'--out {out}: already holds an extraction; leave out --no-resume to go on with it, or --overwrite it'
+        )
+
+
+def holds_extraction(out: Path) -> bool:
+    """Whether `out` holds a cache, finished or not. Other programs have files of the same names."""
+    for name in (MANIFEST_FILE, PLAN_FILE):
+        try:
+            content = json.loads((out / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and (content.get('format') == FORMAT or content.keys() >= _PLAN_KEYS):
+            return True
+    return False
+
+
+def clear_target(out: Path) -> None:
+    """Deletes the cache in `out`, which `check_target` has let pass.
+
+    Raises:
+        UnavailableError: another process is writing it.
+    """
+    if not _names(out):
+        return
+    try:
+        with FileLock(out / LOCK_FILE, timeout=0):
+            # From here on no reader opens it, and after a kill in the middle of this it can still be overwritten.
+            if (out / MANIFEST_FILE).exists():
+                (out / MANIFEST_FILE).replace(out / PLAN_FILE)
+            for name in sorted(_names(out), key=PLAN_FILE.__eq__):
+                path = out / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+    except Timeout:
+        raise UnavailableError(
+            f'--out {out}: another process is writing this cache; wait for it, or choose another --out'
+        ) from None
+
+
+def present_bytes(out: Path) -> int:
+    """Size of all files in `out`."""
+    return sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
+
+
+def _names(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if not path.name.startswith('.')) if out.is_dir() else []

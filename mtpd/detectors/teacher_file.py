@@ -1,0 +1,134 @@
+"""A teacher from the user's own file, named `file.py:callable`.
+
+The callable takes the checkpoint's path, or None, and returns a torch module with `features(images)`. How images become
+its inputs is said by options, or by attributes of the module of the same names: `scale`, `mean`, `std` and, if they are
+not the defaults, `channel_order`, `pad_divisor`, `pad_value`.
+"""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing
+from mtpd.errors import InputError
+from mtpd.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What a user may say about a teacher's input. None: as the teacher's config or module has it.
+
+    Attributes:
+        scale: (long edge, short edge) px of the resize.
+        mean, std: per channel in the network's order, for values 0..255 (only for `file.py:callable`, like the rest).
+        channel_order: 'bgr' or 'rgb'.
+        pad_divisor: the padded sides are multiples of this, px.
+        pad_value: pixel value (before normalisation) of padding.
+    """
+
+    scale: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    channel_order: str | None = None
+    pad_divisor: int | None = None
+    pad_value: float | None = None
+
+
+def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Module:
+    """Runs the user's file and calls `function` in it.
+
+    Raises:
+        InputError: there is no such file or callable, it fails, or what it returns is no module with `features`.
+    """
+    name = f'teacher {path}:{function}'
+    if not path.is_file():
+        raise InputError(f'{name}: there is no file {path}')
+    if checkpoint is not None and not checkpoint.is_file():
+        raise InputError(f'{name}: there is no checkpoint {checkpoint}')
+    try:
+        builder = getattr(_import_file(path), function, None)
+    # It is the user's program: it can fail in any way.
+    except Exception as error:
+        raise InputError(f'{name}: the file cannot be imported: {type(error).__name__}: {error}') from error
+    if not callable(builder):
+        raise InputError(f'{name}: the file defines no callable {function!r}')
+    try:
+        module = builder(None if checkpoint is None else str(checkpoint))
+    except Exception as error:
+        given = 'no checkpoint (--checkpoint FILE gives one)' if checkpoint is None else f'checkpoint {checkpoint}'
+        raise InputError(f'{name} failed with {given}: {type(error).__name__}: {error}') from error
+    if not isinstance(module, nn.Module) or not callable(getattr(module, 'features', None)):
+        raise InputError(
+            f'{name} returned a {type(module).__name__}, expected a torch module with a method features(images)'
+        )
+    return module
+
+
+def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
+    """What the options, or else attributes of the module with the same names, say about the input.
+
+    Args:
+        module: the user's.
+        options: what the command line says.
+        name: the teacher's, for messages.
+
+    Raises:
+        InputError: something is not said, or makes no sense.
+    """
+
+    def stated(field: str, default: Any = None) -> Any:
+        value = getattr(options, field)
+        value = getattr(module, field, default) if value is None else value
+        if value is None:
+            option = f'--{field.replace("_", "-")}'
+            raise InputError(f'teacher {name}: its {field} is not known; give {option}, or set `{field}` on the module')
+        return value
+
+    def numbers(field: str, count: int, default: Any = None) -> tuple[float, ...]:
+        value = stated(field, default)
+        try:
+            # On a module it may well be a buffer of shape (1, 3, 1, 1).
+            found = tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist())
+        except (TypeError, ValueError, RuntimeError):
+            found = ()
+        if len(found) != count or not all(map(math.isfinite, found)):
+            raise InputError(f'teacher {name}: its {field} is {value!r:.80}, expected {count} finite number(s)')
+        return found
+
+    long_edge, short_edge = numbers('scale', 2)
+    mean, std = _rgb(numbers('mean', 3)), _rgb(numbers('std', 3))
+    if min(std) <= 0:
+        raise InputError(f'teacher {name}: its std is {std}, expected three numbers above 0')
+    order = stated('channel_order', 'bgr')
+    if order not in ('bgr', 'rgb'):
+        raise InputError(f'teacher {name}: its channel_order is {order!r:.80}, expected bgr or rgb')
+    (pad_divisor,), (pad_value,) = numbers('pad_divisor', 1, 32), numbers('pad_value', 1, 0)
+    padding = _rgb([(pad_value - m) / s for m, s in zip(mean, std, strict=True)])
+    return Preprocessing(
+        geometry=Geometry((int(long_edge), int(short_edge)), pad_divisor=int(pad_divisor)),
+        normalisation=Normalisation(mean, std, to_rgb=order == 'rgb', padding=padding),
+    )
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f'mtpd_teacher_{path.stem}', path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickling look their module up there.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,28 @@
+"""Fixtures that several folders of tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='session')
+def real_dir() -> Path:
+    """The folder of real images, teachers and golden evaluations; the test is skipped where there is none."""
+    folder = Path(os.environ.get('MTPD_REAL_DATA', REPOSITORY.parent / 'shared' / 'real'))
+    if not (folder / 'coco_mini').is_dir():
+        pytest.skip(f'no real data at {folder}; MTPD_REAL_DATA names another folder')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO-format set of 24 + 8 shapes images of three sizes, the last of each split without annotations."""
+    folder = tmp_path_factory.mktemp('synthetic') / 'coco'
+    sizes = ((128, 128), (96, 128), (128, 80))
+    make_synthetic_set(folder, SyntheticSpec(num_train=24, num_val=8, sizes=sizes))
+    return folder

@@ -1,0 +1,219 @@
+"""Reading and checking COCO annotation files."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtpd.data.coco import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoImage,
+    image_path,
+    missing_images,
+    read_annotations,
+    training_annotations,
+)
+from mtpd.errors import InputError
+
+Document = dict[str, Any]
+
+VALID: Document = {
+    'images': [
+        {'id': 7, 'file_name': 'a.jpg', 'height': 40, 'width': 60},
+        {'id': 3, 'file_name': 'deep/b.jpg', 'height': 10, 'width': 20},
+    ],
+    'categories': [{'id': 18, 'name': 'dog'}, {'id': 2, 'name': 'bicycle'}],
+    'annotations': [
+        {
+            'id': 1, 'image_id': 7, 'category_id': 18, 'bbox': [10, 5.5, 20, 4], 'area': 70.5, 'iscrowd': 0,
+            'segmentation': [[10, 5.5, 30, 5.5, 30, 9.5], [1, 2, 3, 4]],
+        },
+        {
+            'id': 2, 'image_id': 7, 'category_id': 2, 'bbox': [0, 0, 60, 40], 'area': 2400, 'iscrowd': 1,
+            'segmentation': {'size': [40, 60], 'counts': [0, 2400]},
+        },
+    ],
+}  # fmt: skip
+
+
+def write(folder: Path, document: object) -> Path:
+    path = folder / 'instances.json'
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_read_annotations(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID)
+    coco_set = read_annotations(path)
+
+    assert coco_set.images == (CocoImage(7, 'a.jpg', 40, 60), CocoImage(3, 'deep/b.jpg', 10, 20))
+    assert coco_set.categories == (CocoCategory(2, 'bicycle'), CocoCategory(18, 'dog'))
+    assert coco_set.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    dog, crowd = coco_set.annotations[7]
+    assert dog == CocoAnnotation((10, 5.5, 30, 9.5), 1, False, 70.5, [[10, 5.5, 30, 5.5, 30, 9.5]])
+    assert crowd.category == 0
+    assert crowd.is_crowd
+    assert coco_set.annotations[3] == ()
+
+
+def set_value(*keys: str | int, value: object) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        target: Any = document
+        for key in keys[:-1]:
+            target = target[key]
+        if value is DELETE:
+            del target[keys[-1]]
+        else:
+            target[keys[-1]] = value
+
+    return change
+
+
+DELETE = object()
+BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
+    'no images': (set_value('images', value=DELETE), "no list 'images'"),
+    'no annotations': (set_value('annotations', value=DELETE), "no list 'annotations'"),
+    'categories no list': (set_value('categories', value={}), "no list 'categories'"),
+    'image no object': (set_value('images', 1, value=[3]), r'images\[1\]: it is a list'),
+    'image without id': (set_value('images', 1, 'id', value=DELETE), r"images\[1\]: 'id' is missing"),
+    'image id text': (set_value('images', 1, 'id', value='3'), r"id is '3'"),
+    'image id too large': (set_value('images', 1, 'id', value=2**63), 'id is 9223372036854775808'),
+    'image id twice': (set_value('images', 1, 'id', value=7), r'images\[1\]: id 7 is taken'),
+    'category id twice': (set_value('categories', 1, 'id', value=18), r'categories\[1\]: id 18 is taken'),
+    'height 0': (set_value('images', 0, 'height', value=0), r'images\[0\]: height is 0'),
+    'width a truth value': (set_value('images', 0, 'width', value=True), 'width is True'),
+    'height a fraction': (set_value('images', 0, 'height', value=40.5), r'height is 40\.5'),
+    'category name': (set_value('categories', 0, 'name', value=5), 'name is 5'),
+    'unknown image': (set_value('annotations', 0, 'image_id', value=8), r'annotations\[0\]: image_id 8 is not'),
+    'unknown category': (set_value('annotations', 0, 'category_id', value=1), 'category_id 1 is not'),
+    'no bbox': (set_value('annotations', 0, 'bbox', value=DELETE), "'bbox' is missing"),
+    'bbox of 3': (set_value('annotations', 0, 'bbox', value=[1, 2, 3]), r'bbox is \[1, 2, 3\]'),
+    'bbox of texts': (set_value('annotations', 0, 'bbox', value=['1', 2, 3, 4]), 'bbox is'),
+    'bbox NaN': (set_value('annotations', 1, 'bbox', value=[0, 0, float('nan'), 4]), r's\[1\]: bbox is .*nan'),
+    'bbox infinite': (set_value('annotations', 0, 'bbox', value=[0, 0, float('inf'), 4]), 'finite'),
+    'bbox overflows': (set_value('annotations', 0, 'bbox', value=[1.7e308, 0, 1.7e308, 4]), 'finite'),
+    'bbox beyond floats': (set_value('annotations', 0, 'bbox', value=[10**400, 0, 1, 4]), r'annotations\[0\]'),
+    'area infinite': (set_value('annotations', 0, 'area', value=float('inf')), 'area is inf'),
+    'mask of another size': (set_value('annotations', 1, 'segmentation', 'size', value=[60, 40]), 'of size'),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_read_annotations__broken(name: str, tmp_path: Path) -> None:
+    change, message = BROKEN[name]
+    document = copy.deepcopy(VALID)
+    change(document)
+    path = write(tmp_path, document)
+    with pytest.raises(InputError, match=message) as caught:
+        read_annotations(path)
+    assert str(caught.value).startswith(f'{path}: ')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'file_name',
+    ['../x.jpg', 'a/../../x.jpg', 'a/../x.jpg', '/etc/passwd', '..', '.', '', 'C:/x.jpg', 'a\\..\\x.jpg', 'a\0.jpg', 5],
+)
+def test_file_name_that_leaves_the_folder(file_name: Any, tmp_path: Path) -> None:
+    document = copy.deepcopy(VALID)
+    document['images'][1]['file_name'] = file_name
+    with pytest.raises(InputError, match=r'images\[1\]: file_name'):
+        read_annotations(write(tmp_path, document))
+    with pytest.raises(InputError, match='file_name'):
+        image_path(tmp_path, file_name)
+
+
+def test_image_path(tmp_path: Path) -> None:
+    assert image_path(tmp_path, 'a..b/c.jpg') == tmp_path / 'a..b' / 'c.jpg'
+
+
+@pytest.mark.parametrize('content', [b'', b'{"images": [', b'\xff\xfe\x00', b'[' * 100_000, b'[]', b'3'])
+def test_read_annotations__no_coco_json(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / 'x.json'
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r'x\.json: (not valid JSON|holds a)'):
+        read_annotations(path)
+
+
+def test_read_annotations__missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r'gone\.json: cannot read.*No such file'):
+        read_annotations(tmp_path / 'gone.json')
+
+
+def test_missing_images(tmp_path: Path) -> None:
+    coco_set = read_annotations(write(tmp_path, VALID))
+    assert missing_images(coco_set, tmp_path) == ('a.jpg', 'deep/b.jpg')
+    (tmp_path / 'deep').mkdir()
+    (tmp_path / 'deep' / 'b.jpg').touch()
+    assert missing_images(coco_set, tmp_path) == ('a.jpg',)
+
+
+def test_training_annotations(tmp_path: Path) -> None:
+    """Each box with whether training sees it; image a.jpg is 60 x 40 px."""
+    boxes: list[tuple[list[float], bool]] = [
+        ([5, 5, 10, 10], True),
+        ([5, 5, 1, 1], True),  # a box of one px
+        ([5, 5, 0.99, 10], False),
+        ([5, 5, 10, 0.5], False),
+        ([5, 5, -10, 10], False),
+        ([60, 5, 10, 10], False),  # begins where the image ends
+        ([59.5, 5, 10, 10], True),
+        ([5, 40, 10, 10], False),
+        ([-10, 5, 10, 10], False),
+        ([-10, 5, 11, 10], True),
+    ]
+    document = copy.deepcopy(VALID)
+    document['annotations'] = [
+        {'image_id': 7, 'category_id': 2, 'bbox': box, 'area': 5, 'iscrowd': index % 2}
+        for index, (box, _) in enumerate(boxes)
+    ]
+    document['annotations'] += [
+        {'image_id': 7, 'category_id': 2, 'bbox': [5, 5, 10, 10], 'area': 0},
+        {'image_id': 7, 'category_id': 2, 'bbox': [5, 5, 10, 10], 'area': 100, 'ignore': 1},
+    ]
+    coco_set = read_annotations(write(tmp_path, document))
+    seen = training_annotations(coco_set, coco_set.images[0])
+
+    wanted = [(box, index % 2) for index, (box, keep) in enumerate(boxes) if keep]
+    found = [([a.box[0], a.box[1], a.box[2] - a.box[0], a.box[3] - a.box[1]], int(a.is_crowd)) for a in seen]
+    assert found == wanted
+    assert training_annotations(coco_set, coco_set.images[1]) == ()
+
+
+@pytest.mark.real
+def test_training_annotations__as_mmdet(real_dir: Path) -> None:
+    """mmdet's own data set is the oracle, on real annotations."""
+    from mtpd.detectors.runtime import prepare
+
+    prepare()
+    from mmdet.datasets import CocoDataset
+
+    path = real_dir / 'golden_eval' / 'instances_coco_small_val.json'
+    coco_set = read_annotations(path)
+    classes = [category.name for category in coco_set.categories]
+    dataset = CocoDataset(ann_file=str(path), metainfo={'classes': classes}, data_prefix={'img': ''}, test_mode=True)
+    assert len(dataset) == len(coco_set.images)
+    by_id = {image.id: image for image in coco_set.images}
+    for index in range(len(dataset)):
+        record = dataset.get_data_info(index)
+        ours = [
+            (list(a.box), a.category, int(a.is_crowd)) for a in training_annotations(coco_set, by_id[record['img_id']])
+        ]
+        assert ours == [(i['bbox'], i['bbox_label'], i['ignore_flag']) for i in record['instances']]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize('split', ['train2017', 'val2017'])
+def test_read_annotations__real(split: str, real_dir: Path) -> None:
+    folder = real_dir / 'coco_mini'
+    coco_set = read_annotations(folder / 'annotations' / f'instances_{split}.json')
+    assert len(coco_set.categories) == 80
+    assert coco_set.categories[11].name == 'stop sign'  # id 13: COCO skips 12
+    assert missing_images(coco_set, folder / split) == ()
+    num_annotations = sum(map(len, coco_set.annotations.values()))
+    assert (len(coco_set.images), num_annotations) == {'train2017': (57, 557), 'val2017': (66, 560)}[split]

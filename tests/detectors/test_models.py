@@ -1,0 +1,187 @@
+"""Building detectors: what is set, what is dropped, what is left alone."""
+
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mtpd.detectors.model_config import keep_own_weights_only, make_buildable
+from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
+from mtpd.detectors.zoo import configs_folder
+from mtpd.errors import InputError, UnavailableError
+
+
+@pytest.fixture
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError(f'a connection was opened: {arguments}')
+
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+
+
+def small(name: str) -> Any:
+    """A zoo config with the smallest ResNet, so that tests are quick."""
+    config = load_config(name)
+    config.model.backbone.update(depth=18, base_channels=8, norm_eval=False)
+    config.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    return config
+
+
+def test_names_aliases_and_paths_give_the_same_config(tmp_path: Path) -> None:
+    by_name = load_config('retinanet_r50_fpn_1x_coco')
+    assert load_config('r50').model == by_name.model
+    own = tmp_path / 'own.py'
+    own.write_text(f'_base_ = {by_name.filename!r}\nmodel = dict(bbox_head=dict(num_classes=3))\n')
+    assert load_config(str(own)).model.bbox_head.num_classes == 3
+
+
+def test_configs_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match='retinanet_r50'):
+        load_config('retinanet_r50_fpn_1x_cocco')
+    with pytest.raises(InputError, match=r'gone\.py: there is no such file'):
+        load_config(str(tmp_path / 'gone.py'))
+    for name, text, message in [
+        ('syntax.py', 'model = dict(', 'syntax.py cannot be read: SyntaxError'),
+        ('raises.py', 'raise OSError("x")', 'raises.py cannot be read: OSError: x'),
+        ('base.py', '_base_ = "nothing.py"', 'base.py cannot be read'),
+        ('empty.py', 'lr = 1', 'empty.py has no `model`'),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_config(str(tmp_path / name))
+
+
+def test_a_config_of_a_missing_package_names_it(tmp_path: Path) -> None:
+    path = tmp_path / 'custom.py'
+    path.write_text('custom_imports = dict(imports=["no_such_package.models"])\nmodel = dict(type="RetinaNet")\n')
+    with pytest.raises(UnavailableError, match=r'needs the package no_such_package, .* pip install no_such_package'):
+        load_config(str(path))
+
+
+@pytest.mark.usefixtures('_no_network')
+def test_building_is_quiet_offline_and_leaves_the_config_alone(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small('retinanet_r50_fpn_1x_coco')
+    config.model.backbone.init_cfg.checkpoint = 'https://127.0.0.1:9/resnet.pth'
+    before = config.to_dict()
+    with caplog.at_level(logging.INFO):
+        build_detector(config, num_classes=5)
+    assert config.to_dict() == before
+    assert capfd.readouterr() == ('', '')
+    assert not caplog.records
+
+
+def test_initialisation_is_the_authors_own_when_asked() -> None:
+    config = small('retinanet_r50_fpn_1x_coco')
+    # RetinaNet starts with a foreground probability of 0.01 (Lin et al. 2017, section 4.1).
+    prior = torch.tensor(-4.59512).expand(9 * 80)
+    model: Any = build_detector(config)
+    torch.testing.assert_close(model.bbox_head.retina_cls.bias.data, prior)
+    model = build_detector(config, init_weights=False)
+    assert not torch.allclose(model.bbox_head.retina_cls.bias.data, prior)
+
+
+def test_the_number_of_classes_reaches_every_head_but_the_proposals() -> None:
+    config = small('mask-rcnn_r50_fpn_1x_coco')
+    config.model.rpn_head.in_channels = 16
+    config.model.roi_head.bbox_roi_extractor.out_channels = 16
+    config.model.roi_head.bbox_head.in_channels = 16
+    # Left out, mmdet would take 80.
+    del config.model.roi_head.mask_head['num_classes']
+    config.model.roi_head.mask_head.in_channels = 16
+    model: Any = build_detector(config, num_classes=7, init_weights=False)
+    assert model.rpn_head.rpn_cls.out_channels == 3
+    assert model.roi_head.bbox_head.fc_cls.out_features == 8
+    assert model.roi_head.bbox_head.fc_reg.out_features == 28
+    assert model.roi_head.mask_head.conv_logits.out_channels == 7
+
+
+@pytest.mark.slow
+def test_the_number_of_classes_reaches_heads_in_lists_and_leaves_stuff_alone() -> None:
+    model: Any = build_detector(load_config('htc_r50_fpn_1x_coco'), num_classes=7, init_weights=False)
+    assert [head.fc_cls.out_features for head in model.roi_head.bbox_head] == [8, 8, 8]
+    assert [head.conv_logits.out_channels for head in model.roi_head.mask_head] == [7, 7, 7]
+    assert model.roi_head.semantic_head.num_classes == 183
+
+
+def test_a_panoptic_head_refuses_a_number_of_classes() -> None:
+    with pytest.raises(InputError, match='panoptic head cannot be set to 7'):
+        build_detector(load_config('mask2former_r50_8xb2-lsj-50e_coco'), num_classes=7)
+
+
+def test_synchronised_and_epsilonless_norms_train_in_one_process() -> None:
+    config = small('retinanet_r50_fpn_1x_coco')
+    config.model.backbone.norm_cfg = {'type': 'SyncBN', 'requires_grad': True, 'eps': 0}
+    model: Any = build_detector(config)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.eps > 0 for norm in norms)
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    assert model.train().extract_feat(torch.randn(2, 3, 64, 64))[0].isfinite().all()
+
+
+def test_what_cannot_be_built_is_one_line() -> None:
+    config = small('retinanet_r50_fpn_1x_coco')
+    config.model.backbone.type = 'NoSuchNet'
+    with pytest.raises(InputError, match=r'cannot be built: KeyError: .*NoSuchNet') as caught:
+        build_detector(config)
+    assert '\n' not in str(caught.value)
+    with pytest.raises(UnavailableError, match='transformers is not installed'):
+        build_detector(load_config('glip_atss_swin-t_a_fpn_dyhead_pretrain_obj365'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'reference'),
+    [
+        ('retinanet_r50_fpn_1x_coco', 'torchvision://resnet50'),
+        ('faster-rcnn_r50-caffe_fpn_1x_coco', 'open-mmlab://detectron2/resnet50_caffe'),
+        ('yolox_nano_8xb8-300e_coco', None),
+    ],
+)
+def test_where_the_backbone_comes_from(name: str, reference: str | None) -> None:
+    assert backbone_pretrained(load_config(name)) == reference
+
+
+def test_older_spellings_of_pretrained_weights() -> None:
+    config = load_config('yolox_nano_8xb8-300e_coco')
+    config.model.backbone.pretrained = 'torchvision://a'
+    assert backbone_pretrained(config) == 'torchvision://a'
+    del config.model.backbone['pretrained']
+    config.model.pretrained = 'torchvision://b'
+    assert backbone_pretrained(config) == 'torchvision://b'
+
+
+def test_every_reference_to_weights_is_dropped() -> None:
+    pretrained = {'type': 'Pretrained', 'checkpoint': 'x'}
+    other = {'type': 'Kaiming'}
+    config = {
+        'backbone': {'init_cfg': dict(pretrained), 'pretrained': True},
+        'neck': {'init_cfg': [pretrained, other], 'rfp_backbone': {'pretrained': 'x'}},
+        'heads': [{'init_cfg': [pretrained]}, {'init_cfg': dict(other)}],
+        'teacher_ckpt': 'https://x',
+    }
+    keep_own_weights_only(config)
+    assert config == {
+        'backbone': {'pretrained': False},
+        'neck': {'init_cfg': [other], 'rfp_backbone': {}},
+        'heads': [{}, {'init_cfg': other}],
+        'teacher_ckpt': None,
+    }
+
+
+def test_the_config_of_a_built_in_teacher_is_found_in_the_zoo(tmp_path: Path) -> None:
+    own = tmp_path / 'teacher.py'
+    own.touch()
+    for given, expected in [
+        ('configs/gfl/gfl_r101_fpn_ms-2x_coco.py', configs_folder() / 'gfl' / 'gfl_r101_fpn_ms-2x_coco.py'),
+        (str(own), own),
+    ]:
+        config = {'teacher_config': given}
+        make_buildable(config, zoo_folder=configs_folder())
+        assert config['teacher_config'] == str(expected)
+        assert expected.is_file()

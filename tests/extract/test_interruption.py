@@ -1,0 +1,196 @@
+"""Killed, asked to stop, crowded out: what was committed stays, and the same command ends in the same cache."""
+
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from mtpd.cache.journal import JOURNAL_FILE
+
+# From Python 3.12 on; the child is careful, see `Command.forked`.
+pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
+
+LINE = 'run the same command again'
+
+
+def num_committed(out: Path) -> int:
+    journal = out / JOURNAL_FILE
+    return journal.read_bytes().count(b'\n') if journal.exists() else 0
+
+
+def wait_for_shards(child: Any, out: Path, number: int) -> None:
+    while num_committed(out) < number:
+        child.require_running()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, command: Any, slow: Path, many_shards: tuple[str, str]
+) -> Path:
+    """The cache of the slow teacher from a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp('undisturbed') / 'cache'
+    command.run(out, '--checkpoint', slow, *many_shards)
+    return out
+
+
+def test_kill_9_twice_and_then_the_same_command(
+    command: Any,
+    slow: Path,
+    many_shards: tuple[str, str],
+    tmp_path: Path,
+    undisturbed: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    read_maps: Callable[[Path], dict[object, torch.Tensor]],
+) -> None:
+    out, options = tmp_path / 'cache', ('--checkpoint', slow, *many_shards)
+    for kill_after in (1, 4):
+        with command.forked(out, *options) as child:
+            wait_for_shards(child, out, kill_after)
+            child.signal(signal.SIGKILL)
+            assert child.wait()[0] == -signal.SIGKILL
+        assert not (out / 'manifest.json').exists()
+    committed = {path: path.stat().st_mtime_ns for path in out.rglob('c/**/*') if path.is_file()}
+    command.run(out, *options)
+    found, wanted = read_maps(out), read_maps(undisturbed)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(maps, wanted[key]) for key, maps in found.items())
+    assert contents(out) == contents(undisturbed)
+    kept = sum(path.exists() and path.stat().st_mtime_ns == written for path, written in committed.items())
+    assert kept > 0.4 * len(committed), 'committed shards were made again'
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_shard_in_hand_and_says_how_to_go_on(
+    command: Any,
+    slow: Path,
+    many_shards: tuple[str, str],
+    tmp_path: Path,
+    undisturbed: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+    number: signal.Signals,
+) -> None:
+    options = ('--checkpoint', slow, *many_shards)
+    out = tmp_path / 'cache'
+    with command.forked(out, *options) as child:
+        wait_for_shards(child, out, 1)
+        child.signal(number)
+        code, errors = child.wait()
+    assert code == 130, errors
+    shards = num_committed(out)
+    assert 1 <= shards < 8
+    line = errors.splitlines()[-1]
+    assert line == f'stopped after shard {shards} of 8, all of them saved; {LINE} to go on'
+    assert 'Traceback' not in errors
+    assert not (out / 'manifest.json').exists()
+    assert not list(out.rglob('.tmp-*'))
+    command.run(out, *options)
+    assert contents(out) == contents(undisturbed)
+
+
+def test_a_second_interrupt_stops_at_once(command: Any, tmp_path: Path) -> None:
+    torch.save({'sleep': 3.0}, tmp_path / 'very_slow.pth')
+    out = tmp_path / 'cache'
+    options = ('--checkpoint', tmp_path / 'very_slow.pth', '--batch-size', 1, '--limit', 3)
+    with command.forked(out, *options) as child:
+        while not (out / 'plan.json').exists():
+            child.require_running()
+            time.sleep(0.01)
+        time.sleep(0.5)
+        child.signal(signal.SIGINT)
+        time.sleep(0.3)
+        child.require_running()
+        child.signal(signal.SIGINT)
+        start = time.monotonic()
+        code, errors = child.wait()
+    assert time.monotonic() - start < 2.5
+    assert code == 130
+    assert errors.splitlines()[-1] == 'Error: interrupted at once; what was saved before is kept'
+
+
+def test_a_truncated_image_in_the_middle(
+    command: Any,
+    many_shards: tuple[str, str],
+    synthetic_set: Path,
+    make_command: Any,
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+) -> None:
+    coco, out = tmp_path / 'coco', tmp_path / 'cache'
+    shutil.copytree(synthetic_set, coco)
+    damaged = sorted((coco / 'train2017').iterdir())[20]
+    intact = damaged.read_bytes()
+    damaged.write_bytes(intact[: len(intact) // 2])
+    broken = make_command(command.teacher, coco)
+    error = broken.error(out, *many_shards)
+    assert f'{damaged}: not a complete image' in error
+    kept = num_committed(out)
+    assert 0 < kept < 8
+    damaged.write_bytes(intact)
+    broken.run(out, *many_shards)
+    command.run(tmp_path / 'other', *many_shards)
+    assert contents(out) == contents(tmp_path / 'other')
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    """No file of this process can grow beyond this."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_refuses_in_the_middle(
+    command: Any,
+    many_shards: tuple[str, str],
+    tmp_path: Path,
+    contents: Callable[[Path], dict[str, bytes]],
+) -> None:
+    command.run(tmp_path / 'other', *many_shards)
+    wanted = contents(tmp_path / 'other')
+    out = tmp_path / 'cache'
+    # The journal is what grows beyond it.
+    with file_size_limit(20_000):
+        error = command.error(out, *many_shards)
+    assert str(out) in error
+    assert LINE in error
+    assert 0 < num_committed(out) < 8
+    assert not list(out.rglob('.tmp-*'))
+    command.run(out, *many_shards)
+    assert contents(out) == wanted
+
+
+def test_a_second_run_on_the_same_cache(command: Any, tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / 'cache'
+    shutil.copytree(whole, out)
+    (out / '.lock.holder').write_text('process 12 on elsewhere\n')
+    with FileLock(out / '.lock'):
+        assert 'process 12 on elsewhere is writing this cache' in command.error(out)
+        assert 'another process is writing this cache' in command.error(out, '--overwrite')
+    assert (out / 'manifest.json').exists()
+    command.run(out)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs to become another user')
+def test_a_folder_without_permission(command: Any, tmp_path: Path) -> None:
+    """As root every folder is writable, so the work is done by nobody."""
+    parent = tmp_path / 'locked'
+    parent.mkdir(mode=0o555)
+    os.seteuid(65534)
+    try:
+        error = command.error(parent / 'cache')
+    finally:
+        os.seteuid(0)
+    assert 'ermission' in error

@@ -1,0 +1,108 @@
+"""COCO average precision."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtpd.errors import InputError
+from mtpd.evaluation import METRICS, Kind, evaluate
+
+GOLDEN: dict[str, tuple[str, str, Kind]] = {
+    'bbox': ('instances_val2014_100.json', 'instances_val2014_fakebbox100_results.json', 'bbox'),
+    'segm': ('instances_val2014_100.json', 'instances_val2014_fakesegm100_results.json', 'segm'),
+    'nanodet_m320_coco_small_val': (
+        'instances_coco_small_val.json',
+        'nanodet_m320_coco_small_val_bbox_results.json',
+        'bbox',
+    ),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize('name', GOLDEN)
+def test_evaluate__golden(name: str, real_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = real_dir / 'golden_eval'
+    truth, results, kind = GOLDEN[name]
+    expected = json.loads((folder / 'expected_pycocotools_2.0.11.json').read_text())[name]
+    metrics = evaluate(folder / truth, json.loads((folder / results).read_text()), kind=kind)
+    assert list(metrics) == list(METRICS)
+    assert list(metrics.values()) == pytest.approx(expected, abs=1e-9)
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    """Two images, two categories, three objects of 40 x 40 px."""
+    path = tmp_path / 'truth.json'
+    objects = [(5, 1, 3), (5, 60, 9), (8, 20, 3)]
+    annotations = [
+        {
+            'id': number, 'image_id': image, 'category_id': category, 'bbox': [x, 10, 40, 40], 'area': 1600,
+            'iscrowd': 0, 'segmentation': [[x, 10, x + 40, 10, x + 40, 50, x, 50]],
+        }
+        for number, (image, x, category) in enumerate(objects, 1)
+    ]  # fmt: skip
+    images = [{'id': number, 'file_name': f'{number}.jpg', 'height': 100, 'width': 120} for number in (5, 8)]
+    categories = [{'id': 3, 'name': 'a'}, {'id': 9, 'name': 'b'}]
+    path.write_text(json.dumps({'images': images, 'categories': categories, 'annotations': annotations}))
+    return path
+
+
+def detection(image: int, category: int, x: float, score: float = 0.9) -> dict[str, Any]:
+    return {'image_id': image, 'category_id': category, 'bbox': [x, 10, 40, 40], 'score': score}
+
+
+ALL = [detection(5, 3, 1), detection(5, 9, 60), detection(8, 3, 20)]
+
+
+def test_evaluate__perfect(truth: Path) -> None:
+    before = copy.deepcopy(ALL)
+    metrics = evaluate(truth, ALL)
+    assert metrics['AP'] == metrics['AP50'] == metrics['APm'] == metrics['AR100'] == pytest.approx(1)
+    assert metrics['APs'] == metrics['APl'] == -1  # no such object
+    assert before == ALL
+
+
+def test_evaluate__by_hand(truth: Path) -> None:
+    """One shifted box of IoU 30 / 50 = 0.6 counts at the thresholds 0.5, 0.55 and 0.6 only: category b has AP 0.3."""
+    metrics = evaluate(truth, [ALL[0], detection(5, 9, 70), ALL[2]])
+    assert metrics['AP'] == pytest.approx((1 + 0.3) / 2)
+    assert metrics['AP50'] == pytest.approx(1)
+    assert metrics['AP75'] == pytest.approx(0.5)
+
+
+def test_evaluate__nothing_detected(truth: Path) -> None:
+    for kind in ('bbox', 'segm'):
+        metrics = evaluate(truth, [], kind=kind)
+        assert {metrics[name] for name in METRICS} == {0, -1}
+        assert metrics['AP'] == metrics['AP50'] == metrics['AR100'] == 0
+
+
+def test_evaluate__some_images(truth: Path) -> None:
+    assert evaluate(truth, [ALL[2]])['AR100'] == pytest.approx(0.25)  # half of category a, none of b
+    assert evaluate(truth, [ALL[2]], image_ids=[8, 8])['AP'] == pytest.approx(1)
+    assert evaluate(truth, ALL, image_ids=[8])['AP'] == pytest.approx(1)
+    assert evaluate(truth, [ALL[2]], image_ids=[5])['AP'] == 0
+
+
+def test_evaluate__unknown_image(truth: Path) -> None:
+    with pytest.raises(InputError, match='no image 6'):
+        evaluate(truth, [detection(6, 3, 1)])
+    with pytest.raises(InputError, match='no image 7'):
+        evaluate(truth, ALL, image_ids=[5, 7])
+
+
+def test_evaluate__mask_is_rated_by_its_own_size(truth: Path) -> None:
+    """A detection may carry a box beside its mask; a false box size must not move the mask to another size range."""
+    from pycocotools import mask as rle
+
+    records = []
+    for record in ALL:
+        x = record['bbox'][0]
+        (encoded,) = rle.frPyObjects([[x, 10, x + 40, 10, x + 40, 50, x, 50]], 100, 120)
+        records.append({**record, 'bbox': [x, 10, 1, 1], 'segmentation': encoded})
+    metrics = evaluate(truth, records, kind='segm')
+    assert metrics['AP'] == metrics['APm'] == pytest.approx(1)

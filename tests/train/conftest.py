@@ -1,0 +1,148 @@
+"""Tiny runs of `mtpd-train` in this process, and tiny teachers with their caches."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd_extract.cli import main as extract_main
+from mtpd_train.build import build_stages
+from mtpd_train.cli import main as train_main
+from mtpd_train.stage import Stage
+from mtpd_train.stage_file import load_stages
+
+TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
+
+Train = Callable[..., Result]
+WriteStage = Callable[..., Path]
+BuildStage = Callable[..., Stage]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """pytest resets the filters with which mmdet's own warnings are ignored."""
+    with known_warnings_ignored():
+        yield
+
+
+def invoke(command: Any, arguments: Sequence[object]) -> Result:
+    """Runs a command line in this process."""
+    with known_warnings_ignored():
+        return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def successful(result: Result) -> Result:
+    """The same, if the command did not fail."""
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope='session')
+def train() -> Train:
+    """`train(stage_file, ..., '--out', run)` runs mtpd-train, which must succeed."""
+    return lambda *arguments: successful(invoke(train_main, arguments))
+
+
+@pytest.fixture(scope='session')
+def extract() -> Train:
+    """`extract(option, ...)` runs mtpd-extract, which must succeed."""
+    return lambda *arguments: successful(invoke(extract_main, arguments))
+
+
+@pytest.fixture(scope='session')
+def train_error() -> Callable[..., str]:
+    """`train_error(stage_file, ..., code=1)` runs mtpd-train, which must fail with one line of its own: that line."""
+
+    def run(*arguments: object, code: int = 1) -> str:
+        result = invoke(train_main, arguments)
+        assert result.exit_code == code, result.output
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith('Error: ')]
+        assert result.stderr.endswith(line + '\n')
+        assert 'this is a bug' not in line
+        return line
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def records() -> Callable[..., list[dict[str, Any]]]:
+    """`records(run, kind)` are the records of a run's metrics.jsonl that have this kind, or all."""
+
+    def read(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+        return [record for record in found if kind in (None, record['kind'])]
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def write_stage(synthetic_set: Path) -> WriteStage:
+    """`write_stage(path, key=value, ...)` writes a stage file: a tiny student, one epoch, and what differs from that.
+
+    A mapping is merged into the default's, anything else replaces it.
+    """
+
+    def write(path: Path, **changes: Any) -> Path:
+        stage: dict[str, Any] = {
+            'student': str(TINY),
+            'model': {},
+            'init': {'backbone': 'none'},
+            'data': {'coco': str(synthetic_set), 'batch_size': 8, 'workers': 0},
+            'optim': {'type': 'adamw', 'lr': 2e-3, 'epochs': 1, 'grad_clip': 10.0},
+        }
+        for key, value in changes.items():
+            stage[key] = stage.get(key, {}) | value if isinstance(value, dict) else value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(stage, default=str))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def build_stage(write_stage: WriteStage, tmp_path: Path) -> BuildStage:
+    """`build_stage(key=value, ...)` is the stage that `write_stage` writes, built."""
+
+    def build(**changes: Any) -> Stage:
+        (stage,) = build_stages(load_stages([write_stage(tmp_path / 'built.yaml', **changes)]))
+        return stage
+
+    return build
+
+
+@pytest.fixture(scope='session')
+def teachers(tmp_path_factory: pytest.TempPathFactory, train: Train, write_stage: WriteStage) -> dict[int, Path]:
+    """Runs of plain training that make teachers: channels of their neck -> RUN."""
+    folder = tmp_path_factory.mktemp('teachers')
+    runs = {}
+    for channels in (16, 24):
+        runs[channels] = folder / str(channels)
+        widths = ('neck.out_channels', 'bbox_head.in_channels', 'bbox_head.feat_channels')
+        model = dict.fromkeys(widths, channels)
+        stage = write_stage(folder / f'{channels}.yaml', model=model, data={'val': None})
+        train(stage, '--out', runs[channels])
+    return runs
+
+
+@pytest.fixture(scope='session')
+def extract_teacher(extract: Train, teachers: dict[int, Path], synthetic_set: Path) -> Callable[..., Path]:
+    """`extract_teacher(channels, out, option, ...)` makes the cache of a teacher."""
+
+    def make(channels: int, out: Path, *options: object) -> Path:
+        run = teachers[channels]
+        source = ('--teacher', run / 'student_config.py', '--checkpoint', run / 'student.pth', '--coco', synthetic_set)
+        extract(*source, '--out', out, *options)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def caches(tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path]) -> dict[int, Path]:
+    """Caches of the teachers: channels of their neck -> cache."""
+    folder = tmp_path_factory.mktemp('caches')
+    return {channels: extract_teacher(channels, folder / str(channels)) for channels in (16, 24)}

@@ -1,0 +1,206 @@
+"""Whole runs of `mtpd-train`: two stages from two teachers, what they leave behind, and what mmdet makes of it."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtpd.detectors.runtime import prepare
+from mtpd_train.build import build_stages
+from mtpd_train.checkpoint import Trainables
+from mtpd_train.evaluation import detect
+from mtpd_train.stage import Stage
+from mtpd_train.stage_file import load_stages
+
+CPU = torch.device('cpu')
+Records = Callable[..., list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of two stages, and the states of the student at the start of each."""
+
+    out: Path
+    files: list[Path]
+    output: str
+    starts: list[dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope='module')
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    train: Callable[..., Any],
+    write_stage: Callable[..., Path],
+    caches: dict[int, Path],
+) -> Finished:
+    """Stage 1 learns by masked MSE from 16 channels, stage 2 by MGD from 24; the student has 32."""
+    folder = tmp_path_factory.mktemp('two_stages')
+    files = [
+        write_stage(
+            folder / 'one.yaml', cache=caches[16], distill=[{'loss': 'masked_mse'}], optim={'epochs': 2},
+        ),
+        write_stage(
+            folder / 'two.yaml', cache=caches[24], optim={'epochs': 2, 'accumulate': 2},
+            distill=[{'loss': 'mgd', 'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'}],
+            model={'test_cfg.score_thr': 0.0},
+        ),
+    ]  # fmt: skip
+    starts = []
+
+    class Watched(Trainables):
+        """Built at the start of each stage."""
+
+        def __init__(self, model: Any, *rest: Any) -> None:
+            starts.append({name: value.clone() for name, value in model.state_dict().items()})
+            super().__init__(model, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mtpd_train.loop.Trainables', Watched)
+        output = train(*files, '--out', folder / 'run').output
+    return Finished(folder / 'run', files, output, starts)
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def test_what_is_in_the_folder(finished: Finished) -> None:
+    names = {str(path.relative_to(finished.out)) for path in finished.out.rglob('*') if path.is_file()}
+    student = {'student.pth', 'student_config.py'}
+    assert names == {'metrics.jsonl', 'run.json'} | student | {f'stage{k}/{name}' for k in (1, 2) for name in student}
+    assert (finished.out / 'student.pth').read_bytes() == (finished.out / 'stage2' / 'student.pth').read_bytes()
+
+
+def test_distillation_losses_fall_in_both_stages(finished: Finished, records: Records) -> None:
+    trained = records(finished.out, 'train')
+    assert all(math.isfinite(value) for record in trained for value in record['losses'].values())
+    for stage, loss in ((1, 'masked_mse'), (2, 'mgd')):
+        first, last = (
+            [record['losses'] for record in trained if (record['stage'], record['epoch']) == (stage, epoch)][-1]
+            for epoch in (1, 2)
+        )
+        names = {f'distill/{loss}/{level}' for level in ('p2', 'p3', 'p4', 'p5')}
+        assert first.keys() == names | {'loss_cls', 'loss_bbox', 'total'}
+        assert all(last[name] < first[name] for name in names)
+        assert last['total'] == pytest.approx(sum(value for name, value in last.items() if name != 'total'))
+
+
+def test_metrics(finished: Finished, records: Records) -> None:
+    found = records(finished.out)
+    # 23 images have objects: 3 batches of 8 an epoch, two of them to a step in stage 2.
+    assert [(one['kind'], one['stage'], one['epoch'], one['step']) for one in found] == [
+        ('train', 1, 1, 3), ('evaluation', 1, 1, 3), ('train', 1, 2, 6), ('evaluation', 1, 2, 6),
+        ('train', 2, 1, 2), ('evaluation', 2, 1, 2), ('train', 2, 2, 4), ('evaluation', 2, 2, 4),
+    ]  # fmt: skip
+    for record in found:
+        if record['kind'] == 'train':
+            assert record['images_per_second'] > 0
+            assert 0 <= record['data_wait'] <= 1
+            assert record['peak_memory'] > 2**20
+            assert record['grad_norm'] > 0
+            assert 0 < record['lr'] <= 2e-3
+        else:
+            assert record['metrics'].keys() >= {'box/AP', 'box/AP50', 'box/APs'}
+            assert not any(name.startswith('mask/') for name in record['metrics'])
+
+
+def test_the_student_passes_from_stage_to_stage(finished: Finished) -> None:
+    passed = load(finished.out / 'stage1' / 'student.pth')['state_dict']
+    first, second = finished.starts
+    assert first.keys() == second.keys() == passed.keys()
+    assert all(torch.equal(second[name], value) for name, value in passed.items())
+    assert not torch.equal(first['neck.fpn_convs.0.conv.weight'], passed['neck.fpn_convs.0.conv.weight'])
+    assert 'student of stage 1' in finished.output
+
+
+def test_run_json(finished: Finished, caches: dict[int, Path]) -> None:
+    content = json.loads((finished.out / 'run.json').read_bytes())
+    assert content['stages']['2']['distill'][0]['mask_ratio'] == 0.65
+    assert content['stages']['1']['seed'] == 0
+    assert content['stages']['1']['optim']['momentum'] == 0.9
+    for cache in caches.values():
+        manifest = json.loads((cache / 'manifest.json').read_bytes())
+        assert content['caches'][str(cache)]['fingerprint'] == manifest['description']['fingerprint']
+    assert content['versions'].keys() >= {'mtpd', 'torch', 'mmdet', 'python'}
+
+
+def test_student_pth_has_plain_values_and_the_students_own_keys(finished: Finished) -> None:
+    content = load(finished.out / 'student.pth')
+    assert content.keys() == {'state_dict', 'meta'}
+    assert content['meta']['dataset_meta'] == {'classes': ('circle', 'square', 'triangle', 'star', 'cross', 'ring')}
+    assert (content['meta']['stage'], content['meta']['epochs']) == (2, 2)
+    assert {name.split('.')[0] for name in content['state_dict']} == {'backbone', 'neck', 'bbox_head'}
+    assert content['state_dict']['bbox_head.retina_cls.weight'].shape[0] == 2 * 6
+
+
+@pytest.fixture
+def last_stage(finished: Finished) -> Stage:
+    """Stage 2, built again, with the finished student."""
+    stage = build_stages(load_stages(finished.files))[1]
+    stage.student.model.load_state_dict(load(finished.out / 'student.pth')['state_dict'])
+    return stage
+
+
+@pytest.fixture
+def detector(finished: Finished) -> Any:
+    """The finished student as mmdet loads it, with nothing missing and nothing left over."""
+    prepare()
+    from mmdet.apis import init_detector
+    from mmengine.runner import load_checkpoint
+
+    config, checkpoint = str(finished.out / 'student_config.py'), str(finished.out / 'student.pth')
+    model = init_detector(config, checkpoint, device='cpu')
+    load_checkpoint(model, checkpoint, strict=True)
+    return model
+
+
+def test_mmdet_predicts_the_same_boxes(last_stage: Stage, detector: Any) -> None:
+    from mmdet.apis import inference_detector
+
+    dataset = last_stage.val_set
+    assert dataset is not None
+    ours, _ = detect(last_stage.student, dataset, batch_size=3, num_workers=0, device=CPU)
+    category_ids = [category.id for category in dataset.coco.categories]
+    assert detector.dataset_meta['classes'] == last_stage.classes
+    total = 0
+    for image in dataset.coco.images:
+        result = inference_detector(detector, str(dataset.folder / image.file_name)).pred_instances
+        mine = [one for one in ours if one['image_id'] == image.id]
+        boxes = torch.tensor([one['bbox'] for one in mine])
+        boxes[:, 2:] += boxes[:, :2]
+        torch.testing.assert_close(result.bboxes, boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(result.scores, torch.tensor([one['score'] for one in mine]), rtol=0, atol=1e-5)
+        assert [category_ids[label] for label in result.labels.tolist()] == [one['category_id'] for one in mine]
+        total += len(mine)
+    assert total > 100
+
+
+def test_mmdets_test_tool_finds_the_same_ap(finished: Finished, records: Records, tmp_path: Path) -> None:
+    prepare()
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    config = Config.fromfile(str(finished.out / 'student_config.py'))
+    config.work_dir, config.load_from = str(tmp_path), str(finished.out / 'student.pth')
+    config.test_dataloader.num_workers = 0
+    config.log_level = 'ERROR'
+    metrics = Runner.from_cfg(config).test()
+    ours = records(finished.out, 'evaluation')[-1]['metrics']
+    # mmdet rounds to three digits.
+    assert {name: metrics[f'coco/bbox_{name}'] for name in ('mAP', 'mAP_50', 'mAP_s', 'mAP_m')} == pytest.approx(
+        {'mAP': ours['box/AP'], 'mAP_50': ours['box/AP50'], 'mAP_s': ours['box/APs'], 'mAP_m': ours['box/APm']},
+        abs=6e-4,
+    )
+
+
+def test_the_same_seed_gives_the_same_student(
+    finished: Finished, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    train(finished.files[0], '--out', tmp_path / 'run')
+    first, second = (load(path / 'stage1' / 'student.pth')['state_dict'] for path in (finished.out, tmp_path / 'run'))
+    assert all(torch.equal(first[name], value) for name, value in second.items())

@@ -1,0 +1,167 @@
+"""What one optimizer step does: accumulated, clipped and half-precision gradients, batch statistics."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtpd.interrupt import StopFlag
+from mtpd_train.loop import Place, train_stage
+from mtpd_train.stage import Stage
+from mtpd_train.step import loaded, step_losses
+
+CPU = torch.device('cpu')
+BuildStage = Callable[..., Stage]
+FROZEN = {'backbone.norm_eval': True}  # batch statistics would tell batches of 4 from batches of 8
+
+
+@pytest.fixture(scope='module')
+def uniform_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images that differ in pixels and classes, with objects in the same places.
+
+    A RetinaNet divides its losses by the number of matched anchors in the batch; here that is the same in every image.
+    """
+    folder = tmp_path_factory.mktemp('uniform')
+    (folder / 'train2017').mkdir()
+    (folder / 'annotations').mkdir()
+    random = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(8):
+        pixels = random.integers(0, 256, (96, 96, 3)).astype(np.uint8)
+        cv2.imwrite(str(folder / 'train2017' / f'{number}.png'), pixels)
+        images.append({'id': number, 'file_name': f'{number}.png', 'height': 96, 'width': 96})
+        for index, box in enumerate(([10, 10, 30, 30], [50, 40, 24, 36])):
+            annotations.append(
+                {'id': 2 * number + index, 'image_id': number, 'category_id': 1 + (number + index) % 2, 'bbox': box}
+            )
+    document = {
+        'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'a'}, {'id': 2, 'name': 'b'}]
+    }  # fmt: skip
+    (folder / 'annotations' / 'instances_train2017.json').write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture
+def run_stage(tmp_path: Path) -> Callable[[Stage], list[dict[str, Any]]]:
+    """Trains a stage in place and returns its records."""
+
+    def run(stage: Stage) -> list[dict[str, Any]]:
+        files = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        train_stage(stage, Place(device=CPU, stop=StopFlag(), **files))
+        return [json.loads(line) for line in files['metrics_file'].read_text().splitlines()]
+
+    return run
+
+
+def state(stage: Stage) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in stage.student.model.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
+    """Everything that training changed, as one vector."""
+    return torch.cat([(after[name] - before[name]).flatten().double() for name in before])
+
+
+def plain(coco: Path, *, batch_size: int, **optim: Any) -> dict[str, Any]:
+    """A stage of one SGD step over eight images in their plain view, without warm-up and decay."""
+    settings = {'type': 'sgd', 'lr': 1e-3, 'warmup_iters': 0, 'weight_decay': 0.0, 'grad_clip': None}
+    data = {'coco': str(coco), 'val': None, 'flip': 0.0, 'batch_size': batch_size}
+    return {'model': FROZEN, 'data': data, 'optim': settings | optim}
+
+
+@pytest.mark.parametrize(('batch_size', 'accumulate'), [(4, 2), (2, 4), (1, 8), (4, 5)])
+def test_accumulated_batches_are_one_large_batch(
+    batch_size: int, accumulate: int, uniform_set: Path, build_stage: BuildStage, run_stage: Any
+) -> None:
+    """(4, 5): two batches are all that there are, so the step has two."""
+    whole = build_stage(**plain(uniform_set, batch_size=8))
+    parts = build_stage(**plain(uniform_set, batch_size=batch_size, accumulate=accumulate))
+    before = state(whole)
+    assert all(torch.equal(value, state(parts)[name]) for name, value in before.items())
+    records = [run_stage(stage) for stage in (whole, parts)]
+    assert [len(one) for one in records] == [1, 1]
+    assert [one[0]['step'] for one in records] == [1, 1]
+    assert records[1][0]['losses'] == pytest.approx(records[0][0]['losses'], rel=1e-4)
+    one, other = moved(before, state(whole)), moved(before, state(parts))
+    assert one.norm() > 0
+    assert (one - other).norm() < 1e-4 * one.norm()
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_batches(
+    uniform_set: Path, build_stage: BuildStage, run_stage: Any
+) -> None:
+    """Eight images, 3 a batch: batches of 3 and 3, then one of 2, which is a step of its own."""
+    stage = build_stage(**plain(uniform_set, batch_size=3, accumulate=2, lr=1e-9))
+    before = state(stage)
+    (record,) = run_stage(stage)
+    assert record['step'] == 2
+    # At so small a rate both steps have the gradient at the start; the second is not halved.
+    once = build_stage(**plain(uniform_set, batch_size=8, lr=1e-9))
+    run_stage(once)
+    ratio = moved(before, state(stage)).norm() / moved(before, state(once)).norm()
+    assert ratio == pytest.approx(1 + 1 + 0.9, rel=0.2)  # 0.9: momentum
+
+
+def test_the_gradient_is_clipped(uniform_set: Path, build_stage: BuildStage, run_stage: Any) -> None:
+    free = build_stage(**plain(uniform_set, batch_size=8, lr=0.5))
+    clipped = build_stage(**plain(uniform_set, batch_size=8, lr=0.5, grad_clip=0.01))
+    before = state(free)
+    run_stage(free)
+    (record,) = run_stage(clipped)
+    free_step, clipped_step = moved(before, state(free)), moved(before, state(clipped))
+    assert clipped_step.norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert record['grad_norm'] == pytest.approx(free_step.norm().item() / 0.5, rel=1e-3)
+    cosine = torch.dot(clipped_step, free_step) / (clipped_step.norm() * free_step.norm())
+    assert cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_the_learning_rates_of_a_run(uniform_set: Path, build_stage: BuildStage, run_stage: Any) -> None:
+    settings = plain(uniform_set, batch_size=8, epochs=5, milestones=[2, 4], warmup_iters=2, warmup_ratio=0.5)
+    records = run_stage(build_stage(**settings))
+    assert [record['lr'] for record in records] == pytest.approx([5e-4, 7.5e-4, 1e-4, 1e-4, 1e-5])
+
+
+def test_bf16_on_a_cpu(uniform_set: Path, build_stage: BuildStage, run_stage: Any) -> None:
+    full, half = (build_stage(**plain(uniform_set, batch_size=8, precision=one)) for one in ('fp32', 'bf16'))
+    before = state(full)
+    records = [run_stage(stage)[0] for stage in (full, half)]
+    assert records[1]['losses'] == pytest.approx(records[0]['losses'], rel=0.05)
+    assert records[1]['losses'] != records[0]['losses']
+    assert all(value.dtype != torch.bfloat16 for value in state(half).values())
+    one, other = moved(before, state(full)), moved(before, state(half))
+    assert torch.dot(one, other) > 0.9 * one.norm() * other.norm()
+
+
+@pytest.mark.parametrize('norm_eval', [False, True])
+def test_batch_statistics_move_only_where_the_config_lets_them(
+    norm_eval: bool, uniform_set: Path, build_stage: BuildStage, run_stage: Any
+) -> None:
+    stage = build_stage(**plain(uniform_set, batch_size=8, lr=1e-9) | {'model': {'backbone.norm_eval': norm_eval}})
+    before = state(stage)
+    # Building the student runs it once to find its levels; that must not have moved them either.
+    assert not before['backbone.bn1.running_mean'].any()
+    run_stage(stage)
+    assert torch.equal(before['backbone.bn1.running_mean'], state(stage)['backbone.bn1.running_mean']) == norm_eval
+
+
+def test_training_goes_on_in_training_mode_after_an_evaluation(build_stage: BuildStage, run_stage: Any) -> None:
+    """With batch statistics, an epoch in eval mode would leave `num_batches_tracked` behind."""
+    stage = build_stage(optim={'epochs': 2})
+    records = run_stage(stage)
+    assert [record['kind'] for record in records] == ['train', 'evaluation'] * 2
+    assert stage.student.model.get_buffer('backbone.bn1.num_batches_tracked') == 6
+
+
+def test_plain_training_asks_for_no_neck(build_stage: BuildStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = build_stage()
+    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
+    monkeypatch.setattr('mtpd_train.step.captured_maps', lambda model: pytest.fail('the neck is not needed'))
+    assert set(step_losses(stage, samples, encoded, device=CPU)) == {'loss_cls', 'loss_bbox'}

@@ -1,0 +1,144 @@
+"""What a cached stage trains on: the student's pixels, the teacher's maps and the masks belong to one another.
+
+The teacher is run live on the very samples that training draws, and must give what the cache gives: for shuffled
+batches of images of several sizes, resized, in both views, with padding of the image's own and of the batch.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtpd.detectors.detection import collate
+from mtpd.detectors.preprocessing import normalise
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
+from mtpd.detectors.transforms import Sample
+from mtpd.errors import MtpdError
+from mtpd_train.dataset import DetectionDataset
+from mtpd_train.sampling import Request
+from mtpd_train.stage import Stage
+from mtpd_train.step import loaded
+from mtpd_train.teacher_maps import batch_maps, batch_masks
+
+CPU = torch.device('cpu')
+SCALE = (150, 110)  # resizes every image, and leaves padding below and to the right of most
+
+
+@pytest.fixture(scope='module')
+def teacher(teachers: dict[int, Path]) -> Teacher:
+    run = teachers[16]
+    return load_teacher(
+        str(run / 'student_config.py'), checkpoint=run / 'student.pth', options=InputOptions(SCALE), device=CPU
+    )
+
+
+@pytest.fixture(scope='module')
+def exact_cache(tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path]) -> Path:
+    """In half precision, so that the comparison can be tight."""
+    folder = tmp_path_factory.mktemp('exact') / 'cache'
+    return extract_teacher(16, folder, '--scale', 'x'.join(map(str, SCALE)), '--codec', 'fp16', '--shard-mb', '0.05')
+
+
+@pytest.fixture
+def stage(build_stage: Callable[..., Stage], exact_cache: Path) -> Stage:
+    return build_stage(cache=exact_cache, distill=[{'loss': 'masked_mse'}], data={'batch_size': 5, 'val': None})
+
+
+def live_maps(teacher: Teacher, sample: Sample) -> dict[str, Tensor]:
+    """The teacher on the pixels of a training sample, at the image's own padding."""
+    padded = teacher.preprocessing.geometry.padded(sample.data_sample.ori_shape)
+    images = normalise([sample.image], padded=padded, normalisation=teacher.preprocessing.normalisation)
+    return {name: maps[0] for name, maps in teacher.maps(images).items()}
+
+
+def test_cached_maps_are_those_of_the_drawn_samples(stage: Stage, teacher: Teacher) -> None:
+    seen: set[tuple[int, str]] = set()
+    has_batch_padding = False
+    for epoch in range(3):
+        for samples, encoded in loaded(stage, stage.epoch_batches(epoch)):
+            images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
+            padded = images.shape[2], images.shape[3]
+            maps = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=CPU)
+            for number, sample in enumerate(samples):
+                seen.add((sample.image_id, sample.view))
+                live = live_maps(teacher, sample)
+                assert live.keys() == maps.keys()
+                for name, want in live.items():
+                    height, width = want.shape[1:]
+                    got = maps[name][number]
+                    tolerance = 1e-3 * want.abs().max().item()
+                    torch.testing.assert_close(got[:, :height, :width], want, rtol=1e-3, atol=tolerance)
+                    beyond = got.clone()
+                    beyond[:, :height, :width] = 0
+                    assert not beyond.any()
+                    has_batch_padding |= got.shape != want.shape
+    assert has_batch_padding
+    assert {view for _, view in seen} == {'plain', 'flip'}
+    assert {image_id for image_id, _ in seen} == set(stage.train_set.sizes(with_objects=True))
+
+
+def test_the_comparison_tells_views_and_images_apart(stage: Stage, teacher: Teacher) -> None:
+    """Else the test above could not fail."""
+    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
+    padded = collate(samples, preprocessing=stage.student.preprocessing, device=CPU).shape[2:]
+    maps = batch_maps(encoded, levels=stage.teacher_levels, padded=(padded[0], padded[1]), device=CPU)
+    for name, level in maps.items():
+        live = [live_maps(teacher, sample)[name] for sample in samples]
+        for number, want in enumerate(live):
+            height, width = want.shape[1:]
+            spread = want.std()
+            own = level[number, :, :height, :width]
+            assert (own.flip(-1) - want).abs().mean() > 0.03 * spread
+            for other in set(range(len(samples))) - {number}:
+                if live[other].shape == want.shape:
+                    assert (level[other, :, :height, :width] - want).abs().mean() > 0.03 * spread
+
+
+def test_masks_are_true_exactly_at_image_cells(stage: Stage) -> None:
+    for samples, _ in loaded(stage, stage.epoch_batches(0)):
+        images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
+        padded = (images.shape[2], images.shape[3])
+        masks = batch_masks([one.resized for one in samples], levels=stage.teacher_levels, padded=padded, device=CPU)
+        for level in stage.teacher_levels:
+            for number, sample in enumerate(samples):
+                pixels = np.zeros(padded, dtype=bool)
+                pixels[: sample.image.shape[1], : sample.image.shape[2]] = True
+                assert np.array_equal(masks[level.name][number, 0].numpy(), pixels[:: level.stride, :: level.stride])
+
+
+def test_the_students_maps_lie_on_the_teachers_grid(stage: Stage) -> None:
+    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
+    images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
+    padded = (images.shape[2], images.shape[3])
+    student_maps = stage.student.model.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
+    maps = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=CPU)
+    assert [one.shape[2:] for one in student_maps] == [maps[level.name].shape[2:] for level in stage.teacher_levels]
+
+
+def test_a_batch_of_one_view_only(build_stage: Callable[..., Stage], exact_cache: Path, teacher: Teacher) -> None:
+    stage = build_stage(cache=exact_cache, distill=[{'loss': 'masked_mse', 'levels': ['p4']}], data={'flip': 1.0})
+    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
+    assert {sample.view for sample in samples} == {'flip'}
+    assert [set(one) for one in encoded] == [{'p4'}] * len(samples)
+    sizes = [stage.student.preprocessing.geometry.padded(one.data_sample.ori_shape) for one in samples]
+    padded = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    (maps,) = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=CPU).values()
+    want = live_maps(teacher, samples[0])['p4']
+    torch.testing.assert_close(maps[0, :, : want.shape[1], : want.shape[2]], want, rtol=1e-3, atol=1e-2)
+
+
+def test_samples_that_are_not_those_of_the_codes_are_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = stage.epoch_batches(0)
+    other = next(request for request in batches[1])
+    dataset = type(stage.train_set)
+    original = dataset.__getitem__
+
+    def mixed_up(self: DetectionDataset, request: Request) -> Sample | MtpdError:
+        return original(self, other if request == batches[0][0] else request)
+
+    monkeypatch.setattr(dataset, '__getitem__', mixed_up)
+    with pytest.raises(AssertionError):
+        next(loaded(stage, batches))

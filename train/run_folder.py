@@ -1,0 +1,64 @@
+"""The folder of a run: what lies where in it, and whether a new run may use it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtpd.differences import differences
+from mtpd.environment import describe_device, versions
+from mtpd.errors import InputError
+from mtpd.files import write_atomically
+from mtpd_train.settings import StageSettings
+from mtpd_train.stage import Stage
+
+STUDENT_FILE, CONFIG_FILE = 'student.pth', 'student_config.py'
+PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'
+LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')
+
+
+def stage_folder(out: Path, number: int) -> Path:
+    """Where the files of a stage are."""
+    return out / f'stage{number}'
+
+
+def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
+    """The content of run.json: stage files with all defaults, caches, device, versions."""
+    caches = [stage.cache for stage in stages if stage.cache is not None]
+    return {
+        'stages': {str(number): stage.model_dump(mode='json') for number, stage in enumerate(settings, start=1)},
+        'caches': {str(cache.path): cache.manifest.description.model_dump(mode='json') for cache in caches},
+        'device': describe_device(device),
+        'versions': versions(LIBRARIES),
+    }
+
+
+def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
+    """Makes the run's folder, or checks that what is there is this run.
+
+    Raises:
+        InputError: the folder holds another run, or one that was not asked to go on, or something else.
+    """
+    run_file = out / RUN_FILE
+    if run_file.exists():
+        if not resume:
+            raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
+        _require_same(out, json.loads(run_file.read_bytes()), description)
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
+    else:
+        write_atomically(run_file, json.dumps(description, indent=1).encode())
+
+
+def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Device and versions may change under a run; what it was told to do, and its caches, may not."""
+    for part in ('stages', 'caches'):
+        for field, before, now in differences(found[part], wanted[part]):
+            if part == 'caches' and '.provenance.' in field:
+                continue
+            raise InputError(
+                f'{out}: --resume needs the same configuration, but {part}.{field} was {before} and is {now}; '
+                'restore it or choose another --out'
+            )

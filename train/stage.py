@@ -1,0 +1,60 @@
+"""One stage of a run, as plain values."""
+
+from dataclasses import dataclass
+
+from mtpd.cache import CacheReader
+from mtpd.losses.distiller import Distiller
+from mtpd.pyramid import Level
+from mtpd_train.dataset import DetectionDataset
+from mtpd_train.optimizer import Recipe
+from mtpd_train.sampling import Request, training_batches
+from mtpd_train.student import Student
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, checked and built.
+
+    Attributes:
+        number: counts from 1.
+        student: the network with the weights it starts from, unless these are those of the stage before.
+        origin: where these weights come from, in words; None: from the stage before.
+        config_text: mmdet config of the student.
+        cache: the teacher's, or None for plain training.
+        train_set, val_set: images and annotations; no val_set, no evaluation.
+        distiller: the distillation losses; without any in plain training.
+        teacher_levels: the cached levels that the losses read.
+        flip: probability of the mirrored view.
+        batch_size, num_workers, evaluate_every, seed: as in the stage file.
+        recipe: how to train.
+    """
+
+    number: int
+    student: Student
+    origin: str | None
+    config_text: str
+    cache: CacheReader | None
+    train_set: DetectionDataset
+    val_set: DetectionDataset | None
+    distiller: Distiller
+    teacher_levels: tuple[Level, ...]
+    flip: float
+    batch_size: int
+    num_workers: int
+    evaluate_every: int
+    seed: int
+    recipe: Recipe
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the student's outputs."""
+        return tuple(category.name for category in self.train_set.coco.categories)
+
+    def epoch_seed(self, epoch: int) -> tuple[int, int, int]:
+        """Seed of everything random in an epoch, from 0: what is drawn does not depend on the epochs before."""
+        return self.seed, self.number, epoch
+
+    def epoch_batches(self, epoch: int) -> list[list[Request]]:
+        """The batches of an epoch, from 0."""
+        sizes = self.train_set.sizes(with_objects=True)
+        return training_batches(sizes, batch_size=self.batch_size, flip=self.flip, seed=self.epoch_seed(epoch))
