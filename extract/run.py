@@ -52,8 +52,7 @@ def _extract(extraction: Extraction, out: Path, loading: Loading) -> None:
         if left:
             total = len(extraction.plan.shard_keys())
             raise Interrupted(
-                f'stopped after shard {total - len(left)} of {total}, all of them saved; '
-                'run the same command again to go on'
+                f'stopped with {total - len(left)} of {total} shards saved; run the same command again to go on'
             )
         writer.finish()
 

@@ -20,8 +20,8 @@ from mtpd.detectors import zoo
 from mtpd.errors import MtpdError
 from mtpd.geometry import Size
 
-# Some networks cannot take the smaller input: SSD pools it away, others need their windows filled.
-INPUT_SIZES: tuple[Size, ...] = ((256, 256), (512, 512), (800, 800))
+# SSD pools the smallest away and is made for 300; the last is for models that need more.
+INPUT_SIZES: tuple[Size, ...] = ((256, 256), (300, 300), (512, 512))
 MEMORY_LIMIT = 16 << 30  # bytes of address space
 RESULT = 'zoo-result: '
 

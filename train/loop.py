@@ -114,5 +114,5 @@ def train_stage(stage: Stage, place: Place) -> None:
 
 
 def _how_to_go_on(stage: Stage, epoch: int) -> str:
-    saved = f'the {epoch} finished epochs are saved' if epoch else 'no epoch of it had finished'
+    saved = f'its finished epochs ({epoch}) are saved' if epoch else 'no epoch of it had finished'
     return f'stopped in epoch {epoch + 1} of stage {stage.number}; {saved}; run the same command with --resume to go on'

@@ -88,5 +88,5 @@ def _summary(stage: Stage) -> str:
         f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, '
         f'{stage.origin or f"student of stage {stage.number - 1}"}; {len(stage.train_set.coco.images)} images at '
         f'{geometry.scale[0]}x{geometry.scale[1]}, {source}, distillation losses: {losses}, '
-        f'{stage.recipe.epochs} epochs'
+        f'{stage.recipe.epochs} {"epoch" if stage.recipe.epochs == 1 else "epochs"}'
     )

@@ -20,8 +20,9 @@ import mtpd.cache
 from mtpd_extract.cli import main
 
 # A teacher file as a user would write it: three levels, and all that is to be said about its input.
-# Two ways to spoil it, for the tests, are told by its checkpoint: `sleep` seconds an image, and `fail` at a brightness.
+# Its checkpoint can slow it down (`sleep` seconds an image) and change its weights (`shift` of a bias).
 TINY_TEACHER = """
+import sys
 import time
 
 import torch
@@ -41,7 +42,9 @@ class Tiny(nn.Module):
         self.p5 = nn.Conv2d(16, 8, 3, stride=2, padding=1)
 
     def features(self, images):
-        time.sleep(self.sleep * len(images))
+        if self.sleep and images.any():  # mtpd asks for the levels with a black image
+            print('at work', file=sys.stderr, flush=True)
+            time.sleep(self.sleep * len(images))
         p3 = self.p3(self.backbone(images))
         p4 = self.p4(p3.relu())
         return [p3, p4, self.p5(p4.relu())]
@@ -125,6 +128,7 @@ class Command:
         Forked, because importing everything anew costs seconds.
         """
         stderr = out.with_name(f'{out.name}.stderr')
+        stderr.touch()
         arguments = self.arguments(out, *options)
 
         def run() -> None:
@@ -172,9 +176,9 @@ def many_shards() -> tuple[str, str]:
 
 @pytest.fixture(scope='session')
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that slows the tiny teacher down, so that a signal meets it at work."""
+    """A checkpoint that slows the tiny teacher down, so that a signal meets it at work; its maps are the same."""
     path = tmp_path_factory.mktemp('slow') / 'slow.pth'
-    torch.save({'sleep': 0.03}, path)
+    torch.save({'sleep': 0.02}, path)
     return path
 
 
@@ -203,7 +207,9 @@ def read_maps() -> Callable[[Path], Maps]:
 
 @pytest.fixture(scope='session')
 def contents() -> Callable[[Path], dict[str, bytes]]:
-    """`contents(folder)` are all files below a folder."""
+    """`contents(folder)` are all files below a folder, but for the traces of who has locked it."""
     return lambda folder: {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file() and not path.name.startswith('.lock')
     }

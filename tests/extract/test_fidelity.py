@@ -134,9 +134,11 @@ def test_the_views_are_not_each_other(whole: Path, teacher_file: Path, synthetic
     mirrored = worst_cosines(
         whole,
         synthetic_set,
-        lambda path, view: {name: maps.flip(-1) for name, maps in live(path, 'plain').items()}
-        if view == 'flip'
-        else live(path, 'plain'),
+        lambda path, view: (
+            {name: maps.flip(-1) for name, maps in live(path, 'plain').items()}
+            if view == 'flip'
+            else live(path, 'plain')
+        ),
     )
     assert max(mirrored.values()) < LEAST_COSINE
 

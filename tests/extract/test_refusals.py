@@ -1,0 +1,278 @@
+"""What is wrong with a command, a teacher, a data set or an image is said in one line, and nothing is written or lost."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mtpd.cache
+
+TINY_RETINANET = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
+
+HEADER = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    scale, mean, std = (128, 128), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0)
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=8, padding=1)
+    def features(self, images):
+        return [self.conv(images)]
+"""
+
+
+@pytest.fixture
+def teacher_error(make_command: Any, synthetic_set: Path, tmp_path: Path) -> Callable[..., str]:
+    """`teacher_error(source, option, ...)`: the line that refuses a teacher file that ends in this source."""
+
+    def run(source: str, *options: object) -> str:
+        (tmp_path / 'net.py').write_text(HEADER + source)
+        line: str = make_command(f'{tmp_path / "net.py"}:build', synthetic_set).error(tmp_path / 'cache', *options)
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('source', 'message'),
+    [
+        ('def biuld(checkpoint): ...', "defines no callable 'build'"),
+        ('build = 3', "defines no callable 'build'"),
+        ('import no_such_package', "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
+        ('def build(checkpoint) return', 'cannot be imported: SyntaxError'),
+        (
+            'def build(checkpoint): raise OSError("no\\nweights")',
+            'with no checkpoint (--checkpoint FILE gives one): OSE',
+        ),
+        ('def build(): ...', 'takes 0 positional arguments'),
+        (
+            'def build(checkpoint): return nn.Conv2d(3, 4, 1)',
+            'a Conv2d, expected a torch module with a method features',
+        ),
+        ('def build(checkpoint): return Net().features', 'a method, expected a torch module'),
+        (
+            'def build(checkpoint):\n net = Net()\n del Net.mean\n return net',
+            'give --mean, or set `mean` on the module',
+        ),
+        ('def build(checkpoint):\n net = Net()\n del Net.std\n return net', 'give --std, or set `std` on the module'),
+        ('def build(checkpoint):\n net = Net()\n del Net.scale\n return net', 'give --scale, or set `scale` on'),
+        ('Net.mean = (1.0, 2.0)\nbuild = lambda checkpoint: Net()', 'its mean is (1.0, 2.0), expected 3 finite'),
+        ('Net.mean = "grey"\nbuild = lambda checkpoint: Net()', "its mean is 'grey', expected 3 finite"),
+        (
+            'Net.channel_order = "bgra"\nbuild = lambda checkpoint: Net()',
+            "channel_order is 'bgra', expected bgr or rgb",
+        ),
+        (
+            'Net.features = lambda self, x: self.conv(x)\nbuild = lambda checkpoint: Net()',
+            'gives a Tensor, expected a l',
+        ),
+        ('Net.features = lambda self, x: []\nbuild = lambda checkpoint: Net()', 'gives no feature maps'),
+        ('Net.features = lambda self, x: [x[0]]\nbuild = lambda checkpoint: Net()', 'another number of images'),
+        (
+            'Net.features = lambda self, x: [x.mean((2, 3))]\nbuild = lambda checkpoint: Net()',
+            'expected (batch, channels',
+        ),
+        ('Net.features = lambda self, x: self.convv(x)\nbuild = lambda checkpoint: Net()', "no attribute 'convv'"),
+        ('Net.features = lambda self, x: [x[..., :100]]\nbuild = lambda checkpoint: Net()', 'has no one stride'),
+    ],
+)
+def test_teacher_files(teacher_error: Callable[..., str], tmp_path: Path, source: str, message: str) -> None:
+    line = teacher_error(source)
+    assert message in line
+    assert not (tmp_path / 'cache').exists()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('--std', '0,1,1'), 'its std is (0.0, 1.0, 1.0), expected three numbers above 0'),
+        (('--mean', 'nan,1,1'), 'expected 3 finite number(s)'),
+        (('--pad-value', 'inf'), 'expected 1 finite number(s)'),
+        (('--trust-checkpoint',), '--trust-checkpoint'),
+        (('--checkpoint', 'gone.pth'), 'there is no checkpoint gone.pth'),
+        (('--levels', 'p3,p9'), '--levels: teacher'),
+        (('--device', 'cuda'), 'PyTorch sees no CUDA device here'),
+    ],
+)
+def test_options_of_a_teacher_file(
+    teacher_error: Callable[..., str], options: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    if 'cuda' in options and torch.cuda.is_available():
+        pytest.skip('there is a CUDA device')
+    assert message in teacher_error('build = lambda checkpoint: Net()', *options)
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_a_teacher_file_that_is_not_there(make_command: Any, synthetic_set: Path, tmp_path: Path) -> None:
+    error = make_command('nowhere/net.py:build', synthetic_set).error(tmp_path / 'cache')
+    assert 'teacher nowhere/net.py:build: there is no file' in error
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that do not fit the demo's network, each in its own way."""
+    folder = tmp_path_factory.mktemp('checkpoints')
+    torch.save({'state_dict': {'conv.weight': torch.zeros(3)}}, folder / 'other.pth')
+    content = (folder / 'other.pth').read_bytes()
+    (folder / 'truncated.pth').write_bytes(content[: len(content) // 2])
+    (folder / 'text.pth').write_text('not found')
+    torch.save({'state_dict': {}, 'hook': Path('x')}, folder / 'pickle.pth')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'options', 'message'),
+    [
+        ('retinanet_r50_fpn_1x_cocco', (), 'retinanet_r50_fpn_1x_coco'),
+        ('nowhere/config.py', (), 'config nowhere/config.py: there is no such file'),
+        (TINY_RETINANET, (), 'a config file needs its weights: add --checkpoint FILE'),
+        (TINY_RETINANET, ('--checkpoint', 'gone.pth'), 'gone.pth: there is no such file'),
+        (TINY_RETINANET, ('--checkpoint', '{}/other.pth'), 'is it the checkpoint of this config?'),
+        (TINY_RETINANET, ('--checkpoint', '{}/truncated.pth'), 'is damaged or no checkpoint'),
+        (TINY_RETINANET, ('--checkpoint', '{}/text.pth'), 'is damaged or no checkpoint'),
+        (TINY_RETINANET, ('--checkpoint', '{}/pickle.pth'), '--trust-checkpoint'),
+        (TINY_RETINANET, ('--checkpoint', '{}/other.pth', '--mean', '0,0,0'), '--mean: the input of'),
+        (TINY_RETINANET, ('--checkpoint', '{}/other.pth', '--pad-divisor', 32), '--pad-divisor: the input of'),
+        (TINY_RETINANET, ('--checkpoint', '{}/other.pth', '--channel-order', 'rgb'), '--channel-order: the input of'),
+    ],
+)
+def test_mmdet_teachers(
+    make_command: Any,
+    synthetic_set: Path,
+    tmp_path: Path,
+    checkpoints: Path,
+    teacher: object,
+    options: tuple[object, ...],
+    message: str,
+) -> None:
+    given = [str(option).format(checkpoints) for option in options]
+    error = make_command(teacher, synthetic_set).error(tmp_path / 'cache', *given)
+    assert message in error
+    assert not (tmp_path / 'cache').exists()
+
+
+@pytest.fixture
+def coco(synthetic_set: Path, tmp_path: Path) -> Path:
+    """A copy of the synthetic set that may be spoilt."""
+    return Path(shutil.copytree(synthetic_set, tmp_path / 'coco'))
+
+
+def edit_annotations(coco: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = coco / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_bytes())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def first_image(coco: Path) -> Path:
+    return min((coco / 'train2017').iterdir())
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda coco: shutil.rmtree(coco), 'instances_train2017.json: cannot read the annotation file'),
+        (lambda coco: shutil.rmtree(coco / 'train2017'), 'train2017: there is no such image folder; give --coco DIR'),
+        (lambda coco: first_image(coco).unlink(), '1 of 24 images are missing, the first is 000000000001.jpg'),
+        (
+            lambda coco: (coco / 'annotations' / 'instances_train2017.json').write_text('{"images": ['),
+            'instances_train2017.json: not valid JSON',
+        ),
+        (lambda coco: edit_annotations(coco, lambda c: c.update(images=[], annotations=[])), 'lists no images'),
+        (
+            lambda coco: edit_annotations(coco, lambda c: c['images'][3].update(file_name='../../etc/passwd')),
+            "images[3]: file_name '../../etc/passwd' leaves the image folder",
+        ),
+        (
+            lambda coco: edit_annotations(coco, lambda c: c['images'][2].update(height=1, width=5000)),
+            '000000000003.jpg: of 5000 x 1 px nothing is left at scale 128x128',
+        ),
+    ],
+)
+def test_data_sets(make_command: Any, command: Any, coco: Path, tmp_path: Path, spoil: Any, message: str) -> None:
+    spoil(coco)
+    assert message in make_command(command.teacher, coco).error(tmp_path / 'cache')
+    assert not (tmp_path / 'cache').exists()
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda path: path.write_bytes(b''), 'the image file is empty'),
+        (lambda path: path.write_bytes(path.read_bytes()[:-500]), 'not a complete image'),
+        (lambda path: cv2.imwrite(str(path), np.zeros((9, 7, 3), np.uint8)), 'the image is 7 x 9 px'),
+    ],
+)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_images(
+    make_command: Any, command: Any, coco: Path, tmp_path: Path, workers: int, spoil: Any, message: str
+) -> None:
+    image = first_image(coco)
+    spoil(image)
+    error = make_command(command.teacher, coco).error(tmp_path / 'cache', '--workers', workers)
+    assert str(image) in error
+    assert message in error
+    assert not (tmp_path / 'cache' / 'manifest.json').exists()
+
+
+def test_grey_and_cmyk_images_are_worked_on(make_command: Any, command: Any, coco: Path, tmp_path: Path) -> None:
+    """As if they had been saved in colour."""
+    paths = sorted((coco / 'train2017').iterdir())[:2]
+    grey = Image.open(paths[0]).convert('L')
+    # Without loss, so that the colours are the same in both ways of saving; the names keep their .jpg.
+    grey.save(paths[0], 'PNG')
+    Image.open(paths[1]).convert('CMYK').save(paths[1], 'TIFF')
+    make_command(command.teacher, coco).run(tmp_path / 'cache', '--limit', 2)
+    for path in paths:
+        Image.open(path).convert('RGB').save(path, 'PNG')
+    make_command(command.teacher, coco).run(tmp_path / 'colour', '--limit', 2)
+    cache, colour = mtpd.cache.open(tmp_path / 'cache'), mtpd.cache.open(tmp_path / 'colour')
+    for image_id in cache.image_ids:
+        for name, maps in cache.read(image_id, 'flip').items():
+            assert torch.equal(maps, colour.read(image_id, 'flip')[name])
+
+
+def test_maps_of_an_unexpected_size(teacher_error: Callable[..., str], tmp_path: Path) -> None:
+    """A network that is even at the size that it was asked with, and rounds otherwise at another."""
+    crop = 'Net.features = lambda self, x: [self.conv(x[..., : x.shape[-1] // 64 * 64])]'
+    line = teacher_error(f'{crop}\nbuild = lambda checkpoint: Net()')
+    assert 'level p3 of the teacher is (4, 16, 8) for a 128x96 input, expected (4, 16, 12)' in line
+    assert not (tmp_path / 'cache' / 'manifest.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('source', 'codec', 'message'),
+    [
+        ('Net.features = lambda self, x: [self.conv(x) / (x.amax() < -1e9)]', 'int8', 'not finite'),
+        ('Net.features = lambda self, x: [self.conv(x) + x.amax() * 1e6]', 'fp16', 'exceed 65504'),
+    ],
+)
+def test_values_that_cannot_be_stored(teacher_error: Callable[..., str], source: str, codec: str, message: str) -> None:
+    line = teacher_error(f'{source}\nbuild = lambda checkpoint: Net()', '--codec', codec, '--batch-size', 2)
+    assert 'level p3, view plain of the images with ids ' in line
+    assert message in line
+
+
+def test_a_teacher_that_fails_on_the_way(teacher_error: Callable[..., str]) -> None:
+    """The probe is an even size, the data set has others."""
+    source = 'Net.features = lambda self, x: [self.conv(x + x.view(len(x), 3, -1, x.shape[-1] // 64 * 64))]'
+    line = teacher_error(f'{source}\nbuild = lambda checkpoint: Net()')
+    assert 'fails on ' in line
+    assert 'RuntimeError' in line
+
+
+def test_the_target_is_a_file(command: Any, tmp_path: Path) -> None:
+    (tmp_path / 'cache').write_text('mine')
+    assert f'--out {tmp_path / "cache"}: is a file; give a folder' in command.error(tmp_path / 'cache')
+    error = command.error(tmp_path / 'cache' / 'below')
+    assert str(tmp_path / 'cache') in error
+    assert (tmp_path / 'cache').read_text() == 'mine'
