@@ -1,5 +1,6 @@
 """The student: an mmdet detector, its input, and where its first weights come from."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import probe_levels
 from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
-from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.weights import backbone_weights
 from mtpd.errors import InputError
-from mtpd.geometry import Size
 from mtpd.pyramid import Level
 
-PROBE_SIZE: Size = (256, 320)
+# Counters, and the norms of a transformer's outputs, which only detectors have.
+_NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def build_student(config: Any, *, preprocessing: Preprocessing, num_classes: int
     return Student(
         model=model,
         preprocessing=preprocessing,
-        levels=probe_levels(model, input_size=PROBE_SIZE),
+        levels=probe_levels(model, input_size=probe_size(preprocessing.geometry)),
         has_masks=bool(getattr(model, 'with_mask', False)),
     )
 
@@ -98,7 +99,7 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
     backbone = model.get_submodule('backbone')
     own = backbone.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    missing = [name for name in own if name not in fitting and not name.endswith('num_batches_tracked')]
+    missing = [name for name in own if name not in fitting and not _NOT_IN_IMAGENET.search(name)]
     if missing:
         raise InputError(
             f'init.backbone: {reference} lacks {len(missing)} of {len(own)} tensors of the backbone, the first is '

@@ -16,6 +16,9 @@ from mtpd.geometry import Geometry, Size
 
 RGB = tuple[float, float, float]
 
+# What levels are measured on where the input has no fixed size: sides that differ, with few cells on deep levels.
+PROBE_SIZE: Size = (256, 320)
+
 # Test-pipeline steps that move no pixel.
 _NEUTRAL = frozenset({'LoadImageFromFile', 'LoadAnnotations', 'LoadPanopticAnnotations', 'Normalize', 'PackDetInputs'})
 _RESIZES = frozenset({'Resize', 'FixScaleResize'})
@@ -64,6 +67,13 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
         geometry=Geometry(scale_found, keep_ratio, divisor, pad_size),
         normalisation=_normalisation(pipeline, preprocessor, pad),
     )
+
+
+def probe_size(geometry: Geometry) -> Size:
+    """An input size (height, width) px to measure a network's levels on: its own where it works at one size only."""
+    if geometry.keep_ratio and geometry.pad_size is None:
+        return PROBE_SIZE
+    return geometry.padded(PROBE_SIZE)
 
 
 def normalise(images: Sequence[Tensor], *, padded: Size, normalisation: Normalisation) -> Tensor:

@@ -16,18 +16,16 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.preprocessing import Preprocessing, read_preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, probe_size, read_preprocessing
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.files import canonical_json, sha256_bytes, sha256_file
-from mtpd.geometry import Size
 from mtpd.pyramid import Level
 
 __all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights', 'state_sha256']
 
-PROBE_SIZE: Size = (256, 320)
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 
@@ -130,12 +128,13 @@ def _from_mmdet(
     load_into(module, state, name=f'teacher {reference} from {checkpoint}')
     module = module.to(device).eval().requires_grad_(False)
     features = _guarded(reference, lambda images: neck_features(module, images))
+    preprocessing = read_preprocessing(config, scale=options.scale)
     return Teacher(
         name=reference,
         module=module,
         features=features,
-        levels=levels_of(features, input_size=PROBE_SIZE, device=device),
-        preprocessing=read_preprocessing(config, scale=options.scale),
+        levels=levels_of(features, input_size=probe_size(preprocessing.geometry), device=device),
+        preprocessing=preprocessing,
         definition_sha256=sha256_bytes(canonical_json(_plain(config.model.to_dict()))),
     )
 
@@ -147,12 +146,13 @@ def _from_file(
     module = module.to(device).eval().requires_grad_(False)
     own: Any = module.features
     features = _guarded(reference, own)
+    preprocessing = stated_preprocessing(module, options, name=reference)
     return Teacher(
         name=reference,
         module=module,
         features=features,
-        levels=levels_of(features, input_size=PROBE_SIZE, device=device),
-        preprocessing=stated_preprocessing(module, options, name=reference),
+        levels=levels_of(features, input_size=probe_size(preprocessing.geometry), device=device),
+        preprocessing=preprocessing,
         definition_sha256=sha256_bytes(canonical_json([sha256_file(path), function])),
     )
 

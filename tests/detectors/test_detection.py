@@ -94,13 +94,14 @@ def mmdets_batch(
     ids=['divisor', 'letterbox', 'yolox'],
 )
 def test_a_batch_is_mmdets_batch(preprocessing: Preprocessing) -> None:
-    sizes, views = [(96, 128), (80, 70), (64, 100)], ['flip', 'plain', 'flip']
+    sizes = [(96, 128), (80, 70), (64, 100)]
+    views: list[View] = ['flip', 'plain', 'flip']
     samples = [
-        sample(height, width, geometry=preprocessing.geometry, view=view, with_masks=True)  # type: ignore[arg-type]
+        sample(height, width, geometry=preprocessing.geometry, view=view, with_masks=True)
         for (height, width), view in zip(sizes, views, strict=True)
     ]
     got = collate(samples, preprocessing=preprocessing, device=CPU)
-    want, data_samples = mmdets_batch(sizes, preprocessing=preprocessing, views=views)  # type: ignore[arg-type]
+    want, data_samples = mmdets_batch(sizes, preprocessing=preprocessing, views=views)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     for mine, theirs in zip((one.data_sample for one in samples), data_samples, strict=True):
         for key in ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape', 'scale_factor'):
@@ -112,7 +113,8 @@ def test_a_batch_is_mmdets_batch(preprocessing: Preprocessing) -> None:
 
 
 def test_boxes_and_masks_are_mirrored_with_the_image() -> None:
-    plain, flip = (sample(96, 128, geometry=DIVISOR, view=view, with_masks=True) for view in ('plain', 'flip'))  # type: ignore[arg-type]
+    plain = sample(96, 128, geometry=DIVISOR, view='plain', with_masks=True)
+    flip = sample(96, 128, geometry=DIVISOR, view='flip', with_masks=True)
     assert torch.equal(flip.image, plain.image.flip(-1))
     (_, width), (mine, mirrored) = plain.resized, (plain.data_sample.gt_instances, flip.data_sample.gt_instances)
     x1, y1, x2, y2 = mine.bboxes.tensor.unbind(-1)

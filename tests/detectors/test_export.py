@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate, predict
 from mtpd.detectors.export import export_config
 from mtpd.detectors.models import build_detector, load_config
@@ -63,7 +64,7 @@ def assert_same_predictions(
     total = 0
     for path in images:
         sample = make_sample(
-            cv2.imread(str(path)), image_id=1, path=str(path), geometry=preprocessing.geometry, view='plain'
+            read_image(path), image_id=1, path=str(path), geometry=preprocessing.geometry, view='plain'
         )
         batch = collate([sample], preprocessing=preprocessing, device=CPU)
         ours, _ = predict(model, batch, [sample], category_ids=range(80), with_masks=False)

@@ -116,14 +116,17 @@ def build_stage(write_stage: WriteStage, tmp_path: Path) -> BuildStage:
 
 @pytest.fixture(scope='session')
 def teachers(tmp_path_factory: pytest.TempPathFactory, train: Train, write_stage: WriteStage) -> dict[int, Path]:
-    """Runs of plain training that make teachers: channels of their neck -> RUN."""
+    """Runs of plain training that make teachers: channels of their neck -> RUN.
+
+    The first pads its inputs to multiples of 32, the second to a fixed size, as YOLOX does.
+    """
     folder = tmp_path_factory.mktemp('teachers')
     runs = {}
-    for channels in (16, 24):
+    for channels, geometry in ((16, None), (24, {'scale': '128x128', 'pad_size': [128, 160]})):
         runs[channels] = folder / str(channels)
         widths = ('neck.out_channels', 'bbox_head.in_channels', 'bbox_head.feat_channels')
         model = dict.fromkeys(widths, channels)
-        stage = write_stage(folder / f'{channels}.yaml', model=model, data={'val': None})
+        stage = write_stage(folder / f'{channels}.yaml', model=model, data={'val': None, 'geometry': geometry})
         train(stage, '--out', runs[channels])
     return runs
 

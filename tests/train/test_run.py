@@ -14,7 +14,6 @@ from mtpd.detectors.runtime import prepare
 from mtpd_train.build import build_stages
 from mtpd_train.checkpoint import Trainables
 from mtpd_train.evaluation import detect
-from mtpd_train.stage import Stage
 from mtpd_train.stage_file import load_stages
 
 CPU = torch.device('cpu')
@@ -38,16 +37,17 @@ def finished(
     write_stage: Callable[..., Path],
     caches: dict[int, Path],
 ) -> Finished:
-    """Stage 1 learns by masked MSE from 16 channels, stage 2 by MGD from 24; the student has 32."""
+    """Stage 1 learns by masked MSE from 16 channels, stage 2 by MGD from 24 and a letterbox; the student has 32."""
     folder = tmp_path_factory.mktemp('two_stages')
+    detects_all = {'test_cfg.score_thr': 0.0}
     files = [
         write_stage(
-            folder / 'one.yaml', cache=caches[16], distill=[{'loss': 'masked_mse'}], optim={'epochs': 2},
+            folder / 'one.yaml', cache=caches[16], model=detects_all, optim={'epochs': 2},
+            distill=[{'loss': 'masked_mse'}],
         ),
         write_stage(
-            folder / 'two.yaml', cache=caches[24], optim={'epochs': 2, 'accumulate': 2},
+            folder / 'two.yaml', cache=caches[24], model=detects_all, optim={'epochs': 2, 'accumulate': 2},
             distill=[{'loss': 'mgd', 'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'}],
-            model={'test_cfg.score_thr': 0.0},
         ),
     ]  # fmt: skip
     starts = []
@@ -138,35 +138,24 @@ def test_student_pth_has_plain_values_and_the_students_own_keys(finished: Finish
     assert content['state_dict']['bbox_head.retina_cls.weight'].shape[0] == 2 * 6
 
 
-@pytest.fixture
-def last_stage(finished: Finished) -> Stage:
-    """Stage 2, built again, with the finished student."""
-    stage = build_stages(load_stages(finished.files))[1]
-    stage.student.model.load_state_dict(load(finished.out / 'student.pth')['state_dict'])
-    return stage
-
-
-@pytest.fixture
-def detector(finished: Finished) -> Any:
-    """The finished student as mmdet loads it, with nothing missing and nothing left over."""
+@pytest.mark.parametrize('number', [1, 2], ids=['divisor', 'letterbox'])
+def test_mmdet_predicts_the_same_boxes(number: int, finished: Finished) -> None:
+    """With the student as mmdet loads it: nothing missing, nothing left over."""
     prepare()
-    from mmdet.apis import init_detector
+    from mmdet.apis import inference_detector, init_detector
     from mmengine.runner import load_checkpoint
 
-    config, checkpoint = str(finished.out / 'student_config.py'), str(finished.out / 'student.pth')
-    model = init_detector(config, checkpoint, device='cpu')
-    load_checkpoint(model, checkpoint, strict=True)
-    return model
-
-
-def test_mmdet_predicts_the_same_boxes(last_stage: Stage, detector: Any) -> None:
-    from mmdet.apis import inference_detector
-
-    dataset = last_stage.val_set
+    folder = finished.out / f'stage{number}'
+    config, checkpoint = str(folder / 'student_config.py'), str(folder / 'student.pth')
+    detector = init_detector(config, checkpoint, device='cpu')
+    load_checkpoint(detector, checkpoint, strict=True)
+    stage = build_stages(load_stages(finished.files))[number - 1]
+    stage.student.model.load_state_dict(load(folder / 'student.pth')['state_dict'])
+    dataset = stage.val_set
     assert dataset is not None
-    ours, _ = detect(last_stage.student, dataset, batch_size=3, num_workers=0, device=CPU)
+    ours, _ = detect(stage.student, dataset, batch_size=3, num_workers=0, device=CPU)
     category_ids = [category.id for category in dataset.coco.categories]
-    assert detector.dataset_meta['classes'] == last_stage.classes
+    assert detector.dataset_meta['classes'] == stage.classes
     total = 0
     for image in dataset.coco.images:
         result = inference_detector(detector, str(dataset.folder / image.file_name)).pred_instances
@@ -180,17 +169,22 @@ def test_mmdet_predicts_the_same_boxes(last_stage: Stage, detector: Any) -> None
     assert total > 100
 
 
-def test_mmdets_test_tool_finds_the_same_ap(finished: Finished, records: Records, tmp_path: Path) -> None:
+@pytest.mark.parametrize('number', [1, 2], ids=['divisor', 'letterbox'])
+def test_mmdets_test_tool_finds_the_same_ap(
+    number: int, finished: Finished, records: Records, tmp_path: Path
+) -> None:
     prepare()
     from mmengine.config import Config
     from mmengine.runner import Runner
 
-    config = Config.fromfile(str(finished.out / 'student_config.py'))
-    config.work_dir, config.load_from = str(tmp_path), str(finished.out / 'student.pth')
+    folder = finished.out / f'stage{number}'
+    config = Config.fromfile(str(folder / 'student_config.py'))
+    config.work_dir, config.load_from = str(tmp_path), str(folder / 'student.pth')
     config.test_dataloader.num_workers = 0
     config.log_level = 'ERROR'
     metrics = Runner.from_cfg(config).test()
-    ours = records(finished.out, 'evaluation')[-1]['metrics']
+    ours = [one['metrics'] for one in records(finished.out, 'evaluation') if one['stage'] == number][-1]
+    assert ours['box/AP50'] > 0
     # mmdet rounds to three digits.
     assert {name: metrics[f'coco/bbox_{name}'] for name in ('mAP', 'mAP_50', 'mAP_s', 'mAP_m')} == pytest.approx(
         {'mAP': ours['box/AP'], 'mAP_50': ours['box/AP50'], 'mAP_s': ours['box/APs'], 'mAP_m': ours['box/APm']},

@@ -27,19 +27,29 @@ CPU = torch.device('cpu')
 SCALE = (150, 110)  # resizes every image, and leaves padding below and to the right of most
 
 
+@pytest.fixture(scope='module', params=[16, 24], ids=['divisor', 'letterbox'])
+def channels(request: pytest.FixtureRequest) -> int:
+    """Which teacher: the one that pads to a divisor, or the one that pads to a fixed size."""
+    assert isinstance(request.param, int)
+    return request.param
+
+
 @pytest.fixture(scope='module')
-def teacher(teachers: dict[int, Path]) -> Teacher:
-    run = teachers[16]
+def teacher(channels: int, teachers: dict[int, Path]) -> Teacher:
+    run = teachers[channels]
     return load_teacher(
         str(run / 'student_config.py'), checkpoint=run / 'student.pth', options=InputOptions(SCALE), device=CPU
     )
 
 
 @pytest.fixture(scope='module')
-def exact_cache(tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path]) -> Path:
+def exact_cache(
+    channels: int, tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path]
+) -> Path:
     """In half precision, so that the comparison can be tight."""
     folder = tmp_path_factory.mktemp('exact') / 'cache'
-    return extract_teacher(16, folder, '--scale', 'x'.join(map(str, SCALE)), '--codec', 'fp16', '--shard-mb', '0.05')
+    scale = 'x'.join(map(str, SCALE))
+    return extract_teacher(channels, folder, '--scale', scale, '--codec', 'fp16', '--shard-mb', '0.05')
 
 
 @pytest.fixture
