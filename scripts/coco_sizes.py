@@ -2,9 +2,10 @@
 
     python scripts/coco_sizes.py CACHE --annotations data/coco/annotations/instances_train2017.json
 
-The annotation file gives the mix of image sizes; a sample of COCO does, since the result is scaled to the 118287 images of
-train2017. Hours are computed from speeds that mmdet's model zoo publishes for one V100 (fp32): extraction runs the teacher
-twice an image, training is counted over 12 epochs of the 117266 images with objects. Last line: `bits B` per element.
+The annotation file gives the mix of image sizes; a sample of COCO does, since the result is scaled to the 118287 images
+of train2017. Hours are computed from speeds that mmdet's model zoo publishes for one V100 (fp32): extraction runs the
+teacher twice an image, training is counted over 12 epochs of the 117266 images with objects. Last line: `bits B` per
+element.
 """
 
 import argparse

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.cache.codecs import decode, encode
+from mtpd.cache.codecs import CodecName, decode, encode
 from mtpd.errors import InputError
 
 
@@ -33,6 +33,7 @@ def test_int8_equals_the_reference(shape: tuple[int, ...], magnitude: float, shi
     encoded = encode(single, 'int8')
     assert encoded.codes.dtype == torch.int8
     expected = reference_int8(single.double().numpy())
+    assert encoded.scale is not None
     step = encoded.scale[:, 0].max().item()
     # float32 rounding may move a value that lies between two codes to the other one.
     assert np.abs(decode(encoded).double().numpy() - expected).max() <= 1.001 * step + 1e-5 * magnitude
@@ -46,7 +47,7 @@ def test_one_sided_channels_use_all_codes() -> None:
 
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16'])
-def test_constant_and_zero_channels_are_exact(codec: str) -> None:
+def test_constant_and_zero_channels_are_exact(codec: CodecName) -> None:
     maps = torch.zeros(1, 2, 3, 5)
     maps[:, 1] = -2.5
     assert torch.equal(decode(encode(maps, codec)), maps)
@@ -54,7 +55,7 @@ def test_constant_and_zero_channels_are_exact(codec: str) -> None:
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16'])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
-def test_half_precision_input(codec: str, dtype: torch.dtype) -> None:
+def test_half_precision_input(codec: CodecName, dtype: torch.dtype) -> None:
     maps = torch.randn(2, 3, 5, 7).to(dtype)
     restored = decode(encode(maps, codec))
     assert restored.dtype == torch.float32
@@ -63,7 +64,7 @@ def test_half_precision_input(codec: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16'])
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
-def test_values_that_are_not_finite_are_refused(codec: str, bad: float) -> None:
+def test_values_that_are_not_finite_are_refused(codec: CodecName, bad: float) -> None:
     maps = torch.randn(1, 2, 4, 4)
     maps[0, 1, 2, 3] = bad
     with pytest.raises(InputError, match='normalisation'):
@@ -76,5 +77,5 @@ def test_fp16_refuses_what_it_cannot_hold() -> None:
 
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16'])
-def test_no_images(codec: str) -> None:
+def test_no_images(codec: CodecName) -> None:
     assert decode(encode(torch.empty(0, 3, 4, 5), codec)).shape == (0, 3, 4, 5)

@@ -5,16 +5,18 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import mtpd.cache
+from mtpd.cache.manifest import ViewName
 from mtpd.errors import CacheDamagedError, CacheError, CacheMismatchError
 from mtpd.files import canonical_json, sha256_bytes
 
 
-def read_everything(root: Path) -> dict[tuple[int, str, str], torch.Tensor]:
+def read_everything(root: Path) -> dict[tuple[int, ViewName, str], torch.Tensor]:
     cache = mtpd.cache.open(root)
     return {
         (image_id, view, name): maps
@@ -69,7 +71,7 @@ def test_random_damage_is_never_read(cache_root: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize('name', ['p3', 'image_id', 'crc32c', 'p3.scale'])
-def test_shards_of_another_extraction_are_refused(tmp_path: Path, make_recipe: Callable, name: str) -> None:
+def test_shards_of_another_extraction_are_refused(tmp_path: Path, make_recipe: Callable[..., Any], name: str) -> None:
     make_recipe().write(tmp_path / 'mine')
     images = list(make_recipe().images)
     images[1], images[2] = images[2], images[1]
@@ -80,7 +82,7 @@ def test_shards_of_another_extraction_are_refused(tmp_path: Path, make_recipe: C
         read_everything(tmp_path / 'mine')
 
 
-def edit_manifest(root: Path, edit: Callable[[dict], None], *, sign: bool) -> None:
+def edit_manifest(root: Path, edit: Callable[[dict[str, Any]], None], *, sign: bool) -> None:
     content = json.loads((root / 'manifest.json').read_bytes())
     edit(content)
     if sign:
@@ -110,7 +112,7 @@ def test_an_edited_manifest_is_refused(cache_root: Path) -> None:
     ],
 )
 def test_a_hostile_manifest_is_refused(
-    cache_root: Path, edit: Callable[[dict], None], error: type[CacheError], message: str
+    cache_root: Path, edit: Callable[[dict[str, Any]], None], error: type[CacheError], message: str
 ) -> None:
     edit_manifest(cache_root, edit, sign=True)
     with pytest.raises(error, match=message):

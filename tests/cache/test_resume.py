@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def complete(tmp_path: Path, make_recipe: Callable) -> dict[str, bytes]:
+def complete(tmp_path: Path, make_recipe: Callable[..., Any]) -> dict[str, bytes]:
     """Every file of an uninterrupted cache."""
     make_recipe().write(tmp_path / 'complete')
     return contents(tmp_path / 'complete')
@@ -53,7 +54,7 @@ def test_a_finished_cache_holds_nothing_else(complete: dict[str, bytes]) -> None
 
 @pytest.mark.parametrize('num_groups', range(8))
 def test_resume_after_any_group_gives_the_same_bytes(
-    tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes], num_groups: int
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes], num_groups: int
 ) -> None:
     make_recipe().write(tmp_path / 'cache', num_groups=num_groups)
     make_recipe().write(tmp_path / 'cache')
@@ -61,7 +62,7 @@ def test_resume_after_any_group_gives_the_same_bytes(
 
 
 def test_kill_9_at_random_moments_then_resume(
-    tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]
 ) -> None:
     generator = random.Random(0)
     killed_inside = 0
@@ -80,7 +81,7 @@ def test_kill_9_at_random_moments_then_resume(
 
 
 def test_a_torn_journal_line_is_written_again(
-    tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]
 ) -> None:
     root = tmp_path / 'cache'
     make_recipe().write(root, num_groups=3)
@@ -90,7 +91,9 @@ def test_a_torn_journal_line_is_written_again(
     assert contents(root) == complete
 
 
-def test_a_lost_shard_is_written_again(tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]) -> None:
+def test_a_lost_shard_is_written_again(
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]
+) -> None:
     root = tmp_path / 'cache'
     make_recipe().write(root, num_groups=3)
     (root / '64x96/plain/p3/c/1/0/0/0').unlink()
@@ -98,7 +101,7 @@ def test_a_lost_shard_is_written_again(tmp_path: Path, make_recipe: Callable, co
     assert contents(root) == complete
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, make_recipe: Callable, complete: dict[str, bytes]) -> None:
+def test_a_full_disk_loses_nothing(tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]) -> None:
     root = tmp_path / 'cache'
     process = start_writer(root, file_size_limit=1200)
     _, errors = process.communicate()
@@ -112,7 +115,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, make_recipe: Callable, comple
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root writes everywhere')
-def test_a_read_only_target(tmp_path: Path, make_recipe: Callable) -> None:
+def test_a_read_only_target(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     (tmp_path / 'cache').mkdir(mode=0o555)
     with pytest.raises(UnavailableError, match='permission'):
         make_recipe().write(tmp_path / 'cache')
@@ -129,20 +132,20 @@ def test_a_read_only_target(tmp_path: Path, make_recipe: Callable) -> None:
 )
 @pytest.mark.parametrize('num_groups', [2, None])
 def test_another_extraction_is_refused(
-    tmp_path: Path, make_recipe: Callable, change: dict[str, object], field: str, num_groups: int | None
+    tmp_path: Path, make_recipe: Callable[..., Any], change: dict[str, object], field: str, num_groups: int | None
 ) -> None:
     make_recipe().write(tmp_path / 'cache', num_groups=num_groups)
     with pytest.raises(CacheMismatchError, match=field):
         make_recipe(**change).write(tmp_path / 'cache')
 
 
-def test_a_folder_with_other_things_is_refused(tmp_path: Path, make_recipe: Callable) -> None:
+def test_a_folder_with_other_things_is_refused(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     (tmp_path / 'thesis.tex').write_text('mine')
     with pytest.raises(CacheMismatchError, match=r'thesis\.tex'):
         make_recipe().write(tmp_path)
 
 
-def test_a_second_writer_is_told_who_holds_the_cache(tmp_path: Path, make_recipe: Callable) -> None:
+def test_a_second_writer_is_told_who_holds_the_cache(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     recipe = make_recipe()
     with recipe.writer(tmp_path / 'cache'):
         process = start_writer(tmp_path / 'cache')

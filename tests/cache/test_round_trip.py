@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ import torch
 import zarr
 
 import mtpd.cache
-from mtpd.cache.codecs import decode, encode
+from mtpd.cache.codecs import CodecName, decode, encode
+from mtpd.cache.manifest import ViewName
 from mtpd.errors import CacheIncompleteError, CacheMismatchError
 
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16'])
 @pytest.mark.parametrize('views', [('plain',), ('plain', 'flip')])
 def test_reads_equal_the_encoded_maps_in_shuffled_order(
-    tmp_path: Path, make_recipe: Callable, codec: str, views: tuple[str, ...]
+    tmp_path: Path, make_recipe: Callable[..., Any], codec: CodecName, views: tuple[ViewName, ...]
 ) -> None:
     recipe = make_recipe(codec=codec, views=views)
     recipe.write(tmp_path / 'cache')
@@ -46,7 +48,7 @@ def test_sizes_and_teacher_weights(cache_root: Path) -> None:
     assert torch.equal(cache.teacher_weights()['neck.weight'], torch.arange(3.0))
 
 
-def test_unknown_image_and_view(tmp_path: Path, make_recipe: Callable) -> None:
+def test_unknown_image_and_view(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     make_recipe(views=('plain',)).write(tmp_path / 'cache')
     cache = mtpd.cache.open(tmp_path / 'cache')
     with pytest.raises(CacheMismatchError, match='image 7 is not among its 11 images'):
@@ -56,7 +58,7 @@ def test_unknown_image_and_view(tmp_path: Path, make_recipe: Callable) -> None:
 
 
 def test_zarr_python_opens_the_cache(cache_root: Path) -> None:
-    group = zarr.open_group(cache_root, mode='r')
+    group: Any = zarr.open_group(cache_root, mode='r')
     cache = mtpd.cache.open(cache_root)
     for bucket in ('64x96', '96x64'):
         for view in cache.views:
@@ -74,13 +76,13 @@ def test_a_folder_without_a_cache(tmp_path: Path) -> None:
         mtpd.cache.open(tmp_path / 'nowhere')
 
 
-def test_an_unfinished_cache_does_not_open(tmp_path: Path, make_recipe: Callable) -> None:
+def test_an_unfinished_cache_does_not_open(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     make_recipe().write(tmp_path / 'cache', num_groups=1)
     with pytest.raises(CacheIncompleteError, match='has not finished'):
         mtpd.cache.open(tmp_path / 'cache')
 
 
-def test_a_map_of_unexpected_size_is_refused(tmp_path: Path, make_recipe: Callable) -> None:
+def test_a_map_of_unexpected_size_is_refused(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     recipe = make_recipe()
     with recipe.writer(tmp_path / 'cache') as writer:
         group = writer.start_group(writer.pending()[0])

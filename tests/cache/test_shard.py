@@ -1,6 +1,7 @@
 """Our shards against zarr-python's, both ways, and damaged shards."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def test_zarr_reads_our_shards(tmp_path: Path, dtype: str) -> None:
         path = tmp_path / spec.file(shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_shard(chunks, chunks_per_shard=2))
-    array = zarr.open_group(tmp_path, mode='r')[spec.path]
+    group: Any = zarr.open_group(tmp_path, mode='r')
+    array = group[spec.path]
     assert array.shards == (2, 3, 4, 7)
     np.testing.assert_array_equal(array[:], rows)
 
@@ -38,7 +40,8 @@ def test_zarr_reads_our_shards(tmp_path: Path, dtype: str) -> None:
 def test_we_read_shards_of_zarr(tmp_path: Path) -> None:
     rows = random_rows()
     create_arrays(tmp_path, [SPEC])
-    zarr.open_group(tmp_path, mode='r+')[SPEC.path][:] = rows
+    group: Any = zarr.open_group(tmp_path, mode='r+')
+    group[SPEC.path][:] = rows
     for row in range(5):
         content = (tmp_path / SPEC.file(row // 2)).read_bytes()
         tail = content[-index_bytes(2) :]

@@ -31,7 +31,8 @@ def mmdet_input(config: Any, path: Path) -> torch.Tensor:
     packed = Compose(pipeline)({'img_path': str(path), 'img_id': 1})
     preprocessor = MODELS.build(config.model.data_preprocessor)
     data = preprocessor({'inputs': [packed['inputs']], 'data_samples': [packed['data_samples']]}, False)
-    return data['inputs']
+    inputs: torch.Tensor = data['inputs']
+    return inputs
 
 
 @pytest.mark.parametrize('size', [(97, 131), (131, 97), (480, 640)])

@@ -45,19 +45,18 @@ def megabytes(field: str) -> float:
 
 
 def test_memory_stays_within_a_few_shards(make_command: Any, synthetic_set: Path, tmp_path: Path) -> None:
-    """Of 8 MB of codes; the larger set has 157 MB, the smaller 16."""
+    """Of 8 MB; the larger set has 110 MB of codes. The smaller one warms up what stays: libraries, buffers."""
     reset = Path('/proc/self/clear_refs')
     if not reset.exists():
         pytest.skip('no /proc/self/clear_refs to reset the peak of the memory')
     (tmp_path / 'wide.py').write_text(f'{WIDE_TEACHER}\nbuild = lambda checkpoint: Wide()')
-    for num_images in (20, 200):
+    for num_images in (20, 140):
         coco = repeated(synthetic_set, tmp_path / f'coco{num_images}', num_images)
         command = make_command(f'{tmp_path / "wide.py"}:build', coco, ['--shard-mb', 3.75])
         before = megabytes('VmRSS')
         reset.write_text('5')
         command.run(tmp_path / f'cache{num_images}')
         grown = megabytes('VmHWM') - before
-        print(f'{num_images} images: {grown:.1f} MB')
-    size = sum(path.stat().st_size for path in (tmp_path / 'cache200').rglob('*') if path.is_file())
-    assert size > 80e6
-    assert grown < 45
+    size = sum(path.stat().st_size for path in (tmp_path / 'cache140').rglob('*') if path.is_file())
+    assert size > 60e6
+    assert grown < 40

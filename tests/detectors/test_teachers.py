@@ -1,0 +1,228 @@
+"""Teachers from mmdet configs and from files: eval mode, levels, input, identity, failures told in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights, state_sha256
+from mtpd.errors import InputError, MtpdError, UnavailableError
+from mtpd.geometry import Geometry
+from mtpd.pyramid import Level
+
+CPU = torch.device('cpu')
+TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
+
+NET = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Sizes:
+    channels: int = 4
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, Sizes().channels, 3, stride=8, padding=1)
+        self.neck = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.9))
+
+    def features(self, images):
+        return (self.neck(self.backbone(images)), nn.functional.avg_pool2d(images, 16))
+
+
+def build(checkpoint):
+    torch.manual_seed(0)
+    return Net()
+
+
+def build_other(checkpoint):
+    return build(checkpoint)
+
+
+class Told(Net):
+    scale = [640, 480]
+    channel_order = 'rgb'
+    pad_divisor = 64
+    pad_value = 114
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor([2.0, 2.0, 5.0]).view(1, 3, 1, 1), persistent=False)
+
+
+def build_told(checkpoint):
+    return Told()
+"""
+
+OPTIONS = InputOptions(scale=(100, 60), mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), pad_value=5.0)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / 'net.py'
+    path.write_text(NET)
+    return path
+
+
+def from_file(path: Path, function: str = 'build', *, options: InputOptions = OPTIONS) -> Teacher:
+    return load_teacher(f'{path}:{function}', checkpoint=None, options=options, device=CPU)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('checkpoint') / 'tiny.pth'
+    torch.manual_seed(1)
+    model = build_detector(load_config(str(TINY)))
+    torch.save({'state_dict': model.state_dict()}, path)
+    return path
+
+
+def from_mmdet(checkpoint: Path, *, options: InputOptions = InputOptions()) -> Teacher:  # noqa: B008
+    return load_teacher(str(TINY), checkpoint=checkpoint, options=options, device=CPU)
+
+
+def test_a_teacher_from_a_file(net: Path) -> None:
+    teacher = from_file(net)
+    assert teacher.levels == (Level('p3', 8, 4), Level('p4', 16, 3))
+    assert not any(module.training for module in teacher.module.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
+    images = torch.randn(2, 3, 64, 96)
+    maps = teacher.maps(images)
+    assert maps.keys() == {'p3', 'p4'}
+    assert maps['p3'].shape == (2, 4, 8, 12)
+    # Dropout and batch statistics would make it differ from run to run and with the batch.
+    assert torch.equal(teacher.maps(images)['p3'], maps['p3'])
+    assert torch.allclose(teacher.maps(images[:1])['p3'][0], maps['p3'][0], atol=1e-6)
+
+
+def test_input_by_options(net: Path) -> None:
+    preprocessing = from_file(net).preprocessing
+    assert preprocessing.geometry == Geometry((100, 60), pad_divisor=32)
+    assert preprocessing.normalisation.mean == (1.0, 2.0, 3.0)
+    assert preprocessing.normalisation.std == (2.0, 4.0, 8.0)
+    assert not preprocessing.normalisation.to_rgb
+    assert preprocessing.normalisation.padding == (2.0, 0.75, 0.25)
+
+
+def test_input_by_the_module_and_options_above_it(net: Path) -> None:
+    told = from_file(net, 'build_told', options=InputOptions()).preprocessing
+    assert told.geometry == Geometry((640, 480), pad_divisor=64)
+    assert told.normalisation.mean == (1.0, 2.0, 4.0)
+    assert told.normalisation.std == (2.0, 2.0, 5.0)
+    assert told.normalisation.to_rgb
+    assert told.normalisation.padding == (113 / 2, 112 / 2, 110 / 5)
+    options = InputOptions(channel_order='bgr', pad_divisor=16, mean=(0.0, 0.0, 0.0))
+    changed = from_file(net, 'build_told', options=options).preprocessing
+    assert changed.geometry == Geometry((640, 480), pad_divisor=16)
+    assert changed.normalisation.mean == (0.0, 0.0, 0.0)
+    assert changed.normalisation.std == (2.0, 2.0, 5.0)
+    assert not changed.normalisation.to_rgb
+
+
+def test_a_teacher_from_mmdet(checkpoint: Path) -> None:
+    teacher = from_mmdet(checkpoint)
+    assert [level.name for level in teacher.levels] == ['p2', 'p3', 'p4', 'p5']
+    assert {level.channels for level in teacher.levels} == {32}
+    assert not any(module.training for module in teacher.module.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
+    assert teacher.preprocessing.geometry == Geometry((128, 128), pad_divisor=32)
+    assert teacher.preprocessing.normalisation.to_rgb
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    assert all(torch.equal(value, state[name]) for name, value in teacher.module.state_dict().items())
+    assert from_mmdet(checkpoint, options=InputOptions(scale=(64, 32))).preprocessing.geometry.scale == (64, 32)
+
+
+def test_identity(net: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The same teacher is recognised in another process; another config, file or callable is not it."""
+    first = from_mmdet(checkpoint)
+    assert from_mmdet(checkpoint).definition_sha256 == first.definition_sha256
+    changed = tmp_path / 'changed.py'
+    changed.write_text(f'_base_ = {str(TINY)!r}\nmodel = dict(backbone=dict(norm_eval=True))\n')
+    other = load_teacher(str(changed), checkpoint=checkpoint, options=InputOptions(), device=CPU)
+    assert other.definition_sha256 != first.definition_sha256
+    definition = from_file(net).definition_sha256
+    assert from_file(net).definition_sha256 == definition
+    assert from_file(net, 'build_other').definition_sha256 != definition
+    net.write_text(NET + '\n# changed')
+    assert from_file(net).definition_sha256 != definition
+
+
+def test_identity_of_configs_with_odd_values(checkpoint: Path, tmp_path: Path) -> None:
+    """Infinities, classes and functions in a config; the address of a function is not part of what it is."""
+    source = 'def act(x): return x\nmodel = dict(test_cfg=dict(bound=float("inf"), kind=int, call=act))'
+    hashes = set()
+    for number in range(2):
+        config = tmp_path / f'odd{number}.py'
+        config.write_text(f'_base_ = {str(TINY)!r}\n{source}\n')
+        teacher = load_teacher(str(config), checkpoint=checkpoint, options=InputOptions(), device=CPU)
+        hashes.add(teacher.definition_sha256)
+    assert len(hashes) == 1
+
+
+def test_neck_and_head_weights(net: Path) -> None:
+    teacher = from_file(net)
+    weights = neck_and_head_weights(teacher)
+    assert weights.keys() == {f'neck.0.{name}' for name in teacher.module.get_submodule('neck.0').state_dict()}
+    weights['neck.0.weight'] += 1
+    assert teacher.module.get_parameter('neck.0.weight').max() == 1
+
+
+def test_state_hash_sees_every_change_and_nothing_else() -> None:
+    state = {
+        'a': torch.arange(6.0).view(2, 3),
+        'b': torch.tensor(True),
+        'c': torch.empty(0, 4),
+        'd': torch.randn(5, generator=torch.Generator().manual_seed(0)).bfloat16(),
+        'e': torch.arange(12.0).view(3, 4).t(),
+    }
+    expected = state_sha256(state)
+    assert state_sha256(dict(reversed(state.items()))) == expected
+    assert state_sha256(state | {'e': state['e'].contiguous()}) == expected
+    for changed in (
+        {'a': state['a'].view(3, 2)},
+        {'a': state['a'].double()},
+        {'a': state['a'].view(torch.int32)},
+        {'a': torch.nextafter(state['a'], torch.tensor(9.0))},
+        {'b': torch.tensor(False)},
+        {'c': torch.empty(4, 0)},
+        {'d': -state['d']},
+        {'f': torch.zeros(1)},
+    ):
+        assert state_sha256(state | changed) != expected
+    assert state_sha256({('z' if name == 'a' else name): value for name, value in state.items()}) != expected
+
+
+@pytest.mark.parametrize(
+    ('body', 'error', 'message'),
+    [
+        ('raise torch.OutOfMemoryError("CUDA out of memory")', UnavailableError, '2 images of 64 x 96 px; use a smaller'),
+        ('raise ValueError("no\\nway")', InputError, r'fails on 2 image\(s\) of 64 x 96 px .*: ValueError: no'),
+        ('return {"p3": images}', InputError, r'features\(\) gives a dict, expected a list of tensors'),
+        ('return [images.numpy()]', InputError, r'features\(\) gives a list, expected a list of tensors'),
+        ('return [torch.zeros(())]', InputError, 'another number of images'),
+    ],
+)
+def test_failures_on_the_way(net: Path, body: str, error: type[MtpdError], message: str) -> None:
+    """After the teacher was loaded: the probe has one image, what follows has two."""
+    net.write_text(
+        f'{NET}\nclass Bad(Net):\n    def features(self, images):\n'
+        f'        if len(images) == 1:\n            return super().features(images)\n        {body}\n'
+        f'def build(checkpoint):\n    return Bad()\n'
+    )
+    teacher = from_file(net)
+    with pytest.raises(error, match=message):
+        teacher.maps(torch.zeros(2, 3, 64, 96))
+
+
+def test_the_module_itself_is_kept(net: Path) -> None:
+    assert isinstance(from_file(net).module, nn.Module)
