@@ -57,7 +57,7 @@ class BackgroundQueue:
         finally:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, call: Callable[[], None]) -> None:
+    def submit(self, call: Callable[[], object]) -> None:
         """Queues a call; blocks while the queue is full."""
         while len(self._pending) >= self._depth:
             self._pending.popleft().result()
@@ -68,7 +68,7 @@ class BackgroundQueue:
         while self._pending:
             self._pending.popleft().result()
 
-    def _run(self, call: Callable[[], None]) -> None:
+    def _run(self, call: Callable[[], object]) -> None:
         if self._has_failed:
             return
         try:

@@ -9,6 +9,7 @@ import torch.utils.data
 
 from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, image_path, missing_images, training_annotations
 from mtpd.data.images import read_image
+from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
 from mtpd.errors import InputError, MtpdError
 from mtpd.geometry import Geometry, Size
@@ -98,6 +99,7 @@ def load_batches(
     Raises:
         MtpdError: an image cannot be read.
     """
+    prepare()  # Once, here: else each process would import mmdet by itself.
     loader: Iterable[list[Sample | MtpdError]] = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # any list of lists of keys does

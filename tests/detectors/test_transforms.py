@@ -10,11 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
+from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, View, image_view, make_sample
 from mtpd.geometry import Geometry
 
 VIEWS: tuple[View, ...] = ('plain', 'flip')
 GEOMETRY = Geometry((120, 80))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _prepared() -> None:
+    """Importing mmdet takes longer than hypothesis grants an example."""
+    prepare()
 
 
 def random_image(height: int, width: int) -> np.ndarray:

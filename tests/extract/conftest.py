@@ -58,6 +58,27 @@ def build(checkpoint):
     return model
 """
 
+# Large maps from little work, of values that hardly compress.
+NOISE_TEACHER = """
+import torch
+from torch import nn
+
+
+class Noise(nn.Module):
+    scale, mean, std = (256, 256), (120.0, 120.0, 120.0), (60.0, 60.0, 60.0)
+
+    def __init__(self):
+        super().__init__()
+        self.noise = nn.Parameter(torch.rand(384, 32, 40, generator=torch.Generator().manual_seed(0)))
+
+    def features(self, images):
+        return [self.noise[:, : images.shape[2] // 8, : images.shape[3] // 8] + images.mean((1, 2, 3), keepdim=True)]
+
+
+def build(checkpoint):
+    return Noise()
+"""
+
 Maps = dict[tuple[int, str, str], torch.Tensor]
 
 
@@ -160,6 +181,14 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(teacher_file: Path, synthetic_set: Path) -> Command:
     """Extracts the tiny teacher over the synthetic set."""
     return Command(f'{teacher_file}:build', synthetic_set)
+
+
+@pytest.fixture(scope='session')
+def noise_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A teacher with 393 kB of int8 codes for a view of 256 x 256 px."""
+    path = tmp_path_factory.mktemp('noise') / 'noise.py'
+    path.write_text(NOISE_TEACHER)
+    return f'{path}:build'
 
 
 @pytest.fixture(scope='session')

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
+from mtpd.cache.manifest import ViewName
 from mtpd.data.coco import read_annotations
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.teacher_file import build_module
@@ -34,7 +35,8 @@ def worst_cosines(cache_path: Path, coco: Path, live: Live, *, split: str = 'tra
     cache = mtpd.cache.open(cache_path)
     images = read_annotations(coco / 'annotations' / f'instances_{split}.json').images
     files = {image.id: coco / split / image.file_name for image in images}
-    keys = [(image_id, view) for image_id in cache.image_ids for view in ('plain', 'flip')]
+    assert cache.views == ('plain', 'flip')
+    keys: list[tuple[int, ViewName]] = [(image_id, view) for image_id in cache.image_ids for view in cache.views]
     random.Random(3).shuffle(keys)
     cosines: dict[str, list[float]] = {level.name: [] for level in cache.levels}
     for image_id, view in keys:
@@ -101,10 +103,11 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights for the demo's network, random but with a batch norm that does something."""
     torch.manual_seed(5)
     model = build_detector(load_config(str(TINY_RETINANET)))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
+    for name, values in model.named_buffers():
+        if name.endswith('running_mean'):
+            values.normal_(0, 0.1)
+        elif name.endswith('running_var'):
+            values.uniform_(0.5, 2)
     path = tmp_path_factory.mktemp('checkpoint') / 'random.pth'
     torch.save({'state_dict': model.state_dict()}, path)
     return path

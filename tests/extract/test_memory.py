@@ -8,22 +8,6 @@ from typing import Any
 
 import pytest
 
-# Large maps from little work, of values that hardly compress: 393 kB of int8 codes a view.
-WIDE_TEACHER = """
-import torch
-from torch import nn
-
-class Wide(nn.Module):
-    scale, mean, std = (256, 256), (120.0, 120.0, 120.0), (60.0, 60.0, 60.0)
-
-    def __init__(self):
-        super().__init__()
-        self.noise = nn.Parameter(torch.randn(384, 32, 40, generator=torch.Generator().manual_seed(0)))
-
-    def features(self, images):
-        return [self.noise[:, : images.shape[2] // 8, : images.shape[3] // 8] + images.mean((1, 2, 3), keepdim=True)]
-"""
-
 
 def repeated(synthetic_set: Path, folder: Path, num_images: int) -> Path:
     """The synthetic set's first image, this many times."""
@@ -44,15 +28,16 @@ def megabytes(field: str) -> float:
     return int(found) / 1024
 
 
-def test_memory_stays_within_a_few_shards(make_command: Any, synthetic_set: Path, tmp_path: Path) -> None:
+def test_memory_stays_within_a_few_shards(
+    make_command: Any, noise_teacher: str, synthetic_set: Path, tmp_path: Path
+) -> None:
     """Of 8 MB; the larger set has 110 MB of codes. The smaller one warms up what stays: libraries, buffers."""
     reset = Path('/proc/self/clear_refs')
     if not reset.exists():
         pytest.skip('no /proc/self/clear_refs to reset the peak of the memory')
-    (tmp_path / 'wide.py').write_text(f'{WIDE_TEACHER}\nbuild = lambda checkpoint: Wide()')
     for num_images in (20, 140):
         coco = repeated(synthetic_set, tmp_path / f'coco{num_images}', num_images)
-        command = make_command(f'{tmp_path / "wide.py"}:build', coco, ['--shard-mb', 3.75])
+        command = make_command(noise_teacher, coco, ['--shard-mb', 3.75])
         before = megabytes('VmRSS')
         reset.write_text('5')
         command.run(tmp_path / f'cache{num_images}')

@@ -24,7 +24,7 @@ from mtpd_train.step import loaded
 from mtpd_train.teacher_maps import batch_maps, batch_masks
 
 CPU = torch.device('cpu')
-SCALE = (150, 110)  # resizes every image, and leaves padding below and to the right of most
+SCALE = (150, 112)  # resizes every image; some sides are then whole cells, most are followed by padding
 
 
 @pytest.fixture(scope='module', params=[16, 24], ids=['divisor', 'letterbox'])
