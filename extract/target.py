@@ -12,10 +12,9 @@ from mtpd.cache.manifest import FORMAT, MANIFEST_FILE
 from mtpd.cache.writer import LOCK_FILE, PLAN_FILE, TEACHER_FILE
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
 
-# Everything that a cache is made of; names with a dot in front are its locks and temporary files.
-_OF_A_CACHE = re.compile(
-    rf'\..*|{re.escape(MANIFEST_FILE)}|{PLAN_FILE}|{JOURNAL_FILE}|{TEACHER_FILE}|zarr\.json|index|heads|\d+x\d+'
-)
+# All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.
+_OF_A_CACHE = frozenset({MANIFEST_FILE, PLAN_FILE, JOURNAL_FILE, TEACHER_FILE, 'zarr.json', 'index', 'heads'})
+_BUCKET = re.compile(r'\d+x\d+')
 _PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
 
 
@@ -33,7 +32,7 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not holds_extraction(out):
         raise CacheMismatchError(f'--out {out}: holds {names[0]} and no cache; choose an empty or a new folder')
-    strangers = [name for name in names if not _OF_A_CACHE.fullmatch(name)]
+    strangers = [name for name in names if name not in _OF_A_CACHE and not _BUCKET.fullmatch(name)]
     if overwrite and strangers:
         raise CacheMismatchError(
             f'--out {out}: --overwrite deletes only caches, and beside the cache there is {strangers[0]}; move it away'
@@ -69,7 +68,7 @@ def clear_target(out: Path) -> None:
             # From here on no reader opens it, and after a kill in the middle of this it can still be overwritten.
             if (out / MANIFEST_FILE).exists():
                 (out / MANIFEST_FILE).replace(out / PLAN_FILE)
-            for name in sorted(_names(out), key=PLAN_FILE.__eq__):
+            for name in sorted(_names(out), key=lambda name: name == PLAN_FILE):
                 path = out / name
                 if path.is_dir():
                     shutil.rmtree(path)

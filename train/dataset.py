@@ -1,6 +1,5 @@
 """The images and annotations of one split, as samples for a detector."""
 
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -121,8 +120,6 @@ def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
 
 def _start_worker(number: int) -> None:
     del number
-    # A terminal sends Ctrl-C to all processes; the one that trains decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtpd.cache.codecs import EncodedMaps
 from mtpd.detectors.detection import collate
 from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
@@ -20,8 +21,8 @@ from mtpd.errors import MtpdError
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
-from mtpd_train.step import loaded
-from mtpd_train.teacher_maps import batch_maps, batch_masks
+from mtpd_train.step import loaded, step_losses
+from mtpd_train.teacher_maps import Encoded, batch_maps, batch_masks
 
 CPU = torch.device('cpu')
 SCALE = (150, 112)  # resizes every image; some sides are then whole cells, most are followed by padding
@@ -126,6 +127,32 @@ def test_the_students_maps_lie_on_the_teachers_grid(stage: Stage) -> None:
     student_maps = stage.student.model.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
     maps = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=CPU)
     assert [one.shape[2:] for one in student_maps] == [maps[level.name].shape[2:] for level in stage.teacher_levels]
+
+
+def test_only_image_cells_count_in_a_step(stage: Stage) -> None:
+    """What the teacher made of padding changes no loss; what it made of the last image cells does."""
+    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
+    changed: dict[str, list[Encoded]] = {'padding': [], 'image': []}
+    for sample, maps in zip(samples, encoded, strict=True):
+        for where, list_of_maps in changed.items():
+            copies = {}
+            for level in stage.teacher_levels:
+                codes = maps[level.name].codes.clone()
+                rows, columns = (-(-side // level.stride) for side in sample.resized)
+                if where == 'padding':
+                    codes[:, rows:], codes[:, :, columns:] = 99, 99
+                else:
+                    codes[:, rows - 1, columns - 1] += 1
+                copies[level.name] = EncodedMaps(codes, None)
+            list_of_maps.append(copies)
+    before, padding, image = (
+        {name: loss.item() for name, loss in step_losses(stage, samples, codes, device=CPU).items()}
+        for codes in (encoded, changed['padding'], changed['image'])
+    )
+    assert padding == before
+    distilled = {name for name in before if name.startswith('distill/')}
+    assert len(distilled) == 4
+    assert {name for name in before if image[name] != before[name]} == distilled
 
 
 def test_a_batch_of_one_view_only(build_stage: Callable[..., Stage], exact_cache: Path, teacher: Teacher) -> None:
