@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtpd.detectors.runtime import prepare
@@ -34,6 +34,7 @@ def shape_after(steps: list[Any], height: int, width: int) -> tuple[int, int]:
 
 
 @given(height=sides, width=sides, scale=scales, keep_ratio=st.booleans())
+@example(height=5, width=10, scale=(5, 5), keep_ratio=True)  # 2.5 px, which Python would round to 2
 def test_resized_equals_mmdet(
     transforms: Any, height: int, width: int, scale: tuple[int, int], keep_ratio: bool
 ) -> None:

@@ -64,9 +64,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag)
         return
     if stage.origin is None and not progress_file.exists():
         load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
-    train_stage(
-        stage, Place(device=device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop)
-    )
+    train_stage(stage, Place(device=device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop))
     write_atomically(folder / CONFIG_FILE, stage.config_text.encode())
     meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
     save_student(student_file, model, classes=stage.classes, meta=meta)

@@ -124,9 +124,7 @@ def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) 
     shapes, previous_shapes = (
         {name: tuple(value.shape) for name, value in one.state_dict().items()} for one in (model, previous)
     )
-    differing = [
-        name for name in shapes | previous_shapes if shapes.get(name, ()) != previous_shapes.get(name, ())
-    ]
+    differing = [name for name in shapes | previous_shapes if shapes.get(name, ()) != previous_shapes.get(name, ())]
     if differing:
         first = differing[0]
         raise InputError(

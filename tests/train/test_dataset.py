@@ -47,9 +47,7 @@ def make_set(tmp_path: Path) -> MakeSet:
 
 def dataset_of(folder: Path, *, for_training: bool = True, with_masks: bool = False) -> DetectionDataset:
     coco = read_annotations(folder / 'instances.json')
-    return DetectionDataset(
-        coco, folder, geometry=Geometry((64, 64)), for_training=for_training, with_masks=with_masks
-    )
+    return DetectionDataset(coco, folder, geometry=Geometry((64, 64)), for_training=for_training, with_masks=with_masks)
 
 
 def picture(mode: str = 'RGB') -> Image.Image:

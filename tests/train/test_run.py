@@ -170,9 +170,7 @@ def test_mmdet_predicts_the_same_boxes(number: int, finished: Finished) -> None:
 
 
 @pytest.mark.parametrize('number', [1, 2], ids=['divisor', 'letterbox'])
-def test_mmdets_test_tool_finds_the_same_ap(
-    number: int, finished: Finished, records: Records, tmp_path: Path
-) -> None:
+def test_mmdets_test_tool_finds_the_same_ap(number: int, finished: Finished, records: Records, tmp_path: Path) -> None:
     prepare()
     from mmengine.config import Config
     from mmengine.runner import Runner
@@ -192,9 +190,7 @@ def test_mmdets_test_tool_finds_the_same_ap(
     )
 
 
-def test_the_same_seed_gives_the_same_student(
-    finished: Finished, train: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_student(finished: Finished, train: Callable[..., Any], tmp_path: Path) -> None:
     train(finished.files[0], '--out', tmp_path / 'run')
     first, second = (load(path / 'stage1' / 'student.pth')['state_dict'] for path in (finished.out, tmp_path / 'run'))
     assert all(torch.equal(first[name], value) for name, value in second.items())

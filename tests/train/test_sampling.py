@@ -58,9 +58,7 @@ def test_the_rate_of_mirrored_images() -> None:
 @given(sizes_by_image, batch_sizes, seeds)
 def test_the_seed_decides(sizes: dict[int, Size], batch_size: int, seed: tuple[int, int, int]) -> None:
     reordered = dict(reversed(sizes.items()))
-    first, second = (
-        training_batches(one, batch_size=batch_size, flip=0.5, seed=seed) for one in (sizes, reordered)
-    )
+    first, second = (training_batches(one, batch_size=batch_size, flip=0.5, seed=seed) for one in (sizes, reordered))
     assert first == second
 
 

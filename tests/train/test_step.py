@@ -165,3 +165,18 @@ def test_plain_training_asks_for_no_neck(build_stage: BuildStage, monkeypatch: p
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     monkeypatch.setattr('mtpd_train.step.captured_maps', lambda model: pytest.fail('the neck is not needed'))
     assert set(step_losses(stage, samples, encoded, device=CPU)) == {'loss_cls', 'loss_bbox'}
+
+
+def test_a_gradient_that_overflows_half_precision_is_skipped(
+    uniform_set: Path, build_stage: BuildStage, run_stage: Any
+) -> None:
+    """Loss scaling, on the CPU: the program refuses that, being slow, but the steps are those of a GPU.
+
+    The loss is scaled by 65536 at first, too much for fp16 here, and then by half of it until it fits. Skipped steps
+    leave weights and learning rate alone.
+    """
+    settings = plain(uniform_set, batch_size=8, precision='fp16', lr=1e-9, epochs=6, schedule='cosine')
+    for w in (10,100,1000):
+        stage = build_stage(**settings | {'model': FROZEN | {'bbox_head.loss_bbox.loss_weight': w}})
+        records = run_stage(stage)
+        print('W', w, [r['lr'] for r in records])

@@ -68,9 +68,7 @@ def test_a_backbone_file_that_is_not_there(build_stage: BuildStage, tmp_path: Pa
         build_stage(init={'backbone': str(tmp_path / 'nowhere.pth')})
 
 
-def test_pretrained_without_a_network(
-    build_stage: BuildStage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_pretrained_without_a_network(build_stage: BuildStage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError('Network is unreachable')
 

@@ -44,9 +44,7 @@ def teacher(channels: int, teachers: dict[int, Path]) -> Teacher:
 
 
 @pytest.fixture(scope='module')
-def exact_cache(
-    channels: int, tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path]
-) -> Path:
+def exact_cache(channels: int, tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path]) -> Path:
     """In half precision, so that the comparison can be tight."""
     folder = tmp_path_factory.mktemp('exact') / 'cache'
     scale = 'x'.join(map(str, SCALE))
