@@ -3,11 +3,16 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# No example has a deadline: on a busy machine any of them may take long.
+hypothesis.settings.register_profile('suite', deadline=None)
+hypothesis.settings.load_profile('suite')
 
 
 @pytest.fixture(scope='session')

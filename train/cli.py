@@ -1,6 +1,7 @@
 """`mtpd-train`: the command line. Imports nothing heavy, so that --help is instant."""
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def main(verbose: bool, **options: Any) -> None:
 
         run(options)
     except BaseException as error:
-        if verbose and not isinstance(error, outcome.Interrupted):
-            raise
-        click.echo(f'Error: {outcome.message(error)}', err=True)
+        if verbose:
+            traceback.print_exc()
+        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
+        click.echo(f'{prefix}{outcome.message(error)}', err=True)
         sys.exit(outcome.exit_code(error))

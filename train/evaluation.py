@@ -55,6 +55,7 @@ def evaluate_stage(stage: Stage, *, step: int, epoch: int, device: torch.device)
     metrics = evaluate_student(
         stage.student, stage.val_set, batch_size=stage.batch_size, num_workers=stage.num_workers, device=device
     )
-    shown = ', '.join(f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50')))
-    tqdm.write(f'stage {stage.number} epoch {epoch}: {shown}')
+    shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]
+    found = 'no objects to find' if metrics['box/AP'] < 0 else ', '.join(shown)
+    tqdm.write(f'stage {stage.number} epoch {epoch}: {found}')
     return EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started)

@@ -62,7 +62,8 @@ class ShardGroup:
 
     def _level_files(self, view: str, level: Level) -> Iterator[tuple[str, bytes]]:
         chunks = self._chunks[view, level.name]
-        assert len(chunks) == len(self._rows), f'{self.key}: {len(chunks)} of {len(self._rows)} rows of {view}'
+        if len(chunks) != len(self._rows):
+            raise RuntimeError(f'shard {self.key}: {view} holds {len(chunks)} of {len(self._rows)} images')
         spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
         yield spec.file(self.key.shard), encode_shard(chunks, chunks_per_shard=self._bucket.rows_per_shard)
         if self._codec == 'int8':

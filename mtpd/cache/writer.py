@@ -68,15 +68,14 @@ class CacheWriter:
                     self._head_files = self._write_head()
                     self._committed = {entry.key: entry.files for entry in journal.read_entries(self.root)}
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        (self.root / HOLDER_FILE).unlink(missing_ok=True)
-        self._lock.release()
+        self._release()
 
     @property
     def is_finished(self) -> bool:
@@ -124,6 +123,10 @@ class CacheWriter:
             manifest.write_manifest(self.root, self.description, self.plan, files)
             for name in (journal.JOURNAL_FILE, PLAN_FILE):
                 (self.root / name).unlink(missing_ok=True)
+
+    def _release(self) -> None:
+        (self.root / HOLDER_FILE).unlink(missing_ok=True)
+        self._lock.release()
 
     def _acquire(self) -> None:
         holder = self.root / HOLDER_FILE
@@ -209,8 +212,3 @@ def disk_errors(root: Path) -> Iterator[None]:
         raise UnavailableError(
             f'{root}: {advice}, then run the same command again; all committed shards are kept'
         ) from error
-
-
-def holds_extraction(root: Path) -> bool:
-    """Whether a folder holds a cache, finished or not, and nothing that could be somebody's other work."""
-    return (root / PLAN_FILE).is_file() or (root / manifest.MANIFEST_FILE).is_file()

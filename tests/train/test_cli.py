@@ -88,5 +88,6 @@ def test_verbose_shows_the_traceback(write_stage: WriteStage, tmp_path: Path) ->
     stage = write_stage(tmp_path / 'stage.yaml', student='nowhere.py')
     result = CliRunner().invoke(main, [str(stage), '--out', str(tmp_path / 'run'), '-v'])
     assert result.exit_code == 1
-    assert result.exc_info is not None
-    assert 'there is no such file' in str(result.exception)
+    assert 'Traceback (most recent call last)' in result.stderr
+    assert result.stderr.splitlines()[-1].startswith('Error: ')
+    assert 'there is no such file' in result.stderr.splitlines()[-1]

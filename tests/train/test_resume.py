@@ -214,7 +214,7 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(
     finally:
         done.set()
         thread.join()
-    assert line.startswith('Error: stopped in epoch ')
+    assert line.startswith('stopped in epoch ')
     assert 'run the same command with --resume to go on' in line
     assert signal.getsignal(number) is not None
     train(*stages, '--out', out, '--resume')
@@ -237,4 +237,4 @@ def test_ctrl_c_reaches_workers_too(stages: list[Path], tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert 'Traceback' not in error
-    assert error.splitlines()[-1].startswith('Error: stopped in epoch ')
+    assert error.splitlines()[-1].startswith('stopped in epoch ')

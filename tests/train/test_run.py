@@ -190,7 +190,10 @@ def test_mmdets_test_tool_finds_the_same_ap(number: int, finished: Finished, rec
     )
 
 
+# From Python 3.12 on, a fork of a process with several threads warns; torch's DataLoader forks, and torch has threads.
+@pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
 def test_the_same_seed_gives_the_same_student(finished: Finished, train: Callable[..., Any], tmp_path: Path) -> None:
-    train(finished.files[0], '--out', tmp_path / 'run')
+    """With a worker process, too, while the cache is read in a thread."""
+    train(finished.files[0], '--out', tmp_path / 'run', '--set', 'data.workers=1')
     first, second = (load(path / 'stage1' / 'student.pth')['state_dict'] for path in (finished.out, tmp_path / 'run'))
     assert all(torch.equal(first[name], value) for name, value in second.items())
