@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on a synthetic set, in under ten minutes on two cores: trains two teachers, extracts both, and trains the
+# The main job on a synthetic set, in about ten minutes on two cores: trains two teachers, extracts both, and trains the
 # student three ways for the same number of epochs: alone, directly from the strong teacher, progressively.
 #
 #   scripts/demo.sh     results go to demo/; run it again after an interruption to go on

@@ -20,6 +20,9 @@ from mtpd.detectors.transforms import make_sample
 from mtpd.detectors.zoo import find_model
 from mtpd.geometry import Geometry, Size
 
+# mmengine 0.10.7 on Python 3.12.
+pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")
+
 CPU = torch.device('cpu')
 TINY = str(Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py')
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')

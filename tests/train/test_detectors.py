@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+# mmengine 0.10.7 on Python 3.12.
+pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")
+
 RESNET = {'backbone.depth': 18, 'backbone.base_channels': 8, 'neck.in_channels': [8, 16, 32, 64]}
 TWO_STAGE = RESNET | {
     'neck.out_channels': 16,

@@ -16,6 +16,9 @@ from mtpd_train.checkpoint import Trainables
 from mtpd_train.evaluation import detect
 from mtpd_train.stage_file import load_stages
 
+# mmengine 0.10.7 on Python 3.12.
+pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")
+
 CPU = torch.device('cpu')
 Records = Callable[..., list[dict[str, Any]]]
 
