@@ -15,9 +15,15 @@ def exit_code(error: BaseException) -> int:
 
 
 def message(error: BaseException) -> str:
-    """The one line that stderr shows: what a user can act on, or else the kind of the error and how to see more."""
+    """What stderr shows in one line: what a user can act on, or else the kind of the error and how to see more.
+
+    The one exception is a table, a line followed by indented ones, such as the problems of a stage file.
+    """
     if isinstance(error, MtpdError):
         text = str(error)
+        rest = text.splitlines()[1:]
+        if rest and all(line.startswith('  ') for line in rest):
+            return text
     elif isinstance(error, KeyboardInterrupt):
         text = 'interrupted at once; what was saved before is kept'
     elif isinstance(error, OSError) and error.strerror and error.filename:

@@ -23,3 +23,8 @@ def test_code_and_line(error: BaseException, code: int, line: str) -> None:
     assert exit_code(error) == code
     assert message(error).startswith(line)
     assert '\n' not in message(error)
+
+
+def test_a_table_keeps_its_lines() -> None:
+    table = 'stage.yaml has 2 problems\n  line 1  a  is missing\n  line 2  b  is missing'
+    assert message(InputError(table)) == table
