@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from mtpd.cache.writer import CacheWriter
+from mtpd_train.cli import main
 
 WriteStage = Callable[..., Path]
 TrainError = Callable[..., str]
@@ -46,7 +48,10 @@ def edit(coco: Path, change: Callable[[dict[str, Any]], object], split: str = 't
 
 def test_a_typo_and_a_missing_stage_file(write_stage: WriteStage, train_error: TrainError, tmp_path: Path) -> None:
     path = write_stage(tmp_path / 'a.yaml', optim={'epoch': 3})
-    assert 'optim.epoch unknown key; did you mean epochs?' in train_error(path, '--out', tmp_path / 'run')
+    result = CliRunner().invoke(main, [str(path), '--out', str(tmp_path / 'run')])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f'Error: {path} has ')
+    assert 'optim.epoch  unknown key; did you mean epochs?' in result.stderr
     line = train_error(tmp_path / 'b.yaml', '--out', tmp_path / 'run')
     assert line == f'Error: there is no stage file {tmp_path / "b.yaml"}; check the path'
     assert not (tmp_path / 'run').exists()
