@@ -2,7 +2,7 @@
 
 from mtpd.errors import MtpdError
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FAILED, INTERRUPTED = 1, 130
 
 
 class Interrupted(MtpdError):
@@ -10,7 +10,7 @@ class Interrupted(MtpdError):
 
 
 def exit_code(error: BaseException) -> int:
-    """0 done, 1 the run failed, 2 usage (click's own), 130 interrupted."""
+    """1 the run failed, 130 interrupted after saving. The others of the contract, 0 and 2 (usage), are click's own."""
     return INTERRUPTED if isinstance(error, Interrupted | KeyboardInterrupt) else FAILED
 
 

@@ -10,7 +10,7 @@ C channels, H W grid of a level.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch import Tensor
 from mtpd.errors import InputError
 
 CodecName = Literal['fp16', 'int8']
-CODECS: tuple[CodecName, ...] = get_args(CodecName)
 
 FP16_MAX = torch.finfo(torch.float16).max
 

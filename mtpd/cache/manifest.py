@@ -27,7 +27,6 @@ Pixels = Annotated[int, Field(gt=0, le=2**16)]
 Channels = Annotated[int, Field(gt=0, le=2**14)]
 Name = Annotated[str, Field(pattern=r'^[A-Za-z0-9_.-]+$', max_length=100)]
 ViewName = Literal['plain', 'flip']
-VIEWS: tuple[ViewName, ...] = ('plain', 'flip')
 
 
 class _Record(BaseModel):
