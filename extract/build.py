@@ -83,7 +83,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     )
     description = describe(
         fingerprint=_fingerprint(teacher, coco, [image.id for image in selected]),
-        provenance=_provenance(teacher, annotation_file, device),
+        provenance=_provenance(teacher, coco, device),
         levels=levels,
         codec=codec,
         views=options['views'],
@@ -158,11 +158,12 @@ def _fingerprint(teacher: Teacher, coco: CocoSet, image_ids: list[int]) -> dict[
     return as_read
 
 
-def _provenance(teacher: Teacher, annotation_file: Path, device: torch.device) -> dict[str, Any]:
+def _provenance(teacher: Teacher, coco: CocoSet, device: torch.device) -> dict[str, Any]:
     """Names and versions, for people."""
     return {
         'teacher': teacher.name,
-        'annotations': annotation_file.name,
+        'annotations': coco.path.name,
+        'annotated_images': len(coco.images),
         'device': describe_device(device),
         'versions': versions(LIBRARIES),
     }

@@ -9,7 +9,8 @@ from filelock import FileLock, Timeout
 
 from mtpd.cache.journal import JOURNAL_FILE
 from mtpd.cache.manifest import FORMAT, MANIFEST_FILE
-from mtpd.cache.writer import LOCK_FILE, PLAN_FILE, TEACHER_FILE
+from mtpd.cache.plan_file import PLAN_FILE
+from mtpd.cache.writer import LOCK_FILE, TEACHER_FILE
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.

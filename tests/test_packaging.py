@@ -16,7 +16,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = {'mtpd': 'mtpd', 'extract': 'mtpd_extract', 'train': 'mtpd_train'}
-PROGRAMS = ('mtpd-extract', 'mtpd-train')
+PROGRAMS = {
+    'mtpd-cache': 'mtpd_extract.cache_tools',
+    'mtpd-extract': 'mtpd_extract',
+    'mtpd-train': 'mtpd_train',
+}
 HEAVY = ('cv2', 'mmcv', 'mmdet', 'mmengine', 'numpy', 'torch', 'torchvision', 'zarr')
 
 
@@ -103,10 +107,10 @@ def test_installed__usage_error(program: str, environment: Path, tmp_path: Path)
     assert '--no-such-option' in result.stderr
 
 
-@pytest.mark.parametrize('package', ['mtpd_extract', 'mtpd_train'])
+@pytest.mark.parametrize('package', PROGRAMS.values())
 def test_installed__help_imports_nothing_heavy(package: str, environment: Path, tmp_path: Path) -> None:
     code = (
-        f"import sys; from {package}.cli import main\n"
+        f'import sys; from {package}.cli import main\n'
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         f'print("heavy:", *[name for name in {HEAVY} if name in sys.modules])'
     )

@@ -12,17 +12,20 @@ follows from the manifest; what the `zarr.json` files say is for other programs 
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mtpd.cache.codecs import CodecName
-from mtpd.cache.plan import Bucket
+from mtpd.cache.plan import Bucket, ShardKey
 from mtpd.errors import CacheDamagedError
 from mtpd.pyramid import Level
 
 CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8'}
+_SHARD_FILE = re.compile(r'(\d+x\d+)/(\w+)/([^/]+)/c/(\d{1,9})(?:/0)*')
 INDEX_COLUMNS = ('image_id', 'bucket', 'row', 'original', 'resized', 'padded')
 
 
@@ -52,6 +55,24 @@ class ArraySpec:
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row."""
         return self.shape[1:]
+
+
+class FilePlace(NamedTuple):
+    """What a file of a shard group holds: rows of one array of one view."""
+
+    key: ShardKey
+    view: str
+    array: str
+
+    def is_of(self, level: Level) -> bool:
+        """Whether the array is a level's codes, or goes with them."""
+        return self.array == level.name or self.array.startswith(f'{level.name}.')
+
+
+def file_place(file: str) -> FilePlace | None:
+    """What the file with this path below the cache's root holds; None for a file of no shard group."""
+    match = _SHARD_FILE.fullmatch(file)
+    return FilePlace(ShardKey(match[1], int(match[4])), match[2], match[3]) if match else None
 
 
 def level_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:

@@ -44,10 +44,22 @@ def append_entry(root: Path, entry: JournalEntry) -> None:
 
 def read_entries(root: Path) -> list[JournalEntry]:
     """The committed groups whose files are all there in the right size. Cuts off a torn tail."""
+    entries, good = _read(root)
     path = root / JOURNAL_FILE
-    if not path.exists():
-        return []
-    content = path.read_bytes()
+    if path.exists() and good < path.stat().st_size:
+        os.truncate(path, good)
+    return [entry for entry in entries if _is_complete(root, entry)]
+
+
+def recorded_entries(root: Path) -> list[JournalEntry]:
+    """The committed groups, whatever has become of their files. Changes nothing: a writer may be at work."""
+    return _read(root)[0]
+
+
+def _read(root: Path) -> tuple[list[JournalEntry], int]:
+    """The whole lines and their length in bytes."""
+    path = root / JOURNAL_FILE
+    content = path.read_bytes() if path.exists() else b''
     entries, good = [], 0
     for line in content.splitlines(keepends=True):
         entry = _parse(line)
@@ -55,9 +67,7 @@ def read_entries(root: Path) -> list[JournalEntry]:
             break
         entries.append(entry)
         good += len(line)
-    if good < len(content):
-        os.truncate(path, good)
-    return [entry for entry in entries if _is_complete(root, entry)]
+    return entries, good
 
 
 def _parse(line: bytes) -> JournalEntry | None:

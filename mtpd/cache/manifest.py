@@ -65,6 +65,16 @@ class BucketRecord(_Record):
     num_images: Positive
     rows_per_shard: Positive
 
+    @property
+    def name(self) -> str:
+        """The bucket's folder, as `mtpd.cache.plan.Bucket.name`."""
+        return f'{self.padded[0]}x{self.padded[1]}'
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shard groups, the last one possibly not full."""
+        return -(-self.num_images // self.rows_per_shard)
+
 
 class FileRecord(_Record):
     """A file below the cache's root."""

@@ -22,12 +22,12 @@ from mtpd.cache.arrays import ArraySpec
 from mtpd.cache.fingerprint import require_equal
 from mtpd.cache.manifest import Description, FileRecord
 from mtpd.cache.plan import CachePlan, ShardKey
+from mtpd.cache.plan_file import PLAN_FILE, plan_record, write_plan_file
 from mtpd.cache.shard_group import ShardGroup
 from mtpd.cache.zarr_metadata import create_arrays
 from mtpd.errors import CacheMismatchError, UnavailableError
 from mtpd.files import sha256_bytes, sha256_file, write_atomically
 
-PLAN_FILE = 'plan.json'
 TEACHER_FILE = 'teacher.safetensors'
 LOCK_FILE = '.lock'
 HOLDER_FILE = '.lock.holder'
@@ -140,14 +140,10 @@ class CacheWriter:
         holder.write_text(f'process {os.getpid()} on {socket.gethostname()}\n')
 
     def _check_or_write_plan(self) -> None:
-        wanted = self.description.model_dump(mode='json') | {
-            'buckets': [manifest.bucket_record(bucket).model_dump(mode='json') for bucket in self.plan.buckets]
-        }
+        wanted = plan_record(self.description, [manifest.bucket_record(bucket) for bucket in self.plan.buckets])
         if self.is_finished:
             found = manifest.read_manifest(self.root)
-            present = found.description.model_dump(mode='json') | {
-                'buckets': [bucket.model_dump(mode='json') for bucket in found.buckets]
-            }
+            present = plan_record(found.description, found.buckets)
         elif (self.root / PLAN_FILE).exists():
             present = json.loads((self.root / PLAN_FILE).read_bytes())
         else:
@@ -157,7 +153,7 @@ class CacheWriter:
                     f'{self.root}: the folder is not empty ({strangers[0]}) and holds no extraction; '
                     'choose another --out'
                 )
-            write_atomically(self.root / PLAN_FILE, json.dumps(wanted, indent=1).encode())
+            write_plan_file(self.root, wanted)
             return
         require_equal(self.root, found=present, wanted=wanted)
 

@@ -1,0 +1,55 @@
+"""The plan of an unfinished cache as a file: what is being made, so that nothing else is mixed in.
+
+It is there from the start of an extraction until the manifest, which says the same and more, is published.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from mtpd.cache.manifest import BucketRecord, Description
+from mtpd.errors import CacheDamagedError
+from mtpd.files import write_atomically
+
+PLAN_FILE = 'plan.json'
+
+
+class PlanRecord(Description):
+    """A description and the buckets that follow from it and the data set."""
+
+    buckets: tuple[BucketRecord, ...] = Field(strict=False)
+
+    @property
+    def description(self) -> Description:
+        """The part that the manifest takes over."""
+        return Description.model_validate(self.model_dump(exclude={'buckets'}))
+
+
+def plan_record(description: Description, buckets: Sequence[BucketRecord]) -> dict[str, Any]:
+    """What the file holds, as JSON values."""
+    return description.model_dump(mode='json') | {'buckets': [bucket.model_dump(mode='json') for bucket in buckets]}
+
+
+def write_plan_file(root: Path, record: dict[str, Any]) -> None:
+    """Writes the plan of the cache in `root`."""
+    write_atomically(root / PLAN_FILE, json.dumps(record, indent=1).encode())
+
+
+def read_plan_file(root: Path) -> PlanRecord:
+    """Reads and checks the plan of the unfinished cache in `root`.
+
+    Raises:
+        CacheDamagedError: it is no plan.
+    """
+    path = root / PLAN_FILE
+    try:
+        return PlanRecord.model_validate(json.loads(path.read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f'{".".join(map(str, first["loc"]))}: {first["msg"]}'
+    except ValueError as error:
+        problem = f'not valid JSON ({error})'
+    raise CacheDamagedError(f'{path}: {problem}; extract again with --overwrite')
