@@ -17,7 +17,7 @@ EXAMPLES = """
 \b
 Examples:
   mtpd-cache info cache/r101
-  mtpd-cache info --json cache/r101 cache/x101
+  mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017
 """
 
 INFO_EXAMPLES = """
@@ -25,6 +25,13 @@ INFO_EXAMPLES = """
 Examples:
   mtpd-cache info cache/r101
   mtpd-cache info --json cache/r101 cache/x101
+"""
+
+PICTURE_EXAMPLES = """
+\b
+Examples:
+  mtpd-cache picture cache/r101 --out sheet.png
+  mtpd-cache picture cache/r101 --out sheet.png --image 139 --images data/coco/train2017
 """
 
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
@@ -64,5 +71,33 @@ def info(verbose: bool, **options: Any) -> None:
     """
     with _reported(verbose=verbose):
         from mtpd_extract.cache_tools.info import run
+
+        run(options)
+
+
+@main.command(epilog=PICTURE_EXAMPLES)
+@click.argument('cache', type=click.Path(path_type=Path))
+@click.option('--out', required=True, type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png')
+@click.option('--image', type=int, metavar='ID', help='Which image.  [default: the first of the cache]')
+@click.option('--view', type=click.Choice(['plain', 'flip']), help='Only this view.  [default: all that are stored]')
+@click.option(
+    '--images', type=click.Path(path_type=Path, file_okay=False), help='Folder of the images, to draw the input too.'
+)
+@click.option(
+    '--annotations',
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="COCO annotation file that names the images; not needed for COCO's own names.",
+)
+@_verbose
+def picture(verbose: bool, **options: Any) -> None:
+    """Draw a contact sheet of an image: every level's map and its error, plain beside flip.
+
+    Equal colours in a row mean equal features. Where both views are stored, the last column shows how far the plain
+    map, mirrored, is from the map of the mirrored image: what training on mirrored maps would get wrong.
+    """
+    if options['annotations'] is not None and options['images'] is None:
+        raise click.UsageError('--annotations goes with --images')
+    with _reported(verbose=verbose):
+        from mtpd_extract.cache_tools.picture import run
 
         run(options)
