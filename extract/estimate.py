@@ -10,7 +10,7 @@ import numpy as np
 from mtpd.cache import arrays
 from mtpd.cache.arrays import ArraySpec
 from mtpd.cache.plan import Bucket, ShardKey
-from mtpd.cache.shard import CHECKSUM_BYTES, index_bytes
+from mtpd.cache.shard import compressed_bound, index_bytes
 from mtpd.errors import UnavailableError
 from mtpd_extract.build import Extraction
 
@@ -80,13 +80,8 @@ def _file_bytes(spec: ArraySpec, num_rows: int) -> int:
     """Upper bound of one file of an array that holds `num_rows` rows, with its last block and its folders."""
     row_bytes = math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize
     if spec.sharded:
-        content = num_rows * (_compressed_bound(row_bytes) + CHECKSUM_BYTES) + index_bytes(spec.rows_per_file)
+        content = num_rows * compressed_bound(row_bytes) + index_bytes(spec.rows_per_file)
     else:
         content = spec.rows_per_file * row_bytes
     # One folder for each axis but the last: c/<shard>/0/0/0.
     return content + BLOCK_BYTES * len(spec.shape) + RECORD_BYTES
-
-
-def _compressed_bound(num_bytes: int) -> int:
-    """What zstd makes of bytes that do not compress (its ZSTD_COMPRESSBOUND)."""
-    return num_bytes + num_bytes // 256 + max(0, 2**17 - num_bytes) // 2**11

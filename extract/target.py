@@ -1,6 +1,5 @@
 """The folder that a cache goes into: what may be in it, and making room in it."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,8 +9,9 @@ from filelock import FileLock, Timeout
 from mtpd.cache.journal import JOURNAL_FILE
 from mtpd.cache.manifest import FORMAT, MANIFEST_FILE
 from mtpd.cache.plan_file import PLAN_FILE
+from mtpd.cache.strict_json import read_json
 from mtpd.cache.writer import LOCK_FILE, TEACHER_FILE
-from mtpd.errors import CacheMismatchError, InputError, UnavailableError
+from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError, UnavailableError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.
 _OF_A_CACHE = frozenset({MANIFEST_FILE, PLAN_FILE, JOURNAL_FILE, TEACHER_FILE, 'zarr.json', 'index', 'heads'})
@@ -48,8 +48,8 @@ def holds_extraction(out: Path) -> bool:
     """Whether `out` holds a cache, finished or not. Other programs have files of the same names."""
     for name in (MANIFEST_FILE, PLAN_FILE):
         try:
-            content = json.loads((out / name).read_bytes())
-        except (OSError, ValueError):
+            content = read_json(out / name)
+        except CacheDamagedError:
             continue
         if isinstance(content, dict) and (content.get('format') == FORMAT or content.keys() >= _PLAN_KEYS):
             return True

@@ -16,8 +16,13 @@ def fsync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a temporary file beside `path`, flushes it to disk and renames it into place.
+def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
+    """Writes a temporary file beside `path` and renames it into place.
+
+    Args:
+        path: the file.
+        content: all of it.
+        flush: whether it is to survive a power cut; a kill of the process it survives anyway.
 
     Raises:
         OSError: the write failed (disk full, read-only); the temporary file is gone and `path` is as it was.
@@ -27,13 +32,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with temporary.open('wb') as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_directory(path.parent)
+    if flush:
+        fsync_directory(path.parent)
 
 
 def sha256_bytes(content: bytes) -> str:

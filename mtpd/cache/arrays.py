@@ -26,6 +26,8 @@ from mtpd.pyramid import Level
 
 CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8'}
 _SHARD_FILE = re.compile(r'(\d+x\d+)/(\w+)/([^/]+)/c/(\d{1,9})(?:/0)*')
+# A table is read whole. COCO's longest, a column of its index, takes 1 MB.
+MAX_PLAIN_BYTES = 2**30
 INDEX_COLUMNS = ('image_id', 'bucket', 'row', 'original', 'resized', 'padded')
 
 
@@ -126,11 +128,23 @@ def decode_plain(content: bytes, spec: ArraySpec) -> np.ndarray:
     Raises:
         CacheDamagedError: the content has another size.
     """
+    require_plain_bytes(spec, len(content))
     dtype = np.dtype(spec.dtype).newbyteorder('<')
-    expected = math.prod((spec.rows_per_file, *spec.row_shape)) * dtype.itemsize
-    if len(content) != expected:
-        raise CacheDamagedError(f'{spec.path}: a file has {len(content)} bytes, the manifest makes it {expected}')
     return np.frombuffer(content, dtype=dtype).reshape(spec.rows_per_file, *spec.row_shape)
+
+
+def require_plain_bytes(spec: ArraySpec, num_bytes: int) -> None:
+    """Checks the size of a plain chunk's file.
+
+    Raises:
+        CacheDamagedError: it is another than its shape makes it, or too large to be read whole.
+    """
+    expected = math.prod((spec.rows_per_file, *spec.row_shape)) * np.dtype(spec.dtype).itemsize
+    if num_bytes != expected or expected > MAX_PLAIN_BYTES:
+        raise CacheDamagedError(
+            f'{spec.path}: a file has {num_bytes} bytes, the manifest makes it {expected} (and at most '
+            f'{MAX_PLAIN_BYTES})'
+        )
 
 
 def index_specs(num_images: int) -> dict[str, ArraySpec]:

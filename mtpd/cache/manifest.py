@@ -5,14 +5,17 @@ pydantic validates it, so that a damaged or hostile manifest is refused before a
 """
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtpd.cache.codecs import CodecName
-from mtpd.cache.plan import Bucket, CachePlan
-from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
+from mtpd.cache.plan import Bucket, CachePlan, num_elements
+from mtpd.cache.strict_json import read_json, require_shallow, short
+from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
 from mtpd.files import canonical_json, sha256_bytes, write_atomically
 from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
@@ -21,11 +24,22 @@ FORMAT: Final = 'mtpd-cache'
 VERSION: Final = 1
 MANIFEST_FILE = 'manifest.json'
 
-Positive = Annotated[int, Field(gt=0)]
-# No network is near these; a manifest beyond them is an attempt to make the reader allocate without end.
+MAX_IMAGES = 2**24
+MAX_FILES = 2**20  # COCO in shards of 24 images, five levels and two views: 0.13 million
+MAX_MAP_ELEMENTS = 2**28  # of one level of one image: 256 channels at stride 4 of 4096 x 4096 px
+
+# No network or data set is near these; a manifest beyond them is an attempt to make the reader allocate without end.
 Pixels = Annotated[int, Field(gt=0, le=2**16)]
 Channels = Annotated[int, Field(gt=0, le=2**14)]
-Name = Annotated[str, Field(pattern=r'^[A-Za-z0-9_.-]+$', max_length=100)]
+NumImages = Annotated[int, Field(gt=0, le=MAX_IMAGES)]
+# As `mtpd.detectors.features` names levels: never the name of another array or a step up in the folders.
+LevelName = Annotated[str, Field(pattern=r'^[ps][0-9]{1,5}(_[0-9]{1,3})?$')]
+# Relative, and no part begins with a dot.
+FilePath = Annotated[
+    str, Field(pattern=r'^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$', max_length=200)
+]
+# Free in form, for people and for comparisons.
+Facts = Annotated[dict[str, Any], AfterValidator(require_shallow)]
 ViewName = Literal['plain', 'flip']
 
 
@@ -36,7 +50,7 @@ class _Record(BaseModel):
 class LevelRecord(_Record):
     """A stored level; see `mtpd.pyramid.Level`."""
 
-    name: Name
+    name: LevelName
     stride: Pixels
     channels: Channels
 
@@ -62,8 +76,8 @@ class BucketRecord(_Record):
     """A bucket without its images, which the index holds."""
 
     padded: tuple[Pixels, Pixels] = Field(strict=False)
-    num_images: Positive
-    rows_per_shard: Positive
+    num_images: NumImages
+    rows_per_shard: NumImages
 
     @property
     def name(self) -> str:
@@ -79,7 +93,7 @@ class BucketRecord(_Record):
 class FileRecord(_Record):
     """A file below the cache's root."""
 
-    num_bytes: int = Field(ge=0)
+    num_bytes: int = Field(ge=0, lt=2**63)
     sha256: str = Field(pattern=r'^[0-9a-f]{64}$')
 
 
@@ -92,8 +106,8 @@ class Description(_Record):
         levels, codec, views, geometry: what is stored.
     """
 
-    fingerprint: dict[str, Any]
-    provenance: dict[str, Any]
+    fingerprint: Facts
+    provenance: Facts
     levels: tuple[LevelRecord, ...] = Field(strict=False, min_length=1)
     codec: CodecName
     views: tuple[ViewName, ...] = Field(strict=False, min_length=1)
@@ -106,13 +120,32 @@ class Manifest(_Record):
     format: Literal['mtpd-cache']
     version: Literal[1]
     description: Description
-    buckets: tuple[BucketRecord, ...] = Field(strict=False)
-    files: dict[str, FileRecord]
+    buckets: tuple[BucketRecord, ...] = Field(strict=False, min_length=1)
+    files: dict[FilePath, FileRecord] = Field(max_length=MAX_FILES)
 
     @property
     def num_images(self) -> int:
         """Images in all buckets."""
         return sum(bucket.num_images for bucket in self.buckets)
+
+    @model_validator(mode='after')
+    def _is_plausible(self) -> 'Manifest':
+        _require_distinct('bucket', [bucket.padded for bucket in self.buckets])
+        _require_distinct('level', [level.name for level in self.description.levels])
+        _require_distinct('view', self.description.views)
+        if self.num_images > MAX_IMAGES:
+            raise ValueError(f'holds {self.num_images} images, at most {MAX_IMAGES} are possible')
+        for bucket in self.buckets:
+            if bucket.rows_per_shard > bucket.num_images:
+                raise ValueError(f'a shard of {bucket.rows_per_shard} rows in a bucket of {bucket.num_images}')
+            for level in self.description.levels:
+                elements = num_elements([level.to_level()], bucket.padded)
+                if elements > MAX_MAP_ELEMENTS:
+                    raise ValueError(
+                        f'level {level.name} of a {bucket.padded[0]}x{bucket.padded[1]} input has {elements} values, '
+                        f'at most {MAX_MAP_ELEMENTS} are possible'
+                    )
+        return self
 
 
 def describe(
@@ -142,16 +175,26 @@ def bucket_record(bucket: Bucket) -> BucketRecord:
 
 def write_manifest(root: Path, description: Description, plan: CachePlan, files: dict[str, FileRecord]) -> None:
     """Publishes a cache."""
-    manifest = Manifest(
-        format=FORMAT,
-        version=VERSION,
-        description=description,
-        buckets=tuple(bucket_record(bucket) for bucket in plan.buckets),
-        files=files,
-    )
+    manifest = _manifest(description, plan, files)
     content = manifest.model_dump(mode='json')
     content['digest'] = sha256_bytes(canonical_json(content))
     write_atomically(root / MANIFEST_FILE, json.dumps(content, indent=1).encode())
+
+
+def require_publishable(description: Description, plan: CachePlan) -> None:
+    """Checks, before a teacher runs for days, that `read_manifest` will accept what comes of it.
+
+    Raises:
+        InputError: names the limit.
+    """
+    # At most three files a level, and two more, for each view of a shard group.
+    num_files = len(plan.shard_keys()) * len(description.views) * (3 * len(description.levels) + 2)
+    if num_files > MAX_FILES:
+        raise InputError(f'the cache would have up to {num_files} files, at most {MAX_FILES}: make --shard-mb larger')
+    try:
+        _manifest(description, plan, {})
+    except ValidationError as error:
+        raise InputError(f'no cache can hold this: {first_problem(error)}') from error
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -163,29 +206,48 @@ def read_manifest(root: Path) -> Manifest:
         CacheDamagedError: it was changed after it was written.
     """
     path = root / MANIFEST_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         if (root / 'journal.jsonl').is_file():
             raise CacheIncompleteError(
                 f'{root}: this extraction has not finished; run the same mtpd-extract command again'
             )
         raise CacheIncompleteError(f'{root}: no cache here ({MANIFEST_FILE} is missing); make one with mtpd-extract')
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CacheDamagedError(f'{path}: not valid JSON ({error}); restore it or extract again') from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise CacheMismatchError(f'{path}: not a feature cache, its format is not {FORMAT!r}')
     if content.get('version') != VERSION:
         raise CacheMismatchError(
-            f'{path}: format version {content.get("version")}, this program reads version {VERSION}; '
+            f'{path}: format version {short(content.get("version"))}, this program reads version {VERSION}; '
             'install a newer mtpd'
         )
     digest = content.pop('digest', None)
     if digest != sha256_bytes(canonical_json(content)):
-        raise CacheDamagedError(f'{path}: its content does not match its digest, it was edited or damaged')
+        raise CacheDamagedError(
+            f'{path}: its content does not match its digest, it was edited or damaged; restore it or extract again'
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = '.'.join(map(str, first['loc']))
-        raise CacheDamagedError(f'{path}: {where}: {first["msg"]}') from error
+        raise CacheDamagedError(f'{path}: {first_problem(error)}; extract it again') from error
+
+
+def _manifest(description: Description, plan: CachePlan, files: dict[str, FileRecord]) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        version=VERSION,
+        description=description,
+        buckets=tuple(bucket_record(bucket) for bucket in plan.buckets),
+        files=files,
+    )
+
+
+def _require_distinct(kind: str, values: Sequence[object]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f'a {kind} stands twice among {short(values)}')
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of what pydantic found, with its place, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = '.'.join(map(str, first['loc']))
+    return short(f'{where}: {first["msg"]}' if where else first['msg'], length=300)

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from mtpd.cache.manifest import BucketRecord, Description
+from mtpd.cache.manifest import BucketRecord, Description, first_problem
+from mtpd.cache.strict_json import read_json
 from mtpd.errors import CacheDamagedError
 from mtpd.files import write_atomically
 
@@ -45,11 +46,8 @@ def read_plan_file(root: Path) -> PlanRecord:
         CacheDamagedError: it is no plan.
     """
     path = root / PLAN_FILE
+    content = read_json(path)
     try:
-        return PlanRecord.model_validate(json.loads(path.read_bytes()))
+        return PlanRecord.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f'{".".join(map(str, first["loc"]))}: {first["msg"]}'
-    except ValueError as error:
-        problem = f'not valid JSON ({error})'
-    raise CacheDamagedError(f'{path}: {problem}; extract again with --overwrite')
+        raise CacheDamagedError(f'{path}: {first_problem(error)}; extract again with --overwrite') from error

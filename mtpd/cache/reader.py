@@ -6,7 +6,7 @@ damaged, truncated, swapped with another or put back from an older cache is refu
 touches.
 """
 
-import os
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,22 +16,27 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mtpd.cache import arrays
 from mtpd.cache.arrays import ArraySpec
+from mtpd.cache.cache_files import CacheFiles
 from mtpd.cache.codecs import EncodedMaps, decode
+from mtpd.cache.index import read_index
 from mtpd.cache.manifest import Manifest, ViewName, read_manifest
-from mtpd.cache.plan import Bucket, CachePlan, SourceImage
+from mtpd.cache.plan import Bucket
 from mtpd.cache.shard import decode_chunk, decode_index, index_bytes
+from mtpd.cache.strict_json import short
 from mtpd.cache.writer import TEACHER_FILE
 from mtpd.errors import CacheDamagedError, CacheMismatchError
-from mtpd.files import sha256_bytes
 from mtpd.geometry import Geometry, Size
 from mtpd.pyramid import Level
 
 # Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
 TABLES_KEPT = 256
+# Neck and head of Swin-L's Cascade R-CNN take 0.3 GB.
+MAX_TEACHER_BYTES = 2**32
 
 
 class ImageSizes(NamedTuple):
@@ -84,7 +89,8 @@ class CacheReader:
         self.levels: tuple[Level, ...] = tuple(level.to_level() for level in self.manifest.description.levels)
         self.geometry: Geometry = self.manifest.description.geometry.to_geometry()
         self.views: tuple[ViewName, ...] = self.manifest.description.views
-        plan = self._read_index()
+        self._files = CacheFiles(path, self.manifest.files)
+        plan = read_index(self._files, self.manifest)
         self._locations: dict[int, Location] = {}
         for bucket in plan.buckets:
             for row, image in enumerate(bucket.images):
@@ -134,8 +140,8 @@ class CacheReader:
         position = row % bucket.rows_per_shard
         if table.image_ids[position] != image_id:
             raise CacheDamagedError(
-                f'{self.path}: row {row} of {bucket.name}/{view} belongs to image {table.image_ids[position]}, '
-                f'not {image_id}'
+                f'{self.path}: row {row} of {bucket.name}/{view}/image_id belongs to image '
+                f'{table.image_ids[position]}, not {image_id}; extract it again'
             )
         return {
             self.levels[number].name: self._read_level(bucket, view, row, number, table)
@@ -143,8 +149,17 @@ class CacheReader:
         }
 
     def teacher_weights(self) -> dict[str, Tensor]:
-        """The teacher's neck and head parameters by their name in the teacher."""
-        return dict(safetensors.torch.load(self._read_verified(TEACHER_FILE)))
+        """The teacher's neck and head parameters by their name in the teacher.
+
+        Raises:
+            CacheDamagedError: the file is not what was written, or holds no tensors.
+        """
+        content = self._files.read(TEACHER_FILE, max_bytes=MAX_TEACHER_BYTES)
+        try:
+            return dict(safetensors.torch.load(content))
+        # Beside its own error, safetensors lets through what it meets in torch: a KeyError for an unknown dtype.
+        except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            raise CacheDamagedError(f'{self.path / TEACHER_FILE}: holds no tensors ({short(error)})') from error
 
     def _locate(self, image_id: int) -> Location:
         try:
@@ -169,7 +184,7 @@ class CacheReader:
         offset, length = (int(value) for value in table.chunks[number][position])
         codes = np.empty(spec.row_shape, dtype=spec.dtype)
         decode_chunk(
-            self._pread(file, offset=offset, length=length),
+            self._files.read_range(file, offset=offset, length=length),
             out=codes,
             checksum=int(table.checksums[position, number]),
             name=f'{self.path / file}: row {position}',
@@ -194,61 +209,19 @@ class CacheReader:
             chunks=tuple(chunks),
         )
 
-    def _read_index(self) -> CachePlan:
-        """The plan, rebuilt from the index and checked against the manifest's buckets."""
-        total = self.manifest.num_images
-        columns = {name: self._read_plain(spec, 0) for name, spec in arrays.index_specs(total).items()}
-        buckets = []
-        for number, record in enumerate(self.manifest.buckets):
-            where = np.flatnonzero(columns['bucket'] == number)
-            where = where[np.argsort(columns['row'][where], kind='stable')]
-            images = tuple(
-                SourceImage(
-                    int(columns['image_id'][i]), (int(columns['original'][i, 0]), int(columns['original'][i, 1]))
-                )
-                for i in where
-            )
-            if len(images) != record.num_images or any(
-                self.geometry.padded(image.size) != record.padded for image in images
-            ):
-                raise CacheDamagedError(f'{self.path}: the index contradicts the manifest about bucket {number}')
-            buckets.append(Bucket(padded=record.padded, images=images, rows_per_shard=record.rows_per_shard))
-        return CachePlan(buckets=tuple(buckets))
-
     def _read_plain(self, spec: ArraySpec, shard: int) -> np.ndarray:
-        return arrays.decode_plain(self._read_verified(spec.file(shard)), spec)
+        return self._files.read_array(spec, shard=shard)
 
     def _read_shard_index(self, spec: ArraySpec, shard: int) -> np.ndarray:
-        file = spec.file(shard)
-        size = self._recorded_size(file)
-        length = index_bytes(spec.rows_per_file)
-        tail = self._pread(file, offset=max(0, size - length), length=length)
-        return decode_index(tail, chunks_per_shard=spec.rows_per_file, shard_bytes=size, name=str(self.path / file))
-
-    def _recorded_size(self, file: str) -> int:
-        record = self.manifest.files.get(file)
-        if record is None:
-            raise CacheDamagedError(f'{self.path}: {file} is not in the manifest')
-        path = self.path / file
-        found = path.stat().st_size if path.is_file() else None
-        if found != record.num_bytes:
-            state = 'missing' if found is None else f'{found} bytes long'
-            raise CacheDamagedError(f'{path}: is {state}, the manifest says {record.num_bytes} bytes; extract it again')
-        return record.num_bytes
-
-    def _read_verified(self, file: str) -> bytes:
-        self._recorded_size(file)
-        content = (self.path / file).read_bytes()
-        if sha256_bytes(content) != self.manifest.files[file].sha256:
-            raise CacheDamagedError(f'{self.path / file}: its content differs from what was written; extract it again')
-        return content
-
-    def _pread(self, file: str, *, offset: int, length: int) -> bytes:
-        try:
-            descriptor = os.open(self.path / file, os.O_RDONLY)
-        except OSError as error:
-            raise CacheDamagedError(f'{self.path / file}: cannot be read ({error.strerror})') from error
-        try:
-            return os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
+        file, name = spec.file(shard), str(self.path / spec.file(shard))
+        size, length = self._files.size(file), index_bytes(spec.rows_per_file)
+        if size < length:
+            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone takes {length}; extract it again')
+        return decode_index(
+            self._files.read_range(file, offset=size - length, length=length),
+            chunks_per_shard=spec.rows_per_file,
+            num_chunks=min(spec.rows_per_file, spec.shape[0] - shard * spec.rows_per_file),
+            chunk_bytes=math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize,
+            shard_bytes=size,
+            name=name,
+        )

@@ -41,13 +41,18 @@ def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> 
     packed = chunk[:-CHECKSUM_BYTES]
     if len(chunk) <= CHECKSUM_BYTES or not google_crc32c.value(packed) == chunk_checksum(chunk) == checksum:
         raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written')
+    # numcodecs accepts a frame that is shorter than the buffer, and unpacks one of unknown size before it looks at it.
+    if _frame_content_size(packed) != out.nbytes:
+        raise CacheDamagedError(f'{name}: decompresses to another size than the {out.nbytes} bytes of its level')
     try:
-        decoded = Zstd().decode(packed, out)
+        Zstd().decode(packed, out)
     except (RuntimeError, ValueError) as error:
         raise CacheDamagedError(f'{name}: cannot be decompressed to {out.nbytes} bytes ({error})') from error
-    # numcodecs accepts a frame that is shorter than the buffer, so its header is checked as well.
-    if decoded is not out or _frame_content_size(packed) != out.nbytes:
-        raise CacheDamagedError(f'{name}: decompresses to another size than the {out.nbytes} bytes of its level')
+
+
+def compressed_bound(num_bytes: int) -> int:
+    """The longest chunk of `num_bytes`: bytes that do not compress (zstd's ZSTD_COMPRESSBOUND) and the checksum."""
+    return num_bytes + num_bytes // 256 + max(0, 2**17 - num_bytes) // 2**11 + CHECKSUM_BYTES
 
 
 def encode_shard(chunks: Sequence[bytes], *, chunks_per_shard: int) -> bytes:
@@ -65,20 +70,35 @@ def index_bytes(chunks_per_shard: int) -> int:
     return 16 * chunks_per_shard + CHECKSUM_BYTES
 
 
-def decode_index(tail: bytes, *, chunks_per_shard: int, shard_bytes: int, name: str) -> np.ndarray:
+def decode_index(
+    tail: bytes, *, chunks_per_shard: int, num_chunks: int, chunk_bytes: int, shard_bytes: int, name: str
+) -> np.ndarray:
     """Offsets and lengths (chunks_per_shard, 2) uint64 from the last `index_bytes` of a shard.
 
+    Args:
+        tail: those bytes.
+        chunks_per_shard: entries of the index.
+        num_chunks: chunks that the shard must hold, its first ones; a last shard may hold fewer than it has entries.
+        chunk_bytes: size of a chunk before compression.
+        shard_bytes: size of the whole shard.
+        name: of the shard, for messages.
+
     Raises:
-        CacheDamagedError: the index is damaged or points outside the shard.
+        CacheDamagedError: the index is damaged, lacks a chunk or points outside the shard.
     """
     index = tail[:-CHECKSUM_BYTES]
     if len(tail) != index_bytes(chunks_per_shard) or google_crc32c.value(index) != chunk_checksum(tail):
         raise CacheDamagedError(f'{name}: the index at its end is damaged')
     entries = np.frombuffer(index, dtype='<u8').reshape(chunks_per_shard, 2)
-    present = entries[entries[:, 0] != MISSING]
+    # A missing chunk's MISSING is beyond any limit. Zarr would give zeros for it.
+    present = entries[:num_chunks]
     limit = shard_bytes - len(tail)
     if (present > limit).any() or (present.sum(axis=1) > limit).any():
-        raise CacheDamagedError(f'{name}: the index points outside the file')
+        raise CacheDamagedError(f'{name}: the index at its end lacks a chunk or points outside the file')
+    if (present[:, 1] > compressed_bound(chunk_bytes)).any():
+        raise CacheDamagedError(
+            f'{name}: the index at its end has a chunk that is longer than {chunk_bytes} bytes pack to'
+        )
     return entries
 
 

@@ -6,11 +6,10 @@ kill at any moment leaves either no manifest, which no reader opens, or a finish
 """
 
 import errno
-import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +23,7 @@ from mtpd.cache.manifest import Description, FileRecord
 from mtpd.cache.plan import CachePlan, ShardKey
 from mtpd.cache.plan_file import PLAN_FILE, plan_record, write_plan_file
 from mtpd.cache.shard_group import ShardGroup
+from mtpd.cache.strict_json import read_json
 from mtpd.cache.zarr_metadata import create_arrays
 from mtpd.errors import CacheMismatchError, UnavailableError
 from mtpd.files import sha256_bytes, sha256_file, write_atomically
@@ -40,6 +40,7 @@ class CacheWriter:
     writes what precedes the shards.
 
     Raises (on entering):
+        InputError: no manifest can hold such a cache.
         UnavailableError: another process is writing this cache, or the disk refuses.
         CacheMismatchError: the folder holds something else, or an extraction of something else.
     """
@@ -56,13 +57,16 @@ class CacheWriter:
         self._levels = tuple(level.to_level() for level in description.levels)
 
     def __enter__(self) -> 'CacheWriter':
+        manifest.require_publishable(self.description, self.plan)
         with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             self._acquire()
         try:
             with disk_errors(self.root):
                 self._check_or_write_plan()
-                if not self.is_finished:
+                if self.is_finished:
+                    self._remove_working_files()
+                else:
                     self._remove_leftovers()
                     create_arrays(self.root, [*self._array_specs(), *arrays.index_specs(self.plan.num_images).values()])
                     self._head_files = self._write_head()
@@ -121,11 +125,11 @@ class CacheWriter:
             files |= self._committed[key]
         with disk_errors(self.root):
             manifest.write_manifest(self.root, self.description, self.plan, files)
-            for name in (journal.JOURNAL_FILE, PLAN_FILE):
-                (self.root / name).unlink(missing_ok=True)
+            self._remove_working_files()
 
     def _release(self) -> None:
-        (self.root / HOLDER_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may have become read-only
+            (self.root / HOLDER_FILE).unlink(missing_ok=True)
         self._lock.release()
 
     def _acquire(self) -> None:
@@ -145,7 +149,7 @@ class CacheWriter:
             found = manifest.read_manifest(self.root)
             present = plan_record(found.description, found.buckets)
         elif (self.root / PLAN_FILE).exists():
-            present = json.loads((self.root / PLAN_FILE).read_bytes())
+            present = read_json(self.root / PLAN_FILE)
         else:
             strangers = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
             if strangers:
@@ -156,6 +160,11 @@ class CacheWriter:
             write_plan_file(self.root, wanted)
             return
         require_equal(self.root, found=present, wanted=wanted)
+
+    def _remove_working_files(self) -> None:
+        """What an unfinished cache has beside a finished one; a kill right after publishing leaves it."""
+        for name in (journal.JOURNAL_FILE, PLAN_FILE):
+            (self.root / name).unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
         for path in self.root.rglob('.tmp-*'):
@@ -204,6 +213,7 @@ def disk_errors(root: Path) -> Iterator[None]:
             errno.EFBIG: 'the file-size limit was reached; raise it',
             errno.EROFS: 'the file system is read-only; choose another --out',
             errno.EACCES: 'no permission to write here; choose another --out',
+            errno.EPERM: 'not allowed to write here; choose another --out',
         }.get(error.errno or 0, str(error))
         raise UnavailableError(
             f'{root}: {advice}, then run the same command again; all committed shards are kept'

@@ -4,23 +4,33 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
-from zarr.storage import LocalStore
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from mtpd.cache.arrays import ArraySpec
 from mtpd.cache.shard import ZSTD_LEVEL
+from mtpd.files import write_atomically
 
 
 def create_arrays(root: Path, specs: Iterable[ArraySpec]) -> None:
-    """Writes the metadata of every array that has none yet, and of the groups above them. No chunk is touched."""
-    store = LocalStore(root)
+    """Writes the metadata of every array and of the groups above them, where it is missing or differs.
+
+    zarr makes it in memory and never sees the folder: what lies there may be torn, or be someone else's.
+    """
+    documents: dict[str, Buffer] = {}
+    store = MemoryStore(documents)
     zarr.open_group(store=store, mode='a', zarr_format=3)
     for spec in specs:
-        if not (root / spec.path / 'zarr.json').exists():
-            _create_array(store, spec)
+        _create_array(store, spec)
+    for name, document in documents.items():
+        path, content = root / name, document.to_bytes()
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content, flush=False)
 
 
-def _create_array(store: LocalStore, spec: ArraySpec) -> None:
+def _create_array(store: Store, spec: ArraySpec) -> None:
     file_shape = (spec.rows_per_file, *spec.row_shape)
     zarr.create_array(
         store=store,

@@ -37,6 +37,12 @@ def test_zarr_reads_our_shards(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(array[:], rows)
 
 
+def read_index(tail: bytes, *, shard_bytes: int, num_chunks: int = 2) -> np.ndarray:
+    return decode_index(
+        tail, chunks_per_shard=2, num_chunks=num_chunks, chunk_bytes=84, shard_bytes=shard_bytes, name='shard'
+    )
+
+
 def test_we_read_shards_of_zarr(tmp_path: Path) -> None:
     rows = random_rows()
     create_arrays(tmp_path, [SPEC])
@@ -45,7 +51,8 @@ def test_we_read_shards_of_zarr(tmp_path: Path) -> None:
     for row in range(5):
         content = (tmp_path / SPEC.file(row // 2)).read_bytes()
         tail = content[-index_bytes(2) :]
-        entries = decode_index(tail, chunks_per_shard=2, shard_bytes=len(content), name='shard')
+        num_chunks = 2 if row < 4 else 1
+        entries = read_index(tail, num_chunks=num_chunks, shard_bytes=len(content))
         offset, length = (int(value) for value in entries[row % 2])
         chunk, out = content[offset : offset + length], np.empty(SPEC.row_shape, np.int8)
         decode_chunk(chunk, out=out, checksum=chunk_checksum(chunk), name='chunk')
@@ -84,10 +91,32 @@ def test_a_damaged_index_is_found(position: int) -> None:
     content = bytearray(encode_shard([encode_chunk(row) for row in random_rows()[:2]], chunks_per_shard=2))
     content[position] ^= 1
     with pytest.raises(CacheDamagedError, match='index'):
-        decode_index(bytes(content[-index_bytes(2) :]), chunks_per_shard=2, shard_bytes=len(content), name='shard')
+        read_index(bytes(content[-index_bytes(2) :]), shard_bytes=len(content))
 
 
 def test_an_index_that_points_outside_is_refused() -> None:
     content = encode_shard([encode_chunk(row) for row in random_rows()[:2]], chunks_per_shard=2)
     with pytest.raises(CacheDamagedError, match='outside'):
-        decode_index(content[-index_bytes(2) :], chunks_per_shard=2, shard_bytes=60, name='shard')
+        read_index(content[-index_bytes(2) :], shard_bytes=60)
+
+
+def test_a_missing_chunk_is_refused() -> None:
+    content = encode_shard([encode_chunk(random_rows()[0])], chunks_per_shard=2)
+    tail = content[-index_bytes(2) :]
+    read_index(tail, num_chunks=1, shard_bytes=len(content))
+    with pytest.raises(CacheDamagedError, match='lacks a chunk'):
+        read_index(tail, num_chunks=2, shard_bytes=len(content))
+
+
+def test_a_chunk_that_is_longer_than_its_row_can_be_is_refused() -> None:
+    chunk = encode_chunk(random_rows()[0])
+    content = encode_shard([chunk + bytes(1000)], chunks_per_shard=1)
+    with pytest.raises(CacheDamagedError, match='longer than 84 bytes pack to'):
+        decode_index(
+            content[-index_bytes(1) :],
+            chunks_per_shard=1,
+            num_chunks=1,
+            chunk_bytes=84,
+            shard_bytes=len(content),
+            name='shard',
+        )

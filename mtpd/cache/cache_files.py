@@ -1,0 +1,90 @@
+"""The files of a cache, opened only as far as its manifest vouches for them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mtpd.cache import arrays
+from mtpd.cache.arrays import ArraySpec
+from mtpd.cache.manifest import FileRecord
+from mtpd.errors import CacheDamagedError
+from mtpd.files import sha256_bytes
+
+
+class CacheFiles:
+    """The files below the root of a finished cache, by the paths and sizes that its manifest records."""
+
+    def __init__(self, root: Path, records: Mapping[str, FileRecord]) -> None:
+        self.root = root
+        self._records = records
+
+    def size(self, file: str) -> int:
+        """Bytes of a file that is there, inside the cache, and as long as it was when it was written.
+
+        Raises:
+            CacheDamagedError: it is not.
+        """
+        record = self._records.get(file)
+        if record is None:
+            raise CacheDamagedError(f'{self.root}: {file} is not in the manifest')
+        path = self.root / file
+        try:
+            found = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if found != record.num_bytes:
+            state = 'missing' if found is None else f'{found} bytes long'
+            raise CacheDamagedError(f'{path}: is {state}, the manifest says {record.num_bytes} bytes; extract it again')
+        # The path comes from the manifest, the links in it from whoever packed the folder.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise CacheDamagedError(f'{path}: is a link that leads out of the cache; put the file itself there')
+        return record.num_bytes
+
+    def read(self, file: str, *, max_bytes: int) -> bytes:
+        """The content of a small file.
+
+        Raises:
+            CacheDamagedError: it is missing, longer than `max_bytes`, or not what was written.
+        """
+        size = self.size(file)
+        if size > max_bytes:
+            raise CacheDamagedError(f'{self.root / file}: has {size} bytes, at most {max_bytes} were expected')
+        try:
+            content = (self.root / file).read_bytes()
+        except OSError as error:
+            raise _unreadable(self.root / file, error) from error
+        if sha256_bytes(content) != self._records[file].sha256:
+            raise CacheDamagedError(f'{self.root / file}: its content differs from what was written; extract it again')
+        return content
+
+    def read_array(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
+        """The rows (rows_per_file, ...) of one file of an array that is not sharded.
+
+        Raises:
+            CacheDamagedError: the file is not what was written, or not what the manifest makes of it.
+        """
+        file = spec.file(shard)
+        size = self.size(file)
+        arrays.require_plain_bytes(spec, size)
+        return arrays.decode_plain(self.read(file, max_bytes=size), spec)
+
+    def read_range(self, file: str, *, offset: int, length: int) -> bytes:
+        """Bytes of a file that `size` has let pass; fewer where it has become shorter.
+
+        Raises:
+            CacheDamagedError: it cannot be read.
+        """
+        try:
+            descriptor = os.open(self.root / file, os.O_RDONLY)
+            try:
+                return os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _unreadable(self.root / file, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CacheDamagedError:
+    return CacheDamagedError(f'{path}: cannot be read ({error.strerror})')

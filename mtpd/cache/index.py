@@ -1,0 +1,71 @@
+"""The index of a cache: which image is in which row, and how large it is; checked against itself and the manifest."""
+
+from functools import cache
+
+import numpy as np
+
+from mtpd.cache import arrays
+from mtpd.cache.cache_files import CacheFiles
+from mtpd.cache.manifest import Manifest
+from mtpd.cache.plan import Bucket, CachePlan, SourceImage
+from mtpd.errors import CacheDamagedError
+from mtpd.geometry import Geometry, Size
+
+
+def read_index(files: CacheFiles, manifest: Manifest) -> CachePlan:
+    """The plan that a cache was written by.
+
+    Raises:
+        CacheDamagedError: the index is not what was written, or contradicts itself or the manifest.
+    """
+    columns = {name: files.read_array(spec, shard=0) for name, spec in arrays.index_specs(manifest.num_images).items()}
+    sizes = [bucket.num_images for bucket in manifest.buckets]
+    problem = _problem(columns, sizes)
+    if problem:
+        raise CacheDamagedError(f'{files.root}: {problem}; extract it again')
+    order = np.lexsort((columns['row'], columns['bucket']))
+    image_ids = columns['image_id'][order].tolist()
+    original, resized, padded = (list(map(tuple, columns[name][order].tolist())) for name in arrays.INDEX_COLUMNS[3:])
+    _require_geometry(files, manifest, original=original, resized=resized, padded=padded)
+    buckets, start = [], 0
+    for record in manifest.buckets:
+        rows = slice(start, start + record.num_images)
+        images = tuple(map(SourceImage, image_ids[rows], original[rows]))
+        buckets.append(Bucket(padded=record.padded, images=images, rows_per_shard=record.rows_per_shard))
+        start += record.num_images
+    return CachePlan(buckets=tuple(buckets))
+
+
+def _problem(columns: dict[str, np.ndarray], sizes: list[int]) -> str | None:
+    """What of the index contradicts itself or the numbers of images of the buckets."""
+    bucket, row = columns['bucket'], columns['row']
+    if np.unique(columns['image_id']).size < bucket.size:
+        return 'the index names an image twice'
+    if bucket.min() < 0 or bucket.max() >= len(sizes) or np.bincount(bucket).tolist() != sizes:
+        return 'the index has other numbers of images in its buckets than the manifest'
+    order = np.lexsort((row, bucket))
+    if not np.array_equal(row[order], np.concatenate([np.arange(size) for size in sizes])):
+        return 'the index does not give every row of a bucket to one image'
+    if min(columns[name].min() for name in ('original', 'resized', 'padded')) < 1:
+        return 'the index has sizes below 1 px'
+    return None
+
+
+def _require_geometry(
+    files: CacheFiles, manifest: Manifest, *, original: list[Size], resized: list[Size], padded: list[Size]
+) -> None:
+    """Every image's sizes follow from its original size and are those of its bucket."""
+    geometry: Geometry = manifest.description.geometry.to_geometry()
+
+    @cache  # a data set has far fewer sizes than images
+    def expected(size: Size) -> tuple[Size, Size]:
+        return geometry.resized(size), geometry.padded(size)
+
+    start = 0
+    for number, record in enumerate(manifest.buckets):
+        for i in range(start, start + record.num_images):
+            if expected(original[i]) != (resized[i], padded[i]) or padded[i] != record.padded:
+                raise CacheDamagedError(
+                    f'{files.root}: the index contradicts the manifest about bucket {number}; extract it again'
+                )
+        start += record.num_images
