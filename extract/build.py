@@ -1,8 +1,7 @@
 """From the command line's options to the plain values that the work needs."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ from mtpd.cache.codecs import CodecName, bytes_per_element
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
 from mtpd.data.coco import CocoImage, CocoSet, image_path, missing_images, read_annotations
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights, state_sha256
-from mtpd.environment import choose_device, describe_device, versions
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
+from mtpd.environment import choose_device
 from mtpd.errors import InputError
-from mtpd.files import canonical_json, sha256_bytes
 from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
-
-LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'numpy')
+from mtpd_extract.fingerprint import fingerprint, provenance
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     _require_pixels(selected, geometry)
     levels = _select_levels(teacher, options['levels'])
     codec: CodecName = options['codec']
+    paths = {image.id: image_path(folder, image.file_name) for image in selected}
     plan = plan_cache(
         [SourceImage(image.id, (image.height, image.width)) for image in selected],
         geometry=geometry,
@@ -82,8 +80,8 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         shard_bytes=int(options['shard_mb'] * 2**20),
     )
     description = describe(
-        fingerprint=_fingerprint(teacher, coco, [image.id for image in selected]),
-        provenance=_provenance(teacher, coco, device),
+        fingerprint=fingerprint(teacher, coco, selected, paths),
+        provenance=provenance(teacher, coco, device),
         levels=levels,
         codec=codec,
         views=options['views'],
@@ -98,7 +96,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         plan=plan,
         description=description,
         teacher_weights=safetensors.torch.save(neck_and_head_weights(teacher)),
-        paths={image.id: image_path(folder, image.file_name) for image in selected},
+        paths=paths,
     )
 
 
@@ -135,35 +133,3 @@ def _select_levels(teacher: Teacher, wanted: tuple[str, ...] | None) -> tuple[Le
     if unknown:
         raise InputError(f'--levels: teacher {teacher.name} has {", ".join(names)}, not {unknown[0]}')
     return tuple(level for level in teacher.levels if wanted is None or level.name in wanted)
-
-
-def _fingerprint(teacher: Teacher, coco: CocoSet, image_ids: list[int]) -> dict[str, Any]:
-    """What must agree for two extractions to be one; levels, views, codec and geometry stand beside it."""
-    fingerprint = {
-        'teacher': {
-            'weights': state_sha256(teacher.module.state_dict()),
-            'definition': teacher.definition_sha256,
-            'hook_point': teacher.hook_point,
-            'mode': 'eval',
-        },
-        'normalisation': asdict(teacher.preprocessing.normalisation),
-        'data': {
-            'annotations': coco.sha256,
-            'image_ids': sha256_bytes(canonical_json(image_ids)),
-            'num_images': len(image_ids),
-        },
-    }
-    # As it comes back from a file: lists for tuples.
-    as_read: dict[str, Any] = json.loads(canonical_json(fingerprint))
-    return as_read
-
-
-def _provenance(teacher: Teacher, coco: CocoSet, device: torch.device) -> dict[str, Any]:
-    """Names and versions, for people."""
-    return {
-        'teacher': teacher.name,
-        'annotations': coco.path.name,
-        'annotated_images': len(coco.images),
-        'device': describe_device(device),
-        'versions': versions(LIBRARIES),
-    }

@@ -1,5 +1,6 @@
 """One run of `mtpd-extract`, from options to a finished cache."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mtpd.outcome import Interrupted
 from mtpd_extract.build import Extraction, build_extraction
 from mtpd_extract.estimate import free_bytes, gigabytes, groups_bytes, require_room, total_bytes
 from mtpd_extract.extraction import Loading, extract_groups
+from mtpd_extract.fingerprint import changes_since
 from mtpd_extract.target import check_target, clear_target, holds_extraction, present_bytes
 
 
@@ -27,6 +29,11 @@ def run(options: Mapping[str, Any]) -> None:
         return
     if options['overwrite']:
         clear_target(out)
+    changes = changes_since(out, extraction.description.provenance)
+    if changes:
+        print(
+            f'warning: {out} was begun elsewhere: {"; ".join(changes)}; its maps may differ a little', file=sys.stderr
+        )
     _extract(extraction, out, Loading(batch_size=options['batch_size'], num_threads=options['workers']))
     size, num_images = present_bytes(out), extraction.plan.num_images
     print(f'{out}: {num_images} images, {size / 1e6:.1f} MB, {size / num_images / 1e3:.1f} kB an image')

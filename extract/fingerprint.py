@@ -1,0 +1,93 @@
+"""What an extraction is made from: what must be equal for two to be one, and what is recorded for people.
+
+Levels, views, codec and geometry stand beside the fingerprint in the manifest and must be equal too.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtpd.cache.state import read_state
+from mtpd.data.coco import CocoImage, CocoSet
+from mtpd.detectors.teachers import Teacher, state_sha256
+from mtpd.differences import differences
+from mtpd.environment import describe_device, versions
+from mtpd.errors import CacheError
+from mtpd.files import canonical_json, sha256_bytes
+
+LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'numpy')
+
+
+def fingerprint(
+    teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage], paths: Mapping[int, Path]
+) -> dict[str, Any]:
+    """What must be equal.
+
+    Args:
+        teacher: the network.
+        coco: the annotation file.
+        images: those of its images that are extracted.
+        paths: image id -> file. Of the files only the sizes are looked at: hashing COCO takes minutes.
+    """
+    content = {
+        'teacher': {
+            'weights': state_sha256(teacher.module.state_dict()),
+            'definition': teacher.definition_sha256,
+            'hook_point': teacher.hook_point,
+            'mode': 'eval',
+            'precision': _precision(),
+        },
+        'input': {'decoder': 'opencv', 'interpolation': 'bilinear'},
+        'normalisation': asdict(teacher.preprocessing.normalisation),
+        'data': {
+            'annotations': coco.sha256,
+            'image_ids': sha256_bytes(canonical_json([image.id for image in images])),
+            'image_bytes': sha256_bytes(canonical_json([paths[image.id].stat().st_size for image in images])),
+            'num_images': len(images),
+        },
+    }
+    # As it comes back from a file: lists for tuples.
+    as_read: dict[str, Any] = json.loads(canonical_json(content))
+    return as_read
+
+
+def provenance(teacher: Teacher, coco: CocoSet, device: torch.device) -> dict[str, Any]:
+    """Names and versions, for people."""
+    return {
+        'teacher': teacher.name,
+        'annotations': coco.path.name,
+        'annotated_images': len(coco.images),
+        'device': describe_device(device),
+        'versions': versions(LIBRARIES),
+    }
+
+
+def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
+    """How device and library versions differ from those that the unfinished extraction in `out` was begun with.
+
+    Args:
+        out: the folder of the cache; there may be nothing in it.
+        now: this run's provenance.
+    """
+    try:
+        state = read_state(out)
+    except CacheError:
+        return []
+    then = state.description.provenance
+    rows = differences(then.get('device'), now['device'], prefix='device')
+    rows += differences(then.get('versions'), now['versions'])
+    return [] if state.is_finished else [f'{name} was {old} and is {new}' for name, old, new in rows]
+
+
+def _precision() -> dict[str, str]:
+    """How the GPU computes float32, which is what teachers run in; `none` leaves it to the wider setting."""
+    return {
+        'dtype': 'float32',
+        'all': torch.backends.fp32_precision,  # type: ignore[attr-defined]
+        'matmul': torch.backends.cuda.matmul.fp32_precision,
+        'convolution': torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+    }
