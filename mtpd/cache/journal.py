@@ -18,8 +18,15 @@ JOURNAL_FILE = 'journal.jsonl'
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """A committed shard group and its files (path below the cache's root -> size and hash)."""
+    """A committed shard group.
 
+    Attributes:
+        plan: hash of the plan that it was made by; shards of another teacher may fit in every size.
+        key: which group.
+        files: path below the cache's root -> size and hash.
+    """
+
+    plan: str
     key: ShardKey
     files: dict[str, FileRecord]
 
@@ -27,6 +34,7 @@ class JournalEntry:
 def append_entry(root: Path, entry: JournalEntry) -> None:
     """Makes a group count as written; its files must be on disk already."""
     content = {
+        'plan': entry.plan,
         'bucket': entry.key.bucket,
         'shard': entry.key.shard,
         'files': {name: record.model_dump() for name, record in entry.files.items()},
@@ -75,13 +83,13 @@ def _parse(line: bytes) -> JournalEntry | None:
         return None
     try:
         content = json.loads(line)
-        digest = content.pop('digest')
-    except (ValueError, KeyError, AttributeError):
+        if content.pop('digest') != sha256_bytes(canonical_json(content)):
+            return None
+        files = {name: FileRecord(**record) for name, record in content['files'].items()}
+        return JournalEntry(content['plan'], ShardKey(content['bucket'], content['shard']), files)
+    # Whatever JSON it is: what is no line of ours was not committed.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    if digest != sha256_bytes(canonical_json(content)):
-        return None
-    files = {name: FileRecord(**record) for name, record in content['files'].items()}
-    return JournalEntry(ShardKey(content['bucket'], content['shard']), files)
 
 
 def _is_complete(root: Path, entry: JournalEntry) -> bool:

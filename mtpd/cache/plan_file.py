@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from mtpd.cache.fingerprint import INFORMATIONAL
 from mtpd.cache.manifest import BucketRecord, Description, first_problem
 from mtpd.cache.strict_json import read_json
 from mtpd.errors import CacheDamagedError
-from mtpd.files import write_atomically
+from mtpd.files import canonical_json, sha256_bytes, write_atomically
 
 PLAN_FILE = 'plan.json'
 
@@ -32,6 +33,11 @@ class PlanRecord(Description):
 def plan_record(description: Description, buckets: Sequence[BucketRecord]) -> dict[str, Any]:
     """What the file holds, as JSON values."""
     return description.model_dump(mode='json') | {'buckets': [bucket.model_dump(mode='json') for bucket in buckets]}
+
+
+def plan_sha256(record: dict[str, Any]) -> str:
+    """What a shard group must have been made by to belong to this plan; versions of libraries do not count."""
+    return sha256_bytes(canonical_json({key: value for key, value in record.items() if key not in INFORMATIONAL}))
 
 
 def write_plan_file(root: Path, record: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from mtpd.cache.arrays import ArraySpec
 from mtpd.cache.fingerprint import require_equal
 from mtpd.cache.manifest import Description, FileRecord
 from mtpd.cache.plan import CachePlan, ShardKey
-from mtpd.cache.plan_file import PLAN_FILE, plan_record, write_plan_file
+from mtpd.cache.plan_file import PLAN_FILE, plan_record, plan_sha256, write_plan_file
 from mtpd.cache.shard_group import ShardGroup
 from mtpd.cache.strict_json import read_json
 from mtpd.cache.zarr_metadata import create_arrays
@@ -53,6 +53,8 @@ class CacheWriter:
         self._lock = FileLock(root / LOCK_FILE, timeout=0)
         self._head_files: dict[str, FileRecord] = {}
         self._committed: dict[ShardKey, dict[str, FileRecord]] = {}
+        self._plan_record = plan_record(description, [manifest.bucket_record(bucket) for bucket in plan.buckets])
+        self._plan_sha256 = plan_sha256(self._plan_record)
         self._views = description.views
         self._levels = tuple(level.to_level() for level in description.levels)
 
@@ -70,7 +72,7 @@ class CacheWriter:
                     self._remove_leftovers()
                     create_arrays(self.root, [*self._array_specs(), *arrays.index_specs(self.plan.num_images).values()])
                     self._head_files = self._write_head()
-                    self._committed = {entry.key: entry.files for entry in journal.read_entries(self.root)}
+                    self._committed = self._read_journal()
         except BaseException:
             self._release()
             raise
@@ -111,7 +113,7 @@ class CacheWriter:
             for name, content in group.files():
                 write_atomically(self.root / name, content)
                 records[name] = _record(content)
-            journal.append_entry(self.root, journal.JournalEntry(group.key, records))
+            journal.append_entry(self.root, journal.JournalEntry(self._plan_sha256, group.key, records))
         self._committed[group.key] = records
         return sum(record.num_bytes for record in records.values())
 
@@ -144,7 +146,7 @@ class CacheWriter:
         holder.write_text(f'process {os.getpid()} on {socket.gethostname()}\n')
 
     def _check_or_write_plan(self) -> None:
-        wanted = plan_record(self.description, [manifest.bucket_record(bucket) for bucket in self.plan.buckets])
+        wanted = self._plan_record
         if self.is_finished:
             found = manifest.read_manifest(self.root)
             present = plan_record(found.description, found.buckets)
@@ -169,6 +171,19 @@ class CacheWriter:
     def _remove_leftovers(self) -> None:
         for path in self.root.rglob('.tmp-*'):
             path.unlink(missing_ok=True)
+
+    def _read_journal(self) -> dict[ShardKey, dict[str, FileRecord]]:
+        """The committed groups of this very plan. Lines of another may have come with a copied folder."""
+        return {
+            entry.key: entry.files
+            for entry in journal.read_entries(self.root)
+            if entry.plan == self._plan_sha256 and entry.files.keys() == self._group_files(entry.key)
+        }
+
+    def _group_files(self, key: ShardKey) -> set[str]:
+        bucket = self.plan.by_name[key.bucket]
+        specs = arrays.bucket_specs(bucket, views=self._views, levels=self._levels, codec=self.description.codec)
+        return {spec.file(key.shard) for spec in specs}
 
     def _array_specs(self) -> Iterator[ArraySpec]:
         for bucket in self.plan.buckets:

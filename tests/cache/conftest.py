@@ -30,6 +30,7 @@ class Recipe:
     fingerprint: dict[str, str] = field(default_factory=lambda: {'weights': 'abc'})
     images: Sequence[SourceImage] = IMAGES
     shard_bytes: int = 1000
+    bias: float = 1.0
 
     def plan(self) -> CachePlan:
         """Two buckets with two and one rows a shard."""
@@ -62,7 +63,7 @@ class Recipe:
         padded = GEOMETRY.padded(image.size)
         generator = torch.Generator().manual_seed(2 * image.image_id + (view == 'flip'))
         return {
-            level.name: torch.randn(level.channels, *level.grid(*padded), generator=generator) * 3 + 1
+            level.name: torch.randn(level.channels, *level.grid(*padded), generator=generator) * 3 + self.bias
             for level in LEVELS
         }
 

@@ -2,11 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 import mtpd.cache
 from mtpd.cache.journal import JOURNAL_FILE
-from mtpd.errors import CacheMismatchError, UnavailableError
+from mtpd.errors import CacheMismatchError, InputError, UnavailableError
 
 # Writes the default recipe, in a process of its own.
 WRITER = """
@@ -114,11 +115,32 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, make_recipe: Callable[..., An
     assert contents(root) == complete
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root writes everywhere')
-def test_a_read_only_target(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
-    (tmp_path / 'cache').mkdir(mode=0o555)
-    with pytest.raises(UnavailableError, match='permission'):
-        make_recipe().write(tmp_path / 'cache')
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    folder = tmp_path / 'mounted'
+    folder.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', folder], capture_output=True).returncode:
+        pytest.skip('only root may mount a file system here')
+    yield folder
+    subprocess.run(['umount', '--lazy', folder], check=True)
+
+
+@pytest.mark.parametrize('num_groups', [0, 3])
+def test_a_read_only_target(
+    mounted: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes], num_groups: int
+) -> None:
+    root = mounted / 'cache'
+    if num_groups:
+        make_recipe().write(root, num_groups=num_groups)
+    subprocess.run(['mount', '-o', 'remount,ro', mounted], check=True)
+    with pytest.raises(UnavailableError, match='the file system is read-only; choose another --out'):
+        make_recipe().write(root)
+    subprocess.run(['mount', '-o', 'remount,rw', mounted], check=True)
+    make_recipe().write(root)
+    assert contents(root) == complete
+    subprocess.run(['mount', '-o', 'remount,ro', mounted], check=True)
+    mtpd.cache.open(root).read(100, 'flip')
 
 
 @pytest.mark.parametrize(
@@ -154,3 +176,64 @@ def test_a_second_writer_is_told_who_holds_the_cache(tmp_path: Path, make_recipe
         assert f'process {os.getpid()} on' in errors.splitlines()[-1]
     recipe.write(tmp_path / 'cache')
     mtpd.cache.open(tmp_path / 'cache')
+
+
+def test_shards_and_journal_of_another_teacher_are_written_again(
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]
+) -> None:
+    root, other = tmp_path / 'cache', tmp_path / 'other'
+    make_recipe().write(root, num_groups=1)
+    make_recipe(fingerprint={'weights': 'xyz'}, bias=2.0).write(other, num_groups=4)
+    # All but the plan, as an `rsync` of the wrong folder would bring it.
+    for path in other.rglob('*'):
+        if path.is_file() and path.name != 'plan.json':
+            (root / path.relative_to(other)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / path.relative_to(other))
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+@pytest.mark.parametrize('line', [b'null\n', b'[]\n', b'{}\n', b'[' * 100_000 + b'\n', b'{"digest": 1}\n', b'\xff\n'])
+def test_a_journal_line_of_something_else_ends_what_counts(
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes], line: bytes
+) -> None:
+    root = tmp_path / 'cache'
+    make_recipe().write(root, num_groups=3)
+    lines = (root / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+    (root / JOURNAL_FILE).write_bytes(b''.join([lines[0], line, *lines[1:]]))
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+def test_a_kill_right_after_publishing_leaves_nothing_for_good(
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]
+) -> None:
+    root = tmp_path / 'cache'
+    make_recipe().write(root, num_groups=3)
+    unfinished = {name: (root / name).read_bytes() for name in ('plan.json', JOURNAL_FILE)}
+    make_recipe().write(root)
+    for name, content in unfinished.items():
+        (root / name).write_bytes(content)
+    mtpd.cache.open(root)
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+def test_a_torn_zarr_json_is_written_again(
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]
+) -> None:
+    root = tmp_path / 'cache'
+    make_recipe().write(root, num_groups=3)
+    (root / 'zarr.json').write_bytes(b'{"zarr_format": 3, "node')
+    (root / '64x96/plain/p3/zarr.json').write_bytes(b'')
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+def test_what_no_manifest_can_hold_is_refused_before_anything_is_written(
+    tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mtpd.cache.manifest.MAX_FILES', 50)
+    with pytest.raises(InputError, match='make --shard-mb larger'):
+        make_recipe().write(tmp_path / 'cache')
+    assert not (tmp_path / 'cache').exists()
