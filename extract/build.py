@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from mtpd.cache.codecs import CodecName, bytes_per_element
+from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, bytes_per_element
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
 from mtpd.data.coco import CocoImage, CocoSet, image_path, missing_images, read_annotations
@@ -28,7 +28,7 @@ class Extraction:
         teacher: the network.
         device: what it runs on.
         levels: the levels to store, a subset of the teacher's.
-        codec, views: how and what is stored.
+        codec, target_error, views: how and what is stored.
         plan: which image goes where.
         description: what the manifest will say.
         teacher_weights: the neck and head, as a safetensors file.
@@ -39,6 +39,7 @@ class Extraction:
     device: torch.device
     levels: tuple[Level, ...]
     codec: CodecName
+    target_error: float | None
     views: tuple[ViewName, ...]
     plan: CachePlan
     description: Description
@@ -72,6 +73,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     levels = _select_levels(teacher, options['levels'])
     codec: CodecName = options['codec']
     paths = {image.id: image_path(folder, image.file_name) for image in selected}
+    target_error = _target_error(codec, options['error'])
     plan = plan_cache(
         [SourceImage(image.id, (image.height, image.width)) for image in selected],
         geometry=geometry,
@@ -84,6 +86,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         provenance=provenance(teacher, coco, device),
         levels=levels,
         codec=codec,
+        target_error=target_error,
         views=options['views'],
         geometry=geometry,
     )
@@ -92,12 +95,21 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         device=device,
         levels=levels,
         codec=codec,
+        target_error=target_error,
         views=options['views'],
         plan=plan,
         description=description,
         teacher_weights=safetensors.torch.save(neck_and_head_weights(teacher)),
         paths=paths,
     )
+
+
+def _target_error(codec: CodecName, given: float | None) -> float | None:
+    if codec == 'lean':
+        return DEFAULT_TARGET if given is None else given
+    if given is not None:
+        raise InputError(f'--error {given:g}: belongs to --codec lean, and the codec is {codec}; leave it out')
+    return None
 
 
 def _data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:

@@ -92,7 +92,17 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
     '--levels', callback=_names, metavar='P3,P4,...', help="Levels to store.  [default: all of the teacher's]"
 )
 @click.option(
-    '--codec', type=click.Choice(['fp16', 'int8']), default='int8', show_default=True, help='How maps are stored.'
+    '--codec',
+    type=click.Choice(['fp16', 'int8', 'lean']),
+    default='int8',
+    show_default=True,
+    help='How maps are stored.',
+)
+@click.option(
+    '--error',
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar='E',
+    help='For --codec lean: relative squared error of each stored map.  [default: 0.03]',
 )
 @click.option(
     '--views',

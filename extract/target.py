@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mtpd.cache.basis import BASIS_FILE
 from mtpd.cache.journal import JOURNAL_FILE
 from mtpd.cache.manifest import FORMAT, MANIFEST_FILE
 from mtpd.cache.plan_file import PLAN_FILE
@@ -14,7 +15,7 @@ from mtpd.cache.writer import LOCK_FILE, TEACHER_FILE
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError, UnavailableError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.
-_OF_A_CACHE = frozenset({MANIFEST_FILE, PLAN_FILE, JOURNAL_FILE, TEACHER_FILE, 'zarr.json', 'index', 'heads'})
+_OF_A_CACHE = frozenset({MANIFEST_FILE, PLAN_FILE, JOURNAL_FILE, TEACHER_FILE, BASIS_FILE, 'zarr.json', 'index', 'heads'})
 _BUCKET = re.compile(r'\d+x\d+')
 _PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,22 @@ def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
         raise
     if flush:
         fsync_directory(path.parent)
+
+
+def write_exclusively(path: Path, content: bytes) -> None:
+    """Like `write_atomically`, but when `path` exists already, or another process is first, what is there stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
+    try:
+        with temporary.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_directory(path.parent)
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -3,9 +3,10 @@
 A bucket's folder holds, per view (N rows, L levels, C channels, H W grid of a level):
 
     <view>/<level>         (N, C, H, W) int8 or float16   sharded, inner chunk = one image
-    <view>/<level>.scale   (N, 2, C) float32              step and offset, int8 only
+    <view>/<level>.scale   (N, 2, C) float32              step and offset of each channel; not with fp16
     <view>/image_id        (N,) int64                     which image a row is
     <view>/crc32c          (N, L) uint32                  checksum of each inner chunk, in the order of the levels
+    <view>/error           (N, L) float32                 relative squared error of each map, in the same order
 
 The small arrays are cut at the same rows as the shards, so that a shard group owns all its files. Everything here
 follows from the manifest; what the `zarr.json` files say is for other programs and is never believed.
@@ -19,12 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtpd.cache.codecs import CodecName
+from mtpd.cache.codecs import CodecName, has_scale
 from mtpd.cache.plan import Bucket, ShardKey
 from mtpd.errors import CacheDamagedError
 from mtpd.pyramid import Level
 
-CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8'}
+CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8', 'lean': 'int8'}
+# On real int8 features levels 1 and 3 give the same size: there is little but entropy to code. The zeros of `lean` repeat,
+# and level 6 finds 6% more in them at a third of the speed, which the teacher's forward pass hides.
+ZSTD_LEVELS: dict[CodecName, int] = {'fp16': 1, 'int8': 1, 'lean': 6}
 _SHARD_FILE = re.compile(r'(\d+x\d+)/(\w+)/([^/]+)/c/(\d{1,9})(?:/0)*')
 # A table is read whole. COCO's longest, a column of its index, takes 1 MB.
 MAX_PLAIN_BYTES = 2**30
@@ -40,18 +44,23 @@ class ArraySpec:
         shape: of the whole array; the first axis is the bucket's rows.
         dtype: numpy's name.
         rows_per_file: rows that one file holds.
-        sharded: whether a file is a shard of one-row chunks or a single plain chunk.
+        zstd_level: a file is a shard of one-row chunks compressed at this level; None: it is a single plain chunk.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     rows_per_file: int
-    sharded: bool
+    zstd_level: int | None = None
 
     def file(self, shard: int) -> str:
         """Path of the file that holds shard group `shard`, below the cache's root."""
         return '/'.join([self.path, 'c', str(shard), *['0'] * (len(self.shape) - 1)])
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a file is a shard of one-row chunks."""
+        return self.zstd_level is not None
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -79,29 +88,36 @@ def file_place(file: str) -> FilePlace | None:
 
 def level_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:
     """The array of a level's codes."""
-    shape = (len(bucket.images), level.channels, *level.grid(*bucket.padded))
     return ArraySpec(
-        f'{bucket.name}/{view}/{level.name}', shape, CODE_DTYPES[codec], bucket.rows_per_shard, sharded=True
+        f'{bucket.name}/{view}/{level.name}',
+        (len(bucket.images), level.channels, *level.grid(*bucket.padded)),
+        CODE_DTYPES[codec],
+        bucket.rows_per_shard,
+        zstd_level=ZSTD_LEVELS[codec],
     )
 
 
 def scale_spec(bucket: Bucket, *, view: str, level: Level) -> ArraySpec:
     """The array of a level's steps and offsets."""
     shape = (len(bucket.images), 2, level.channels)
-    return ArraySpec(f'{bucket.name}/{view}/{level.name}.scale', shape, 'float32', bucket.rows_per_shard, sharded=False)
+    return ArraySpec(f'{bucket.name}/{view}/{level.name}.scale', shape, 'float32', bucket.rows_per_shard)
 
 
 def image_id_spec(bucket: Bucket, *, view: str) -> ArraySpec:
     """The array that says which image a row is."""
-    return ArraySpec(
-        f'{bucket.name}/{view}/image_id', (len(bucket.images),), 'int64', bucket.rows_per_shard, sharded=False
-    )
+    return ArraySpec(f'{bucket.name}/{view}/image_id', (len(bucket.images),), 'int64', bucket.rows_per_shard)
 
 
 def checksum_spec(bucket: Bucket, *, view: str, num_levels: int) -> ArraySpec:
     """The array of inner chunk checksums."""
     shape = (len(bucket.images), num_levels)
-    return ArraySpec(f'{bucket.name}/{view}/crc32c', shape, 'uint32', bucket.rows_per_shard, sharded=False)
+    return ArraySpec(f'{bucket.name}/{view}/crc32c', shape, 'uint32', bucket.rows_per_shard)
+
+
+def error_spec(bucket: Bucket, *, view: str, num_levels: int) -> ArraySpec:
+    """The array of relative squared errors."""
+    shape = (len(bucket.images), num_levels)
+    return ArraySpec(f'{bucket.name}/{view}/error', shape, 'float32', bucket.rows_per_shard)
 
 
 def bucket_specs(bucket: Bucket, *, views: Sequence[str], levels: Sequence[Level], codec: CodecName) -> list[ArraySpec]:
@@ -109,9 +125,13 @@ def bucket_specs(bucket: Bucket, *, views: Sequence[str], levels: Sequence[Level
     specs = []
     for view in views:
         specs += [level_spec(bucket, view=view, level=level, codec=codec) for level in levels]
-        if codec == 'int8':
+        if has_scale(codec):
             specs += [scale_spec(bucket, view=view, level=level) for level in levels]
-        specs += [image_id_spec(bucket, view=view), checksum_spec(bucket, view=view, num_levels=len(levels))]
+        specs += [
+            image_id_spec(bucket, view=view),
+            checksum_spec(bucket, view=view, num_levels=len(levels)),
+            error_spec(bucket, view=view, num_levels=len(levels)),
+        ]
     return specs
 
 
@@ -153,5 +173,5 @@ def index_specs(num_images: int) -> dict[str, ArraySpec]:
     for name in INDEX_COLUMNS:
         shape = (num_images, 2) if name in ('original', 'resized', 'padded') else (num_images,)
         dtype = 'int64' if name == 'image_id' else 'int32'
-        columns[name] = ArraySpec(f'index/{name}', shape, dtype, rows_per_file=num_images, sharded=False)
+        columns[name] = ArraySpec(f'index/{name}', shape, dtype, rows_per_file=num_images)
     return columns

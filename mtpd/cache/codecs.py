@@ -1,25 +1,29 @@
 """How a feature map becomes stored codes and comes back.
 
 `fp16`  the map itself in half precision.
-`int8`  per image and channel 256 steps between the channel's smallest and largest value:
-        value = code * step + offset. The offset matters: activations such as SiLU are far from symmetric, and without
-        it half of the codes of such a channel stand for values that never occur.
+`int8`  per image and channel 256 steps between the channel's smallest and largest value. The offset matters:
+        activations such as SiLU are far from symmetric, and without it half of the codes of such a channel stand for
+        values that never occur.
+`lean`  the coarsest steps that keep a relative error, on decorrelated channels; see `mtpd.cache.lean`.
 
-Encoding runs on the teacher's device, so that a quarter of the bytes crosses to the host. Letters: B images,
-C channels, H W grid of a level.
+In all: value = code * step + offset, then, for `lean`, a rotation of the channels. Encoding runs on the teacher's
+device, so that a quarter of the bytes crosses to the host, and never makes the host wait. Letters: B images, C channels,
+H W grid of a level.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mtpd.cache.lean import lean_codes
 from mtpd.errors import InputError
 
-CodecName = Literal['fp16', 'int8']
+CodecName = Literal['fp16', 'int8', 'lean']
 
-FP16_MAX = torch.finfo(torch.float16).max
+# Error that `lean` may make, as a share of a map's energy, unless another is asked for.
+DEFAULT_TARGET = 0.03
 
 
 @dataclass(frozen=True)
@@ -28,43 +32,63 @@ class EncodedMaps:
 
     Attributes:
         codes: (..., C, H, W), int8 or float16.
+        error: (...) float32, ||decoded - map||^2 / ||map||^2 of each image, measured when it was encoded.
         scale: (..., 2, C) float32, step and offset of each channel; None when the codes are the values.
+        basis: (C, C) float32, whose columns are the directions that the channels of the codes stand for; None when
+            these are the teacher's channels.
     """
 
     codes: Tensor
-    scale: Tensor | None
+    error: Tensor
+    scale: Tensor | None = None
+    basis: Tensor | None = None
+
+    def to(self, device: torch.device) -> 'EncodedMaps':
+        """The same on another device; copies from pinned memory do not wait."""
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None
+        }
+        return replace(self, **moved)
 
 
 def bytes_per_element(codec: CodecName) -> int:
     """Size of one code before compression."""
-    return {'fp16': 2, 'int8': 1}[codec]
+    return 2 if codec == 'fp16' else 1
 
 
-def encode(maps: Tensor, codec: CodecName) -> EncodedMaps:
+def has_scale(codec: CodecName) -> bool:
+    """Whether steps and offsets are stored beside the codes."""
+    return codec != 'fp16'
+
+
+def encode(
+    maps: Tensor, codec: CodecName, *, target: float = DEFAULT_TARGET, basis: Tensor | None = None
+) -> EncodedMaps:
     """Encodes maps (B, C, H, W) of any float dtype, on their own device.
 
-    Raises:
-        InputError: a value is not finite, or too large for half precision.
+    Values that cannot be stored give an error that is not finite; see `require_storable`.
+
+    Args:
+        maps: of one level.
+        codec: how.
+        target: the relative squared error that `lean` may make.
+        basis: for `lean`: orthonormal columns (C, C) on the same device; None leaves the channels as they are.
     """
-    if codec == 'fp16':
-        _require(
-            maps.abs().amax() <= FP16_MAX if maps.numel() else None, 'exceed 65504, the largest half-precision value'
-        )
-        return EncodedMaps(codes=maps.half(), scale=None)
     maps = maps.float()
-    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
-    step = (high - low) / 255
-    _require(torch.isfinite(step).all() if step.numel() else None, 'are not finite')
-    # A constant channel has step 0: every code is 0 and the offset is the value.
-    inverse = torch.where(step > 0, 1 / step, 0)
-    codes = ((maps - low[..., None, None]) * inverse[..., None, None]).round_() - 128
-    codes = torch.where((step > 0)[..., None, None], codes.clamp_(-128, 127), 0)
-    offset = torch.where(step > 0, low + 128 * step, low)
-    return EncodedMaps(codes=codes.to(torch.int8), scale=torch.stack([step, offset], dim=-2))
+    if codec == 'fp16':
+        encoded = EncodedMaps(codes=maps.half(), error=maps)
+    elif codec == 'int8':
+        codes, scale = _int8_codes(maps)
+        encoded = EncodedMaps(codes=codes, error=maps, scale=scale)
+    else:
+        rotated = maps if basis is None else torch.einsum('ck,bchw->bkhw', basis, maps)
+        codes, scale = lean_codes(rotated, target=target)
+        encoded = EncodedMaps(codes=codes, error=maps, scale=scale, basis=basis)
+    return replace(encoded, error=_relative_error(decode(encoded), maps))
 
 
-def decode(encoded: EncodedMaps) -> Tensor:
-    """The float32 maps (..., C, H, W) that `encoded` stands for, on its device."""
+def dequantise(encoded: EncodedMaps) -> Tensor:
+    """The float32 values (..., C, H, W) of the codes, in the directions of `encoded.basis`."""
     values = encoded.codes.float()
     if encoded.scale is None:
         return values
@@ -72,9 +96,45 @@ def decode(encoded: EncodedMaps) -> Tensor:
     return torch.addcmul(offset, values, step)
 
 
-def _require(condition: Tensor | None, problem: str) -> None:
-    if condition is not None and not bool(condition):
+def rotate(values: Tensor, basis: Tensor | None) -> Tensor:
+    """Dequantised values (..., C, H, W) in the teacher's channels."""
+    return values if basis is None else torch.einsum('ck,...khw->...chw', basis, values)
+
+
+def decode(encoded: EncodedMaps) -> Tensor:
+    """The float32 maps (..., C, H, W) that `encoded` stands for, on its device."""
+    return rotate(dequantise(encoded), encoded.basis)
+
+
+def require_storable(encoded: EncodedMaps) -> None:
+    """Refuses codes of maps that could not be encoded.
+
+    Raises:
+        InputError: a value was not finite, or too large for half precision.
+    """
+    if not bool(torch.isfinite(encoded.error).all()):
+        limit = ', or exceed 65504, the largest half-precision value' if encoded.codes.dtype == torch.float16 else ''
         raise InputError(
-            f'the teacher gave feature values that {problem}: check its weights and its input normalisation, '
-            'or choose another codec'
+            f'the teacher gave feature values that are not finite{limit}: check its weights and its input '
+            'normalisation, or choose another codec'
         )
+
+
+def _int8_codes(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 (B, C, H, W) and scale (B, 2, C)."""
+    if not maps.numel():
+        return maps.to(torch.int8), maps.new_zeros(maps.shape[0], 2, maps.shape[1])
+    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    step = (high - low) / 255
+    # A constant channel has step 0: every code is 0 and the offset is the value.
+    inverse = torch.where(step > 0, 1 / step, 0)
+    codes = ((maps - low[..., None, None]) * inverse[..., None, None]).round_() - 128
+    codes = torch.where((step > 0)[..., None, None], codes.clamp_(-128, 127), 0)
+    offset = torch.where(step > 0, low + 128 * step, low)
+    return codes.to(torch.int8), torch.stack([step, offset], dim=-2)
+
+
+def _relative_error(decoded: Tensor, maps: Tensor) -> Tensor:
+    error, energy = (values.square().sum((1, 2, 3)) for values in (decoded - maps, maps))
+    # A map of zeros is exact; what is not finite stays so.
+    return torch.where(energy == 0, error, error / energy)

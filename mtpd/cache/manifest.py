@@ -104,12 +104,14 @@ class Description(_Record):
         fingerprint: what must be equal for two extractions to be one (teacher, preprocessing, data set).
         provenance: names and versions, for people.
         levels, codec, views, geometry: what is stored.
+        target_error: the relative squared error that `lean` was to keep; None with other codecs.
     """
 
     fingerprint: Facts
     provenance: Facts
     levels: tuple[LevelRecord, ...] = Field(strict=False, min_length=1)
     codec: CodecName
+    target_error: Annotated[float, Field(gt=0, lt=1)] | None = None
     views: tuple[ViewName, ...] = Field(strict=False, min_length=1)
     geometry: GeometryRecord
 
@@ -154,6 +156,7 @@ def describe(
     provenance: dict[str, Any],
     levels: tuple[Level, ...],
     codec: CodecName,
+    target_error: float | None = None,
     views: tuple[ViewName, ...],
     geometry: Geometry,
 ) -> Description:
@@ -163,6 +166,7 @@ def describe(
         provenance=provenance,
         levels=tuple(LevelRecord(name=level.name, stride=level.stride, channels=level.channels) for level in levels),
         codec=codec,
+        target_error=target_error,
         views=views,
         geometry=GeometryRecord(**vars(geometry)),
     )

@@ -1,7 +1,7 @@
 """Reading a cache, believing nothing that the manifest does not vouch for.
 
-The chain of trust: the manifest's digest; the size of every file and the sha256 of the small ones (index, row tables)
-in the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard that was
+The chain of trust: the manifest's digest; the size of every file and the sha256 of the small ones (index, basis, row
+tables) in the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard that was
 damaged, truncated, swapped with another or put back from an older cache is refused on the first read of what it
 touches.
 """
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mtpd.cache import arrays
 from mtpd.cache.arrays import ArraySpec
+from mtpd.cache.basis import BASIS_FILE, load_basis, max_basis_bytes
 from mtpd.cache.cache_files import CacheFiles
-from mtpd.cache.codecs import EncodedMaps, decode
+from mtpd.cache.codecs import EncodedMaps, decode, has_scale
 from mtpd.cache.index import read_index
 from mtpd.cache.manifest import Manifest, ViewName, read_manifest
 from mtpd.cache.plan import Bucket
@@ -61,12 +62,14 @@ class RowTable:
     Attributes:
         image_ids: (rows_per_shard,) int64.
         checksums: (rows_per_shard, L) uint32.
+        errors: (rows_per_shard, L) float32.
         scales: per level (rows_per_shard, 2, C) float32, or None.
         chunks: per level (rows_per_shard, 2) uint64, offset and length of each inner chunk.
     """
 
     image_ids: np.ndarray
     checksums: np.ndarray
+    errors: np.ndarray
     scales: tuple[np.ndarray | None, ...]
     chunks: tuple[np.ndarray, ...]
 
@@ -81,6 +84,8 @@ class CacheReader:
         geometry: the inputs' resize and padding.
         views: 'plain' and, when stored, 'flip'.
         image_ids: all images, in the order of the index.
+        bases: level name -> (C, C) float32 whose columns the channels of the codes stand for; empty when these are the
+            teacher's channels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,6 +103,10 @@ class CacheReader:
         self.image_ids: tuple[int, ...] = tuple(self._locations)
         self._table = lru_cache(TABLES_KEPT)(self._load_table)
         self._buckets = plan.by_name
+        self.bases: dict[str, Tensor] = {}
+        if self.manifest.description.codec == 'lean':
+            content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
+            self.bases = load_basis(content, self.levels, name=str(path / BASIS_FILE))
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -131,22 +140,17 @@ class CacheReader:
         self, image_id: int, view: ViewName = 'plain', *, levels: Sequence[str] | None = None
     ) -> dict[str, EncodedMaps]:
         """Like `read`, but the codes as they are stored, to be decoded on another device."""
-        bucket, row = self._locate(image_id)
-        if view not in self.views:
-            raise CacheMismatchError(
-                f'{self.path}: holds the views {", ".join(self.views)}, not {view}; extract it with --views'
-            )
-        table = self._table(bucket.name, view, row // bucket.rows_per_shard)
-        position = row % bucket.rows_per_shard
-        if table.image_ids[position] != image_id:
-            raise CacheDamagedError(
-                f'{self.path}: row {row} of {bucket.name}/{view}/image_id belongs to image '
-                f'{table.image_ids[position]}, not {image_id}; extract it again'
-            )
+        bucket, row, table = self._row(image_id, view)
         return {
             self.levels[number].name: self._read_level(bucket, view, row, number, table)
             for number in self._wanted(levels)
         }
+
+    def errors(self, image_id: int, view: ViewName = 'plain') -> dict[str, float]:
+        """||stored - live||^2 / ||live||^2 of an image's maps by level name, as measured when they were encoded."""
+        bucket, row, table = self._row(image_id, view)
+        values = table.errors[row % bucket.rows_per_shard].tolist()
+        return {level.name: value for level, value in zip(self.levels, values, strict=True)}
 
     def teacher_weights(self) -> dict[str, Tensor]:
         """The teacher's neck and head parameters by their name in the teacher.
@@ -169,6 +173,21 @@ class CacheReader:
                 f'{self.path}: image {image_id} is not among its {len(self)} images; extract the data set you train on'
             ) from None
 
+    def _row(self, image_id: int, view: ViewName) -> tuple[Bucket, int, RowTable]:
+        """Where an image is, and the table of its shard group, which must agree."""
+        bucket, row = self._locate(image_id)
+        if view not in self.views:
+            raise CacheMismatchError(
+                f'{self.path}: holds the views {", ".join(self.views)}, not {view}; extract it with --views'
+            )
+        table = self._table(bucket.name, view, row // bucket.rows_per_shard)
+        found = table.image_ids[row % bucket.rows_per_shard]
+        if found != image_id:
+            raise CacheDamagedError(
+                f'{self.path}: row {row} of {bucket.name}/{view} belongs to image {found}, not {image_id}'
+            )
+        return bucket, row, table
+
     def _wanted(self, levels: Sequence[str] | None) -> list[int]:
         names = [level.name for level in self.levels]
         missing = [name for name in levels or () if name not in names]
@@ -190,7 +209,12 @@ class CacheReader:
             name=f'{self.path / file}: row {position}',
         )
         scale = table.scales[number]
-        return EncodedMaps(torch.from_numpy(codes), None if scale is None else torch.tensor(scale[position]))
+        return EncodedMaps(
+            codes=torch.from_numpy(codes),
+            error=torch.tensor(table.errors[position, number]),
+            scale=None if scale is None else torch.tensor(scale[position]),
+            basis=self.bases.get(level.name),
+        )
 
     def _load_table(self, bucket_name: str, view: ViewName, shard: int) -> RowTable:
         bucket, codec = self._buckets[bucket_name], self.manifest.description.codec
@@ -198,13 +222,12 @@ class CacheReader:
         chunks = []
         for level in self.levels:
             chunks.append(self._read_shard_index(arrays.level_spec(bucket, view=view, level=level, codec=codec), shard))
-            has_scale = codec == 'int8'
-            scales.append(
-                self._read_plain(arrays.scale_spec(bucket, view=view, level=level), shard) if has_scale else None
-            )
+            scale_spec = arrays.scale_spec(bucket, view=view, level=level)
+            scales.append(self._read_plain(scale_spec, shard) if has_scale(codec) else None)
         return RowTable(
             image_ids=self._read_plain(arrays.image_id_spec(bucket, view=view), shard),
             checksums=self._read_plain(arrays.checksum_spec(bucket, view=view, num_levels=len(self.levels)), shard),
+            errors=self._read_plain(arrays.error_spec(bucket, view=view, num_levels=len(self.levels)), shard),
             scales=tuple(scales),
             chunks=tuple(chunks),
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mtpd.cache import arrays
-from mtpd.cache.codecs import CodecName, EncodedMaps
+from mtpd.cache.codecs import CodecName, EncodedMaps, has_scale, require_storable
 from mtpd.cache.plan import Bucket, ShardKey
 from mtpd.cache.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.errors import InputError
@@ -27,6 +27,7 @@ class ShardGroup:
             (view, level.name): [] for view in views for level in levels
         }
         self._scales: dict[tuple[str, str], list[np.ndarray]] = {slot: [] for slot in self._chunks}
+        self._errors: dict[tuple[str, str], list[float]] = {slot: [] for slot in self._chunks}
         self._views = views
 
     def append(self, view: str, maps: Mapping[str, EncodedMaps]) -> None:
@@ -37,7 +38,7 @@ class ShardGroup:
             maps: level name -> codes (B, C, H, W) on the host.
 
         Raises:
-            InputError: a map has another shape than the plan expects.
+            InputError: a map has another shape than the plan expects, or holds values that cannot be stored.
         """
         for level in self._levels:
             spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
@@ -48,7 +49,10 @@ class ShardGroup:
                     f'level {level.name} of the teacher is {codes.shape[1:]} for a {self._bucket.name} input, expected '
                     f'{spec.row_shape}: its stride is not {level.stride} there; leave the level out with --levels'
                 )
-            self._chunks[view, level.name] += [encode_chunk(one) for one in codes]
+            self._require_storable(encoded, view=view, level=level)
+            assert spec.zstd_level is not None
+            self._chunks[view, level.name] += [encode_chunk(one, level=spec.zstd_level) for one in codes]
+            self._errors[view, level.name] += encoded.error.tolist()
             if encoded.scale is not None:
                 self._scales[view, level.name] += list(encoded.scale.numpy())
 
@@ -59,6 +63,7 @@ class ShardGroup:
                 yield from self._level_files(view, level)
             yield self._image_id_file(view)
             yield self._checksum_file(view)
+            yield self._error_file(view)
 
     def _level_files(self, view: str, level: Level) -> Iterator[tuple[str, bytes]]:
         chunks = self._chunks[view, level.name]
@@ -66,7 +71,7 @@ class ShardGroup:
             raise RuntimeError(f'shard {self.key}: {view} holds {len(chunks)} of {len(self._rows)} images')
         spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
         yield spec.file(self.key.shard), encode_shard(chunks, chunks_per_shard=self._bucket.rows_per_shard)
-        if self._codec == 'int8':
+        if has_scale(self._codec):
             scale = arrays.scale_spec(self._bucket, view=view, level=level)
             values = np.stack(self._scales[view, level.name])
             yield scale.file(self.key.shard), arrays.encode_plain(values, scale)
@@ -80,3 +85,17 @@ class ShardGroup:
         spec = arrays.checksum_spec(self._bucket, view=view, num_levels=len(self._levels))
         columns = [[chunk_checksum(chunk) for chunk in self._chunks[view, level.name]] for level in self._levels]
         return spec.file(self.key.shard), arrays.encode_plain(np.array(columns).T, spec)
+
+    def _error_file(self, view: str) -> tuple[str, bytes]:
+        spec = arrays.error_spec(self._bucket, view=view, num_levels=len(self._levels))
+        columns = [self._errors[view, level.name] for level in self._levels]
+        return spec.file(self.key.shard), arrays.encode_plain(np.array(columns).T, spec)
+
+    def _require_storable(self, encoded: EncodedMaps, *, view: str, level: Level) -> None:
+        start = self._rows.start + len(self._chunks[view, level.name])
+        images = self._bucket.images[start : start + len(encoded.codes)]
+        try:
+            require_storable(encoded)
+        except InputError as error:
+            ids = ', '.join(str(image.image_id) for image in images)
+            raise InputError(f'level {level.name}, view {view} of the images with ids {ids}: {error}') from error

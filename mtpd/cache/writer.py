@@ -8,16 +8,18 @@ kill at any moment leaves either no manifest, which no reader opens, or a finish
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from mtpd.cache import arrays, journal, manifest
 from mtpd.cache.arrays import ArraySpec
+from mtpd.cache.basis import BASIS_FILE, load_basis, save_basis
 from mtpd.cache.fingerprint import require_equal
 from mtpd.cache.manifest import Description, FileRecord
 from mtpd.cache.plan import CachePlan, ShardKey
@@ -26,7 +28,7 @@ from mtpd.cache.shard_group import ShardGroup
 from mtpd.cache.strict_json import read_json
 from mtpd.cache.zarr_metadata import create_arrays
 from mtpd.errors import CacheMismatchError, UnavailableError
-from mtpd.files import sha256_bytes, sha256_file, write_atomically
+from mtpd.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
 TEACHER_FILE = 'teacher.safetensors'
 LOCK_FILE = '.lock'
@@ -72,6 +74,8 @@ class CacheWriter:
                     self._remove_leftovers()
                     create_arrays(self.root, [*self._array_specs(), *arrays.index_specs(self.plan.num_images).values()])
                     self._head_files = self._write_head()
+                    if (self.root / BASIS_FILE).exists():
+                        self._record_bases()
                     self._committed = self._read_journal()
         except BaseException:
             self._release()
@@ -91,6 +95,22 @@ class CacheWriter:
     def pending(self) -> list[ShardKey]:
         """The shard groups still to be written, in order."""
         return [] if self.is_finished else [key for key in self.plan.shard_keys() if key not in self._committed]
+
+    def bases(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The rotation of each level that all shards of this cache share, for the `lean` codec.
+
+        Args:
+            compute: makes them; called only when this cache has none yet.
+
+        Raises:
+            CacheDamagedError: the stored ones were changed.
+        """
+        path = self.root / BASIS_FILE
+        if not path.exists():
+            content = save_basis(compute())
+            with disk_errors(self.root):
+                write_exclusively(path, content)
+        return self._record_bases()
 
     def start_group(self, key: ShardKey) -> ShardGroup:
         """An empty shard group to be filled with encoded maps and given to `commit`."""
@@ -200,6 +220,13 @@ class CacheWriter:
             if not path.exists() or sha256_file(path) != sha256_bytes(content):
                 write_atomically(path, content)
         return {name: _record(content) for name, content in files.items()}
+
+    def _record_bases(self) -> dict[str, Tensor]:
+        path = self.root / BASIS_FILE
+        content = path.read_bytes()
+        bases = load_basis(content, self._levels, name=str(path))
+        self._head_files[BASIS_FILE] = _record(content)
+        return bases
 
     def _index(self) -> dict[str, np.ndarray]:
         geometry = self.description.geometry.to_geometry()

@@ -10,8 +10,11 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from mtpd.cache.arrays import ArraySpec
+<<<<<<< HEAD
 from mtpd.cache.shard import ZSTD_LEVEL
 from mtpd.files import write_atomically
+=======
+>>>>>>> 4553244 (lean: the coarsest steps that keep a relative error, on decorrelated channels)
 
 
 def create_arrays(root: Path, specs: Iterable[ArraySpec]) -> None:
@@ -37,10 +40,10 @@ def _create_array(store: Store, spec: ArraySpec) -> None:
         name=spec.path,
         shape=spec.shape,
         dtype=spec.dtype,
-        chunks=(1, *spec.row_shape) if spec.sharded else file_shape,
-        shards=file_shape if spec.sharded else None,
+        chunks=file_shape if spec.zstd_level is None else (1, *spec.row_shape),
+        shards=None if spec.zstd_level is None else file_shape,
         serializer=BytesCodec(endian=None if spec.dtype == 'int8' else 'little'),
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()] if spec.sharded else [],
+        compressors=[] if spec.zstd_level is None else [ZstdCodec(level=spec.zstd_level), Crc32cCodec()],
         filters=[],
         fill_value=0,
         zarr_format=3,

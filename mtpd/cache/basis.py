@@ -1,0 +1,80 @@
+"""The channel rotation of the `lean` codec: principal directions of a level's features (Karhunen-Loeve transform).
+
+Channels of a feature map resemble each other; rotated to their principal directions they do not, most of the energy
+gathers in a few of them, and the rest rounds to zeros. A rotation leaves squared errors as they are and commutes with
+masks over cells. One basis per level serves all images; it is computed once, from a sample, and stored with the cache.
+
+Letters: B images, C channels, H W grid of a level.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mtpd.errors import CacheDamagedError
+from mtpd.files import sha256_bytes
+from mtpd.pyramid import Level
+
+BASIS_FILE = 'basis.safetensors'
+HEADER_BYTES = 1024
+
+
+class Covariance:
+    """Running channel covariance of one level, each image around its own channel means."""
+
+    def __init__(self, num_channels: int) -> None:
+        self._sum = torch.zeros(num_channels, num_channels, dtype=torch.float64)
+
+    def add(self, maps: Tensor) -> None:
+        """Takes in maps (B, C, H, W)."""
+        centred = maps.float() - maps.float().mean((-2, -1), keepdim=True)
+        # Images differ in energy; each counts alike, as each is to keep the same relative error.
+        centred = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+        products = torch.einsum('bihw,bjhw->ij', centred, centred) / max(1, centred[0, 0].numel())
+        self._sum += products.cpu().double()
+
+    def basis(self) -> Tensor:
+        """Orthonormal columns (C, C) float32, the direction of the greatest variance first."""
+        _, vectors = torch.linalg.eigh(self._sum)
+        vectors = vectors.flip(1)
+        # An eigenvector has no sign of its own: the largest entry is made positive.
+        signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+        return (vectors * signs).float()
+
+
+def save_basis(bases: Mapping[str, Tensor]) -> bytes:
+    """The bases of all levels as a safetensors file that states its own hash."""
+    tensors = dict(sorted(bases.items()))
+    return safetensors.torch.save(tensors, metadata={'sha256': _digest(tensors)})
+
+
+def max_basis_bytes(levels: Sequence[Level]) -> int:
+    """What a file of `save_basis` takes at most."""
+    return sum(4 * level.channels**2 + HEADER_BYTES for level in levels) + HEADER_BYTES
+
+
+def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[str, Tensor]:
+    """Level name -> basis (C, C) float32.
+
+    Raises:
+        CacheDamagedError: it is not what `save_basis` wrote for these levels.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+        stated = header['__metadata__']['sha256']
+    except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CacheDamagedError(f'{name}: cannot be read ({error}); extract the cache again') from error
+    wanted = {level.name: (torch.Size((level.channels, level.channels)), torch.float32) for level in levels}
+    found = {level: (values.shape, values.dtype) for level, values in tensors.items()}
+    if found != wanted or stated != _digest(tensors):
+        raise CacheDamagedError(f'{name}: its content differs from what was written; extract the cache again')
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return sha256_bytes(b''.join(tensors[name].contiguous().numpy().tobytes() for name in sorted(tensors)))
