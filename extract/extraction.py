@@ -1,25 +1,25 @@
 """The extraction itself: images in, teacher forward, codes out, shard group by shard group."""
 
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from mtpd.cache.codecs import EncodedMaps, encode
+from mtpd.cache.manifest import ViewName
 from mtpd.cache.plan import ShardKey, SourceImage
 from mtpd.cache.shard_group import ShardGroup
 from mtpd.cache.writer import CacheWriter
-from mtpd.data.images import read_image
-from mtpd.detectors.preprocessing import normalise
-from mtpd.detectors.transforms import image_view
-from mtpd.errors import InputError
 from mtpd.interrupt import StopFlag
 from mtpd.prefetch import BackgroundQueue, prefetched
 from mtpd_extract.build import Extraction
+from mtpd_extract.calibration import compute_bases
+from mtpd_extract.forward import load_images, view_maps
 
 # Views of batches that wait to be compressed and written; with the shard group in hand this bounds the memory.
 QUEUE_DEPTH = 4
@@ -49,6 +49,8 @@ def extract_groups(
 
     When `stop` is set it finishes the group in hand and returns.
     """
+    bases = writer.bases(partial(compute_bases, extraction)) if extraction.codec == 'lean' else {}
+    bases = {name: basis.to(extraction.device) for name, basis in bases.items()}
     progress = Progress(extraction, keys)
     with (
         progress,
@@ -62,7 +64,9 @@ def extract_groups(
                     return
                 group = writer.start_group(batch.key)
             for view in extraction.views:
-                queue.submit(partial(group.append, view, _encode_view(extraction, batch, pixels, view=view)))
+                queue.submit(
+                    partial(group.append, view, _encode_view(extraction, batch, pixels, view=view, bases=bases))
+                )
             progress.advance(len(batch.images), is_stopping=bool(stop))
             if batch.is_last:
                 queue.submit(partial(progress.commit, writer, group))
@@ -70,23 +74,15 @@ def extract_groups(
 
 
 def _encode_view(
-    extraction: Extraction, batch: Batch, pixels: Sequence[Tensor], *, view: str
+    extraction: Extraction, batch: Batch, pixels: Sequence[Tensor], *, view: ViewName, bases: Mapping[str, Tensor]
 ) -> dict[str, EncodedMaps]:
     """The codes of one view of a batch, quantised on the device and brought to the host."""
-    moved = [image.to(extraction.device, non_blocking=True) for image in pixels]
-    if view == 'flip':
-        moved = [image.flip(-1) for image in moved]
     padded = extraction.plan.by_name[batch.key.bucket].padded
-    normalisation = extraction.teacher.preprocessing.normalisation
-    maps = extraction.teacher.maps(normalise(moved, padded=padded, normalisation=normalisation))
+    maps = view_maps(extraction, pixels, padded=padded, view=view)
     encoded = {}
     for level in extraction.levels:
-        try:
-            codes = encode(maps[level.name], extraction.codec)
-        except InputError as error:
-            ids = ', '.join(str(image.image_id) for image in batch.images)
-            raise InputError(f'level {level.name}, view {view} of the images with ids {ids}: {error}') from error
-        encoded[level.name] = EncodedMaps(codes.codes.cpu(), None if codes.scale is None else codes.scale.cpu())
+        codes = encode(maps[level.name], extraction.codec, target=extraction.target_error, basis=bases.get(level.name))
+        encoded[level.name] = replace(codes, basis=None).to(torch.device('cpu'))
     return encoded
 
 
@@ -94,11 +90,9 @@ def _loaded(
     extraction: Extraction, keys: Sequence[ShardKey], *, loading: Loading
 ) -> Generator[tuple[Batch, list[Tensor]], None, None]:
     """Batches with their resized images uint8 (3, h, w), read ahead in threads."""
-    geometry = extraction.teacher.preprocessing.geometry
 
     def load(batch: Batch) -> tuple[Batch, list[Tensor]]:
-        images = [read_image(extraction.paths[image.image_id], size=image.size) for image in batch.images]
-        return batch, [image_view(image, geometry=geometry, view='plain') for image in images]
+        return batch, load_images(extraction, batch.images)
 
     batches = _batches(extraction, keys, batch_size=loading.batch_size)
     return prefetched(load, batches, num_threads=loading.num_threads, depth=2 * loading.num_threads)

@@ -76,8 +76,14 @@ def _summary(extraction: Extraction, out: Path) -> str:
         [
             f'teacher  {extraction.teacher.name}: {levels}',
             f'images   {plan.num_images} in {len(plan.buckets)} padded shapes, {len(plan.shard_keys())} shards',
-            f'cache    {", ".join(extraction.views)} as {extraction.codec}, '
+            f'cache    {", ".join(extraction.views)} as {_codec(extraction)}, '
             f'scale {geometry.scale[0]}x{geometry.scale[1]}, padded to {padding}',
             f'disk     at most {gigabytes(total_bytes(extraction))}, {gigabytes(free_bytes(out))} free at {out}',
         ]
     )
+
+
+def _codec(extraction: Extraction) -> str:
+    if extraction.target_error is None:
+        return extraction.codec
+    return f'{extraction.codec} with a relative error of {extraction.target_error:g}'

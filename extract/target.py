@@ -15,7 +15,9 @@ from mtpd.cache.writer import LOCK_FILE, TEACHER_FILE
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError, UnavailableError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.
-_OF_A_CACHE = frozenset({MANIFEST_FILE, PLAN_FILE, JOURNAL_FILE, TEACHER_FILE, BASIS_FILE, 'zarr.json', 'index', 'heads'})
+_OF_A_CACHE = frozenset(
+    {MANIFEST_FILE, PLAN_FILE, JOURNAL_FILE, TEACHER_FILE, BASIS_FILE, 'zarr.json', 'index', 'heads'}
+)
 _BUCKET = re.compile(r'\d+x\d+')
 _PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mtpd.cache import CacheReader
-from mtpd.cache.codecs import EncodedMaps, decode
+from mtpd.cache.codecs import EncodedMaps, dequantise, rotate
 from mtpd.geometry import Size
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
@@ -32,10 +32,11 @@ def batch_maps(
     maps = {}
     for level in levels:
         height, width = level.grid(*padded)
-        decoded = [decode(_moved(one[level.name], device)) for one in encoded]
-        maps[level.name] = torch.stack(
-            [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in decoded]
-        )
+        moved = [one[level.name].to(device) for one in encoded]
+        values = [dequantise(one) for one in moved]
+        padded_values = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in values]
+        # One cache has one basis: the batch is rotated at once.
+        maps[level.name] = rotate(torch.stack(padded_values), moved[0].basis)
     return maps
 
 
@@ -47,8 +48,3 @@ def batch_masks(
         level.name: valid_cells(resized, stride=level.stride, grid=level.grid(*padded), device=device)
         for level in levels
     }
-
-
-def _moved(encoded: EncodedMaps, device: torch.device) -> EncodedMaps:
-    scale = None if encoded.scale is None else encoded.scale.to(device, non_blocking=True)
-    return EncodedMaps(encoded.codes.to(device, non_blocking=True), scale)

@@ -26,8 +26,8 @@ from mtpd.errors import CacheDamagedError
 from mtpd.pyramid import Level
 
 CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8', 'lean': 'int8'}
-# On real int8 features levels 1 and 3 give the same size: there is little but entropy to code. The zeros of `lean` repeat,
-# and level 6 finds 6% more in them at a third of the speed, which the teacher's forward pass hides.
+# On real int8 features levels 1 and 3 give the same size: there is little but entropy to code. The zeros of `lean`
+# repeat, and level 6 finds 6% more in them at a third of the speed, which the teacher's forward pass hides.
 ZSTD_LEVELS: dict[CodecName, int] = {'fp16': 1, 'int8': 1, 'lean': 6}
 _SHARD_FILE = re.compile(r'(\d+x\d+)/(\w+)/([^/]+)/c/(\d{1,9})(?:/0)*')
 # A table is read whole. COCO's longest, a column of its index, takes 1 MB.

@@ -43,12 +43,13 @@ class Covariance:
         vectors = vectors.flip(1)
         # An eigenvector has no sign of its own: the largest entry is made positive.
         signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-        return (vectors * signs).float()
+        basis: Tensor = (vectors * signs).float().contiguous()
+        return basis
 
 
 def save_basis(bases: Mapping[str, Tensor]) -> bytes:
     """The bases of all levels as a safetensors file that states its own hash."""
-    tensors = dict(sorted(bases.items()))
+    tensors = {name: basis.contiguous() for name, basis in sorted(bases.items())}
     return safetensors.torch.save(tensors, metadata={'sha256': _digest(tensors)})
 
 

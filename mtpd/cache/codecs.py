@@ -7,8 +7,9 @@
 `lean`  the coarsest steps that keep a relative error, on decorrelated channels; see `mtpd.cache.lean`.
 
 In all: value = code * step + offset, then, for `lean`, a rotation of the channels. Encoding runs on the teacher's
-device, so that a quarter of the bytes crosses to the host, and never makes the host wait. Letters: B images, C channels,
-H W grid of a level.
+device, so that a quarter of the bytes crosses to the host, and never makes the host wait.
+
+Letters: B images, C channels, H W grid of a level.
 """
 
 from dataclasses import dataclass, replace
@@ -45,9 +46,7 @@ class EncodedMaps:
 
     def to(self, device: torch.device) -> 'EncodedMaps':
         """The same on another device; copies from pinned memory do not wait."""
-        moved = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None
-        }
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if value is not None}
         return replace(self, **moved)
 
 
@@ -61,9 +60,7 @@ def has_scale(codec: CodecName) -> bool:
     return codec != 'fp16'
 
 
-def encode(
-    maps: Tensor, codec: CodecName, *, target: float = DEFAULT_TARGET, basis: Tensor | None = None
-) -> EncodedMaps:
+def encode(maps: Tensor, codec: CodecName, *, target: float | None = None, basis: Tensor | None = None) -> EncodedMaps:
     """Encodes maps (B, C, H, W) of any float dtype, on their own device.
 
     Values that cannot be stored give an error that is not finite; see `require_storable`.
@@ -71,7 +68,7 @@ def encode(
     Args:
         maps: of one level.
         codec: how.
-        target: the relative squared error that `lean` may make.
+        target: the relative squared error that `lean` may make; None: DEFAULT_TARGET.
         basis: for `lean`: orthonormal columns (C, C) on the same device; None leaves the channels as they are.
     """
     maps = maps.float()
@@ -82,7 +79,7 @@ def encode(
         encoded = EncodedMaps(codes=codes, error=maps, scale=scale)
     else:
         rotated = maps if basis is None else torch.einsum('ck,bchw->bkhw', basis, maps)
-        codes, scale = lean_codes(rotated, target=target)
+        codes, scale = lean_codes(rotated, target=DEFAULT_TARGET if target is None else target)
         encoded = EncodedMaps(codes=codes, error=maps, scale=scale, basis=basis)
     return replace(encoded, error=_relative_error(decode(encoded), maps))
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 LARGEST_CODE = 127
-# The step is found between these multiples of the one whose rounding noise, step^2 / 12, would be the whole error. Above
-# it because channels that round to zero lose less than that, below it to make up for channels with heavy tails.
+# The step is found between these multiples of the one whose rounding noise, step^2 / 12, would be the whole error.
+# Above it because channels that round to zero lose less than that, below it to make up for channels with heavy tails.
 SEARCH_RANGE = (1 / 20, 8.0)
 # Halvings of the logarithm of that range: the step is known within 0.5%, the error within 1%.
 SEARCH_STEPS = 10

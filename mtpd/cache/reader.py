@@ -1,9 +1,9 @@
 """Reading a cache, believing nothing that the manifest does not vouch for.
 
 The chain of trust: the manifest's digest; the size of every file and the sha256 of the small ones (index, basis, row
-tables) in the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard that was
-damaged, truncated, swapped with another or put back from an older cache is refused on the first read of what it
-touches.
+tables) in the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard
+that was damaged, truncated, swapped with another or put back from an older cache is refused on the first read of what
+it touches.
 """
 
 import math

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import CodecName, bytes_per_element, encode
+from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, bytes_per_element, encode
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.writer import CacheWriter
@@ -49,6 +49,7 @@ class Recipe:
             provenance={'teacher': 'random'},
             levels=LEVELS,
             codec=self.codec,
+            target_error=DEFAULT_TARGET if self.codec == 'lean' else None,
             views=self.views,
             geometry=GEOMETRY,
         )
@@ -70,15 +71,28 @@ class Recipe:
     def write(self, root: Path, *, num_groups: int | None = None) -> None:
         """Writes all pending groups and the manifest, or only the first `num_groups`."""
         with self.writer(root) as writer:
+            bases = writer.bases(random_bases) if self.codec == 'lean' else {}
             for key in writer.pending()[:num_groups]:
                 group = writer.start_group(key)
                 for view in self.views:
                     for image in writer.plan.images(key):
                         maps = self.maps(image, view)
-                        group.append(view, {name: encode(one[None], self.codec) for name, one in maps.items()})
+                        group.append(
+                            view,
+                            {name: encode(one[None], self.codec, basis=bases.get(name)) for name, one in maps.items()},
+                        )
                 writer.commit(group)
             if num_groups is None:
                 writer.finish()
+
+
+def random_bases() -> dict[str, Tensor]:
+    """Orthonormal columns for each level."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        level.name: torch.linalg.qr(torch.randn(level.channels, level.channels, generator=generator))[0]
+        for level in LEVELS
+    }
 
 
 @pytest.fixture

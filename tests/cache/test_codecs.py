@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.cache.codecs import CodecName, decode, encode
+from mtpd.cache.codecs import CodecName, decode, encode, require_storable
 from mtpd.errors import InputError
 
 
@@ -46,7 +46,17 @@ def test_one_sided_channels_use_all_codes() -> None:
     assert (int(codes.min()), int(codes.max())) == (-128, 127)
 
 
-@pytest.mark.parametrize('codec', ['int8', 'fp16'])
+@pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])
+def test_the_stored_error_is_that_of_the_codes(codec: CodecName) -> None:
+    maps = torch.randn(3, 5, 7, 6) * torch.tensor([1.0, 30.0, 0.01])[:, None, None, None] + 0.3
+    encoded = encode(maps, codec)
+    difference = decode(encoded).double().numpy() - maps.double().numpy()
+    expected = (difference**2).sum((1, 2, 3)) / (maps.double().numpy() ** 2).sum((1, 2, 3))
+    assert encoded.error.shape == (3,)
+    np.testing.assert_allclose(encoded.error.numpy(), expected, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])
 def test_constant_and_zero_channels_are_exact(codec: CodecName) -> None:
     maps = torch.zeros(1, 2, 3, 5)
     maps[:, 1] = -2.5
@@ -62,20 +72,20 @@ def test_half_precision_input(codec: CodecName, dtype: torch.dtype) -> None:
     assert (restored - maps.float()).norm() / maps.float().norm() < 0.01
 
 
-@pytest.mark.parametrize('codec', ['int8', 'fp16'])
+@pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
 def test_values_that_are_not_finite_are_refused(codec: CodecName, bad: float) -> None:
     maps = torch.randn(1, 2, 4, 4)
     maps[0, 1, 2, 3] = bad
     with pytest.raises(InputError, match='normalisation'):
-        encode(maps, codec)
+        require_storable(encode(maps, codec))
 
 
 def test_fp16_refuses_what_it_cannot_hold() -> None:
     with pytest.raises(InputError, match='65504'):
-        encode(torch.full((1, 1, 2, 2), 70000.0), 'fp16')
+        require_storable(encode(torch.full((1, 1, 2, 2), 70000.0), 'fp16'))
 
 
-@pytest.mark.parametrize('codec', ['int8', 'fp16'])
+@pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])
 def test_no_images(codec: CodecName) -> None:
     assert decode(encode(torch.empty(0, 3, 4, 5), codec)).shape == (0, 3, 4, 5)

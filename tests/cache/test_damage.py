@@ -124,3 +124,15 @@ def test_a_broken_manifest_is_refused(cache_root: Path, content: bytes) -> None:
     (cache_root / 'manifest.json').write_bytes(content)
     with pytest.raises(CacheError, match=r'manifest\.json'):
         mtpd.cache.open(cache_root)
+
+
+@pytest.mark.parametrize('num_groups', [1, None], ids=['unfinished', 'finished'])
+def test_a_damaged_basis(tmp_path: Path, make_recipe: Callable[..., Any], num_groups: int | None) -> None:
+    root = tmp_path / 'cache'
+    make_recipe(codec='lean').write(root, num_groups=num_groups)
+    content = bytearray((root / 'basis.safetensors').read_bytes())
+    content[-1] ^= 1
+    (root / 'basis.safetensors').write_bytes(content)
+    touch = mtpd.cache.open if num_groups is None else make_recipe(codec='lean').write
+    with pytest.raises(CacheDamagedError, match='basis'):
+        touch(root)

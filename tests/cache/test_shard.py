@@ -14,7 +14,7 @@ from mtpd.cache.shard import chunk_checksum, decode_chunk, decode_index, encode_
 from mtpd.cache.zarr_metadata import create_arrays
 from mtpd.errors import CacheDamagedError
 
-SPEC = ArraySpec('bucket/plain/p3', (5, 3, 4, 7), 'int8', rows_per_file=2, sharded=True)
+SPEC = ArraySpec('bucket/plain/p3', (5, 3, 4, 7), 'int8', rows_per_file=2, zstd_level=1)
 
 
 def random_rows(spec: ArraySpec = SPEC, seed: int = 0) -> np.ndarray:
@@ -23,11 +23,11 @@ def random_rows(spec: ArraySpec = SPEC, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize('dtype', ['int8', 'float16'])
 def test_zarr_reads_our_shards(tmp_path: Path, dtype: str) -> None:
-    spec = ArraySpec(SPEC.path, SPEC.shape, dtype, SPEC.rows_per_file, sharded=True)
+    spec = ArraySpec(SPEC.path, SPEC.shape, dtype, SPEC.rows_per_file, zstd_level=1)
     rows = random_rows(spec)
     create_arrays(tmp_path, [spec])
     for shard in range(3):
-        chunks = [encode_chunk(row) for row in rows[2 * shard : 2 * shard + 2]]
+        chunks = [encode_chunk(row, level=1) for row in rows[2 * shard : 2 * shard + 2]]
         path = tmp_path / spec.file(shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_shard(chunks, chunks_per_shard=2))
@@ -62,7 +62,7 @@ def test_we_read_shards_of_zarr(tmp_path: Path) -> None:
 @given(data=st.binary(min_size=1, max_size=300), position=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_every_flipped_bit_of_a_chunk_is_found(data: bytes, position: int, bit: int) -> None:
     values = np.frombuffer(data, np.int8)
-    chunk = encode_chunk(values)
+    chunk = encode_chunk(values, level=1)
     checksum = chunk_checksum(chunk)
     out = np.empty_like(values)
     decode_chunk(chunk, out=out, checksum=checksum, name='chunk')
@@ -75,27 +75,27 @@ def test_every_flipped_bit_of_a_chunk_is_found(data: bytes, position: int, bit: 
 
 @pytest.mark.parametrize('num_bytes', [99, 101, 1])
 def test_a_chunk_of_another_size_is_refused(num_bytes: int) -> None:
-    chunk = encode_chunk(np.arange(100, dtype=np.int8))
+    chunk = encode_chunk(np.arange(100, dtype=np.int8), level=1)
     with pytest.raises(CacheDamagedError, match='bytes'):
         decode_chunk(chunk, out=np.empty(num_bytes, np.int8), checksum=chunk_checksum(chunk), name='chunk')
 
 
 def test_a_sound_chunk_of_another_image_is_refused() -> None:
-    mine, other = (encode_chunk(row) for row in random_rows()[:2])
+    mine, other = (encode_chunk(row, level=1) for row in random_rows()[:2])
     with pytest.raises(CacheDamagedError, match='checksum'):
         decode_chunk(other, out=np.empty(SPEC.row_shape, np.int8), checksum=chunk_checksum(mine), name='chunk')
 
 
 @pytest.mark.parametrize('position', [-1, -10, -20, -36])
 def test_a_damaged_index_is_found(position: int) -> None:
-    content = bytearray(encode_shard([encode_chunk(row) for row in random_rows()[:2]], chunks_per_shard=2))
+    content = bytearray(encode_shard([encode_chunk(row, level=1) for row in random_rows()[:2]], chunks_per_shard=2))
     content[position] ^= 1
     with pytest.raises(CacheDamagedError, match='index'):
         read_index(bytes(content[-index_bytes(2) :]), shard_bytes=len(content))
 
 
 def test_an_index_that_points_outside_is_refused() -> None:
-    content = encode_shard([encode_chunk(row) for row in random_rows()[:2]], chunks_per_shard=2)
+    content = encode_shard([encode_chunk(row, level=1) for row in random_rows()[:2]], chunks_per_shard=2)
     with pytest.raises(CacheDamagedError, match='outside'):
         read_index(content[-index_bytes(2) :], shard_bytes=60)
 

@@ -26,9 +26,7 @@ def random_maps(*, height: int = 48, width: int = 80) -> tuple[Maps, Maps, Maps]
         return {level.name: torch.randn(2, level.channels, *grids[level.name], generator=generator) for level in levels}
 
     sizes = [(height, width), (height // 2, width // 3)]
-    masks = {
-        level.name: valid_cells(sizes, stride=level.stride, grid=level.grid(height, width)) for level in STUDENT
-    }
+    masks = {level.name: valid_cells(sizes, stride=level.stride, grid=level.grid(height, width)) for level in STUDENT}
     return draw(STUDENT), draw(TEACHER), masks
 
 

@@ -157,7 +157,9 @@ optim:
   epochs: '12'
   lr: true
 """
-    assert load.problems(text, 'seed=x', 'evaluate.evry=2', 'data.worker=3', 'distill[0].weight=-1') == """\
+    assert (
+        load.problems(text, 'seed=x', 'evaluate.evry=2', 'data.worker=3', 'distill[0].weight=-1')
+        == """\
 stage.yaml has 17 problems
 line 3 init.checkpoint expected a text, got 3
 line 3 init.inherit.0 must be 'neck' or 'head', got the text 'nek'
@@ -176,6 +178,7 @@ line 17 optim.lr expected a number, got true
 --set data.worker unknown key; did you mean workers?
 --set evaluate.evry unknown key; did you mean every?
 --set seed expected a whole number, got the text 'x'"""
+    )
 
 
 @pytest.mark.parametrize(

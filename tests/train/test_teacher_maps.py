@@ -141,7 +141,7 @@ def test_only_image_cells_count_in_a_step(stage: Stage) -> None:
                     codes[:, rows:], codes[:, :, columns:] = 99, 99
                 else:
                     codes[:, rows - 1, columns - 1] += 1
-                copies[level.name] = EncodedMaps(codes, None)
+                copies[level.name] = EncodedMaps(codes, maps[level.name].error)
             list_of_maps.append(copies)
     before, padding, image = (
         {name: loss.item() for name, loss in step_losses(stage, samples, codes, device=CPU).items()}
