@@ -10,11 +10,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from mtpd.cache.arrays import ArraySpec
-<<<<<<< HEAD
-from mtpd.cache.shard import ZSTD_LEVEL
 from mtpd.files import write_atomically
-=======
->>>>>>> 4553244 (lean: the coarsest steps that keep a relative error, on decorrelated channels)
 
 
 def create_arrays(root: Path, specs: Iterable[ArraySpec]) -> None:

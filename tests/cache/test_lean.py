@@ -25,10 +25,8 @@ def correlated(shape: tuple[int, int, int, int], *, seed: int) -> Tensor:
 
 def relative_error(found: Tensor, maps: Tensor) -> np.ndarray:
     """||found - maps||^2 / ||maps||^2 of each image, in float64."""
-    error, energy = (
-        values.double().square().sum((1, 2, 3)).numpy() for values in (found.double() - maps.double(), maps)
-    )
-    return error / energy
+    difference, exact = found.double().numpy() - maps.double().numpy(), maps.double().numpy()
+    return np.asarray((difference**2).sum((1, 2, 3)) / (exact**2).sum((1, 2, 3)))
 
 
 def entropy_bits(codes: np.ndarray) -> float:

@@ -101,7 +101,7 @@ def test_an_index_that_points_outside_is_refused() -> None:
 
 
 def test_a_missing_chunk_is_refused() -> None:
-    content = encode_shard([encode_chunk(random_rows()[0])], chunks_per_shard=2)
+    content = encode_shard([encode_chunk(random_rows()[0], level=1)], chunks_per_shard=2)
     tail = content[-index_bytes(2) :]
     read_index(tail, num_chunks=1, shard_bytes=len(content))
     with pytest.raises(CacheDamagedError, match='lacks a chunk'):
@@ -109,7 +109,7 @@ def test_a_missing_chunk_is_refused() -> None:
 
 
 def test_a_chunk_that_is_longer_than_its_row_can_be_is_refused() -> None:
-    chunk = encode_chunk(random_rows()[0])
+    chunk = encode_chunk(random_rows()[0], level=1)
     content = encode_shard([chunk + bytes(1000)], chunks_per_shard=1)
     with pytest.raises(CacheDamagedError, match='longer than 84 bytes pack to'):
         decode_index(

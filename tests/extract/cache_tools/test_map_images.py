@@ -55,7 +55,7 @@ def test_a_constant_map() -> None:
 def test_expected_error(codec: str) -> None:
     maps = noise(64, 40, 40)
     encoded = encode(maps[None], codec)  # type: ignore[arg-type]
-    one = type(encoded)(encoded.codes[0], None if encoded.scale is None else encoded.scale[0])
+    one = type(encoded)(encoded.codes[0], encoded.error[0], None if encoded.scale is None else encoded.scale[0])
     found = magnitude(decode(one) - maps)
     assert float(expected_error(one).pow(2).sum()) == pytest.approx(float(found.pow(2).sum()), rel=0.03)
 
