@@ -34,6 +34,13 @@ Examples:
   mtpd-cache picture cache/r101 --out sheet.png --image 139 --images data/coco/train2017
 """
 
+VERIFY_EXAMPLES = """
+\b
+Examples:
+  mtpd-cache verify cache/r101
+  mtpd-cache verify --repair cache/r101 && mtpd-extract --teacher r101 --out cache/r101
+"""
+
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
 _verbose = click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
 
@@ -71,6 +78,23 @@ def info(verbose: bool, **options: Any) -> None:
     """
     with _reported(verbose=verbose):
         from mtpd_extract.cache_tools.info import run
+
+        run(options)
+
+
+@main.command(epilog=VERIFY_EXAMPLES)
+@_caches
+@click.option('--repair', is_flag=True, help='Queue what is damaged for mtpd-extract, which writes just that again.')
+@click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read and decode.')
+@_verbose
+def verify(verbose: bool, **options: Any) -> None:
+    """Read every byte of each CACHE and name each damaged shard.
+
+    Checks sizes, hashes, counts, image ids and the checksum of every map, and that nothing else lies in the folders.
+    Of an unfinished cache it checks what is committed. Exit code 1 when something is damaged and was not repaired.
+    """
+    with _reported(verbose=verbose):
+        from mtpd_extract.cache_tools.verify import run
 
         run(options)
 

@@ -37,14 +37,14 @@ def _lines(state: CacheState, statistics: CacheStatistics) -> list[str]:
 
 def _facts(state: CacheState, statistics: CacheStatistics) -> list[str]:
     description, sizes = state.description, statistics.num_bytes
-    progress = f'{state.num_committed} of {state.num_shards} shards committed'
+    progress = f'{len(state.committed)} of {state.num_shards} shards committed'
     facts = {
         'state': f'finished, format version {VERSION}' if state.is_finished else f'unfinished, {progress}; {GO_ON}',
         'images': _images(state, statistics),
         'views': ', '.join(description.views),
         'size': f'{size(sum(sizes.values()))}: '
-        + ', '.join(f'{kind.replace("_", " ")} {size(num_bytes)}' for kind, num_bytes in sizes.items()),
-        'codec': f'{description.codec}, {_bits(statistics.bits_per_element)} bits an element',
+        + ', '.join(f'{kind.replace("_", " ")} {size(num_bytes)}' for kind, num_bytes in sizes.items() if num_bytes),
+        'codec': _codec(state, statistics),
         'geometry': _geometry(state),
         'teacher': f'{description.provenance.get("teacher", "unknown")}, fingerprint {_fingerprint(state)[:12]}',
         'made on': _made_on(description.provenance),
@@ -89,6 +89,12 @@ def _images(state: CacheState, statistics: CacheStatistics) -> str:
     elif isinstance(annotated, int) and annotated > 0:
         text = f'{num_images:,} of {annotated:,} ({100 * num_images / annotated:.1f} %) of {source}'
     return text if state.is_finished else f'{text}; {statistics.num_committed_images:,} committed'
+
+
+def _codec(state: CacheState, statistics: CacheStatistics) -> str:
+    description = state.description
+    target = '' if description.target_error is None else f', relative squared error of {description.target_error:g}'
+    return f'{description.codec}{target}, {_bits(statistics.bits_per_element)} bits an element'
 
 
 def _geometry(state: CacheState) -> str:
@@ -143,11 +149,14 @@ def _record(root: Path, state: CacheState, statistics: CacheStatistics) -> dict[
         'images': statistics.num_images,
         'committed_images': statistics.num_committed_images,
         'shards': state.num_shards,
-        'committed_shards': state.num_committed,
+        'committed_shards': len(state.committed),
         'bytes': statistics.num_bytes | {'all': sum(statistics.num_bytes.values())},
         'bits_per_element': statistics.bits_per_element,
         'levels': levels,
         'shapes': shapes,
         'fingerprint_sha256': _fingerprint(state),
-        **{name: description[name] for name in ('codec', 'views', 'geometry', 'fingerprint', 'provenance')},
+        **{
+            name: description[name]
+            for name in ('codec', 'target_error', 'views', 'geometry', 'fingerprint', 'provenance')
+        },
     }

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import EncodedMaps
+from mtpd.cache.codecs import EncodedMaps, decode
 
 Picture = npt.NDArray[np.uint8]
 
@@ -46,10 +46,11 @@ def principal_colours(maps: Sequence[Tensor], *, fitted_to: Sequence[Tensor]) ->
     return pictures
 
 
-def expected_error(encoded: EncodedMaps) -> Tensor:
-    """The root of the expected squared error of each cell (H, W), from the size of the steps between codes.
+def spread_error(encoded: EncodedMaps) -> Tensor:
+    """The root of the squared error of each cell (H, W) of a map, as far as it can be told without the teacher.
 
-    Rounding to steps of size d gives an error of variance d**2 / 12.
+    Rounding to steps of size d gives an error of variance d**2 / 12. That says how the error is spread; how large it is
+    on the whole was measured when the map was stored.
     """
     if encoded.scale is None:
         values = encoded.codes.float()
@@ -57,7 +58,9 @@ def expected_error(encoded: EncodedMaps) -> Tensor:
         step = torch.ldexp(torch.ones_like(values), torch.frexp(values).exponent - 11)
     else:
         step = encoded.scale[0, :, None, None].expand(encoded.codes.shape)
-    return (step.pow(2) / 12).sum(0).sqrt()
+    expected = (step.square() / 12).sum(0)
+    energy = decode(encoded).square().sum()
+    return (expected * (encoded.error * energy / expected.sum().clamp(min=1e-30))).sqrt()
 
 
 def error_colours(relative_error: Tensor) -> Picture:

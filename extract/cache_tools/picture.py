@@ -56,7 +56,8 @@ def _title(cache: CacheReader, image_id: int) -> list[str]:
         f'{cache.path}: {description.codec}, teacher {description.provenance.get("teacher", "unknown")}',
         f'image {image_id}: {original} px, resized to {resized}, padded to {padded}; a white line marks the padding',
         'maps: the first three principal components as red, green and blue, one colour scale for both views of a level',
-        f'errors: of a cell relative to its values, log scale from {LEAST_ERROR:g} (black) to {MOST_ERROR:g} (bright)',
+        'errors: squared, relative to the energy, as measured when the map was stored; mirrored: plain against flip',
+        f'their maps: of each cell, relative, log scale from {LEAST_ERROR:g} (black) to {MOST_ERROR:g} (bright)',
     ]
 
 
@@ -73,8 +74,8 @@ def _level_row(cache: CacheReader, image_id: int, level: Level, views: Sequence[
     for view, picture in zip(views, pictures, strict=True):
         channels, height, width = maps[view].shape
         panels.append(Panel(f'{level.name} {view}: {channels} x {height} x {width}', picture, valid))
-        error, size = map_images.expected_error(encoded[view]), map_images.magnitude(maps[view])
-        panels.append(Panel(f'expected error {_relative(error, size):.1e}', _error(error, size), valid))
+        error, size = map_images.spread_error(encoded[view]), map_images.magnitude(maps[view])
+        panels.append(Panel(f'error {float(encoded[view].error):.1e}', _error(error, size), valid))
     if len(views) == 2:
         mirrored, flip = inside['plain'].flip(-1), inside['flip']
         difference, size = map_images.magnitude(mirrored - flip), map_images.magnitude(flip)

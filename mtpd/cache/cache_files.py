@@ -55,9 +55,17 @@ class CacheFiles:
             content = (self.root / file).read_bytes()
         except OSError as error:
             raise _unreadable(self.root / file, error) from error
-        if sha256_bytes(content) != self._records[file].sha256:
-            raise CacheDamagedError(f'{self.root / file}: its content differs from what was written; extract it again')
+        self.require_sha256(file, sha256_bytes(content))
         return content
+
+    def require_sha256(self, file: str, found: str) -> None:
+        """Compares the hash of a file that `size` has let pass with the one on record.
+
+        Raises:
+            CacheDamagedError: they differ.
+        """
+        if found != self._records[file].sha256:
+            raise CacheDamagedError(f'{self.root / file}: its content differs from what was written; extract it again')
 
     def read_array(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
         """The rows (rows_per_file, ...) of one file of an array that is not sharded.

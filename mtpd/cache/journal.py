@@ -6,12 +6,13 @@ the middle of a line leaves a torn tail, which is cut off at the next start; the
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtpd.cache.manifest import FileRecord
 from mtpd.cache.plan import ShardKey
-from mtpd.files import canonical_json, fsync_directory, sha256_bytes
+from mtpd.files import canonical_json, fsync_directory, sha256_bytes, write_atomically
 
 JOURNAL_FILE = 'journal.jsonl'
 
@@ -33,21 +34,19 @@ class JournalEntry:
 
 def append_entry(root: Path, entry: JournalEntry) -> None:
     """Makes a group count as written; its files must be on disk already."""
-    content = {
-        'plan': entry.plan,
-        'bucket': entry.key.bucket,
-        'shard': entry.key.shard,
-        'files': {name: record.model_dump() for name, record in entry.files.items()},
-    }
-    line = json.dumps({**content, 'digest': sha256_bytes(canonical_json(content))}, separators=(',', ':')) + '\n'
     path = root / JOURNAL_FILE
     existed = path.exists()
     with path.open('ab') as file:
-        file.write(line.encode())
+        file.write(_line(entry))
         file.flush()
         os.fsync(file.fileno())
     if not existed:
         fsync_directory(root)
+
+
+def replace_entries(root: Path, entries: Iterable[JournalEntry]) -> None:
+    """Makes just these groups count as written."""
+    write_atomically(root / JOURNAL_FILE, b''.join(map(_line, entries)))
 
 
 def read_entries(root: Path) -> list[JournalEntry]:
@@ -62,6 +61,17 @@ def read_entries(root: Path) -> list[JournalEntry]:
 def recorded_entries(root: Path) -> list[JournalEntry]:
     """The committed groups, whatever has become of their files. Changes nothing: a writer may be at work."""
     return _read(root)[0]
+
+
+def _line(entry: JournalEntry) -> bytes:
+    content = {
+        'plan': entry.plan,
+        'bucket': entry.key.bucket,
+        'shard': entry.key.shard,
+        'files': {name: record.model_dump() for name, record in entry.files.items()},
+    }
+    closed = content | {'digest': sha256_bytes(canonical_json(content))}
+    return json.dumps(closed, separators=(',', ':')).encode() + b'\n'
 
 
 def _read(root: Path) -> tuple[list[JournalEntry], int]:

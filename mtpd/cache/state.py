@@ -1,12 +1,12 @@
 """What is on record about a cache, finished or not: of the manifest, or of the plan and the journal."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd.cache import journal, manifest
-from mtpd.cache.manifest import BucketRecord, Description, FileRecord
-from mtpd.cache.plan_file import PLAN_FILE, read_plan_file
+from mtpd.cache import journal
+from mtpd.cache.manifest import FORMAT, MANIFEST_FILE, VERSION, Description, Manifest, read_manifest
+from mtpd.cache.plan import ShardKey
+from mtpd.cache.plan_file import PLAN_FILE, plan_record, plan_sha256, read_plan_file
 
 
 @dataclass(frozen=True)
@@ -16,23 +16,24 @@ class CacheState:
     Attributes:
         root: the cache's folder.
         is_finished: whether the manifest has been published.
-        description: what it is made of.
-        buckets: its padded shapes.
-        files: path below the root -> size and hash, of all that counts as written.
-        num_committed: shard groups that count as written.
+        manifest: the manifest; of an unfinished cache the one that it would have, with the files that are committed.
+        committed: the shard groups that count as written.
     """
 
     root: Path
     is_finished: bool
-    description: Description
-    buckets: tuple[BucketRecord, ...]
-    files: Mapping[str, FileRecord]
-    num_committed: int
+    manifest: Manifest
+    committed: frozenset[ShardKey]
+
+    @property
+    def description(self) -> Description:
+        """What the cache is made of."""
+        return self.manifest.description
 
     @property
     def num_shards(self) -> int:
         """Shard groups of the finished cache."""
-        return sum(bucket.num_shards for bucket in self.buckets)
+        return sum(bucket.num_shards for bucket in self.manifest.buckets)
 
 
 def read_state(root: Path) -> CacheState:
@@ -43,11 +44,15 @@ def read_state(root: Path) -> CacheState:
         CacheMismatchError: another program or a newer version wrote it.
         CacheDamagedError: the manifest or the plan was changed after it was written.
     """
-    if (root / PLAN_FILE).is_file() and not (root / manifest.MANIFEST_FILE).exists():
+    if (root / PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
         plan = read_plan_file(root)
-        entries = {entry.key: entry for entry in journal.recorded_entries(root)}
-        files = {name: record for entry in entries.values() for name, record in entry.files.items()}
-        return CacheState(root, False, plan.description, plan.buckets, files, len(entries))
-    found = manifest.read_manifest(root)
-    num_shards = sum(bucket.num_shards for bucket in found.buckets)
-    return CacheState(root, True, found.description, found.buckets, found.files, num_shards)
+        digest = plan_sha256(plan_record(plan.description, plan.buckets))
+        entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == digest}
+        files = {name: record for group in entries.values() for name, record in group.items()}
+        manifest = Manifest(
+            format=FORMAT, version=VERSION, description=plan.description, buckets=plan.buckets, files=files
+        )
+        return CacheState(root, False, manifest, frozenset(entries))
+    manifest = read_manifest(root)
+    keys = (ShardKey(bucket.name, shard) for bucket in manifest.buckets for shard in range(bucket.num_shards))
+    return CacheState(root, True, manifest, frozenset(keys))

@@ -4,9 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from mtpd.cache.arrays import file_place
+from mtpd.cache.basis import BASIS_FILE
 from mtpd.cache.manifest import BucketRecord
 from mtpd.cache.plan import ShardKey
 from mtpd.cache.state import CacheState
+from mtpd.cache.writer import TEACHER_FILE
 from mtpd.pyramid import Level
 
 
@@ -48,7 +50,8 @@ class CacheStatistics:
     Attributes:
         levels: in the cache's order.
         shapes: in the order of writing.
-        num_bytes: by kind: `maps`, `row_tables`, `index`, `teacher_weights`, and `metadata` (all other files).
+        num_bytes: by kind: `maps`, `row_tables`, `index`, `teacher_weights`, `rotations` (of the lean codec), and
+            `metadata` (all other files).
     """
 
     levels: tuple[LevelStatistics, ...]
@@ -79,14 +82,15 @@ class CacheStatistics:
 def measure(state: CacheState) -> CacheStatistics:
     """Adds up a cache's records and the sizes of its files."""
     levels = [level.to_level() for level in state.description.levels]
-    kinds = dict.fromkeys(('maps', 'row_tables', 'index', 'teacher_weights'), 0)
+    kinds = dict.fromkeys(('maps', 'row_tables', 'index', 'teacher_weights', 'rotations'), 0)
     of_level: Counter[str] = Counter()
     of_bucket: Counter[str] = Counter()
     committed: set[ShardKey] = set()
-    for file, record in state.files.items():
+    for file, record in state.manifest.files.items():
         place = file_place(file)
         if place is None:
-            kinds['index' if file.startswith('index/') else 'teacher_weights'] += record.num_bytes
+            kind = {TEACHER_FILE: 'teacher_weights', BASIS_FILE: 'rotations'}.get(file, 'index')
+            kinds[kind] += record.num_bytes
             continue
         committed.add(place.key)
         of_bucket[place.key.bucket] += record.num_bytes
@@ -103,7 +107,7 @@ def measure(state: CacheState) -> CacheStatistics:
             num_shards=bucket.num_shards,
             num_bytes=of_bucket[bucket.name],
         )
-        for bucket in state.buckets
+        for bucket in state.manifest.buckets
     )
     num_views = len(state.description.views)
     return CacheStatistics(

@@ -27,7 +27,7 @@ from mtpd.cache.plan_file import PLAN_FILE, plan_record, plan_sha256, write_plan
 from mtpd.cache.shard_group import ShardGroup
 from mtpd.cache.strict_json import read_json
 from mtpd.cache.zarr_metadata import create_arrays
-from mtpd.errors import CacheMismatchError, UnavailableError
+from mtpd.errors import CacheDamagedError, CacheMismatchError, UnavailableError
 from mtpd.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
 TEACHER_FILE = 'teacher.safetensors'
@@ -103,10 +103,15 @@ class CacheWriter:
             compute: makes them; called only when this cache has none yet.
 
         Raises:
-            CacheDamagedError: the stored ones were changed.
+            CacheDamagedError: the stored ones were changed, or lost.
         """
         path = self.root / BASIS_FILE
         if not path.exists():
+            if self._committed:
+                raise CacheDamagedError(
+                    f'{path}: is missing, and {len(self._committed)} shards mean nothing without it; run '
+                    'mtpd-cache verify --repair, which queues them again'
+                )
             content = save_basis(compute())
             with disk_errors(self.root):
                 write_exclusively(path, content)

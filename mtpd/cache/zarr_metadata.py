@@ -14,7 +14,15 @@ from mtpd.files import write_atomically
 
 
 def create_arrays(root: Path, specs: Iterable[ArraySpec]) -> None:
-    """Writes the metadata of every array and of the groups above them, where it is missing or differs.
+    """Writes the metadata of every array and of the groups above them, where it is missing or differs."""
+    for name, content in metadata_files(specs).items():
+        path = root / name
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content, flush=False)
+
+
+def metadata_files(specs: Iterable[ArraySpec]) -> dict[str, bytes]:
+    """Path below the cache's root -> content of the `zarr.json` of every array and of the groups above them.
 
     zarr makes it in memory and never sees the folder: what lies there may be torn, or be someone else's.
     """
@@ -23,10 +31,7 @@ def create_arrays(root: Path, specs: Iterable[ArraySpec]) -> None:
     zarr.open_group(store=store, mode='a', zarr_format=3)
     for spec in specs:
         _create_array(store, spec)
-    for name, document in documents.items():
-        path, content = root / name, document.to_bytes()
-        if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, content, flush=False)
+    return {name: document.to_bytes() for name, document in documents.items()}
 
 
 def _create_array(store: Store, spec: ArraySpec) -> None:

@@ -1,11 +1,13 @@
 """Colours stand for features, and the expected error is the one that coding makes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mtpd.cache.codecs import decode, encode
-from mtpd_extract.cache_tools.map_images import error_colours, expected_error, magnitude, principal_colours
+from mtpd.cache.codecs import CodecName, decode, encode
+from mtpd_extract.cache_tools.map_images import error_colours, principal_colours, spread_error
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -51,13 +53,19 @@ def test_a_constant_map() -> None:
     assert picture.min() == picture.max()
 
 
-@pytest.mark.parametrize('codec', ['fp16', 'int8'])
-def test_expected_error(codec: str) -> None:
+@pytest.mark.parametrize(('codec', 'contrast'), [('fp16', 50), ('int8', 50), ('lean', 1)])
+def test_spread_error(codec: CodecName, contrast: float) -> None:
     maps = noise(64, 40, 40)
-    encoded = encode(maps[None], codec)  # type: ignore[arg-type]
-    one = type(encoded)(encoded.codes[0], encoded.error[0], None if encoded.scale is None else encoded.scale[0])
-    found = magnitude(decode(one) - maps)
-    assert float(expected_error(one).pow(2).sum()) == pytest.approx(float(found.pow(2).sum()), rel=0.03)
+    maps[:, :, :20] *= contrast
+    encoded = encode(maps[None], codec)
+    scale = None if encoded.scale is None else encoded.scale[0]
+    one = replace(encoded, codes=encoded.codes[0], error=encoded.error[0], scale=scale)
+    found, spread = (decode(one) - maps).square().sum(0), spread_error(one).square()
+    # The energy is that of the decoded map.
+    assert float(spread.sum()) == pytest.approx(float(found.sum()), rel=2 * float(one.error) + 1e-3)
+    # Where the values are small, the steps of half precision are.
+    for half in (slice(0, 20), slice(20, 40)):
+        assert float(spread[:, half].sum()) == pytest.approx(float(found[:, half].sum()), rel=0.1)
 
 
 def test_error_colours_grow_brighter() -> None:

@@ -1,0 +1,116 @@
+"""`mtpd-cache verify`: reads whole caches, names what is damaged and gives it back to the extraction."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mtpd.cache.manifest import MANIFEST_FILE
+from mtpd.cache.repair import no_writers, repair
+from mtpd.cache.state import CacheState, read_state
+from mtpd.cache.verification import Damage, verify
+from mtpd.errors import CacheDamagedError
+from mtpd_extract.cache_tools.text import size
+
+STRAYS_NAMED = 20
+
+
+def run(options: Mapping[str, Any]) -> None:
+    """Verifies cache after cache.
+
+    Raises:
+        CacheDamagedError: at the end, naming all that is damaged and was not repaired.
+    """
+    roots: Sequence[Path] = options['caches']
+    problems = []
+    for root in roots:
+        try:
+            with no_writers(root) if options['repair'] and root.is_dir() else nullcontext():
+                problems.append(_run(root, num_threads=options['workers'], is_repair=options['repair']))
+        except CacheDamagedError as error:
+            problems.append(_of_the_records(root, error))
+    problems = [lines for lines in problems if lines]
+    if len(problems) == 1:
+        raise CacheDamagedError('\n'.join(problems[0]))
+    if problems:
+        indented = [f'  {line}' for lines in problems for line in lines]
+        raise CacheDamagedError('\n'.join([f'{len(problems)} of {len(roots)} caches are not sound', *indented]))
+
+
+def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
+    """Verifies one cache; returns the lines that say what is wrong with it still."""
+    state = read_state(root)
+    num_bytes = sum(record.num_bytes for record in state.manifest.files.values())
+    start = time.monotonic()
+    # A log file gets few lines, a terminal a moving bar.
+    interval = 0.5 if sys.stderr.isatty() else 10
+    with tqdm(total=num_bytes, unit='B', unit_scale=True, desc=f'verify {root}', mininterval=interval) as progress:
+        damages = verify(state, num_threads=num_threads, advance=progress.update)
+    if not damages:
+        rate = size(int(num_bytes / max(time.monotonic() - start, 1e-9)))
+        print(f'{root}: sound; {_extent(state)}, {size(num_bytes)} read at {rate}/s', flush=True)
+        return []
+    if not is_repair:
+        return _lines(state, damages, advice='mend with mtpd-cache verify --repair')
+    print('\n'.join(_lines(state, damages)))
+    done = repair(state, damages)
+    if done.is_unfinished:
+        print(
+            f'{root}: unfinished now; run the same mtpd-extract command again: it extracts {done.num_queued} of '
+            f'{state.num_shards} shards, mends the rest and publishes the cache',
+            flush=True,
+        )
+    elif any(damage.kind == 'metadata' for damage in damages):
+        print(f'{root}: the zarr.json files are rewritten', flush=True)
+    strays = [damage for damage in damages if damage.kind == 'stray']
+    return _lines(state, strays, advice='move them away or delete them') if strays else []
+
+
+def _extent(state: CacheState) -> str:
+    if state.is_finished:
+        return f'{state.manifest.num_images:,} images in {state.num_shards:,} shards'
+    return f'{len(state.committed):,} of {state.num_shards:,} shards are committed, mtpd-extract has the rest to write'
+
+
+def _num_groups(damages: Sequence[Damage]) -> int:
+    return len({damage.key for damage in damages if damage.key})
+
+
+def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') -> list[str]:
+    """A line that sums it up, then one for each damaged shard group and for each other file."""
+    num_groups = _num_groups(damages)
+    counts = {kind: sum(damage.kind == kind for damage in damages) for kind in ('head', 'metadata', 'stray')}
+    summary = [
+        f'{num_groups} of {state.num_shards} shards damaged' * bool(num_groups),
+        f'{counts["head"]} of the files beside the shards damaged' * bool(counts['head']),
+        f'{counts["metadata"]} zarr.json files wrong' * bool(counts['metadata']),
+        f'{counts["stray"]} files that do not belong there' * bool(counts['stray']),
+    ]
+    places: dict[str, list[str]] = {}
+    for damage in damages:
+        if damage.key is not None:
+            place = places.setdefault(f'{damage.key.bucket} shard {damage.key.shard}', [])
+            place.append(f'{damage.file}: {damage.reason}')
+        elif damage.kind != 'stray' or len(places) < num_groups + STRAYS_NAMED:
+            places.setdefault(damage.file, []).append(damage.reason)
+    return [
+        f'{state.root}: {", ".join(filter(None, summary))}' + f'; {advice}' * bool(advice),
+        *(
+            f'  {place}: {reasons[0]}' + f' (and {len(reasons) - 1} more files)' * (len(reasons) > 1)
+            for place, reasons in places.items()
+        ),
+    ]
+
+
+def _of_the_records(root: Path, error: CacheDamagedError) -> list[str]:
+    """What can be done where the records themselves cannot be believed."""
+    if not (root / MANIFEST_FILE).exists():
+        return [str(error)]
+    return [
+        f'{error}. Nothing else says what the files of a cache must hold, so it cannot be repaired: put back a copy of '
+        f'{MANIFEST_FILE}, or extract again with --overwrite'
+    ]

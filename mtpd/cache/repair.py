@@ -1,0 +1,96 @@
+"""Giving a damaged cache back to the extraction, which then writes just the damaged shard groups again."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mtpd.cache import arrays, journal
+from mtpd.cache.basis import BASIS_FILE
+from mtpd.cache.journal import JournalEntry
+from mtpd.cache.manifest import MANIFEST_FILE, FileRecord
+from mtpd.cache.plan import ShardKey
+from mtpd.cache.plan_file import plan_record, plan_sha256, write_plan_file
+from mtpd.cache.state import CacheState
+from mtpd.cache.verification import Damage, expected_metadata
+from mtpd.cache.writer import LOCK_FILE, disk_errors
+from mtpd.errors import UnavailableError
+from mtpd.files import fsync_directory, write_atomically
+
+
+@contextmanager
+def no_writers(root: Path) -> Iterator[None]:
+    """Keeps extractions out of the cache in `root`.
+
+    Raises:
+        UnavailableError: one is at work.
+    """
+    lock = FileLock(root / LOCK_FILE, timeout=0)
+    with disk_errors(root):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UnavailableError(
+                f'{root}: an extraction is writing this cache; repair it when it has ended'
+            ) from None
+    with lock:
+        yield
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair has done.
+
+    Attributes:
+        is_unfinished: whether the extraction has something to write again.
+        num_queued: shard groups that it will extract.
+    """
+
+    is_unfinished: bool
+    num_queued: int
+
+
+def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
+    """Takes what is damaged out of the records, so that the same extraction writes it again; under `no_writers`.
+
+    A finished cache becomes an unfinished one: first the journal of what is intact, then the plan, and only then the
+    manifest goes. A kill in between leaves the finished cache with its damages. Metadata is mended at once. Strays are
+    left alone: no extraction wrote them. Without the rotations of its channels no stored map of a lean cache means
+    anything, and there is no making quite the same ones again: then all shards are queued.
+
+    Raises:
+        UnavailableError: the disk refuses.
+    """
+    root, manifest = state.root, state.manifest
+    with disk_errors(root):
+        wrong = [damage.file for damage in damages if damage.kind == 'metadata']
+        if wrong:
+            contents = expected_metadata(state)
+            for file in wrong:
+                write_atomically(root / file, contents[file])
+        if not any(damage.kind in ('shard', 'head') for damage in damages):
+            return Repair(is_unfinished=not state.is_finished, num_queued=state.num_shards - len(state.committed))
+        plan = plan_record(manifest.description, manifest.buckets)
+        has_bases = not any(damage.file == BASIS_FILE for damage in damages)
+        entries = _intact_entries(state, damages, plan_sha256(plan)) if has_bases else []
+        journal.replace_entries(root, entries)
+        if not has_bases:
+            (root / BASIS_FILE).unlink(missing_ok=True)
+        if state.is_finished:
+            write_plan_file(root, plan)
+            (root / MANIFEST_FILE).unlink()
+            fsync_directory(root)
+    return Repair(is_unfinished=True, num_queued=state.num_shards - len(entries))
+
+
+def _intact_entries(state: CacheState, damages: Sequence[Damage], plan: str) -> list[JournalEntry]:
+    damaged = {damage.key for damage in damages if damage.kind == 'shard'}
+    groups: dict[ShardKey, dict[str, FileRecord]] = defaultdict(dict)
+    for file, record in state.manifest.files.items():
+        place = arrays.file_place(file)
+        if place is not None and place.key not in damaged:
+            groups[place.key][file] = record
+    return [JournalEntry(plan, key, files) for key, files in groups.items()]
