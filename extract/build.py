@@ -54,7 +54,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         InputError: an option, the annotation file, an image path or the teacher is wrong.
         UnavailableError: the weights or the device cannot be had.
     """
-    folder, annotation_file = _data_set(options)
+    folder, annotation_file = data_set(options)
     coco = read_annotations(annotation_file)
     selected = coco.images[: options['limit']]
     if not selected:
@@ -112,7 +112,8 @@ def _target_error(codec: CodecName, given: float | None) -> float | None:
     return None
 
 
-def _data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:
+def data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:
+    """The image folder and the annotation file that the options name."""
     if options['images'] is not None:
         return options['images'], options['annotations']
     coco, split = options['coco'], options['split']

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mtpd import outcome
+from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
 
 EXAMPLES = """
 \b
@@ -37,18 +38,6 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     return int(parts[0]), int(parts[1])
 
 
-def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in value.split(','))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3:
-        raise click.BadParameter(f'{value!r}: expected three numbers, for instance 103.5,116.3,123.7')
-    return numbers
-
-
 def _views(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     views = _names(context, parameter, value) or ()
     if not views or any(view not in ('plain', 'flip') for view in views) or len(set(views)) < len(views):
@@ -70,24 +59,8 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
     metavar='CACHE',
     help='Folder of the cache; resumes what is there.',
 )
-@click.option(
-    '--checkpoint', type=click.Path(path_type=Path, dir_okay=False), help='Weights file; zoo models fetch their own.'
-)
-@click.option(
-    '--trust-checkpoint',
-    is_flag=True,
-    help='Unpickle a checkpoint that holds more than tensors. This can run code in it.',
-)
-@click.option(
-    '--coco',
-    type=click.Path(path_type=Path),
-    default=Path('data/coco'),
-    show_default=True,
-    help="Data set in COCO's own layout.",
-)
-@click.option('--split', default='train2017', show_default=True, help='Split of --coco.')
-@click.option('--images', type=click.Path(path_type=Path), help='Image folder, in place of --coco and --split.')
-@click.option('--annotations', type=click.Path(path_type=Path), help='COCO annotation file, together with --images.')
+@teacher_options
+@data_options
 @click.option(
     '--levels', callback=_names, metavar='P3,P4,...', help="Levels to store.  [default: all of the teacher's]"
 )
@@ -114,22 +87,6 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     '--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the teacher's own]"
 )
-@click.option(
-    '--mean',
-    callback=_channels,
-    metavar='A,B,C',
-    help="For FILE.py:CALLABLE: mean per channel, in the network's order.",
-)
-@click.option(
-    '--std', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: standard deviation per channel.'
-)
-@click.option('--channel-order', type=click.Choice(['bgr', 'rgb']), help='For FILE.py:CALLABLE.  [default: bgr]')
-@click.option(
-    '--pad-divisor',
-    type=click.IntRange(1),
-    help='For FILE.py:CALLABLE: padded sides are multiples of this.  [default: 32]',
-)
-@click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: pixel value of padding.  [default: 0]')
 @click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images a forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read images.')
 @click.option(
@@ -153,8 +110,7 @@ def main(verbose: bool, **options: Any) -> None:
     Run the same command again to go on after an interruption. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted
     after saving.
     """
-    if (options['images'] is None) != (options['annotations'] is None):
-        raise click.UsageError('--images and --annotations go together')
+    require_pairs(options)
     try:
         from mtpd_extract.run import run
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mtpd import outcome
+from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
 
 CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}
 
@@ -18,6 +19,7 @@ EXAMPLES = """
 Examples:
   mtpd-cache info cache/r101
   mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017
+  mtpd-cache fidelity cache/r101 --split val2017
 """
 
 INFO_EXAMPLES = """
@@ -39,6 +41,15 @@ VERIFY_EXAMPLES = """
 Examples:
   mtpd-cache verify cache/r101
   mtpd-cache verify --repair cache/r101 && mtpd-extract --teacher r101 --out cache/r101
+"""
+
+FIDELITY_EXAMPLES = """
+\b
+Examples:
+  mtpd-cache fidelity cache/r101
+  mtpd-cache fidelity cache/r101 --split val2017 --num-images 500
+  mtpd-cache fidelity cache/mine --teacher my_config.py --checkpoint my.pth \\
+      --images data/my/images --annotations data/my/val.json
 """
 
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
@@ -123,5 +134,30 @@ def picture(verbose: bool, **options: Any) -> None:
         raise click.UsageError('--annotations goes with --images')
     with _reported(verbose=verbose):
         from mtpd_extract.cache_tools.picture import run
+
+        run(options)
+
+
+@main.command(epilog=FIDELITY_EXAMPLES)
+@click.argument('cache', type=click.Path(path_type=Path))
+@click.option('--teacher', metavar='T', help='As for mtpd-extract.  [default: what the cache names]')
+@teacher_options
+@data_options
+@click.option(
+    '--num-images', type=click.IntRange(1), default=100, show_default=True, help='Images, at equal distances.'
+)
+@click.option('--ap/--no-ap', default=True, show_default=True, help="Box AP of the teacher's own head on stored maps.")
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--json', 'as_json', is_flag=True, help='A JSON object.')
+@_verbose
+def fidelity(verbose: bool, **options: Any) -> None:
+    """Compare what CACHE holds with the live teacher: error, cosine and AP.
+
+    The images are those of the cache when the annotation file is the one that it was extracted with. Images of any
+    other annotated set go through the cache's codec in memory. The teacher is by default the one that the cache names.
+    """
+    require_pairs(options)
+    with _reported(verbose=verbose):
+        from mtpd_extract.cache_tools.fidelity import run
 
         run(options)

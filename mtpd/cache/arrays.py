@@ -3,7 +3,7 @@
 A bucket's folder holds, per view (N rows, L levels, C channels, H W grid of a level):
 
     <view>/<level>         (N, C, H, W) int8 or float16   sharded, inner chunk = one image
-    <view>/<level>.scale   (N, 2, C) float32              step and offset of each channel; not with fp16
+    <view>/<level>.scale   (N, 2, C) float32 or float16   step and offset of each channel; not with fp16
     <view>/image_id        (N,) int64                     which image a row is
     <view>/crc32c          (N, L) uint32                  checksum of each inner chunk, in the order of the levels
     <view>/error           (N, L) float32                 relative squared error of each map, in the same order
@@ -26,6 +26,7 @@ from mtpd.errors import CacheDamagedError
 from mtpd.pyramid import Level
 
 CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8', 'lean': 'int8'}
+SCALE_DTYPES: dict[CodecName, str] = {'int8': 'float32', 'lean': 'float16'}
 # On real int8 features levels 1 and 3 give the same size: there is little but entropy to code. The zeros of `lean`
 # repeat, and level 6 finds 6% more in them at a third of the speed, which the teacher's forward pass hides.
 ZSTD_LEVELS: dict[CodecName, int] = {'fp16': 1, 'int8': 1, 'lean': 6}
@@ -97,10 +98,10 @@ def level_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> 
     )
 
 
-def scale_spec(bucket: Bucket, *, view: str, level: Level) -> ArraySpec:
+def scale_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:
     """The array of a level's steps and offsets."""
     shape = (len(bucket.images), 2, level.channels)
-    return ArraySpec(f'{bucket.name}/{view}/{level.name}.scale', shape, 'float32', bucket.rows_per_shard)
+    return ArraySpec(f'{bucket.name}/{view}/{level.name}.scale', shape, SCALE_DTYPES[codec], bucket.rows_per_shard)
 
 
 def image_id_spec(bucket: Bucket, *, view: str) -> ArraySpec:
@@ -126,7 +127,7 @@ def bucket_specs(bucket: Bucket, *, views: Sequence[str], levels: Sequence[Level
     for view in views:
         specs += [level_spec(bucket, view=view, level=level, codec=codec) for level in levels]
         if has_scale(codec):
-            specs += [scale_spec(bucket, view=view, level=level) for level in levels]
+            specs += [scale_spec(bucket, view=view, level=level, codec=codec) for level in levels]
         specs += [
             image_id_spec(bucket, view=view),
             checksum_spec(bucket, view=view, num_levels=len(levels)),

@@ -34,7 +34,8 @@ class EncodedMaps:
     Attributes:
         codes: (..., C, H, W), int8 or float16.
         error: (...) float32, ||decoded - map||^2 / ||map||^2 of each image, measured when it was encoded.
-        scale: (..., 2, C) float32, step and offset of each channel; None when the codes are the values.
+        scale: (..., 2, C), step and offset of each channel, float32 or, with `lean`, float16; None when the codes are
+            the values.
         basis: (C, C) float32, whose columns are the directions that the channels of the codes stand for; None when
             these are the teacher's channels.
     """
@@ -89,7 +90,8 @@ def dequantise(encoded: EncodedMaps) -> Tensor:
     values = encoded.codes.float()
     if encoded.scale is None:
         return values
-    step, offset = encoded.scale[..., 0, :, None, None], encoded.scale[..., 1, :, None, None]
+    scale = encoded.scale.float()
+    step, offset = scale[..., 0, :, None, None], scale[..., 1, :, None, None]
     return torch.addcmul(offset, values, step)
 
 
@@ -110,7 +112,8 @@ def require_storable(encoded: EncodedMaps) -> None:
         InputError: a value was not finite, or too large for half precision.
     """
     if not bool(torch.isfinite(encoded.error).all()):
-        limit = ', or exceed 65504, the largest half-precision value' if encoded.codes.dtype == torch.float16 else ''
+        uses_half = torch.float16 in (encoded.codes.dtype, encoded.scale is not None and encoded.scale.dtype)
+        limit = ', or exceed 65504, the largest half-precision value' if uses_half else ''
         raise InputError(
             f'the teacher gave feature values that are not finite{limit}: check its weights and its input '
             'normalisation, or choose another codec'

@@ -63,7 +63,7 @@ class RowTable:
         image_ids: (rows_per_shard,) int64.
         checksums: (rows_per_shard, L) uint32.
         errors: (rows_per_shard, L) float32.
-        scales: per level (rows_per_shard, 2, C) float32, or None.
+        scales: per level (rows_per_shard, 2, C), or None.
         chunks: per level (rows_per_shard, 2) uint64, offset and length of each inner chunk.
     """
 
@@ -222,8 +222,11 @@ class CacheReader:
         chunks = []
         for level in self.levels:
             chunks.append(self._read_shard_index(arrays.level_spec(bucket, view=view, level=level, codec=codec), shard))
-            scale_spec = arrays.scale_spec(bucket, view=view, level=level)
-            scales.append(self._read_plain(scale_spec, shard) if has_scale(codec) else None)
+            scales.append(
+                self._read_plain(arrays.scale_spec(bucket, view=view, level=level, codec=codec), shard)
+                if has_scale(codec)
+                else None
+            )
         return RowTable(
             image_ids=self._read_plain(arrays.image_id_spec(bucket, view=view), shard),
             checksums=self._read_plain(arrays.checksum_spec(bucket, view=view, num_levels=len(self.levels)), shard),

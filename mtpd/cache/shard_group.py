@@ -72,7 +72,7 @@ class ShardGroup:
         spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
         yield spec.file(self.key.shard), encode_shard(chunks, chunks_per_shard=self._bucket.rows_per_shard)
         if has_scale(self._codec):
-            scale = arrays.scale_spec(self._bucket, view=view, level=level)
+            scale = arrays.scale_spec(self._bucket, view=view, level=level, codec=self._codec)
             values = np.stack(self._scales[view, level.name])
             yield scale.file(self.key.shard), arrays.encode_plain(values, scale)
 

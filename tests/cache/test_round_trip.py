@@ -80,7 +80,7 @@ def test_zarr_python_reads_a_lean_cache_with_its_basis(tmp_path: Path, make_reci
     group: Any = zarr.open_group(tmp_path / 'cache', mode='r')
     cache = mtpd.cache.open(tmp_path / 'cache')
     bases = safetensors.numpy.load_file(tmp_path / 'cache' / 'basis.safetensors')
-    codes, scales = group['64x96/flip/p4'][:], group['64x96/flip/p4.scale'][:]
+    codes, scales = group['64x96/flip/p4'][:], group['64x96/flip/p4.scale'][:].astype('float32')
     rotated = codes * scales[:, 0, :, None, None] + scales[:, 1, :, None, None]
     values = np.einsum('ck,nkhw->nchw', bases['p4'], rotated)
     for row, image_id in enumerate(group['64x96/flip/image_id'][:]):

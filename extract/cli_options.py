@@ -1,0 +1,88 @@
+"""Options that several command lines share: which teacher, which images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar('Command', bound=Callable[..., Any])
+
+
+def teacher_options(command: Command) -> Command:
+    """Everything about the teacher but its name: weights, and the input of a `file.py:callable`."""
+    return _together(
+        command,
+        click.option(
+            '--checkpoint',
+            type=click.Path(path_type=Path, dir_okay=False),
+            help='Weights file; zoo models fetch their own.',
+        ),
+        click.option(
+            '--trust-checkpoint',
+            is_flag=True,
+            help='Unpickle a checkpoint that holds more than tensors. This can run code in it.',
+        ),
+        click.option(
+            '--mean',
+            callback=_channels,
+            metavar='A,B,C',
+            help="For FILE.py:CALLABLE: mean per channel, in the network's order.",
+        ),
+        click.option(
+            '--std', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: standard deviation per channel.'
+        ),
+        click.option(
+            '--channel-order', type=click.Choice(['bgr', 'rgb']), help='For FILE.py:CALLABLE.  [default: bgr]'
+        ),
+        click.option(
+            '--pad-divisor',
+            type=click.IntRange(1),
+            help='For FILE.py:CALLABLE: padded sides are multiples of this.  [default: 32]',
+        ),
+        click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: pixel value of padding.  [default: 0]'),
+    )
+
+
+def data_options(command: Command) -> Command:
+    """The annotated set: COCO's own layout, or a folder and a file."""
+    return _together(
+        command,
+        click.option(
+            '--coco',
+            type=click.Path(path_type=Path),
+            default=Path('data/coco'),
+            show_default=True,
+            help="Data set in COCO's own layout.",
+        ),
+        click.option('--split', default='train2017', show_default=True, help='Split of --coco.'),
+        click.option('--images', type=click.Path(path_type=Path), help='Image folder, in place of --coco and --split.'),
+        click.option(
+            '--annotations', type=click.Path(path_type=Path), help='COCO annotation file, together with --images.'
+        ),
+    )
+
+
+def require_pairs(options: dict[str, Any]) -> None:
+    """Refuses an image folder without its annotation file, and the other way round."""
+    if (options['images'] is None) != (options['annotations'] is None):
+        raise click.UsageError('--images and --annotations go together')
+
+
+def _together(command: Command, *options: Callable[[Command], Command]) -> Command:
+    # The help lists options in the order in which they are written, which is the reverse of how they are applied.
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(','))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise click.BadParameter(f'{value!r}: expected three numbers, for instance 103.5,116.3,123.7')
+    return numbers
