@@ -57,7 +57,7 @@ def spread_error(encoded: EncodedMaps) -> Tensor:
         # Half precision has 11 significant bits.
         step = torch.ldexp(torch.ones_like(values), torch.frexp(values).exponent - 11)
     else:
-        step = encoded.scale[0, :, None, None].expand(encoded.codes.shape)
+        step = encoded.scale[0, :, None, None].float().expand(encoded.codes.shape)
     expected = (step.square() / 12).sum(0)
     energy = decode(encoded).square().sum()
     return (expected * (encoded.error * energy / expected.sum().clamp(min=1e-30))).sqrt()

@@ -1,0 +1,123 @@
+"""Made the golden caches of format version 1, once: `python tests/cache/golden/make.py FOLDER`.
+
+Not to be run over the folder `v1` beside it: what lies there must be read for as long as there are caches of version 1,
+however the writer changes. A new version gets a folder of its own.
+
+All values are sums of powers of two, so that decoding is exact on every machine. `expected.json` is computed here from
+codes, steps and offsets with numpy, not read back from the cache. Letters: C channels, H W grid of a level.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from mtpd.cache.codecs import CodecName, EncodedMaps, bytes_per_element
+from mtpd.cache.manifest import Description, ViewName, describe
+from mtpd.cache.plan import SourceImage, plan_cache
+from mtpd.cache.writer import CacheWriter
+from mtpd.geometry import Geometry
+from mtpd.pyramid import Level
+
+LEVELS = (Level('p3', 8, 2), Level('p4', 16, 4))
+GEOMETRY = Geometry((32, 16), pad_divisor=16)
+# Two padded shapes; the first one fills a shard and a half.
+IMAGES = (SourceImage(7, (16, 32)), SourceImage(3, (30, 15)), SourceImage(5, (16, 30)), SourceImage(9, (8, 16)))
+VIEWS: dict[CodecName, tuple[ViewName, ...]] = {'fp16': ('plain',), 'int8': ('plain', 'flip'), 'lean': ('plain',)}
+ERROR = 2.0**-7
+# Orthonormal, and every entry a power of two.
+BASES: dict[str, np.ndarray] = {
+    'p3': np.array([[0, -1], [1, 0]], dtype=np.float32),
+    'p4': np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=np.float32) / 2,
+}
+
+
+def codes(image_id: int, view: str, level: Level, grid: tuple[int, int]) -> np.ndarray:
+    """int8 (C, H, W): all kinds of numbers, the extremes among them."""
+    channel, row, column = np.indices((level.channels, *grid))
+    number = 31 * image_id + 11 * len(view) + 7 * channel + 5 * row + 3 * column + level.stride
+    values = (number * number) % 256 - 128
+    values.flat[0], values.flat[-1] = -127, 127
+    stored: np.ndarray = values.astype(np.int8)
+    return stored
+
+
+def steps_and_offsets(image_id: int, level: Level) -> np.ndarray:
+    """float32 (2, C)."""
+    channels = np.arange(level.channels)
+    return np.stack([2.0 ** (-channels - 2), channels - image_id / 4]).astype(np.float32)
+
+
+def encoded_and_expected(image_id: int, view: str, level: Level, codec: CodecName) -> tuple[EncodedMaps, np.ndarray]:
+    """What is stored, and the float32 map (C, H, W) that it stands for."""
+    size = next(image.size for image in IMAGES if image.image_id == image_id)
+    stored = codes(image_id, view, level, level.grid(*GEOMETRY.padded(size)))
+    scale = steps_and_offsets(image_id, level)
+    expected: np.ndarray = stored.astype(np.float32) * scale[0][:, None, None] + scale[1][:, None, None]
+    error = torch.full((1,), ERROR)
+    if codec == 'fp16':
+        return EncodedMaps(codes=torch.from_numpy(expected).half()[None], error=error), expected
+    if codec == 'lean':
+        expected = (BASES[level.name] @ expected.reshape(level.channels, -1)).reshape(expected.shape)
+    return EncodedMaps(torch.from_numpy(stored)[None], error, torch.from_numpy(scale)[None]), expected
+
+
+def description(codec: CodecName) -> Description:
+    """What the manifest says."""
+    return describe(
+        fingerprint={'teacher': {'weights': '0' * 64}, 'data': {'annotations': '1' * 64}},
+        provenance={'teacher': 'golden', 'versions': {}},
+        levels=LEVELS,
+        codec=codec,
+        target_error=0.03125 if codec == 'lean' else None,
+        views=VIEWS[codec],
+        geometry=GEOMETRY,
+    )
+
+
+def make(root: Path, codec: CodecName) -> Mapping[str, object]:
+    """Writes one cache; returns its maps as lists by image, view and level."""
+    plan = plan_cache(
+        IMAGES,
+        geometry=GEOMETRY,
+        levels=LEVELS,
+        bytes_per_element=bytes_per_element(codec),
+        shard_bytes=32 * bytes_per_element(codec),
+    )
+    weights = safetensors.torch.save({'neck.weight': torch.arange(3.0)})
+    expected: dict[str, dict[str, dict[str, object]]] = {}
+    with CacheWriter(root, description=description(codec), plan=plan, teacher_weights=weights) as writer:
+        if codec == 'lean':
+            writer.bases(lambda: {name: torch.from_numpy(basis) for name, basis in BASES.items()})
+        for key in writer.pending():
+            group = writer.start_group(key)
+            for view in VIEWS[codec]:
+                for image in plan.images(key):
+                    pairs = {level.name: encoded_and_expected(image.image_id, view, level, codec) for level in LEVELS}
+                    group.append(view, {name: encoded for name, (encoded, _) in pairs.items()})
+                    of_image = expected.setdefault(str(image.image_id), {})
+                    of_image[view] = {name: values.tolist() for name, (_, values) in pairs.items()}
+            writer.commit(group)
+        writer.finish()
+    for path in root.glob('.lock*'):
+        path.unlink()
+    if codec != 'fp16':
+        # One cache is enough to show that other programs can open them, and these files take half of the space.
+        for path in root.rglob('zarr.json'):
+            path.unlink()
+    return expected
+
+
+def main(folder: Path) -> None:
+    """Writes a cache for each codec and what is to be read from it."""
+    for codec in VIEWS:
+        expected = make(folder / codec, codec)
+        (folder / f'{codec}.expected.json').write_text(json.dumps(expected, separators=(',', ':')) + '\n')
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))
