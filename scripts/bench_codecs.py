@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""Codecs of this program and rivals on the same maps: bits, errors, AP of the teacher's own head, speed.
+
+    scripts/bench_codecs.py --teacher my_config.py --checkpoint my.pth \\
+        --teacher file.py:build --checkpoint other.pth --coco data/coco --split val2017 --plot codecs.png
+
+Teachers and checkpoints go in pairs; a `file.py:callable` needs its input as attributes and `predict_from_features`.
+`lean` is calibrated on the first images, as an extraction does. Bits count codes, steps and offsets; speeds are millions
+of elements a second in one thread, quantisation and compression together. PCodec needs `pip install pcodec`. Last line:
+`bits B head-AP-drop D` of the recommended setting (lean, error 0.03), the worst teacher of each.
+"""
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numcodecs import BitRound, Blosc, Zstd
+from torch import Tensor
+from tqdm import tqdm
+
+from mtpd.cache.arrays import ZSTD_LEVELS
+from mtpd.cache.basis import Covariance
+from mtpd.cache.codecs import CodecName, EncodedMaps, decode, encode
+from mtpd.cache.comparison import Comparison
+from mtpd.cache.shard import chunk_checksum, decode_chunk, encode_chunk
+from mtpd.data.coco import CocoSet, read_annotations
+from mtpd.detectors.own_head import head_detections, require_head
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
+from mtpd.evaluation import evaluate
+from mtpd_extract.annotated_images import AnnotatedImage, spread, view_of
+from mtpd_extract.calibration import NUM_IMAGES
+
+RECOMMENDED = 'lean 0.03'
+CPU = torch.device('cpu')
+
+# One map (C, H, W) and its basis -> what is stored; what is stored -> the map. `Stored` says how many bytes it takes.
+Stored = Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to store a map.
+
+    Attributes:
+        name: in the table.
+        pack: map float32 (C, H, W), basis (C, C) -> (bytes that it takes, whatever `unpack` needs).
+        unpack: what `pack` gave -> map float32 (C, H, W).
+        is_ours: or a rival's.
+    """
+
+    name: str
+    pack: Callable[[Tensor, Tensor], tuple[int, Stored]]
+    unpack: Callable[[Stored], Tensor]
+    is_ours: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a method did to all maps of a teacher."""
+
+    num_bytes: int = 0
+    num_elements: int = 0
+    pack_seconds: float = 0.0
+    unpack_seconds: float = 0.0
+    comparison: Comparison = field(default_factory=Comparison)
+    detections: list[dict[str, Any]] = field(default_factory=list)
+    ap: float = 0.0
+
+    @property
+    def bits(self) -> float:
+        """Bits an element."""
+        return 8 * self.num_bytes / self.num_elements
+
+
+def our_method(name: str, codec: CodecName, *, target: float | None = None, rotated: bool = True) -> Method:
+    """A codec of this program, with the compression of its shards."""
+
+    def pack(maps: Tensor, basis: Tensor) -> tuple[int, Stored]:
+        used = basis if codec == 'lean' and rotated else None
+        encoded = encode(maps[None], codec, target=target, basis=used)
+        codes = encoded.codes[0].numpy()
+        chunk = encode_chunk(codes, level=ZSTD_LEVELS[codec])
+        scale = None if encoded.scale is None else encoded.scale[0]
+        num_bytes = len(chunk) + (0 if scale is None else scale.numel() * scale.element_size())
+        return num_bytes, (chunk, np.empty_like(codes), encoded.error[0], scale, used)
+
+    def unpack(stored: Stored) -> Tensor:
+        chunk, codes, error, scale, used = stored
+        decode_chunk(chunk, out=codes, checksum=chunk_checksum(chunk), name=name)
+        return decode(EncodedMaps(torch.from_numpy(codes), error, scale, used))
+
+    return Method(name, pack, unpack, is_ours=True)
+
+
+def npy_method() -> Method:
+    """A file of float32 for each image, as most feature dumps are."""
+
+    def pack(maps: Tensor, _: Tensor) -> tuple[int, Stored]:
+        file = io.BytesIO()
+        np.save(file, maps.numpy(), allow_pickle=False)
+        return file.tell(), file.getvalue()
+
+    return Method(
+        '.npy float32', pack, lambda stored: torch.from_numpy(np.load(io.BytesIO(stored), allow_pickle=False))
+    )
+
+
+def compressed_method(name: str, dtype: str, compressor: Any, rounding: Any = None) -> Method:
+    """Floats through a compressor, rounded to fewer bits of the mantissa before if asked."""
+
+    def pack(maps: Tensor, _: Tensor) -> tuple[int, Stored]:
+        values = maps.numpy().astype(dtype)
+        if rounding is not None:
+            values = rounding.encode(values).view(dtype).reshape(maps.shape)
+        content = compressor.encode(np.ascontiguousarray(values))
+        return len(content), (content, maps.shape)
+
+    def unpack(stored: Stored) -> Tensor:
+        content, shape = stored
+        decoded = np.frombuffer(compressor.decode(content), dtype=dtype).reshape(shape)
+        return torch.from_numpy(decoded.astype(np.float32))
+
+    return Method(name, pack, unpack)
+
+
+def absmax_blosc_method() -> Method:
+    """int8 by the largest magnitude of each channel, through Blosc: the usual way to quantise."""
+    compressor = Blosc(cname='zstd', clevel=5, shuffle=Blosc.BITSHUFFLE)
+
+    def pack(maps: Tensor, _: Tensor) -> tuple[int, Stored]:
+        step = (maps.abs().amax((-2, -1), keepdim=True) / 127).clamp(min=1e-12)
+        content = compressor.encode((maps / step).round().to(torch.int8).numpy())
+        return len(content) + 4 * len(step), (content, step, maps.shape)
+
+    def unpack(stored: Stored) -> Tensor:
+        content, step, shape = stored
+        codes: Tensor = torch.from_numpy(np.frombuffer(compressor.decode(content), np.int8).reshape(shape).copy())
+        return codes.float().mul_(step)
+
+    return Method('int8 absmax, blosc', pack, unpack)
+
+
+def all_methods() -> list[Method]:
+    """Ours and the rivals."""
+    methods = [
+        npy_method(),
+        compressed_method('fp16, zstd 3', 'float16', Zstd(level=3)),
+        *[
+            compressed_method(f'bitround {bits}, zstd 3', 'float32', Zstd(level=3), BitRound(keepbits=bits))
+            for bits in (1, 2, 4)
+        ],
+        absmax_blosc_method(),
+        our_method('fp16', 'fp16'),
+        our_method('int8', 'int8'),
+        *[our_method(f'lean {target}', 'lean', target=target) for target in (0.003, 0.01, 0.03, 0.1)],
+        our_method('lean 0.03, not rotated', 'lean', target=0.03, rotated=False),
+    ]
+    try:
+        from numcodecs.pcodec import PCodec
+    except ImportError:
+        print('PCodec is left out: pip install pcodec')
+    else:
+        methods.insert(2, compressed_method('fp16, PCodec', 'float16', PCodec(level=8)))
+    return methods
+
+
+def measure(
+    teacher: Teacher, coco: CocoSet, folder: Path, *, methods: Sequence[Method], num_images: int
+) -> tuple[float, dict[str, Outcome]]:
+    """The live AP, and each method's outcome by name."""
+    require_head(teacher)
+    images = spread(coco.images, num_images)
+    seen = [view_of(teacher, image, folder=folder, view='plain', device=CPU) for image in images]
+    covariances = {level.name: Covariance(level.channels) for level in teacher.levels}
+    for one in seen[:NUM_IMAGES]:
+        for name, values in teacher.maps(one.inputs).items():
+            covariances[name].add(values)
+    bases = {name: covariance.basis() for name, covariance in covariances.items()}
+    outcomes = {method.name: Outcome() for method in methods}
+    live: list[dict[str, Any]] = []
+    for one in tqdm(seen, unit='image', desc=Path(teacher.name).name, leave=False):
+        maps = {name: values[0] for name, values in teacher.maps(one.inputs).items()}
+        live += detect(teacher, one, maps, coco)
+        for method in methods:
+            outcome = outcomes[method.name]
+            found = {name: through(method, outcome, values, bases[name]) for name, values in maps.items()}
+            outcome.detections += detect(teacher, one, found, coco)
+    ids = [image.id for image in images]
+    for outcome in outcomes.values():
+        outcome.ap = 100 * evaluate(coco.path, outcome.detections, image_ids=ids)['AP']
+    return 100 * evaluate(coco.path, live, image_ids=ids)['AP'], outcomes
+
+
+def through(method: Method, outcome: Outcome, maps: Tensor, basis: Tensor) -> Tensor:
+    """The map as the method gives it back; adds to the outcome what that took."""
+    started = time.perf_counter()
+    num_bytes, stored = method.pack(maps, basis)
+    packed = time.perf_counter()
+    found = method.unpack(stored)
+    outcome.unpack_seconds += time.perf_counter() - packed
+    outcome.pack_seconds += packed - started
+    outcome.num_bytes += num_bytes
+    outcome.num_elements += maps.numel()
+    outcome.comparison.add(found, maps)
+    return found
+
+
+def detect(teacher: Teacher, one: AnnotatedImage, maps: Mapping[str, Tensor], coco: CocoSet) -> list[dict[str, Any]]:
+    """What the teacher's head finds in the maps (C, H, W) of an image."""
+    ordered = [maps[level.name][None] for level in teacher.levels]
+    ids = [category.id for category in coco.categories]
+    return head_detections(teacher, ordered, inputs=one.inputs, samples=[one.sample], category_ids=ids)
+
+
+def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None:
+    """A row for each method."""
+    print(f'\n{name}: live AP {live:.2f}')
+    print(f'{"method":<24}{"bits":>7}{"error":>10}{"cosine":>9}{"AP":>7}{"drop":>7}{"pack M/s":>10}{"unpack M/s":>11}')
+    for method, one in outcomes.items():
+        print(
+            f'{method:<24}{one.bits:>7.2f}{one.comparison.mean_error:>10.1e}{one.comparison.mean_cosine:>9.5f}'
+            f'{one.ap:>7.2f}{live - one.ap:>7.2f}{one.num_elements / one.pack_seconds / 1e6:>10.1f}'
+            f'{one.num_elements / one.unpack_seconds / 1e6:>11.1f}'
+        )
+
+
+def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], methods: Sequence[Method]) -> None:
+    """Rate against AP, a panel for each teacher."""
+    import matplotlib as mpl
+
+    mpl.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(results), figsize=(6.5 * len(results), 4.8), squeeze=False)
+    for panel, (name, (live, outcomes)) in zip(panels[0], results.items(), strict=True):
+        panel.axhline(live, color='grey', linestyle='--', linewidth=1, label='live')
+        for method in methods:
+            one = outcomes[method.name]
+            colour, marker, slant = ('tab:blue', 'o', -40) if method.is_ours else ('tab:orange', 's', 40)
+            panel.plot(one.bits, one.ap, marker, color=colour)
+            # Names of ours hang down from their points and those of rivals rise, so that few of them meet.
+            panel.annotate(
+                method.name,
+                (one.bits, one.ap),
+                xytext=(2, slant / 8),
+                textcoords='offset points',
+                fontsize=6.5,
+                rotation=slant,
+                rotation_mode='anchor',
+                va='center',
+            )
+        panel.set(xscale='log', xlabel='bits per element', ylabel='box AP of the own head', title=name)
+        panel.set_xticks([1, 2, 4, 8, 16, 32], labels=['1', '2', '4', '8', '16', '32'])
+        panel.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measures every teacher."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--teacher', action='append', required=True)
+    parser.add_argument('--checkpoint', action='append', type=Path, required=True)
+    parser.add_argument('--coco', type=Path, default=Path('data/coco'))
+    parser.add_argument('--split', default='val2017')
+    parser.add_argument('--num-images', type=int, default=200)
+    parser.add_argument('--plot', type=Path)
+    arguments = parser.parse_args()
+    coco = read_annotations(arguments.coco / 'annotations' / f'instances_{arguments.split}.json')
+    methods = all_methods()
+    results = {}
+    for name, checkpoint in zip(arguments.teacher, arguments.checkpoint, strict=True):
+        teacher = load_teacher(name, checkpoint=checkpoint, options=InputOptions(), device=CPU)
+        shown = Path(name).name
+        folder = arguments.coco / arguments.split
+        results[shown] = measure(teacher, coco, folder, methods=methods, num_images=arguments.num_images)
+        print_table(shown, *results[shown])
+    if arguments.plot:
+        plot(arguments.plot, results, methods)
+    bits = max(outcomes[RECOMMENDED].bits for _, outcomes in results.values())
+    drop = max(live - outcomes[RECOMMENDED].ap for live, outcomes in results.values())
+    print(f'bits {bits:.2f} head-AP-drop {drop:.2f}')
+
+
+if __name__ == '__main__':
+    main()
