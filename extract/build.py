@@ -1,6 +1,6 @@
 """From the command line's options to the plain values that the work needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ import torch
 from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, bytes_per_element
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
-from mtpd.data.coco import CocoImage, CocoSet, image_path, missing_images, read_annotations
+from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
 from mtpd.environment import choose_device
 from mtpd.errors import InputError
-from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
 from mtpd_extract.fingerprint import fingerprint, provenance
 
@@ -69,7 +68,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         trust_checkpoint=options['trust_checkpoint'],
     )
     geometry = teacher.preprocessing.geometry
-    _require_pixels(selected, geometry)
+    require_pixels(selected, geometry)
     levels = _select_levels(teacher, options['levels'])
     codec: CodecName = options['codec']
     paths = {image.id: image_path(folder, image.file_name) for image in selected}
@@ -129,15 +128,6 @@ def _require_images(coco: CocoSet, folder: Path) -> None:
             f'{folder}: {len(missing)} of {len(coco.images)} images are missing, the first is {missing[0]}; '
             'fetch them, or take them out of the annotation file'
         )
-
-
-def _require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
-    for image in images:
-        if min(geometry.resized((image.height, image.width))) < 1:
-            raise InputError(
-                f'{image.file_name}: of {image.width} x {image.height} px nothing is left at scale '
-                f'{geometry.scale[0]}x{geometry.scale[1]}; take it out of the annotation file or give a larger --scale'
-            )
 
 
 def _select_levels(teacher: Teacher, wanted: tuple[str, ...] | None) -> tuple[Level, ...]:

@@ -5,9 +5,9 @@
         --teacher file.py:build --checkpoint other.pth --coco data/coco --split val2017 --plot codecs.png
 
 Teachers and checkpoints go in pairs; a `file.py:callable` needs its input as attributes and `predict_from_features`.
-`lean` is calibrated on the first images, as an extraction does. Bits count codes, steps and offsets; speeds are millions
-of elements a second in one thread, quantisation and compression together. PCodec needs `pip install pcodec`. Last line:
-`bits B head-AP-drop D` of the recommended setting (lean, error 0.03), the worst teacher of each.
+`lean` is calibrated on the first images, as an extraction does. Bits count codes, steps and offsets; speeds are
+millions of elements a second in one thread, quantisation and compression together. PCodec needs `pip install pcodec`.
+Last line: `bits B head-AP-drop D` of the recommended setting (lean, error 0.03), the worst teacher of each.
 """
 
 import argparse

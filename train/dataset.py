@@ -6,7 +6,15 @@ from pathlib import Path
 import cv2
 import torch.utils.data
 
-from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, image_path, missing_images, training_annotations
+from mtpd.data.coco import (
+    CocoAnnotation,
+    CocoImage,
+    CocoSet,
+    image_path,
+    missing_images,
+    require_pixels,
+    training_annotations,
+)
 from mtpd.data.images import read_image
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
@@ -36,7 +44,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
             with_masks: whether these hold masks.
 
         Raises:
-            InputError: images are missing.
+            InputError: images are missing, or the resize leaves nothing of one.
         """
         self.coco = coco
         self.folder = folder
@@ -44,6 +52,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         self._for_training = for_training
         self._with_masks = with_masks
         self._images: dict[int, CocoImage] = {image.id: image for image in coco.images}
+        require_pixels(coco.images, geometry)
         missing = missing_images(coco, folder)
         if missing:
             raise InputError(

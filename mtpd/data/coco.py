@@ -6,7 +6,7 @@ The file is untrusted input: what is wrong with it is named once, here, before a
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from mtpd.data.segmentation import Segmentation, check_segmentation
 from mtpd.errors import InputError
 from mtpd.files import sha256_bytes
+from mtpd.geometry import Geometry
 
 Box = tuple[float, float, float, float]
 Record = TypeVar('Record')
@@ -133,6 +134,20 @@ def image_path(folder: Path, file_name: str) -> Path:
 def missing_images(coco_set: CocoSet, folder: Path) -> tuple[str, ...]:
     """File names of the set's images that are not in `folder`, in the set's order."""
     return tuple(image.file_name for image in coco_set.images if not image_path(folder, image.file_name).is_file())
+
+
+def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
+    """Refuses images so long and thin that the resize leaves nothing of them.
+
+    Raises:
+        InputError: names the first such image.
+    """
+    for image in images:
+        if min(geometry.resized((image.height, image.width))) < 1:
+            raise InputError(
+                f'{image.file_name}: of {image.width} x {image.height} px nothing is left at scale '
+                f'{geometry.scale[0]}x{geometry.scale[1]}; take it out of the annotation file or choose a larger scale'
+            )
 
 
 def _is_trainable(annotation: CocoAnnotation, image: CocoImage) -> bool:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import EncodedMaps
+from mtpd.cache.codecs import EncodedMaps, decode, encode
 from mtpd.detectors.detection import collate
 from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import MtpdError
+from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
@@ -177,3 +178,20 @@ def test_samples_that_are_not_those_of_the_codes_are_noticed(stage: Stage, monke
     monkeypatch.setattr(dataset, '__getitem__', mixed_up)
     with pytest.raises(AssertionError):
         next(loaded(stage, batches))
+
+
+def test_rotated_codes_come_back_in_the_teachers_channels() -> None:
+    level = Level('p3', 8, 6)
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+    maps = [torch.randn(6, *grid, generator=torch.Generator().manual_seed(1)) for grid in ((3, 5), (4, 4))]
+    encoded = []
+    for one in maps:
+        batch = encode(one[None], 'lean', basis=basis)
+        assert batch.scale is not None
+        encoded.append({'p3': EncodedMaps(batch.codes[0], batch.error[0], batch.scale[0], batch.basis)})
+    found = batch_maps(encoded, levels=[level], padded=(32, 40), device=CPU)['p3']
+    for number, one in enumerate(encoded):
+        height, width = maps[number].shape[1:]
+        torch.testing.assert_close(found[number, :, :height, :width], decode(one['p3']))
+        assert not found[number, :, height:].any()
+        assert not found[number, :, :, width:].any()
