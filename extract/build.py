@@ -59,7 +59,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     if not selected:
         raise InputError(f'{annotation_file}: lists no images')
     _require_images(replace(coco, images=selected), folder)
-    device = choose_device(options['device'])
+    device = choose_device(options['device'], number=options['local_rank'])
     teacher = load_teacher(
         options['teacher'],
         checkpoint=options['checkpoint'],

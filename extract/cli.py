@@ -1,5 +1,6 @@
 """`mtpd-extract`: the command line. Imports nothing heavy, so that --help is instant."""
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 
 from mtpd import outcome
 from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
+from mtpd_extract.workers import local_rank, part_of_environment
 
 EXAMPLES = """
 \b
@@ -17,6 +19,8 @@ Examples:
   mtpd-extract --teacher swin_l --out cache/swin_l --levels p3,p4,p5 --batch-size 4
   mtpd-extract --teacher my_config.py --checkpoint my.pth --out cache/mine \\
       --images data/my/images --annotations data/my/train.json
+  torchrun --nproc-per-node 4 --no-python mtpd-extract --teacher r101 --out cache/r101
+  mtpd-extract --teacher r101 --out cache/r101 --part 2/4
 """
 
 
@@ -43,6 +47,21 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
     if not views or any(view not in ('plain', 'flip') for view in views) or len(set(views)) < len(views):
         raise click.BadParameter(f'{value!r}: expected plain, flip or plain,flip')
     return views
+
+
+def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        try:
+            return part_of_environment(os.environ)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+    numbers = value.split('/')
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise click.BadParameter(f'{value!r}: expected part/parts, for instance 2/4')
+    index, count = int(numbers[0]), int(numbers[1])
+    if not 1 <= index <= count:
+        raise click.BadParameter(f'{value!r}: parts are numbered from 1, of 4 parts the last is 4/4')
+    return index, count
 
 
 @click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
@@ -97,6 +116,12 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
     help='Codes of the largest level in a shard, MiB.',
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option(
+    '--part',
+    callback=_part,
+    metavar='I/N',
+    help='Only part I of N; N processes fill one CACHE.  [default: what torchrun says]',
+)
 @click.option('--limit', type=click.IntRange(1), help='Only the first N images of the annotation file.')
 @click.option(
     '--resume/--no-resume', default=True, show_default=True, help='Go on with an unfinished extraction, or refuse it.'
@@ -107,10 +132,18 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
 def main(verbose: bool, **options: Any) -> None:
     """Run a teacher once over a data set and keep its feature maps, compressed, in CACHE.
 
-    Run the same command again to go on after an interruption. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted
-    after saving.
+    Run the same command again to go on after an interruption. Parts may run at once, one after another, and again in
+    other numbers; the one that finds nothing left publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
+    interrupted after saving.
     """
     require_pairs(options)
+    if options['part'] not in (None, (1, 1)) and (options['overwrite'] or not options['resume']):
+        option = '--overwrite' if options['overwrite'] else '--no-resume'
+        raise click.UsageError(f'{option} does not go with parts, which share a cache: delete CACHE before they start')
+    try:
+        options['local_rank'] = local_rank(os.environ)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     try:
         from mtpd_extract.run import run
 

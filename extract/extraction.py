@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mtpd.cache.codecs import EncodedMaps, encode
 from mtpd.cache.manifest import ViewName
+from mtpd.cache.parts import Part
 from mtpd.cache.plan import ShardKey, SourceImage
 from mtpd.cache.shard_group import ShardGroup
 from mtpd.cache.writer import CacheWriter
@@ -51,7 +52,7 @@ def extract_groups(
     """
     bases = writer.bases(partial(compute_bases, extraction)) if extraction.codec == 'lean' else {}
     bases = {name: basis.to(extraction.device) for name, basis in bases.items()}
-    progress = Progress(extraction, keys)
+    progress = Progress(extraction, keys, total=writer.share(), part=writer.part)
     with (
         progress,
         closing(_loaded(extraction, keys, loading=loading)) as batches,
@@ -108,13 +109,20 @@ def _batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: in
 class Progress:
     """The progress bar on stderr: images/s, MB/s on disk, time left."""
 
-    def __init__(self, extraction: Extraction, keys: Sequence[ShardKey]) -> None:
-        total = extraction.plan.num_images
+    def __init__(
+        self, extraction: Extraction, keys: Sequence[ShardKey], *, total: Sequence[ShardKey], part: Part
+    ) -> None:
+        num_images = sum(len(extraction.plan.images(key)) for key in total)
         todo = sum(len(extraction.plan.images(key)) for key in keys)
         # A log file gets few lines, a terminal a moving bar.
         interval = 0.5 if sys.stderr.isatty() else 10
         self._bar = tqdm(
-            total=total, initial=total - todo, unit='image', desc='extract', mininterval=interval, smoothing=0.1
+            total=num_images,
+            initial=num_images - todo,
+            unit='image',
+            desc='extract' if part.is_whole else f'part {part}',
+            mininterval=interval,
+            smoothing=0.1,
         )
         self._bytes = 0
 

@@ -2,17 +2,17 @@
 
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mtpd.cache.basis import BASIS_FILE
-from mtpd.cache.journal import JOURNAL_FILE
+from mtpd.cache.journal import JOURNAL_FILE, PART_JOURNALS
+from mtpd.cache.locks import CacheLock
 from mtpd.cache.manifest import FORMAT, MANIFEST_FILE
 from mtpd.cache.plan_file import PLAN_FILE
 from mtpd.cache.strict_json import read_json
-from mtpd.cache.writer import LOCK_FILE, TEACHER_FILE
-from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError, UnavailableError
+from mtpd.cache.writer import TEACHER_FILE
+from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.
 _OF_A_CACHE = frozenset(
@@ -36,7 +36,7 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not holds_extraction(out):
         raise CacheMismatchError(f'--out {out}: holds {names[0]} and no cache; choose an empty or a new folder')
-    strangers = [name for name in names if name not in _OF_A_CACHE and not _BUCKET.fullmatch(name)]
+    strangers = [name for name in names if not _is_of_a_cache(name)]
     if overwrite and strangers:
         raise CacheMismatchError(
             f'--out {out}: --overwrite deletes only caches, and beside the cache there is {strangers[0]}; move it away'
@@ -49,7 +49,8 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def holds_extraction(out: Path) -> bool:
     """Whether `out` holds a cache, finished or not. Other programs have files of the same names."""
-    for name in (MANIFEST_FILE, PLAN_FILE):
+    # In this order: a neighbour may just publish, which puts the manifest there before it takes the plan away.
+    for name in (PLAN_FILE, MANIFEST_FILE):
         try:
             content = read_json(out / name)
         except CacheDamagedError:
@@ -67,26 +68,25 @@ def clear_target(out: Path) -> None:
     """
     if not _names(out):
         return
-    try:
-        with FileLock(out / LOCK_FILE, timeout=0):
-            # From here on no reader opens it, and after a kill in the middle of this it can still be overwritten.
-            if (out / MANIFEST_FILE).exists():
-                (out / MANIFEST_FILE).replace(out / PLAN_FILE)
-            for name in sorted(_names(out), key=lambda name: name == PLAN_FILE):
-                path = out / name
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-    except Timeout:
-        raise UnavailableError(
-            f'--out {out}: another process is writing this cache; wait for it, or choose another --out'
-        ) from None
+    with CacheLock(out):
+        # From here on no reader opens it, and after a kill in the middle of this it can still be overwritten.
+        if (out / MANIFEST_FILE).exists():
+            (out / MANIFEST_FILE).replace(out / PLAN_FILE)
+        for name in sorted(_names(out), key=lambda name: name == PLAN_FILE):
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def present_bytes(out: Path) -> int:
     """Size of all files in `out`."""
     return sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
+
+
+def _is_of_a_cache(name: str) -> bool:
+    return name in _OF_A_CACHE or bool(_BUCKET.fullmatch(name)) or fnmatch(name, PART_JOURNALS)
 
 
 def _names(out: Path) -> list[str]:

@@ -9,15 +9,30 @@ import torch
 from mtpd.errors import InputError
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, number: int | None = None) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` stands for.
 
+    Args:
+        name: one of these.
+        number: of this process among those of its machine, which have one GPU each; None when it is alone.
+
     Raises:
-        InputError: CUDA was asked for and is not there.
+        InputError: CUDA was asked for and is not there, or there are fewer GPUs than processes.
     """
     if name == 'cuda' and not torch.cuda.is_available():
         raise InputError('--device cuda: PyTorch sees no CUDA device here; use --device cpu or mend the driver')
-    return torch.device('cuda' if name == 'cuda' or (name == 'auto' and torch.cuda.is_available()) else 'cpu')
+    if name == 'cpu' or not torch.cuda.is_available():
+        return torch.device('cpu')
+    num_devices = torch.cuda.device_count()
+    # Some launchers show each process its own GPU alone.
+    if number is None or num_devices == 1:
+        return torch.device('cuda')
+    if number >= num_devices:
+        raise InputError(
+            f'--device cuda: this is process {number + 1} of this machine (LOCAL_RANK={number}), which has '
+            f'{num_devices} CUDA devices; start {num_devices} processes, or use --device cpu'
+        )
+    return torch.device('cuda', number)
 
 
 def describe_device(device: torch.device) -> str:

@@ -3,9 +3,13 @@
 import hashlib
 import json
 import os
-from contextlib import suppress
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+TEMPORARY = '.tmp-'
 
 
 def fsync_directory(folder: Path) -> None:
@@ -17,47 +21,48 @@ def fsync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, *, owner: str = '', flush: bool = True) -> None:
     """Writes a temporary file beside `path` and renames it into place.
+
+    Any number of processes, on any machines, may write the same path at once: one of them is last.
 
     Args:
         path: the file.
         content: all of it.
+        owner: stands in the temporary file's name, for whoever tidies up after a kill.
         flush: whether it is to survive a power cut; a kill of the process it survives anyway.
 
     Raises:
         OSError: the write failed (disk full, read-only); the temporary file is gone and `path` is as it was.
     """
+    with _temporary(path, content, owner=owner, flush=flush) as temporary:
+        temporary.replace(path)
+    if flush:
+        fsync_directory(path.parent)
+
+
+def write_exclusively(path: Path, content: bytes, *, owner: str = '') -> None:
+    """Like `write_atomically`, but when `path` exists already, or another process is first, what is there stays."""
+    with _temporary(path, content, owner=owner, flush=True) as temporary, suppress(FileExistsError):
+        os.link(temporary, path)
+    fsync_directory(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path, content: bytes, *, owner: str, flush: bool) -> Iterator[Path]:
+    """A file beside `path` that is gone afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
+    # Process ids are not unique: several machines may share a file system.
+    temporary = path.with_name(f'{TEMPORARY}{owner}-{secrets.token_hex(6)}-{path.name}')
     try:
         with temporary.open('wb') as file:
             file.write(content)
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if flush:
-        fsync_directory(path.parent)
-
-
-def write_exclusively(path: Path, content: bytes) -> None:
-    """Like `write_atomically`, but when `path` exists already, or another process is first, what is there stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
-    try:
-        with temporary.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
 
 
 def sha256_bytes(content: bytes) -> str:

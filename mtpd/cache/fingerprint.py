@@ -8,6 +8,7 @@ from mtpd.errors import CacheMismatchError
 
 # Names and versions are recorded for people; an extraction may be resumed under another version of a library.
 INFORMATIONAL = ('provenance',)
+DERIVED = ('buckets', 'files')
 
 
 def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -18,13 +19,17 @@ def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) 
     """
     rows = [row for row in differences(found, wanted) if row[0].split('.')[0] not in INFORMATIONAL]
     if rows:
-        # The fingerprint says best what differs; the buckets follow from the rest and say least.
-        field, old, new = min(rows, key=lambda row: (row[0] == 'buckets', not row[0].startswith('fingerprint')))
+        field, old, new = min(rows, key=lambda row: _rank(row[0].split('.')[0]))
         more = f' (and {len(rows) - 1} more fields)' if len(rows) > 1 else ''
         raise CacheMismatchError(
             f'{root}: holds another extraction: {field} is {_short(old)} there and {_short(new)} here{more}; '
             'choose another --out, or --overwrite to delete what is there'
         )
+
+
+def _rank(field: str) -> int:
+    """The fingerprint says best what differs; buckets and files follow from the rest and say least."""
+    return 0 if field == 'fingerprint' else 2 if field in DERIVED else 1
 
 
 def _short(value: Any) -> str:

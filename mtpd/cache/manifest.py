@@ -177,12 +177,19 @@ def bucket_record(bucket: Bucket) -> BucketRecord:
     return BucketRecord(padded=bucket.padded, num_images=len(bucket.images), rows_per_shard=bucket.rows_per_shard)
 
 
-def write_manifest(root: Path, description: Description, plan: CachePlan, files: dict[str, FileRecord]) -> None:
-    """Publishes a cache."""
-    manifest = _manifest(description, plan, files)
+def write_manifest(
+    root: Path,
+    description: Description,
+    buckets: Sequence[BucketRecord],
+    files: dict[str, FileRecord],
+    *,
+    owner: str = '',
+) -> None:
+    """Publishes a cache; `owner` as for `write_atomically`."""
+    manifest = _manifest(description, buckets, files)
     content = manifest.model_dump(mode='json')
     content['digest'] = sha256_bytes(canonical_json(content))
-    write_atomically(root / MANIFEST_FILE, json.dumps(content, indent=1).encode())
+    write_atomically(root / MANIFEST_FILE, json.dumps(content, indent=1).encode(), owner=owner)
 
 
 def require_publishable(description: Description, plan: CachePlan) -> None:
@@ -196,7 +203,7 @@ def require_publishable(description: Description, plan: CachePlan) -> None:
     if num_files > MAX_FILES:
         raise InputError(f'the cache would have up to {num_files} files, at most {MAX_FILES}: make --shard-mb larger')
     try:
-        _manifest(description, plan, {})
+        _manifest(description, [bucket_record(bucket) for bucket in plan.buckets], {})
     except ValidationError as error:
         raise InputError(f'no cache can hold this: {first_problem(error)}') from error
 
@@ -211,7 +218,7 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST_FILE
     if not os.path.isfile(path):
-        if (root / 'journal.jsonl').is_file():
+        if (root / 'plan.json').is_file():
             raise CacheIncompleteError(
                 f'{root}: this extraction has not finished; run the same mtpd-extract command again'
             )
@@ -235,12 +242,12 @@ def read_manifest(root: Path) -> Manifest:
         raise CacheDamagedError(f'{path}: {first_problem(error)}; extract it again') from error
 
 
-def _manifest(description: Description, plan: CachePlan, files: dict[str, FileRecord]) -> Manifest:
+def _manifest(description: Description, buckets: Sequence[BucketRecord], files: dict[str, FileRecord]) -> Manifest:
     return Manifest(
         format=FORMAT,
         version=VERSION,
         description=description,
-        buckets=tuple(bucket_record(bucket) for bucket in plan.buckets),
+        buckets=tuple(buckets),
         files=files,
     )
 

@@ -1,59 +1,109 @@
 """The plan of an unfinished cache as a file: what is being made, so that nothing else is mixed in.
 
-It is there from the start of an extraction until the manifest, which says the same and more, is published.
+It is there from the start of an extraction until the manifest, which says the same and more, is published. It holds
+all of the manifest but the files of the shard groups, so that a cache can be published by who has neither the teacher
+nor the data set.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+from mtpd.cache import arrays
+from mtpd.cache.basis import BASIS_FILE
 from mtpd.cache.fingerprint import INFORMATIONAL
-from mtpd.cache.manifest import BucketRecord, Description, first_problem
+from mtpd.cache.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
+from mtpd.cache.plan import Bucket, ShardKey, SourceImage
 from mtpd.cache.strict_json import read_json
-from mtpd.errors import CacheDamagedError
+from mtpd.errors import CacheDamagedError, CacheIncompleteError
 from mtpd.files import canonical_json, sha256_bytes, write_atomically
 
 PLAN_FILE = 'plan.json'
 
 
 class PlanRecord(Description):
-    """A description and the buckets that follow from it and the data set."""
+    """A description, and what follows from it and the data set.
+
+    Attributes:
+        buckets: as in the manifest.
+        files: what belongs to no shard group: the index and the teacher's weights.
+    """
 
     buckets: tuple[BucketRecord, ...] = Field(strict=False)
+    files: dict[FilePath, FileRecord]
 
     @property
     def description(self) -> Description:
         """The part that the manifest takes over."""
-        return Description.model_validate(self.model_dump(exclude={'buckets'}))
+        return Description.model_validate(self.model_dump(exclude={'buckets', 'files'}))
+
+    @property
+    def sha256(self) -> str:
+        """What a shard group must have been made by to belong to this plan; versions of libraries do not count."""
+        return sha256_bytes(canonical_json(self.model_dump(mode='json', exclude=set(INFORMATIONAL))))
+
+    def group_files(self) -> dict[ShardKey, list[str]]:
+        """The files that each shard group consists of, and what decodes them, in the order of the plan."""
+        levels = [level.to_level() for level in self.levels]
+        unknown = SourceImage(0, (0, 0))  # which images are in a bucket, the index says
+        shared = [BASIS_FILE] if self.codec == 'lean' else []
+        files = {}
+        for record in self.buckets:
+            bucket = Bucket(record.padded, (unknown,) * record.num_images, record.rows_per_shard)
+            specs = arrays.bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec)
+            for shard in range(record.num_shards):
+                files[ShardKey(bucket.name, shard)] = [*shared, *(spec.file(shard) for spec in specs)]
+        return files
 
 
-def plan_record(description: Description, buckets: Sequence[BucketRecord]) -> dict[str, Any]:
-    """What the file holds, as JSON values."""
-    return description.model_dump(mode='json') | {'buckets': [bucket.model_dump(mode='json') for bucket in buckets]}
+def plan_record(
+    description: Description, buckets: Sequence[BucketRecord], files: Mapping[str, FileRecord]
+) -> PlanRecord:
+    """The plan of a cache; of `files`, only those that belong to no shard group."""
+    return PlanRecord(
+        **{name: getattr(description, name) for name in Description.model_fields},
+        buckets=tuple(buckets),
+        files={name: record for name, record in files.items() if _precedes_shards(name)},
+    )
 
 
-def plan_sha256(record: dict[str, Any]) -> str:
-    """What a shard group must have been made by to belong to this plan; versions of libraries do not count."""
-    return sha256_bytes(canonical_json({key: value for key, value in record.items() if key not in INFORMATIONAL}))
+def _precedes_shards(file: str) -> bool:
+    """The basis is made by the teacher, when the plan has been written."""
+    return file != BASIS_FILE and arrays.file_place(file) is None
 
 
-def write_plan_file(root: Path, record: dict[str, Any]) -> None:
+def write_plan_file(root: Path, plan: PlanRecord, *, owner: str = '') -> None:
     """Writes the plan of the cache in `root`."""
-    write_atomically(root / PLAN_FILE, json.dumps(record, indent=1).encode())
+    write_atomically(root / PLAN_FILE, json.dumps(plan.model_dump(mode='json'), indent=1).encode(), owner=owner)
+
+
+def read_plan_json(root: Path) -> Any:
+    """The plan of the unfinished cache in `root` as it stands, to be compared field by field.
+
+    Raises:
+        CacheIncompleteError: there is none.
+        CacheDamagedError: it is no JSON.
+    """
+    path = root / PLAN_FILE
+    if not path.is_file():
+        raise CacheIncompleteError(f'{root}: no extraction here ({PLAN_FILE} is missing); start mtpd-extract')
+    return read_json(path)
 
 
 def read_plan_file(root: Path) -> PlanRecord:
     """Reads and checks the plan of the unfinished cache in `root`.
 
     Raises:
+        CacheIncompleteError: there is none.
         CacheDamagedError: it is no plan.
     """
-    path = root / PLAN_FILE
-    content = read_json(path)
+    content = read_plan_json(root)
     try:
         return PlanRecord.model_validate(content)
     except ValidationError as error:
-        raise CacheDamagedError(f'{path}: {first_problem(error)}; extract again with --overwrite') from error
+        raise CacheDamagedError(
+            f'{root / PLAN_FILE}: {first_problem(error)}; extract again with --overwrite'
+        ) from error

@@ -1,23 +1,19 @@
 """Giving a damaged cache back to the extraction, which then writes just the damaged shard groups again."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from mtpd.cache import arrays, journal
+from mtpd.cache import journal
 from mtpd.cache.basis import BASIS_FILE
 from mtpd.cache.journal import JournalEntry
-from mtpd.cache.manifest import MANIFEST_FILE, FileRecord
-from mtpd.cache.plan import ShardKey
-from mtpd.cache.plan_file import plan_record, plan_sha256, write_plan_file
+from mtpd.cache.locks import CacheLock
+from mtpd.cache.manifest import MANIFEST_FILE
+from mtpd.cache.plan_file import PlanRecord, plan_record, read_plan_file, write_plan_file
 from mtpd.cache.state import CacheState
 from mtpd.cache.verification import Damage, expected_metadata
-from mtpd.cache.writer import LOCK_FILE, disk_errors
-from mtpd.errors import UnavailableError
+from mtpd.cache.writer import disk_errors
 from mtpd.files import fsync_directory, write_atomically
 
 
@@ -28,15 +24,9 @@ def no_writers(root: Path) -> Iterator[None]:
     Raises:
         UnavailableError: one is at work.
     """
-    lock = FileLock(root / LOCK_FILE, timeout=0)
-    with disk_errors(root):
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UnavailableError(
-                f'{root}: an extraction is writing this cache; repair it when it has ended'
-            ) from None
-    with lock:
+    with ExitStack() as stack:
+        with disk_errors(root):
+            stack.enter_context(CacheLock(root))
         yield
 
 
@@ -73,9 +63,12 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
                 write_atomically(root / file, contents[file])
         if not any(damage.kind in ('shard', 'head') for damage in damages):
             return Repair(is_unfinished=not state.is_finished, num_queued=state.num_shards - len(state.committed))
-        plan = plan_record(manifest.description, manifest.buckets)
+        if state.is_finished:
+            plan = plan_record(manifest.description, manifest.buckets, manifest.files)
+        else:
+            plan = read_plan_file(root)
         has_bases = not any(damage.file == BASIS_FILE for damage in damages)
-        entries = _intact_entries(state, damages, plan_sha256(plan)) if has_bases else []
+        entries = _intact_entries(state, damages, plan) if has_bases else []
         journal.replace_entries(root, entries)
         if not has_bases:
             (root / BASIS_FILE).unlink(missing_ok=True)
@@ -86,11 +79,11 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
     return Repair(is_unfinished=True, num_queued=state.num_shards - len(entries))
 
 
-def _intact_entries(state: CacheState, damages: Sequence[Damage], plan: str) -> list[JournalEntry]:
+def _intact_entries(state: CacheState, damages: Sequence[Damage], plan: PlanRecord) -> list[JournalEntry]:
     damaged = {damage.key for damage in damages if damage.kind == 'shard'}
-    groups: dict[ShardKey, dict[str, FileRecord]] = defaultdict(dict)
-    for file, record in state.manifest.files.items():
-        place = arrays.file_place(file)
-        if place is not None and place.key not in damaged:
-            groups[place.key][file] = record
-    return [JournalEntry(plan, key, files) for key, files in groups.items()]
+    records = state.manifest.files
+    return [
+        JournalEntry(plan.sha256, key, {name: records[name] for name in names})
+        for key, names in plan.group_files().items()
+        if key in state.committed and key not in damaged and set(names) <= records.keys()
+    ]

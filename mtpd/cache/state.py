@@ -6,7 +6,7 @@ from pathlib import Path
 from mtpd.cache import journal
 from mtpd.cache.manifest import FORMAT, MANIFEST_FILE, VERSION, Description, Manifest, read_manifest
 from mtpd.cache.plan import ShardKey
-from mtpd.cache.plan_file import PLAN_FILE, plan_record, plan_sha256, read_plan_file
+from mtpd.cache.plan_file import PLAN_FILE, read_plan_file
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def read_state(root: Path) -> CacheState:
     """
     if (root / PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
         plan = read_plan_file(root)
-        digest = plan_sha256(plan_record(plan.description, plan.buckets))
-        entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == digest}
+        entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == plan.sha256}
         files = {name: record for group in entries.values() for name, record in group.items()}
         manifest = Manifest(
             format=FORMAT, version=VERSION, description=plan.description, buckets=plan.buckets, files=files

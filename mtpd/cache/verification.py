@@ -10,7 +10,6 @@ from typing import Literal
 
 from mtpd.cache import arrays
 from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.basis import BASIS_FILE, load_basis
 from mtpd.cache.cache_files import CacheFiles
 from mtpd.cache.file_checks import FileCheck, check_file
 from mtpd.cache.folder_checks import metadata_problems, stray_files
@@ -55,7 +54,7 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
     plan, index_damage = _plan(state, files)
     layout = plan or _layout_without_images(state)
     checks = list(_checks(state, layout, has_ids=plan is not None))
-    damages = _unknown_records(state, checks) + _damages_of_bases(state)
+    damages = _unknown_records(state, checks)
     for check, problem in prefetched(partial(_try, files), checks, num_threads=num_threads, depth=4 * num_threads):
         record = state.manifest.files.get(check.file)
         advance(record.num_bytes if record else 0)
@@ -133,21 +132,6 @@ def _unknown_records(state: CacheState, checks: Sequence[FileCheck]) -> list[Dam
     """Files on record that the plan has no place for: no extraction wrote such records."""
     unknown = state.manifest.files.keys() - {check.file for check in checks}
     return [Damage('head', file, 'is on record, but the plan has no such file') for file in sorted(unknown)]
-
-
-def _damages_of_bases(state: CacheState) -> list[Damage]:
-    """Of an unfinished cache, which has no record of its rotations: the file vouches for itself."""
-    if state.is_finished or state.description.codec != 'lean' or not state.committed:
-        return []
-    path = state.root / BASIS_FILE
-    levels = [level.to_level() for level in state.description.levels]
-    try:
-        load_basis(path.read_bytes(), levels, name=BASIS_FILE)
-    except OSError as error:
-        return [Damage('head', BASIS_FILE, f'cannot be read ({error.strerror})')]
-    except CacheDamagedError as error:
-        return [_damage(state, FileCheck(BASIS_FILE), error)]
-    return []
 
 
 def expected_metadata(state: CacheState) -> dict[str, bytes]:

@@ -13,18 +13,19 @@ from mtpd.cache.arrays import ArraySpec
 from mtpd.files import write_atomically
 
 
-def create_arrays(root: Path, specs: Iterable[ArraySpec]) -> None:
+def create_arrays(root: Path, specs: Iterable[ArraySpec], *, owner: str = '') -> None:
     """Writes the metadata of every array and of the groups above them, where it is missing or differs."""
     for name, content in metadata_files(specs).items():
         path = root / name
         if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, content, flush=False)
+            write_atomically(path, content, owner=owner, flush=False)
 
 
 def metadata_files(specs: Iterable[ArraySpec]) -> dict[str, bytes]:
     """Path below the cache's root -> content of the `zarr.json` of every array and of the groups above them.
 
-    zarr makes it in memory and never sees the folder: what lies there may be torn, or be someone else's.
+    zarr makes it in memory and never sees the folder: what lies there may be torn, or be someone else's, and two
+    processes may start at once.
     """
     documents: dict[str, Buffer] = {}
     store = MemoryStore(documents)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, bytes_per_element, encode
 from mtpd.cache.manifest import Description, ViewName, describe
+from mtpd.cache.parts import WHOLE, Part
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.writer import CacheWriter
 from mtpd.geometry import Geometry
@@ -54,10 +55,10 @@ class Recipe:
             geometry=GEOMETRY,
         )
 
-    def writer(self, root: Path) -> CacheWriter:
+    def writer(self, root: Path, *, part: Part = WHOLE) -> CacheWriter:
         """A writer that has not been entered."""
         weights = safetensors.torch.save({'neck.weight': torch.arange(3.0)})
-        return CacheWriter(root, description=self.description(), plan=self.plan(), teacher_weights=weights)
+        return CacheWriter(root, description=self.description(), plan=self.plan(), teacher_weights=weights, part=part)
 
     def maps(self, image: SourceImage, view: str) -> dict[str, Tensor]:
         """The teacher's maps of an image: random, but always the same."""
@@ -68,9 +69,9 @@ class Recipe:
             for level in LEVELS
         }
 
-    def write(self, root: Path, *, num_groups: int | None = None) -> None:
-        """Writes all pending groups and the manifest, or only the first `num_groups`."""
-        with self.writer(root) as writer:
+    def write(self, root: Path, *, num_groups: int | None = None, part: Part = WHOLE) -> None:
+        """Writes all pending groups of a part and the manifest, or only the first `num_groups`."""
+        with self.writer(root, part=part) as writer:
             bases = writer.bases(random_bases) if self.codec == 'lean' else {}
             for key in writer.pending()[:num_groups]:
                 group = writer.start_group(key)

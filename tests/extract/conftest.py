@@ -143,12 +143,12 @@ class Command:
         return line
 
     @contextmanager
-    def forked(self, out: Path, *options: object) -> Iterator[Child]:
+    def forked(self, out: Path, *options: object, log: str = '') -> Iterator[Child]:
         """A process of its own that runs it; killed on leaving if it has not ended.
 
-        Forked, because importing everything anew costs seconds.
+        Forked, because importing everything anew costs seconds. `log` tells the logs of several apart.
         """
-        stderr = out.with_name(f'{out.name}.stderr')
+        stderr = out.with_name(f'{out.name}{log}.stderr')
         stderr.touch()
         arguments = self.arguments(out, *options)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from mtpd.cache.journal import JOURNAL_FILE, read_entries
+from mtpd.cache.journal import JOURNAL_FILE, recorded_entries
 
 # From Python 3.12 on; the child is careful, see `Command.forked`.
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
@@ -159,7 +159,7 @@ def test_a_disk_that_refuses_in_the_middle(
         assert str(out) in error
         assert LINE in error
         assert (out / JOURNAL_FILE).stat().st_size == limit
-        counts.append(len(read_entries(out)))
+        counts.append(len(recorded_entries(out)))
     assert 0 < counts[0] < counts[1] < 24
     command.run(out, *options)
     command.run(tmp_path / 'other', *options)
@@ -172,7 +172,7 @@ def test_a_second_run_on_the_same_cache(command: Any, tmp_path: Path, whole: Pat
     (out / '.lock.holder').write_text('process 12 on elsewhere\n')
     with FileLock(out / '.lock'):
         assert 'process 12 on elsewhere is writing this cache' in command.error(out)
-        assert 'another process is writing this cache' in command.error(out, '--overwrite')
+        assert 'process 12 on elsewhere is writing this cache' in command.error(out, '--overwrite')
     assert (out / 'manifest.json').exists()
     command.run(out)
 

@@ -48,7 +48,7 @@ def test_help_ends_with_examples() -> None:
     assert result.exit_code == 0
     _, examples = result.stdout.split('\n  Examples:\n')
     assert all(line.startswith('    ') for line in examples.splitlines())
-    assert examples.count('mtpd-extract --teacher') == 3
+    assert examples.count('mtpd-extract --teacher') == 5
     assert not result.stderr
 
 
@@ -70,6 +70,12 @@ def test_help_ends_with_examples() -> None:
         (('--teacher', 'r50', '--out', 'x', '--images', 'y'), '--images and --annotations go together'),
         (('--teacher', 'r50', '--out', 'x', '--annotations', 'y'), '--images and --annotations go together'),
         (('--teacher', 'r50', '--out', 'x', '--bacth-size', '1'), 'Did you mean'),
+        (('--teacher', 'r50', '--out', 'x', '--part', '2'), "'2': expected part/parts, for instance 2/4"),
+        (('--teacher', 'r50', '--out', 'x', '--part', '0/4'), "'0/4': parts are numbered from 1"),
+        (('--teacher', 'r50', '--out', 'x', '--part', '5/4'), 'of 4 parts the last is 4/4'),
+        (('--teacher', 'r50', '--out', 'x', '--part', '-1/4'), "'-1/4': expected part/parts"),
+        (('--teacher', 'r50', '--out', 'x', '--part', '1/2', '--overwrite'), '--overwrite does not go with parts'),
+        (('--teacher', 'r50', '--out', 'x', '--part', '1/2', '--no-resume'), '--no-resume does not go with parts'),
     ],
 )
 def test_usage_errors(arguments: tuple[str, ...], message: str) -> None:
@@ -77,6 +83,24 @@ def test_usage_errors(arguments: tuple[str, ...], message: str) -> None:
     assert result.exit_code == 2
     assert message in ' '.join(result.stderr.split())
     assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    ('environment', 'message'),
+    [
+        ({'RANK': '2', 'WORLD_SIZE': '2'}, 'RANK=2 and WORLD_SIZE=2 in the environment: expected a rank below'),
+        ({'RANK': 'a', 'WORLD_SIZE': '2'}, 'RANK=a and WORLD_SIZE=2'),
+        ({'LOCAL_RANK': 'a'}, 'LOCAL_RANK=a in the environment: expected a number'),
+    ],
+)
+def test_a_wrong_environment_is_a_usage_error(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = invoke('--teacher', 'r50', '--out', 'x')
+    assert result.exit_code == 2
+    assert message in ' '.join(result.stderr.split())
 
 
 def test_verbose_adds_a_traceback(command: Any, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_rotations_of_lean(
         flip_bit(root / P3)
         mtpd_cache('verify', root, '--repair')
     damage(root / 'basis.safetensors')
-    if not is_finished:
+    if not is_finished and damage == flip_bit:
         assert 'basis.safetensors' in command.error(root, *options)
     assert '\n  basis.safetensors: ' in mtpd_cache('verify', root, code=1).stderr
     num_shards = int(mtpd_cache('verify', root, '--repair').stdout.split(' shards, mends')[0].split()[-1])

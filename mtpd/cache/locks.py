@@ -1,0 +1,118 @@
+"""Who may write a cache: one process for the whole of it, or one for each of N parts.
+
+`.lock` belongs to a writer of the whole cache, `.lock.2-of-4` to one of a part. They are held for as long as the writer
+runs, and the operating system lets go of a dead writer's. `.lock.gate` is held for moments only, while a writer looks
+whether others are alive that it must not work beside, or publishes. Beside each lock a `.holder` file says who has it.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from mtpd.cache.parts import WHOLE, Part
+from mtpd.errors import UnavailableError
+
+LOCK_FILE = '.lock'
+GATE_FILE = '.lock.gate'
+GATE_SECONDS = 60.0
+_PART_LOCK = re.compile(r'\.lock\.(\d+)-of-(\d+)')
+
+
+class CacheLock:
+    """The right to write a cache or a part of it. Use as a context manager; the folder must exist.
+
+    Raises (on entering):
+        UnavailableError: another process is writing the same; the message names it.
+    """
+
+    def __init__(self, root: Path, *, part: Part = WHOLE) -> None:
+        self._root = root
+        self._part = part
+        self._lock = FileLock(_lock_path(root, part), timeout=0)
+
+    def __enter__(self) -> 'CacheLock':
+        with self.gate():
+            for other in _present_locks(self._root):
+                if other != self._part and other.excludes(self._part):
+                    self._require_dead(other)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise self._busy(self._part) from None
+            try:
+                role = '' if self._part.is_whole else f' as part {self._part}'
+                _holder_path(self._root, self._part).write_text(
+                    f'process {os.getpid()} on {socket.gethostname()}{role}\n'
+                )
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # the disk may have become read-only
+            _holder_path(self._root, self._part).unlink(missing_ok=True)
+        self._lock.release()
+
+    @contextmanager
+    def gate(self) -> Iterator[None]:
+        """Keeps all other writers from starting or publishing.
+
+        Raises:
+            UnavailableError: another process does not let go of it.
+        """
+        gate = FileLock(self._root / GATE_FILE, timeout=GATE_SECONDS)
+        try:
+            gate.acquire()
+        except Timeout:
+            raise UnavailableError(
+                f'{self._root / GATE_FILE}: another process has held it for {GATE_SECONDS:.0f} s; '
+                'end that process if it hangs, then run the same command again'
+            ) from None
+        try:
+            yield
+        finally:
+            gate.release()
+
+    def _require_dead(self, other: Part) -> None:
+        try:
+            with FileLock(_lock_path(self._root, other), timeout=0):
+                pass
+        except Timeout:
+            raise self._busy(other) from None
+        # Locks are only taken by who holds the gate, so nobody is waiting for these.
+        _holder_path(self._root, other).unlink(missing_ok=True)
+        _lock_path(self._root, other).unlink(missing_ok=True)
+
+    def _busy(self, other: Part) -> UnavailableError:
+        holder = _holder_path(self._root, other)
+        who = holder.read_text().strip() if holder.exists() else 'another process'
+        is_of_others = not other.is_whole and not self._part.is_whole and other.count != self._part.count
+        advice = f'give --part I/{other.count}, or wait for it' if is_of_others else 'wait for it'
+        return UnavailableError(f'{self._root}: {who} is writing this cache; {advice}, or choose another --out')
+
+
+def _lock_path(root: Path, part: Part) -> Path:
+    return root / (LOCK_FILE if part.is_whole else f'{LOCK_FILE}.{part.label}')
+
+
+def _holder_path(root: Path, part: Part) -> Path:
+    lock = _lock_path(root, part)
+    return lock.with_name(f'{lock.name}.holder')
+
+
+def _present_locks(root: Path) -> list[Part]:
+    """The parts that have, or once had, a lock here."""
+    found = [WHOLE] if (root / LOCK_FILE).exists() else []
+    for path in sorted(root.glob(f'{LOCK_FILE}.*')):
+        if match := _PART_LOCK.fullmatch(path.name):
+            found.append(Part(int(match[1]), int(match[2])))
+    return found
