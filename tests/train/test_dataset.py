@@ -110,13 +110,13 @@ def test_missing_images_are_counted(make_set: MakeSet) -> None:
         dataset_of(folder)
 
 
-@pytest.mark.parametrize('num_workers', [0, 1])
 def test_an_image_of_which_the_resize_leaves_nothing(make_set: MakeSet) -> None:
     folder = make_set({'a.png': Image.new('RGB', (1, 500))}, {})
     with pytest.raises(InputError, match=r'a\.png: of 1 x 500 px nothing is left at scale 64x64'):
         dataset_of(folder)
 
 
+@pytest.mark.parametrize('num_workers', [0, 1])
 def test_a_truncated_image_is_named_in_one_line(num_workers: int, make_set: MakeSet) -> None:
     folder = make_set({'a.jpg': picture(), 'b.jpg': picture()}, {})
     content = (folder / 'b.jpg').read_bytes()

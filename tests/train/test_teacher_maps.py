@@ -184,14 +184,14 @@ def test_rotated_codes_come_back_in_the_teachers_channels() -> None:
     level = Level('p3', 8, 6)
     basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
     maps = [torch.randn(6, *grid, generator=torch.Generator().manual_seed(1)) for grid in ((3, 5), (4, 4))]
-    encoded = []
+    encoded: list[Encoded] = []
     for one in maps:
         batch = encode(one[None], 'lean', basis=basis)
         assert batch.scale is not None
         encoded.append({'p3': EncodedMaps(batch.codes[0], batch.error[0], batch.scale[0], batch.basis)})
     found = batch_maps(encoded, levels=[level], padded=(32, 40), device=CPU)['p3']
-    for number, one in enumerate(encoded):
+    for number, codes in enumerate(encoded):
         height, width = maps[number].shape[1:]
-        torch.testing.assert_close(found[number, :, :height, :width], decode(one['p3']))
+        torch.testing.assert_close(found[number, :, :height, :width], decode(codes['p3']))
         assert not found[number, :, height:].any()
         assert not found[number, :, :, width:].any()
