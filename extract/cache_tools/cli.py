@@ -52,6 +52,13 @@ Examples:
       --images data/my/images --annotations data/my/val.json
 """
 
+MERGE_EXAMPLES = """
+\b
+Examples:
+  mtpd-cache merge cache/r101
+  mtpd-cache merge --out cache/r101 from_a/r101 from_b/r101
+"""
+
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
 _verbose = click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
 
@@ -159,5 +166,24 @@ def fidelity(verbose: bool, **options: Any) -> None:
     require_pairs(options)
     with _reported(verbose=verbose):
         from mtpd_extract.cache_tools.fidelity import run
+
+        run(options)
+
+
+@main.command(epilog=MERGE_EXAMPLES)
+@_caches
+@click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='Join the CACHEs into this new folder.')
+@_verbose
+def merge(verbose: bool, **options: Any) -> None:
+    """Make a finished cache of what parts of one extraction wrote.
+
+    Without --out it publishes the one CACHE whose parts are all done; the last part does so itself unless it was killed
+    right then. With --out it joins folders that parts wrote on machines without a file system in common: every file is
+    checked, then linked or copied, and nothing in these folders is changed.
+    """
+    if options['out'] is None and len(options['caches']) != 1:
+        raise click.UsageError('several CACHEs are joined into a new one: give --out, or name one CACHE')
+    with _reported(verbose=verbose):
+        from mtpd_extract.cache_tools.merge import run
 
         run(options)

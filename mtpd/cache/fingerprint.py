@@ -17,14 +17,22 @@ def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) 
     Raises:
         CacheMismatchError: names the first field that differs and both values.
     """
-    rows = [row for row in differences(found, wanted) if row[0].split('.')[0] not in INFORMATIONAL]
-    if rows:
-        field, old, new = min(rows, key=lambda row: _rank(row[0].split('.')[0]))
-        more = f' (and {len(rows) - 1} more fields)' if len(rows) > 1 else ''
+    difference = first_difference(found, wanted)
+    if difference:
         raise CacheMismatchError(
-            f'{root}: holds another extraction: {field} is {_short(old)} there and {_short(new)} here{more}; '
-            'choose another --out, or --overwrite to delete what is there'
+            f'{root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete what is '
+            'there'
         )
+
+
+def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The field that says best how two extractions differ, with both values; None for the same extraction."""
+    rows = [row for row in differences(found, wanted) if row[0].split('.')[0] not in INFORMATIONAL]
+    if not rows:
+        return None
+    field, old, new = min(rows, key=lambda row: _rank(row[0].split('.')[0]))
+    more = f' (and {len(rows) - 1} more fields)' if len(rows) > 1 else ''
+    return f'{field} is {_short(old)} there and {_short(new)} here{more}'
 
 
 def _rank(field: str) -> int:

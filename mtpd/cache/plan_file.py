@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from mtpd.cache import arrays
+from mtpd.cache.arrays import ArraySpec
 from mtpd.cache.basis import BASIS_FILE
 from mtpd.cache.fingerprint import INFORMATIONAL
 from mtpd.cache.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
@@ -47,16 +48,27 @@ class PlanRecord(Description):
 
     def group_files(self) -> dict[ShardKey, list[str]]:
         """The files that each shard group consists of, and what decodes them, in the order of the plan."""
-        levels = [level.to_level() for level in self.levels]
-        unknown = SourceImage(0, (0, 0))  # which images are in a bucket, the index says
         shared = [BASIS_FILE] if self.codec == 'lean' else []
         files = {}
-        for record in self.buckets:
-            bucket = Bucket(record.padded, (unknown,) * record.num_images, record.rows_per_shard)
-            specs = arrays.bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec)
-            for shard in range(record.num_shards):
+        for bucket in self._layout():
+            specs = self._bucket_specs(bucket)
+            for shard in range(bucket.num_shards):
                 files[ShardKey(bucket.name, shard)] = [*shared, *(spec.file(shard) for spec in specs)]
         return files
+
+    def specs(self) -> list[ArraySpec]:
+        """Every array of the cache."""
+        index = arrays.index_specs(sum(bucket.num_images for bucket in self.buckets))
+        return [*index.values(), *(spec for bucket in self._layout() for spec in self._bucket_specs(bucket))]
+
+    def _layout(self) -> list[Bucket]:
+        """The buckets, but for which images are in them: that the index says."""
+        unknown = SourceImage(-1, (1, 1))
+        return [Bucket(one.padded, (unknown,) * one.num_images, one.rows_per_shard) for one in self.buckets]
+
+    def _bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
+        levels = [level.to_level() for level in self.levels]
+        return arrays.bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec)
 
 
 def plan_record(

@@ -5,10 +5,11 @@ from pathlib import Path
 from mtpd.cache.basis import BASIS_FILE
 from mtpd.cache.journal import GroupFiles, committed_groups, remove_journals
 from mtpd.cache.manifest import MANIFEST_FILE, write_manifest
+from mtpd.cache.parts import Part
 from mtpd.cache.plan import ShardKey
 from mtpd.cache.plan_file import PLAN_FILE, PlanRecord, read_plan_file
 from mtpd.errors import CacheError
-from mtpd.files import sha256_file
+from mtpd.files import TEMPORARY, sha256_file
 
 
 def is_published(root: Path) -> bool:
@@ -48,6 +49,13 @@ def tidy(root: Path) -> None:
     assert is_published(root), 'tidy() before the manifest was there'
     remove_journals(root)
     (root / PLAN_FILE).unlink(missing_ok=True)
+
+
+def remove_leftovers(root: Path, *, part: Part) -> None:
+    """Deletes what killed writers left, but nothing of a part that may be alive beside this one."""
+    for path in root.rglob(f'{TEMPORARY}*'):
+        if not any(path.name.startswith(f'{TEMPORARY}{other.label}-') for other in part.others()):
+            path.unlink(missing_ok=True)
 
 
 def committed(root: Path, plan: PlanRecord) -> dict[ShardKey, GroupFiles]:

@@ -24,11 +24,11 @@ from mtpd.cache.manifest import Description, FileRecord
 from mtpd.cache.parts import WHOLE, Part
 from mtpd.cache.plan import CachePlan, ShardKey
 from mtpd.cache.plan_file import PLAN_FILE, plan_record, read_plan_json, write_plan_file
-from mtpd.cache.publish import committed, is_published, publish
+from mtpd.cache.publish import committed, is_published, publish, remove_leftovers
 from mtpd.cache.shard_group import ShardGroup
 from mtpd.cache.zarr_metadata import create_arrays
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
-from mtpd.files import TEMPORARY, sha256_bytes, sha256_file, write_atomically, write_exclusively
+from mtpd.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
 TEACHER_FILE = 'teacher.safetensors'
 
@@ -81,8 +81,8 @@ class CacheWriter:
                 if self.is_finished:
                     publish(self.root)
             if not self.is_finished:
-                self._remove_leftovers()
-                self._create_arrays()
+                remove_leftovers(self.root, part=self.part)
+                create_arrays(self.root, self._plan_record.specs(), owner=self.part.label)
                 self._write_head()
                 journal.cut_torn_tail(self.root, part=self.part)
                 if (self.root / BASIS_FILE).exists():
@@ -194,18 +194,6 @@ class CacheWriter:
 
     def _require_plan(self, found: Any) -> None:
         require_equal(self.root, found=found, wanted=self._plan_record.model_dump(mode='json'))
-
-    def _remove_leftovers(self) -> None:
-        """Deletes what killed writers left, but nothing of a part that may be alive beside this one."""
-        for path in self.root.rglob(f'{TEMPORARY}*'):
-            if not any(path.name.startswith(f'{TEMPORARY}{other.label}-') for other in self.part.others()):
-                path.unlink(missing_ok=True)
-
-    def _create_arrays(self) -> None:
-        specs = list(arrays.index_specs(self.plan.num_images).values())
-        for bucket in self.plan.buckets:
-            specs += arrays.bucket_specs(bucket, views=self._views, levels=self._levels, codec=self.description.codec)
-        create_arrays(self.root, specs, owner=self.part.label)
 
     def _write_head(self) -> None:
         """Index and teacher weights: small, and the same at every start."""

@@ -1,0 +1,34 @@
+"""`mtpd-cache merge`: makes a cache of the parts of an extraction."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mtpd.cache.merge import merge_parts, num_bytes, publish_parts
+from mtpd.cache.state import read_state
+from mtpd_extract.cache_tools.text import size
+
+
+def run(options: Mapping[str, Any]) -> None:
+    """Publishes a cache, or joins folders."""
+    out: Path | None = options['out']
+    if out is None:
+        (root,) = options['caches']
+        publish_parts(root)
+        _report(root)
+        return
+    # A log file gets few lines, a terminal a moving bar.
+    interval = 0.5 if sys.stderr.isatty() else 10
+    total = num_bytes(options['caches'])
+    with tqdm(total=total, unit='B', unit_scale=True, desc=f'merge {out}', mininterval=interval) as progress:
+        merge_parts(options['caches'], out, advance=progress.update)
+    _report(out)
+
+
+def _report(root: Path) -> None:
+    state = read_state(root)
+    num = sum(record.num_bytes for record in state.manifest.files.values())
+    print(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {size(num)}')
