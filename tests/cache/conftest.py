@@ -102,7 +102,7 @@ def recipe() -> Recipe:
     return Recipe()
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def make_recipe() -> Callable[..., Recipe]:
     """Builds recipes that differ from the default."""
     return Recipe

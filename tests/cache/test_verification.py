@@ -1,7 +1,8 @@
 """Whatever bit of a cache changes, verification finds it and names the shard group that it is in."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,46 @@ def test_a_sound_cache(tmp_path: Path, make_recipe: Callable[..., Any], codec: s
     assert find_damages(tmp_path / 'cache', num_threads=num_threads) == []
 
 
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[..., Any]) -> Path:
+    """A cache for tests that put back what they change."""
+    root = tmp_path_factory.mktemp('sound') / 'cache'
+    make_recipe().write(root)
+    return root
+
+
+@contextmanager
+def flipped_bit(path: Path, generator: random.Random) -> Iterator[bytes]:
+    """Flips a bit and gives the byte that it was in; flips it back on leaving."""
+    content = path.read_bytes()
+    position = generator.randrange(len(content))
+    changed = bytearray(content)
+    changed[position] ^= 1 << generator.randrange(8)
+    path.write_bytes(changed)
+    try:
+        yield content[position : position + 1]
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize('seed', range(60))
-def test_any_bit_of_any_file(cache_root: Path, seed: int) -> None:
+def test_any_bit_of_any_file(sound: Path, seed: int) -> None:
     generator = random.Random(seed)
     # Every part of a cache comes up, the metadata too.
-    files = sorted(path for path in cache_root.rglob('*') if path.is_file() and path.stat().st_size)
-    files = [path for path in files if path.name != 'manifest.json' and not path.name.startswith('.')]
-    path = generator.choice(files)
-    content = bytearray(path.read_bytes())
-    position = generator.randrange(len(content))
-    content[position] ^= 1 << generator.randrange(8)
-    path.write_bytes(content)
-    damages = find_damages(cache_root)
-    file = path.relative_to(cache_root).as_posix()
+    files = sorted(path for path in sound.rglob('*') if path.is_file() and path.stat().st_size)
+    path = generator.choice([path for path in files if path.name != 'manifest.json' and path.name[0] != '.'])
+    file = path.relative_to(sound).as_posix()
+    with flipped_bit(path, generator) as byte:
+        damages = find_damages(sound)
     if path.name == 'zarr.json':
         # A space that has become another blank says the same.
         assert {(damage.kind, damage.file) for damage in damages} <= {('metadata', file)}
-        assert damages or not bytes(content[position : position + 1]).strip()
+        assert damages or not byte.strip()
         return
     place = file_place(file)
-    keys = {damage.key for damage in damages}
-    assert keys == {None if place is None else place.key}
-    assert file in {damage.file for damage in damages}
+    assert {damage.key for damage in damages} == {None if place is None else place.key}
     assert {damage.kind for damage in damages} == {'head' if place is None else 'shard'}
+    assert file in {damage.file for damage in damages}
 
 
 def test_an_index_of_other_images_with_a_hash_of_its_own(cache_root: Path, make_recipe: Callable[..., Any]) -> None:
