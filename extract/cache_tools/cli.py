@@ -18,6 +18,7 @@ EXAMPLES = """
 \b
 Examples:
   mtpd-cache info cache/r101
+  mtpd-cache verify cache/r101
   mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017
   mtpd-cache fidelity cache/r101 --split val2017
 """

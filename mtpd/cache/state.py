@@ -7,6 +7,7 @@ from mtpd.cache import journal
 from mtpd.cache.manifest import FORMAT, MANIFEST_FILE, VERSION, Description, Manifest, read_manifest
 from mtpd.cache.plan import ShardKey
 from mtpd.cache.plan_file import PLAN_FILE, read_plan_file
+from mtpd.errors import CacheError
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,22 @@ def read_state(root: Path) -> CacheState:
         CacheDamagedError: the manifest or the plan was changed after it was written.
     """
     if (root / PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
-        plan = read_plan_file(root)
-        entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == plan.sha256}
-        files = {name: record for group in entries.values() for name, record in group.items()}
-        manifest = Manifest(
-            format=FORMAT, version=VERSION, description=plan.description, buckets=plan.buckets, files=files
-        )
-        return CacheState(root, False, manifest, frozenset(entries))
+        try:
+            return _unfinished_state(root)
+        except CacheError:
+            if not (root / MANIFEST_FILE).exists():  # else it has been published in between
+                raise
     manifest = read_manifest(root)
     keys = (ShardKey(bucket.name, shard) for bucket in manifest.buckets for shard in range(bucket.num_shards))
     return CacheState(root, True, manifest, frozenset(keys))
+
+
+def _unfinished_state(root: Path) -> CacheState:
+    plan = read_plan_file(root)
+    entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == plan.sha256}
+    # Index and teacher's weights are written after the plan and before the first shard.
+    files = dict(plan.files) if entries else {}
+    for group in entries.values():
+        files |= group
+    manifest = Manifest(format=FORMAT, version=VERSION, description=plan.description, buckets=plan.buckets, files=files)
+    return CacheState(root, False, manifest, frozenset(entries))

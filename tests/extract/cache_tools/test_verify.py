@@ -245,6 +245,24 @@ def test_rotations_of_lean(
     assert contents(root) == before
 
 
+def test_parts_of_an_extraction(
+    mtpd_cache: Run, command: Any, many_shards: Any, tmp_path: Path, sharded: Path, contents: Contents
+) -> None:
+    """Each part has a journal; a repair makes one of them."""
+    root = tmp_path / 'cache'
+    command.run(root, *many_shards, '--part', '1/3')
+    command.run(root, *many_shards, '--part', '3/3')
+    assert 'sound; 5 of 8 shards are committed' in mtpd_cache('verify', root).stdout
+    flip_bits(root / P3, root / 'teacher.safetensors')
+    error = mtpd_cache('verify', root, code=1).stderr.split('Error: ')[1].splitlines()
+    assert named(error) == {SHARD_0, 'teacher.safetensors'}
+    assert 'it extracts 4 of 8 shards' in mtpd_cache('verify', root, '--repair').stdout
+    assert [path.name for path in root.glob('journal*')] == ['journal.jsonl']
+    for part in ('2/3', '3/3'):
+        command.run(root, *many_shards, '--part', part)
+    assert contents(root) == contents(sharded)
+
+
 def test_a_repair_waits_for_no_extraction(
     mtpd_cache: Run, command: Any, many_shards: Any, tmp_path: Path, slow: Path
 ) -> None:
