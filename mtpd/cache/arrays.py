@@ -143,19 +143,19 @@ def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
     return chunk.tobytes()
 
 
-def decode_plain(content: bytes, spec: ArraySpec) -> np.ndarray:
+def decode_plain(content: bytes, spec: ArraySpec, *, name: str) -> np.ndarray:
     """The rows (rows_per_file, ...) of a plain chunk's file.
 
     Raises:
         CacheDamagedError: the content has another size.
     """
-    require_plain_bytes(spec, len(content))
+    require_plain_bytes(spec, len(content), name=name)
     dtype = np.dtype(spec.dtype).newbyteorder('<')
     return np.frombuffer(content, dtype=dtype).reshape(spec.rows_per_file, *spec.row_shape)
 
 
-def require_plain_bytes(spec: ArraySpec, num_bytes: int) -> None:
-    """Checks the size of a plain chunk's file.
+def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:
+    """Checks the size of a plain chunk's file, which messages call `name`.
 
     Raises:
         CacheDamagedError: it is another than its shape makes it, or too large to be read whole.
@@ -163,8 +163,8 @@ def require_plain_bytes(spec: ArraySpec, num_bytes: int) -> None:
     expected = math.prod((spec.rows_per_file, *spec.row_shape)) * np.dtype(spec.dtype).itemsize
     if num_bytes != expected or expected > MAX_PLAIN_BYTES:
         raise CacheDamagedError(
-            f'{spec.path}: a file has {num_bytes} bytes, the manifest makes it {expected} (and at most '
-            f'{MAX_PLAIN_BYTES})'
+            f'{name}: has {num_bytes} bytes, its shape makes it {expected}, and {MAX_PLAIN_BYTES} is the most; '
+            'extract it again'
         )
 
 

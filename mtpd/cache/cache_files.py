@@ -74,9 +74,9 @@ class CacheFiles:
             CacheDamagedError: the file is not what was written, or not what the manifest makes of it.
         """
         file = spec.file(shard)
-        size = self.size(file)
-        arrays.require_plain_bytes(spec, size)
-        return arrays.decode_plain(self.read(file, max_bytes=size), spec)
+        size, name = self.size(file), str(self.root / file)
+        arrays.require_plain_bytes(spec, size, name=name)
+        return arrays.decode_plain(self.read(file, max_bytes=size), spec, name=name)
 
     def read_range(self, file: str, *, offset: int, length: int) -> bytes:
         """Bytes of a file that `size` has let pass; fewer where it has become shorter.

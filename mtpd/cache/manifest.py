@@ -218,7 +218,7 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST_FILE
     if not os.path.isfile(path):
-        if (root / 'plan.json').is_file():
+        if os.path.isfile(root / 'plan.json'):
             raise CacheIncompleteError(
                 f'{root}: this extraction has not finished; run the same mtpd-extract command again'
             )

@@ -1,0 +1,153 @@
+"""Forged caches whose hashes all fit, read where they can do no harm."""
+
+import json
+import multiprocessing
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+import torch
+
+import mtpd.cache
+from mtpd.errors import MtpdError
+from mtpd.files import canonical_json, sha256_bytes
+
+MEMORY = 192 * 2**20  # bytes that refusing or reading a cache may take
+TIMEOUT = 60  # seconds
+SHARD = '64x96/plain/p3/c/0/0/0/0'
+
+
+@dataclass(frozen=True)
+class Forgery:
+    """A cache of the default recipe and what a forger does to it."""
+
+    root: Path
+
+    def sign(self, edit: Callable[[dict[str, Any]], object]) -> None:
+        """Edits the manifest and makes its digest fit."""
+        content = self.manifest()
+        del content['digest']
+        edit(content)
+        content['digest'] = sha256_bytes(canonical_json(content))
+        (self.root / 'manifest.json').write_text(json.dumps(content))
+
+    def manifest(self) -> Any:
+        """The manifest as it is."""
+        return json.loads((self.root / 'manifest.json').read_bytes())
+
+    def replace(self, file: str, content: bytes) -> None:
+        """Puts other content into a file and makes the manifest vouch for it."""
+        (self.root / file).write_bytes(content)
+        record = {'num_bytes': len(content), 'sha256': sha256_bytes(content)}
+        self.sign(lambda manifest: manifest['files'].update({file: record}))
+
+    def edit_array(self, file: str, dtype: str, edit: Callable[[np.ndarray], object]) -> None:
+        """Edits the values of a plain array's file."""
+        values = np.frombuffer((self.root / file).read_bytes(), dtype).copy()
+        edit(values)
+        self.replace(file, values.tobytes())
+
+    def replace_first_chunk(self, packed: bytes) -> None:
+        """Puts other compressed bytes into the first row of p3's first shard, of two rows; all checksums fit."""
+        content = (self.root / SHARD).read_bytes()
+        start, length = np.frombuffer(content[-36:-4], '<u8')[2:].tolist()
+        self.replace(SHARD, join_shard([packed + crc(packed), content[start : start + length]]))
+        number = int.from_bytes(crc(packed), 'little')
+        self.edit_array('64x96/plain/crc32c/c/0/0', '<u4', lambda values: values.__setitem__(0, number))
+
+    def replace_shard_index(self, entry: tuple[int, int]) -> None:
+        """Puts another offset and length into the second entry of p3's first shard."""
+        content = (self.root / SHARD).read_bytes()
+        entries = np.frombuffer(content[-36:-4], '<u8').reshape(2, 2).copy()
+        entries[1] = entry
+        self.replace(SHARD, content[:-36] + closed(entries.tobytes()))
+
+    def read(self, root: Path | None = None) -> str:
+        """Opens this cache or another and reads all of it in little memory: 'read', or the message of our error.
+
+        Anything else that happens comes back as another text: an exception of another kind, or the end of the process.
+        """
+        return read_safely(root or self.root)
+
+    def require_refused(self, message: str) -> None:
+        """It is refused by an error of ours, in one short line that names the cache."""
+        result = self.read()
+        assert message in result
+        assert not result.startswith('not our error')
+        assert str(self.root) in result
+        assert '\n' not in result
+        assert len(result) < 1000
+
+
+@pytest.fixture(scope='session')
+def sound(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[..., Any]) -> Path:
+    """A finished cache that nobody touches."""
+    root = tmp_path_factory.mktemp('sound') / 'cache'
+    make_recipe().write(root)
+    return root
+
+
+@pytest.fixture
+def forgery(sound: Path, tmp_path: Path) -> Forgery:
+    """A finished cache to be forged."""
+    return Forgery(Path(shutil.copytree(sound, tmp_path / 'cache')))
+
+
+def join_shard(chunks: list[bytes]) -> bytes:
+    """A shard of these chunks."""
+    lengths = np.array([len(chunk) for chunk in chunks], '<u8')
+    return b''.join(chunks) + closed(np.stack([np.cumsum(lengths) - lengths, lengths], axis=1).tobytes())
+
+
+def closed(content: bytes) -> bytes:
+    """Content and its CRC-32C."""
+    return content + crc(content)
+
+
+def crc(content: bytes) -> bytes:
+    """CRC-32C as it stands in files."""
+    return int(google_crc32c.value(content)).to_bytes(4, 'little')
+
+
+def read_safely(root: Path) -> str:
+    """See `Forgery.read`."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context('fork').Process(target=_read_all, args=(root, sender))
+    process.start()
+    sender.close()
+    try:
+        result: str = receiver.recv()
+    except EOFError:
+        process.join()
+        result = f'the process ended with {process.exitcode}'
+    process.join()
+    process.close()
+    receiver.close()
+    return result
+
+
+def _read_all(root: Path, sender: Connection) -> None:
+    torch.set_num_threads(1)
+    signal.alarm(TIMEOUT)
+    pages = int(Path('/proc/self/statm').read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+    try:
+        cache = mtpd.cache.open(root)
+        for image_id in cache.image_ids:
+            for view in cache.views:
+                cache.read(image_id, view)
+        cache.teacher_weights()
+        result = 'read'
+    except MtpdError as error:
+        result = str(error)
+    except BaseException as error:
+        result = f'not our error, {type(error).__name__}: {error}'
+    sender.send(result)
