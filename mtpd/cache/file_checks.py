@@ -59,12 +59,12 @@ def check_file(files: CacheFiles, check: FileCheck) -> None:
 
 
 def _read_plain(check: FileCheck, spec: ArraySpec, file: BinaryIO, *, size: int, digest: 'hashlib._Hash') -> None:
-    require_plain_bytes(spec, size)
+    require_plain_bytes(spec, size, name=check.file)
     if check.image_ids is None:
         return
     content = file.read(size)
     digest.update(content)
-    found = decode_plain(content, spec)[: check.num_rows].tolist()
+    found = decode_plain(content, spec, name=check.file)[: check.num_rows].tolist()
     wrong = [row for row, pair in enumerate(zip(found, check.image_ids, strict=True)) if pair[0] != pair[1]]
     if wrong:
         raise CacheDamagedError(
