@@ -11,8 +11,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'torture_cache.py'
 
 @pytest.mark.slow
 def test_each_kind_of_harm(tmp_path: Path) -> None:
-    numbers = {'kills': 3, 'publishing': 1, 'full': 2, 'limit': 2, 'read-only': 1, 'frozen': 1}
-    numbers |= {'damages': 16, 'journals': 7, 'writers': 2}
+    numbers = {'kills': 2, 'publishing': 1, 'full': 1, 'limit': 1, 'read-only': 1, 'frozen': 1}
+    numbers |= {'damages': 16, 'journals': 2, 'writers': 1}
     options = [f'--{name}={number}' for name, number in numbers.items()]
     process = subprocess.run(
         [sys.executable, SCRIPT, *options, '--seed', '1'],
