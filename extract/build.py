@@ -81,8 +81,8 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         shard_bytes=int(options['shard_mb'] * 2**20),
     )
     description = describe(
-        fingerprint=fingerprint(teacher, coco, selected, paths),
-        provenance=provenance(teacher, coco, device),
+        fingerprint=fingerprint(teacher, coco, selected),
+        provenance=provenance(teacher, coco, paths, device),
         levels=levels,
         codec=codec,
         target_error=target_error,

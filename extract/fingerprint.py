@@ -22,16 +22,13 @@ from mtpd.files import canonical_json, sha256_bytes
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'numpy')
 
 
-def fingerprint(
-    teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage], paths: Mapping[int, Path]
-) -> dict[str, Any]:
+def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) -> dict[str, Any]:
     """What must be equal.
 
     Args:
         teacher: the network.
         coco: the annotation file.
         images: those of its images that are extracted.
-        paths: image id -> file. Of the files only the sizes are looked at: hashing COCO takes minutes.
     """
     content = {
         'teacher': {
@@ -46,7 +43,6 @@ def fingerprint(
         'data': {
             'annotations': coco.sha256,
             'image_ids': sha256_bytes(canonical_json([image.id for image in images])),
-            'image_bytes': sha256_bytes(canonical_json([paths[image.id].stat().st_size for image in images])),
             'num_images': len(images),
         },
     }
@@ -55,19 +51,28 @@ def fingerprint(
     return as_read
 
 
-def provenance(teacher: Teacher, coco: CocoSet, device: torch.device) -> dict[str, Any]:
-    """Names and versions, for people."""
+def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], device: torch.device) -> dict[str, Any]:
+    """Names and versions, for people.
+
+    Args:
+        teacher: the network.
+        coco: the annotation file.
+        paths: image id -> file. Of the files only the sizes are looked at: hashing COCO takes minutes. They are no part
+            of the fingerprint, as an extraction that stopped at a broken image goes on when the image is mended.
+        device: where the teacher runs.
+    """
     return {
         'teacher': teacher.name,
         'annotations': coco.path.name,
         'annotated_images': len(coco.images),
+        'image_bytes': sha256_bytes(canonical_json([path.stat().st_size for path in paths.values()])),
         'device': describe_device(device),
         'versions': versions(LIBRARIES),
     }
 
 
 def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
-    """How device and library versions differ from those that the unfinished extraction in `out` was begun with.
+    """What differs from the run that began the unfinished extraction in `out`: device, library versions, image files.
 
     Args:
         out: the folder of the cache; there may be nothing in it.
@@ -80,7 +85,10 @@ def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
     then = state.description.provenance
     rows = differences(then.get('device'), now['device'], prefix='device')
     rows += differences(then.get('versions'), now['versions'])
-    return [] if state.is_finished else [f'{name} was {old} and is {new}' for name, old, new in rows]
+    changes = [f'{name} was {old} and is {new}' for name, old, new in rows]
+    if then.get('image_bytes') != now['image_bytes']:
+        changes.append('image files have other sizes now')
+    return [] if state.is_finished else changes
 
 
 def _precision() -> dict[str, str]:

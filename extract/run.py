@@ -35,7 +35,7 @@ def run(options: Mapping[str, Any]) -> None:
     changes = changes_since(out, extraction.description.provenance)
     if changes:
         print(
-            f'warning: {out} was begun elsewhere: {"; ".join(changes)}; its maps may differ a little', file=sys.stderr
+            f'warning: {out} was begun otherwise: {"; ".join(changes)}; its maps may differ a little', file=sys.stderr
         )
     left = _extract(extraction, out, Loading(batch_size=options['batch_size'], num_threads=options['workers']), part)
     if left:

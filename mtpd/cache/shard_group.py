@@ -1,10 +1,12 @@
 """A shard group in memory while it is filled: encoded chunks of a run of rows, for all levels and views."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 
 import numpy as np
 
 from mtpd.cache import arrays
+from mtpd.cache.arrays import ZSTD_LEVELS
 from mtpd.cache.codecs import CodecName, EncodedMaps, has_scale, require_storable
 from mtpd.cache.plan import Bucket, ShardKey
 from mtpd.cache.shard import chunk_checksum, encode_chunk, encode_shard
@@ -13,16 +15,28 @@ from mtpd.pyramid import Level
 
 
 class ShardGroup:
-    """Collects maps image by image, compressing each at once, so that it never holds uncompressed codes."""
+    """Collects maps image by image, compressing each at once, so that it never holds uncompressed codes.
+
+    The threads of `compressors` share the work: zstd leaves Python's lock to others, and one core compresses less than
+    a GPU makes.
+    """
 
     def __init__(
-        self, *, bucket: Bucket, key: ShardKey, views: Sequence[str], levels: Sequence[Level], codec: CodecName
+        self,
+        *,
+        bucket: Bucket,
+        key: ShardKey,
+        views: Sequence[str],
+        levels: Sequence[Level],
+        codec: CodecName,
+        compressors: Executor,
     ) -> None:
         self.key = key
         self._bucket = bucket
         self._rows = bucket.rows(key.shard)
         self._levels = levels
         self._codec = codec
+        self._compressors = compressors
         self._chunks: dict[tuple[str, str], list[bytes]] = {
             (view, level.name): [] for view in views for level in levels
         }
@@ -40,21 +54,24 @@ class ShardGroup:
         Raises:
             InputError: a map has another shape than the plan expects, or holds values that cannot be stored.
         """
+        chunks: dict[str, list[Future[bytes]]] = {}
         for level in self._levels:
-            spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
             encoded = maps[level.name]
             codes = encoded.codes.numpy()
+            spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
             if codes.shape[1:] != spec.row_shape:
                 raise InputError(
                     f'level {level.name} of the teacher is {codes.shape[1:]} for a {self._bucket.name} input, expected '
                     f'{spec.row_shape}: its stride is not {level.stride} there; leave the level out with --levels'
                 )
             self._require_storable(encoded, view=view, level=level)
-            assert spec.zstd_level is not None
-            self._chunks[view, level.name] += [encode_chunk(one, level=spec.zstd_level) for one in codes]
+            zstd_level = ZSTD_LEVELS[self._codec]
+            chunks[level.name] = [self._compressors.submit(encode_chunk, one, level=zstd_level) for one in codes]
             self._errors[view, level.name] += encoded.error.tolist()
             if encoded.scale is not None:
                 self._scales[view, level.name] += list(encoded.scale.numpy())
+        for name, pending in chunks.items():
+            self._chunks[view, name] += [one.result() for one in pending]
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Path below the cache's root and content of each of the group's files. The group must be full."""

@@ -7,7 +7,9 @@ opens, or a finished cache. What the parts write beside the shards is the same f
 """
 
 import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,8 @@ from mtpd.cache.zarr_metadata import create_arrays
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
 from mtpd.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
+# Threads that compress: one for each core, but a disk takes no more than these make.
+MAX_COMPRESSORS = 8
 TEACHER_FILE = 'teacher.safetensors'
 
 
@@ -88,6 +92,8 @@ class CacheWriter:
                 if (self.root / BASIS_FILE).exists():
                     self._read_bases()
                 self._committed = set(committed(self.root, self._plan_record))
+            num_threads = min(MAX_COMPRESSORS, os.cpu_count() or 1)
+            self._compressors = stack.enter_context(ThreadPoolExecutor(num_threads, thread_name_prefix='compress'))
             self._closing = stack.pop_all()
         return self
 
@@ -133,6 +139,7 @@ class CacheWriter:
             views=self._views,
             levels=self._levels,
             codec=self.description.codec,
+            compressors=self._compressors,
         )
 
     def commit(self, group: ShardGroup) -> int:
