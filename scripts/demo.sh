@@ -19,7 +19,7 @@ train() { # NAME STAGE.yaml...: trains into $folder/NAME, going on with what is 
 
 extract() { # NAME: caches the teacher of that name
     mtpd-extract --teacher "$folder/teacher_$1/student_config.py" --checkpoint "$folder/teacher_$1/student.pth" \
-        --coco "$folder/shapes" --out "$folder/cache/$1" --batch-size 16 --workers 0
+        --coco "$folder/shapes" --out "$folder/cache/$1" --codec lean --batch-size 16 --workers 0
 }
 
 both() { # LOG FIRST SECOND: runs both functions at once; shows the first, then what is left of the second
