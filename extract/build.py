@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, bytes_per_element
+from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, expected_bytes
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
 from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
@@ -77,7 +77,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         [SourceImage(image.id, (image.height, image.width)) for image in selected],
         geometry=geometry,
         levels=levels,
-        bytes_per_element=bytes_per_element(codec),
+        bytes_per_element=expected_bytes(codec),
         shard_bytes=int(options['shard_mb'] * 2**20),
     )
     description = describe(

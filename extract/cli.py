@@ -113,7 +113,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     type=click.FloatRange(min=0, min_open=True, max=2**20),
     default=96.0,
     show_default=True,
-    help='Codes of the largest level in a shard, MiB.',
+    help='Size of a shard of the largest level on disk, MiB, about.',
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option(

@@ -100,7 +100,7 @@ def plan_cache(
     *,
     geometry: Geometry,
     levels: Sequence[Level],
-    bytes_per_element: int,
+    bytes_per_element: float,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> CachePlan:
     """Groups images by padded shape.
@@ -109,8 +109,8 @@ def plan_cache(
         images: the data set, in its own order, which rows keep.
         geometry: gives each image's padded input.
         levels: the stored levels.
-        bytes_per_element: size of a code.
-        shard_bytes: what the codes of the largest level of one shard may take before compression.
+        bytes_per_element: expected on disk.
+        shard_bytes: size of one shard of the largest level.
     """
     grouped: dict[Size, list[SourceImage]] = {}
     for image in images:
@@ -118,6 +118,6 @@ def plan_cache(
     buckets = []
     for padded, members in sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0])):
         largest = max(num_elements([level], padded) for level in levels) * bytes_per_element
-        rows = max(1, min(shard_bytes // largest, len(members)))
+        rows = max(1, min(int(shard_bytes / largest), len(members)))
         buckets.append(Bucket(padded=padded, images=tuple(members), rows_per_shard=rows))
     return CachePlan(buckets=tuple(buckets))

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, bytes_per_element, encode
+from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, expected_bytes, encode
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.parts import WHOLE, Part
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
@@ -39,7 +39,7 @@ class Recipe:
             self.images,
             geometry=GEOMETRY,
             levels=LEVELS,
-            bytes_per_element=bytes_per_element(self.codec),
+            bytes_per_element=expected_bytes(self.codec),
             shard_bytes=self.shard_bytes,
         )
 

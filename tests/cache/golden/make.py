@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from mtpd.cache.codecs import CodecName, EncodedMaps, bytes_per_element
+from mtpd.cache.codecs import CodecName, EncodedMaps, expected_bytes
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.plan import SourceImage, plan_cache
 from mtpd.cache.writer import CacheWriter
@@ -85,8 +85,8 @@ def make(root: Path, codec: CodecName) -> Mapping[str, object]:
         IMAGES,
         geometry=GEOMETRY,
         levels=LEVELS,
-        bytes_per_element=bytes_per_element(codec),
-        shard_bytes=32 * bytes_per_element(codec),
+        bytes_per_element=expected_bytes(codec),
+        shard_bytes=int(32 * expected_bytes(codec)),
     )
     weights = safetensors.torch.save({'neck.weight': torch.arange(3.0)})
     expected: dict[str, dict[str, dict[str, object]]] = {}
