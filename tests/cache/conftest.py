@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, expected_bytes, encode
+from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, encode, expected_bytes
 from mtpd.cache.manifest import Description, ViewName, describe
 from mtpd.cache.parts import WHOLE, Part
 from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
