@@ -2,7 +2,8 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +21,38 @@ BLOCK_BYTES = 4096
 RECORD_BYTES = 1024
 # Kept free for whatever else writes to the disk.
 MARGIN_BYTES = 64 * 2**20
+# What images may compress worse than those of a trial.
+TRIAL_MARGIN = 1.1
 
 
-def groups_bytes(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
-    """Upper bound of what the shard groups `keys` take: codes that do not compress, and the small arrays."""
+PerElement = Mapping[str, float]
+
+
+def groups_bytes(extraction: Extraction, keys: Sequence[ShardKey], per_element: PerElement | None = None) -> int:
+    """What the shard groups `keys` take on the disk.
+
+    Args:
+        extraction: gives the arrays.
+        keys: the groups.
+        per_element: level name -> bytes that a code is taken to compress to; None for an upper bound.
+    """
     total = 0
     for key in keys:
         bucket = extraction.plan.by_name[key.bucket]
         num_rows = len(bucket.rows(key.shard))
-        total += sum(_file_bytes(spec, num_rows) for spec in _specs(extraction, bucket))
+        total += sum(_file_bytes(spec, num_rows, per_element) for spec in _specs(extraction, bucket))
     return total
 
 
-def total_bytes(extraction: Extraction) -> int:
-    """Upper bound of what the whole cache takes."""
+def total_bytes(extraction: Extraction, per_element: PerElement | None = None) -> int:
+    """What the whole cache takes on the disk; `per_element` as for `groups_bytes`."""
     plan = extraction.plan
     index = sum(_file_bytes(spec, plan.num_images) for spec in arrays.index_specs(plan.num_images).values())
     num_arrays = sum(len(_specs(extraction, bucket)) for bucket in plan.buckets) + len(arrays.INDEX_COLUMNS)
     num_groups = 2 + len(plan.buckets) * (1 + len(extraction.views))
     # Each array has its folder, its zarr.json and a folder for its files; each group the first two.
     metadata = BLOCK_BYTES * (3 * num_arrays + 2 * num_groups)
-    return groups_bytes(extraction, plan.shard_keys()) + index + metadata + len(extraction.teacher_weights)
+    return groups_bytes(extraction, plan.shard_keys(), per_element) + index + metadata + len(extraction.teacher_weights)
 
 
 def free_bytes(path: Path) -> int:
@@ -49,22 +61,37 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def require_room(needed: int, out: Path) -> None:
-    """Refuses to start what cannot fit.
+def require_room(needed: Callable[[PerElement | None], int], out: Path, *, trial: Callable[[], PerElement]) -> None:
+    """Refuses to start what will not fit.
+
+    Where even codes that do not compress would fit there is nothing to ask. Otherwise a trial on a few images says how
+    well they compress, which is several times for `lean`: with `TRIAL_MARGIN` on top it must fit. What was committed is
+    kept should the disk fill up all the same.
 
     Args:
-        needed: bytes to be written.
+        needed: bytes per element by level name, or None for the most that is possible -> bytes to be written.
         out: where to.
+        trial: measures bytes per element; called only when it matters.
 
     Raises:
         UnavailableError: names both sizes and what would make it fit.
     """
     free = free_bytes(out)
-    if needed + MARGIN_BYTES > free:
+    bound = needed(None)
+    if bound + MARGIN_BYTES <= free:
+        return
+    predicted = needed({name: TRIAL_MARGIN * size for name, size in trial().items()})
+    if predicted + MARGIN_BYTES > free:
         raise UnavailableError(
-            f'{out}: needs up to {gigabytes(needed)} more and the disk has {gigabytes(free)} free; store '
-            'fewer levels (--levels), one view (--views plain), or a smaller --scale'
+            f'{out}: needs about {gigabytes(predicted)} more, by a trial on a few images and with a margin, and the '
+            f'disk has {gigabytes(free)} free; store fewer levels (--levels), one view (--views plain), or a smaller '
+            '--scale'
         )
+    print(
+        f'warning: {out}: of {gigabytes(free)} free about {gigabytes(predicted)} will be needed, by a trial on a few '
+        f'images and with a margin, but {gigabytes(bound)} are possible',
+        file=sys.stderr,
+    )
 
 
 def gigabytes(num_bytes: int) -> str:
@@ -76,11 +103,13 @@ def _specs(extraction: Extraction, bucket: Bucket) -> list[ArraySpec]:
     return arrays.bucket_specs(bucket, views=extraction.views, levels=extraction.levels, codec=extraction.codec)
 
 
-def _file_bytes(spec: ArraySpec, num_rows: int) -> int:
-    """Upper bound of one file of an array that holds `num_rows` rows, with its last block and its folders."""
+def _file_bytes(spec: ArraySpec, num_rows: int, per_element: PerElement | None = None) -> int:
+    """One file of an array that holds `num_rows` rows, with its last block and its folders."""
     row_bytes = math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize
     if spec.sharded:
-        content = num_rows * compressed_bound(row_bytes) + index_bytes(spec.rows_per_file)
+        level = spec.path.rsplit('/', 1)[1]
+        row = compressed_bound(row_bytes) if per_element is None else math.prod(spec.row_shape) * per_element[level]
+        content = math.ceil(num_rows * row) + index_bytes(spec.rows_per_file)
     else:
         content = spec.rows_per_file * row_bytes
     # One folder for each axis but the last: c/<shard>/0/0/0.

@@ -1,10 +1,11 @@
 """The extraction itself: images in, teacher forward, codes out, shard group by shard group."""
 
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +13,8 @@ from tqdm import tqdm
 
 from mtpd.cache.codecs import EncodedMaps, encode
 from mtpd.cache.manifest import ViewName
-from mtpd.cache.parts import Part
 from mtpd.cache.plan import ShardKey, SourceImage
 from mtpd.cache.shard_group import ShardGroup
-from mtpd.cache.writer import CacheWriter
 from mtpd.interrupt import StopFlag
 from mtpd.prefetch import BackgroundQueue, prefetched
 from mtpd_extract.build import Extraction
@@ -43,34 +42,52 @@ class Batch:
     is_last: bool
 
 
+class Sink(Protocol):
+    """Where shard groups go: a `CacheWriter`, or a trial that writes nothing."""
+
+    def bases(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The rotation of each level."""
+
+    def start_group(self, key: ShardKey) -> ShardGroup:
+        """An empty group."""
+
+    def commit(self, group: ShardGroup) -> int:
+        """Takes a full group; returns its bytes."""
+
+
 def extract_groups(
-    extraction: Extraction, writer: CacheWriter, keys: Sequence[ShardKey], *, loading: Loading, stop: StopFlag
+    extraction: Extraction,
+    sink: Sink,
+    keys: Sequence[ShardKey],
+    *,
+    loading: Loading,
+    stop: StopFlag,
+    progress: 'Progress',
 ) -> None:
-    """Runs the teacher over the shard groups `keys` and commits each when it is full.
+    """Runs the teacher over the shard groups `keys` and hands each to `sink` when it is full.
 
     When `stop` is set it finishes the group in hand and returns.
     """
-    bases = writer.bases(partial(compute_bases, extraction)) if extraction.codec == 'lean' else {}
+    bases = sink.bases(partial(compute_bases, extraction)) if extraction.codec == 'lean' else {}
     bases = {name: basis.to(extraction.device) for name, basis in bases.items()}
-    progress = Progress(extraction, keys, total=writer.share(), part=writer.part)
     with (
         progress,
-        closing(_loaded(extraction, keys, loading=loading)) as batches,
+        closing(_loaded(extraction, keys, loading=loading)) as loaded,
         BackgroundQueue(depth=QUEUE_DEPTH) as queue,
     ):
         group: ShardGroup | None = None
-        for batch, pixels in batches:
+        for batch, pixels in loaded:
             if group is None:
                 if stop:
                     return
-                group = writer.start_group(batch.key)
+                group = sink.start_group(batch.key)
             for view in extraction.views:
                 queue.submit(
                     partial(group.append, view, _encode_view(extraction, batch, pixels, view=view, bases=bases))
                 )
             progress.advance(len(batch.images), is_stopping=bool(stop))
             if batch.is_last:
-                queue.submit(partial(progress.commit, writer, group))
+                queue.submit(partial(progress.commit, sink, group))
                 group = None
 
 
@@ -95,11 +112,12 @@ def _loaded(
     def load(batch: Batch) -> tuple[Batch, list[Tensor]]:
         return batch, load_images(extraction, batch.images)
 
-    batches = _batches(extraction, keys, batch_size=loading.batch_size)
-    return prefetched(load, batches, num_threads=loading.num_threads, depth=2 * loading.num_threads)
+    planned = batches(extraction, keys, batch_size=loading.batch_size)
+    return prefetched(load, planned, num_threads=loading.num_threads, depth=2 * loading.num_threads)
 
 
-def _batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: int) -> Iterator[Batch]:
+def batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: int) -> Iterator[Batch]:
+    """The forward passes over the shard groups `keys`."""
     for key in keys:
         images = extraction.plan.images(key)
         for start in range(0, len(images), batch_size):
@@ -107,22 +125,19 @@ def _batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: in
 
 
 class Progress:
-    """The progress bar on stderr: images/s, MB/s on disk, time left."""
+    """The progress bar on stderr: images/s, MB/s on disk, time left; without `is_log` only on a terminal."""
 
-    def __init__(
-        self, extraction: Extraction, keys: Sequence[ShardKey], *, total: Sequence[ShardKey], part: Part
-    ) -> None:
-        num_images = sum(len(extraction.plan.images(key)) for key in total)
-        todo = sum(len(extraction.plan.images(key)) for key in keys)
+    def __init__(self, num_images: int, *, done: int = 0, name: str, is_log: bool = True) -> None:
         # A log file gets few lines, a terminal a moving bar.
-        interval = 0.5 if sys.stderr.isatty() else 10
+        is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=num_images,
-            initial=num_images - todo,
+            initial=done,
             unit='image',
-            desc='extract' if part.is_whole else f'part {part}',
-            mininterval=interval,
+            desc=name,
+            mininterval=0.5 if is_terminal else 10,
             smoothing=0.1,
+            disable=not (is_terminal or is_log),
         )
         self._bytes = 0
 
@@ -138,8 +153,10 @@ class Progress:
             self._bar.set_description('finishing this shard; Ctrl-C again stops at once', refresh=False)
         self._bar.update(num_images)
 
-    def commit(self, writer: CacheWriter, group: ShardGroup) -> None:
+    def commit(self, sink: Sink, group: ShardGroup) -> None:
         """Commits a full group and shows the rate of writing."""
-        self._bytes += writer.commit(group)
+        self._bytes += sink.commit(group)
+        if self._bar.disable:
+            return
         elapsed = self._bar.format_dict['elapsed']
         self._bar.set_postfix_str(f'{self._bytes / 1e6 / max(elapsed, 1e-9):.1f} MB/s', refresh=False)

@@ -1,7 +1,8 @@
 """One run of `mtpd-extract`, from options to a finished cache."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from mtpd.interrupt import stop_on_signals
 from mtpd.outcome import Interrupted
 from mtpd_extract.build import Extraction, build_extraction
 from mtpd_extract.estimate import free_bytes, gigabytes, groups_bytes, require_room, total_bytes
-from mtpd_extract.extraction import Loading, extract_groups
+from mtpd_extract.extraction import Loading, Progress, extract_groups
 from mtpd_extract.fingerprint import changes_since
+from mtpd_extract.prediction import NUM_COCO_IMAGES, predict, predict_coco
 from mtpd_extract.target import check_target, clear_target, holds_extraction, present_bytes
+from mtpd_extract.trial import Trial, run_trial
 
 
 def run(options: Mapping[str, Any]) -> None:
@@ -24,9 +27,16 @@ def run(options: Mapping[str, Any]) -> None:
     check_target(out, resume=options['resume'], overwrite=options['overwrite'])
     extraction = build_extraction(options)
     print(_summary(extraction, out, part), flush=True)
+    loading = Loading(batch_size=options['batch_size'], num_threads=options['workers'])
+    trial = cache(partial(run_trial, extraction, loading))
+    if options['dry_run']:
+        print(_predictions(extraction, trial(), part))
     if options['dry_run'] or options['overwrite'] or not holds_extraction(out):
         # Before anything is written: what is there belongs to this cache, or will be deleted.
-        require_room(total_bytes(extraction) - present_bytes(out), out)
+        present = present_bytes(out)
+        require_room(
+            lambda sizes: total_bytes(extraction, sizes) - present, out, trial=lambda: trial().bytes_per_element
+        )
     if options['dry_run']:
         print('Dry run: nothing was written.')
         return
@@ -37,7 +47,7 @@ def run(options: Mapping[str, Any]) -> None:
         print(
             f'warning: {out} was begun otherwise: {"; ".join(changes)}; its maps may differ a little', file=sys.stderr
         )
-    left = _extract(extraction, out, Loading(batch_size=options['batch_size'], num_threads=options['workers']), part)
+    left = extract(extraction, out, loading, part=part, trial=trial)
     if left:
         print(f'{out}: part {part} is done; {_left_to_others(left, extraction, part)}')
         return
@@ -45,8 +55,15 @@ def run(options: Mapping[str, Any]) -> None:
     print(f'{out}: {num_images} images, {size / 1e6:.1f} MB, {size / num_images / 1e3:.1f} kB an image')
 
 
-def _extract(extraction: Extraction, out: Path, loading: Loading, part: Part) -> list[ShardKey]:
-    """Runs the part; returns the shard groups that other parts have still to write."""
+def extract(
+    extraction: Extraction, out: Path, loading: Loading, *, part: Part = WHOLE, trial: Callable[[], Trial]
+) -> list[ShardKey]:
+    """Runs a part, and publishes the cache when the others are done; returns the groups that they have still to write.
+
+    Raises:
+        Interrupted: the user stopped it; what was committed is kept.
+        UnavailableError: the disk is full, or somebody else writes the same.
+    """
     with (
         CacheWriter(
             out,
@@ -61,13 +78,18 @@ def _extract(extraction: Extraction, out: Path, loading: Loading, part: Part) ->
             print(f'{out}: is complete already, nothing to do')
             return []
         pending = writer.pending()
-        require_room(groups_bytes(extraction, pending), out)
-        extract_groups(extraction, writer, pending, loading=loading, stop=stop)
+        require_room(partial(groups_bytes, extraction, pending), out, trial=lambda: trial().bytes_per_element)
+        share = writer.share()
+        progress = Progress(
+            _num_images(extraction, share),
+            done=_num_images(extraction, share) - _num_images(extraction, pending),
+            name='extract' if part.is_whole else f'part {part}',
+        )
+        extract_groups(extraction, writer, pending, loading=loading, stop=stop, progress=progress)
         left = writer.pending()
         if left:
-            total = len(writer.share())
             raise Interrupted(
-                f'stopped with {total - len(left)} of {total} shards{_of_part(part)} saved; '
+                f'stopped with {len(share) - len(left)} of {len(share)} shards{_of_part(part)} saved; '
                 'run the same command again to go on'
             )
         return writer.finish()
@@ -78,6 +100,18 @@ def _left_to_others(left: Sequence[ShardKey], extraction: Extraction, part: Part
     parts = [other for other in part.others() if set(left) & set(other.share(keys))]
     names = ', '.join(map(str, parts))
     return f'{len(left)} of {len(keys)} shards are still to come from part{"s" if len(parts) > 1 else ""} {names}'
+
+
+def _num_images(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
+    return sum(len(extraction.plan.images(key)) for key in keys)
+
+
+def _predictions(extraction: Extraction, trial: Trial, part: Part) -> str:
+    together = '' if part.is_whole else ' in one process'
+    lines = [f'predict  {predict(extraction, trial)}{together}; by a trial on {trial.num_images} images']
+    if extraction.plan.num_images < NUM_COCO_IMAGES:
+        lines.append(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, trial)}')
+    return '\n'.join(lines)
 
 
 def _of_part(part: Part) -> str:
@@ -93,7 +127,7 @@ def _summary(extraction: Extraction, out: Path, part: Part) -> str:
         'x'.join(map(str, geometry.pad_size[::-1])) if geometry.pad_size else f'multiples of {geometry.pad_divisor}'
     )
     share = part.share(plan.shard_keys())
-    num_images = sum(len(plan.images(key)) for key in share)
+    num_images = _num_images(extraction, share)
     return '\n'.join(
         [
             f'teacher  {extraction.teacher.name}: {levels}',

@@ -162,11 +162,26 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: tuple[str, ...]
 ) -> None:
     bound = stated_bound(command.run(tmp_path / 'cache', '--dry-run').stdout)
-    set_free_bytes(monkeypatch, 0.9 * bound)
+    set_free_bytes(monkeypatch, 0.8 * bound)
     assert 'free; store fewer levels (--levels)' in command.error(tmp_path / 'cache', *dry_run)
     assert not (tmp_path / 'cache').exists()
     # The advice helps.
     command.run(tmp_path / 'cache', '--views', 'plain', *dry_run)
+
+
+def test_what_fits_by_a_trial_is_not_refused(
+    make_command: Any, noise_teacher: str, synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes of `lean` take a fraction of what is possible."""
+    command = make_command(noise_teacher, synthetic_set, ['--codec', 'lean', '--error', '0.1', '--limit', 6])
+    bound = stated_bound(command.run(tmp_path / 'cache', '--dry-run').stdout)
+    set_free_bytes(monkeypatch, 0.1 * bound)
+    assert 'by a trial on a few images and with a margin' in command.error(tmp_path / 'cache')
+    assert not (tmp_path / 'cache').exists()
+    set_free_bytes(monkeypatch, 0.6 * bound)
+    result = command.run(tmp_path / 'cache')
+    assert result.stderr.count('will be needed, by a trial on a few images and with a margin') == 2
+    assert sum(path.lstat().st_blocks * 512 for path in (tmp_path / 'cache').rglob('*')) < 0.6 * bound
 
 
 def test_room_for_the_rest_is_enough_to_go_on(
