@@ -86,7 +86,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @click.option(
     '--codec',
     type=click.Choice(['fp16', 'int8', 'lean']),
-    default='int8',
+    default='lean',
     show_default=True,
     help='How maps are stored.',
 )

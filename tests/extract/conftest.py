@@ -120,7 +120,8 @@ class Command:
 
     def arguments(self, out: Path, *options: object) -> list[str]:
         """The command line for one cache."""
-        base = ['--teacher', self.teacher, '--coco', self.coco, '--out', out]
+        # Not the default: most tests want maps that are close and a cache that needs no calibration.
+        base = ['--teacher', self.teacher, '--coco', self.coco, '--out', out, '--codec', 'int8']
         return [str(argument) for argument in [*base, *self.options, *options]]
 
     def run(self, out: Path, *options: object) -> Result:

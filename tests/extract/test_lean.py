@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import mtpd.cache
 from mtpd.cache.basis import BASIS_FILE
+from mtpd_extract.cli import main
 
 
 @pytest.fixture(scope='module')
@@ -17,6 +19,14 @@ def lean(tmp_path_factory: pytest.TempPathFactory, command: Any, many_shards: tu
     out = tmp_path_factory.mktemp('lean') / 'cache'
     command.run(out, '--codec', 'lean', '--error', 0.05, *many_shards)
     return Path(out)
+
+
+def test_it_is_the_default(teacher_file: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    options = ['--teacher', f'{teacher_file}:build', '--coco', str(synthetic_set), '--out', str(tmp_path / 'cache')]
+    result = CliRunner().invoke(main, [*options, '--limit', '3'])
+    assert result.exit_code == 0, result.output
+    description = mtpd.cache.open(tmp_path / 'cache').manifest.description
+    assert (description.codec, description.target_error) == ('lean', 0.03)
 
 
 def test_every_map_keeps_the_error_and_says_what_it_is(lean: Path, command: Any, tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ def test_defaults(whole: Path) -> None:
     cache = mtpd.cache.open(whole)
     assert cache.views == ('plain', 'flip')
     assert [level.name for level in cache.levels] == ['p3', 'p4', 'p5']
-    assert cache.manifest.description.codec == 'int8'
     assert cache.manifest.description.fingerprint['teacher']['mode'] == 'eval'
 
 
