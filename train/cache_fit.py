@@ -16,7 +16,8 @@ def require_fit(cache: CacheReader, train_set: DetectionDataset, *, flip: float)
         CacheMismatchError: it does not.
     """
     coco = train_set.coco
-    found = cache.manifest.description.fingerprint.get('data', {}).get('annotations')
+    data = cache.manifest.description.fingerprint.get('data')
+    found = data.get('annotations') if isinstance(data, dict) else None
     if found != coco.sha256:
         raise CacheMismatchError(
             f'{cache.path}: was made from another annotation file than {coco.path} (sha256 {str(found)[:12]}... there, '

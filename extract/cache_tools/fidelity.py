@@ -71,7 +71,7 @@ def _teacher(cache: CacheReader, options: Mapping[str, Any], device: torch.devic
         device=device,
         trust_checkpoint=options['trust_checkpoint'],
     )
-    found = cache.manifest.description.fingerprint.get('teacher', {}).get('weights')
+    found = _recorded(cache, 'teacher', 'weights')
     weights = state_sha256(teacher.module.state_dict())
     if weights != found:
         raise CacheMismatchError(
@@ -125,7 +125,7 @@ def _measure(
 
 def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ...], str, Stored]:
     """The images to measure, what their stored maps are, and how to get them."""
-    if cache.manifest.description.fingerprint.get('data', {}).get('annotations') == coco.sha256:
+    if _recorded(cache, 'data', 'annotations') == coco.sha256:
         images = tuple(image for image in coco.images if image.id in cache)
         return images, 'stored maps', lambda image_id, view, _: cache.read(image_id, view)
     description = cache.manifest.description
@@ -142,6 +142,12 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
     if not coco.images:
         raise InputError(f'{coco.path}: lists no images')
     return coco.images, f"the cache's codec ({description.codec}) on images that it does not hold", through_the_codec
+
+
+def _recorded(cache: CacheReader, group: str, field: str) -> Any:
+    """A field of the fingerprint, whose form nobody vouches for."""
+    fields_of_group = cache.manifest.description.fingerprint.get(group)
+    return fields_of_group.get(field) if isinstance(fields_of_group, dict) else None
 
 
 def _replaced(live: Maps, found: Maps) -> Maps:

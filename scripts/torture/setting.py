@@ -148,7 +148,8 @@ def require_done(result: tuple[int | None, str]) -> None:
 def command_line(folder: Path, out: Path, *options: str, teacher: str = 'mine') -> list[str]:
     """The arguments of `mtpd-extract`."""
     arguments = ['--teacher', f'{folder / "teacher.py"}:build', '--checkpoint', str(folder / f'{teacher}.pth')]
-    return [*arguments, '--coco', str(folder / 'coco'), '--out', str(out), '--codec', 'lean', '--shard-mb', '0.0015', *options]
+    cache = ['--out', str(out), '--codec', 'lean', '--shard-mb', '0.0015']
+    return [*arguments, '--coco', str(folder / 'coco'), *cache, *options]
 
 
 @contextmanager
