@@ -82,9 +82,8 @@ def extract_groups(
                     return
                 group = sink.start_group(batch.key)
             for view in extraction.views:
-                queue.submit(
-                    partial(group.append, view, _encode_view(extraction, batch, pixels, view=view, bases=bases))
-                )
+                copies = _encode_view(extraction, batch, pixels, view=view, bases=bases)
+                queue.submit(partial(copies.append_to, group, view=view))
             progress.advance(len(batch.images), is_stopping=bool(stop))
             if batch.is_last:
                 queue.submit(partial(progress.commit, sink, group))
@@ -93,15 +92,38 @@ def extract_groups(
 
 def _encode_view(
     extraction: Extraction, batch: Batch, pixels: Sequence[Tensor], *, view: ViewName, bases: Mapping[str, Tensor]
-) -> dict[str, EncodedMaps]:
-    """The codes of one view of a batch, quantised on the device and brought to the host."""
+) -> 'Copies':
+    """The codes of one view of a batch, quantised on the device and on their way to the host."""
     padded = extraction.plan.by_name[batch.key.bucket].padded
     maps = view_maps(extraction, pixels, padded=padded, view=view)
     encoded = {}
     for level in extraction.levels:
         codes = encode(maps[level.name], extraction.codec, target=extraction.target_error, basis=bases.get(level.name))
         encoded[level.name] = replace(codes, basis=None).to(torch.device('cpu'))
-    return encoded
+    if extraction.device.type != 'cuda':
+        return Copies(encoded, None)
+    arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrival.record(torch.cuda.current_stream(extraction.device))
+    return Copies(encoded, arrival)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Maps on the host that a GPU may still be copying: such copies go on while the host does something else.
+
+    Attributes:
+        maps: level name -> codes; not to be looked at before the arrival.
+        arrival: comes when all are there; None without a GPU.
+    """
+
+    maps: dict[str, EncodedMaps]
+    arrival: torch.cuda.Event | None
+
+    def append_to(self, group: ShardGroup, *, view: str) -> None:
+        """Waits for the copies and compresses them."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        group.append(view, self.maps)
 
 
 def _loaded(

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Extraction against the bare forward pass of the teacher on the same images: what share of its speed is left?
+
+    scripts/bench_extract.py --teacher my_config.py --checkpoint my.pth --coco data/coco --split val2017 --limit 200
+    scripts/bench_extract.py --teacher r101 --codec lean --batch-size 8 --workers 8 --device cuda --repeats 5
+
+Takes the options of mtpd-extract but --out, and --repeats. The bare pass has its input ready: resized, padded and
+normalised, on the device, in batches of the same images; its maps are thrown away. The extraction reads the image
+files, encodes, compresses and writes to a temporary folder (--folder names one on another disk), up to the last shard;
+what is done once (loading, zarr metadata, the statistics of `lean`) is not timed. Both run in turns, after one round
+that is not counted; medians. Last line: `extract/forward R`, the ratio of the throughputs.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtpd.cache.writer import CacheWriter
+from mtpd.detectors.preprocessing import normalise
+from mtpd.environment import describe_device
+from mtpd.interrupt import StopFlag
+from mtpd_extract.build import Extraction, build_extraction
+from mtpd_extract.calibration import compute_bases
+from mtpd_extract.cli import main as mtpd_extract
+from mtpd_extract.extraction import Loading, Progress, batches, extract_groups
+from mtpd_extract.forward import load_images
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--repeats', type=int, default=5, help='rounds that count (default 5)')
+    parser.add_argument('--folder', type=Path, help='where the temporary caches go')
+    own, others = parser.parse_known_args(arguments)
+    options = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
+    extraction = build_extraction({**options, 'local_rank': None})
+    loading = Loading(batch_size=options['batch_size'], num_threads=options['workers'])
+    inputs = prepare(extraction, loading)
+    num_images = extraction.plan.num_images
+    print(
+        f'{extraction.teacher.name} on {describe_device(extraction.device)}, {num_images} images, '
+        f'{", ".join(extraction.views)} as {extraction.codec}, batches of {loading.batch_size}, '
+        f'{loading.num_threads} threads that read, {torch.get_num_threads()} of the network'
+    )
+    times: dict[str, list[float]] = {'forward': [], 'extract': []}
+    for _ in range(1 + own.repeats):
+        times['forward'].append(time_forward(extraction, inputs))
+        times['extract'].append(time_extract(extraction, loading, own.folder))
+    print(f'{"":<10}{"median s":>10}{"fastest s":>11}{"slowest s":>11}{"images/s":>10}')
+    for name, counted in ((name, seconds[1:]) for name, seconds in times.items()):
+        median = statistics.median(counted)
+        print(f'{name:<10}{median:>10.2f}{min(counted):>11.2f}{max(counted):>11.2f}{num_images / median:>10.2f}')
+    # Of pairs, so that what slows the machine for a while slows both.
+    ratio = statistics.median(
+        forward / extract for forward, extract in zip(times['forward'][1:], times['extract'][1:], strict=True)
+    )
+    print(f'extract/forward {ratio:.3f}')
+
+
+def prepare(extraction: Extraction, loading: Loading) -> list[Tensor]:
+    """The network inputs of every batch and view, on the device."""
+    inputs = []
+    normalisation = extraction.teacher.preprocessing.normalisation
+    for batch in batches(extraction, extraction.plan.shard_keys(), batch_size=loading.batch_size):
+        pixels = [image.to(extraction.device) for image in load_images(extraction, batch.images)]
+        padded = extraction.plan.by_name[batch.key.bucket].padded
+        for view in extraction.views:
+            images = [image.flip(-1) for image in pixels] if view == 'flip' else pixels
+            inputs.append(normalise(images, padded=padded, normalisation=normalisation))
+    return inputs
+
+
+def time_forward(extraction: Extraction, inputs: Sequence[Tensor]) -> float:
+    """Seconds of the bare forward passes."""
+    start = time.perf_counter()
+    for images in inputs:
+        extraction.teacher.maps(images)
+    if extraction.device.type == 'cuda':
+        torch.cuda.synchronize(extraction.device)
+    return time.perf_counter() - start
+
+
+def time_extract(extraction: Extraction, loading: Loading, folder: Path | None) -> float:
+    """Seconds from the first image to the last shard on the disk."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        writer = CacheWriter(
+            Path(name) / 'cache',
+            description=extraction.description,
+            plan=extraction.plan,
+            teacher_weights=extraction.teacher_weights,
+        )
+        with writer:
+            if extraction.codec == 'lean':
+                writer.bases(partial(compute_bases, extraction))
+            keys = writer.pending()
+            progress = Progress(extraction.plan.num_images, name='extract', is_log=False)
+            start = time.perf_counter()
+            extract_groups(extraction, writer, keys, loading=loading, stop=StopFlag(), progress=progress)
+            return time.perf_counter() - start
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
