@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtpd.cache.manifest import ViewName
+from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import CocoImage, image_path
 from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate

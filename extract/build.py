@@ -8,9 +8,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, expected_bytes
-from mtpd.cache.manifest import Description, ViewName, describe
-from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
+from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, expected_bytes
+from mtpd.cache.format.manifest import Description, ViewName, describe
+from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
 from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
 from mtpd.environment import choose_device

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from tqdm import tqdm
 
-from mtpd.cache.basis import Covariance
-from mtpd.cache.plan import Bucket, SourceImage
+from mtpd.cache.format.basis import Covariance
+from mtpd.cache.format.plan import Bucket, SourceImage
 from mtpd_extract.build import Extraction
 from mtpd_extract.forward import load_images, view_maps
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd.cache import arrays
-from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.plan import Bucket, ShardKey
-from mtpd.cache.shard import compressed_bound, index_bytes
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.plan import Bucket, ShardKey
+from mtpd.cache.format.shard import compressed_bound, index_bytes
 from mtpd.errors import UnavailableError
 from mtpd_extract.build import Extraction
 

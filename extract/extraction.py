@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mtpd.cache.codecs import EncodedMaps, encode
-from mtpd.cache.manifest import ViewName
-from mtpd.cache.plan import ShardKey, SourceImage
-from mtpd.cache.shard_group import ShardGroup
+from mtpd.cache.format.codecs import EncodedMaps, encode
+from mtpd.cache.format.manifest import ViewName
+from mtpd.cache.format.plan import ShardKey, SourceImage
+from mtpd.cache.writing.shard_group import ShardGroup
 from mtpd.interrupt import StopFlag
 from mtpd.prefetch import BackgroundQueue, prefetched
 from mtpd_extract.build import Extraction

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtpd.cache.state import read_state
+from mtpd.cache.checking.state import read_state
 from mtpd.data.coco import CocoImage, CocoSet
 from mtpd.detectors.teachers import Teacher, state_sha256
 from mtpd.differences import differences

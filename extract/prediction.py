@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtpd.cache import arrays
-from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.basis import max_basis_bytes
-from mtpd.cache.shard import index_bytes
-from mtpd.cache.zarr_metadata import metadata_files
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.basis import max_basis_bytes
+from mtpd.cache.format.shard import index_bytes
+from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.geometry import Size
 from mtpd_extract.build import Extraction
 from mtpd_extract.estimate import gigabytes

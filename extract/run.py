@@ -6,9 +6,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from mtpd.cache.parts import WHOLE, Part
-from mtpd.cache.plan import ShardKey
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd.interrupt import stop_on_signals
 from mtpd.outcome import Interrupted
 from mtpd_extract.build import Extraction, build_extraction

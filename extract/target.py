@@ -5,13 +5,12 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mtpd.cache.basis import BASIS_FILE
-from mtpd.cache.journal import JOURNAL_FILE, PART_JOURNALS
-from mtpd.cache.locks import CacheLock
-from mtpd.cache.manifest import FORMAT, MANIFEST_FILE
-from mtpd.cache.plan_file import PLAN_FILE
-from mtpd.cache.strict_json import read_json
-from mtpd.cache.writer import TEACHER_FILE
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.manifest import FORMAT, MANIFEST_FILE, TEACHER_FILE
+from mtpd.cache.format.strict_json import read_json
+from mtpd.cache.writing.journal import JOURNAL_FILE, PART_JOURNALS
+from mtpd.cache.writing.locks import CacheLock
+from mtpd.cache.writing.plan_file import PLAN_FILE
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from mtpd.cache import arrays
-from mtpd.cache.plan import Bucket, CachePlan, ShardKey
-from mtpd.cache.shard import index_bytes
-from mtpd.cache.shard_group import ShardGroup
-from mtpd.cache.writer import MAX_COMPRESSORS
+from mtpd.cache.format import arrays
+from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
+from mtpd.cache.format.shard import index_bytes
+from mtpd.cache.writing.shard_group import ShardGroup
+from mtpd.cache.writing.writer import MAX_COMPRESSORS
 from mtpd.files import sha256_bytes
 from mtpd.interrupt import StopFlag
 from mtpd_extract.build import Extraction

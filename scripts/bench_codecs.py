@@ -24,11 +24,11 @@ from numcodecs import BitRound, Blosc, Zstd
 from torch import Tensor
 from tqdm import tqdm
 
-from mtpd.cache.arrays import ZSTD_LEVELS
-from mtpd.cache.basis import Covariance
-from mtpd.cache.codecs import CodecName, EncodedMaps, decode, encode
-from mtpd.cache.comparison import Comparison
-from mtpd.cache.shard import chunk_checksum, decode_chunk, encode_chunk
+from mtpd.cache.format.arrays import ZSTD_LEVELS
+from mtpd.cache.format.basis import Covariance
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, decode, encode
+from mtpd.cache.format.comparison import Comparison
+from mtpd.cache.format.shard import chunk_checksum, decode_chunk, encode_chunk
 from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.own_head import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
 from mtpd.environment import describe_device
 from mtpd.interrupt import StopFlag

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import mtpd.cache
-from mtpd.cache.plan import num_elements
+from mtpd.cache.format.plan import num_elements
 from mtpd.data.coco import read_annotations
 from mtpd.geometry import Geometry
 from mtpd.pyramid import Level, level_name

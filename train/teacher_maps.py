@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mtpd.cache import CacheReader
-from mtpd.cache.codecs import EncodedMaps, dequantise, rotate
+from mtpd.cache.format.codecs import EncodedMaps, dequantise, rotate
 from mtpd.geometry import Size
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level

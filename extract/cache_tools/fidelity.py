@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.cache.codecs import decode, encode
-from mtpd.cache.comparison import Comparison
-from mtpd.cache.manifest import ViewName
+from mtpd.cache.format.codecs import decode, encode
+from mtpd.cache.format.comparison import Comparison
+from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations
 from mtpd.detectors.own_head import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256

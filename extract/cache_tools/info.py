@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtpd.cache.manifest import VERSION
-from mtpd.cache.state import CacheState, read_state
-from mtpd.cache.statistics import CacheStatistics, measure
+from mtpd.cache.checking.state import CacheState, read_state
+from mtpd.cache.checking.statistics import CacheStatistics, measure
+from mtpd.cache.format.manifest import VERSION
 from mtpd.files import canonical_json, sha256_bytes
 from mtpd_extract.cache_tools.text import size, table
 

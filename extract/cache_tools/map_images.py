@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import EncodedMaps, decode
+from mtpd.cache.format.codecs import EncodedMaps, decode
 
 Picture = npt.NDArray[np.uint8]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtpd.cache.merge import merge_parts, num_bytes, publish_parts
-from mtpd.cache.state import read_state
+from mtpd.cache.checking.state import read_state
+from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
 from mtpd_extract.cache_tools.text import size
 
 

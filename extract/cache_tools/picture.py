@@ -12,8 +12,8 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.cache.codecs import decode
-from mtpd.cache.manifest import ViewName
+from mtpd.cache.format.codecs import decode
+from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import image_path, read_annotations
 from mtpd.data.images import read_image
 from mtpd.errors import InputError, UnavailableError

@@ -9,10 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mtpd.cache.manifest import MANIFEST_FILE
-from mtpd.cache.repair import no_writers, repair
-from mtpd.cache.state import CacheState, read_state
-from mtpd.cache.verification import Damage, verify
+from mtpd.cache.checking.repair import no_writers, repair
+from mtpd.cache.checking.state import CacheState, read_state
+from mtpd.cache.checking.verification import Damage, verify
+from mtpd.cache.format.manifest import MANIFEST_FILE
 from mtpd.errors import CacheDamagedError
 from mtpd_extract.cache_tools.text import size
 

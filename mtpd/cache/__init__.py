@@ -7,7 +7,7 @@ maps = cache.read(cache.image_ids[0], view='flip')     # {'p3': float32 (C, H, W
 import os
 from pathlib import Path
 
-from mtpd.cache.reader import CacheReader
+from mtpd.cache.reading.reader import CacheReader
 
 
 def open(path: str | os.PathLike[str]) -> CacheReader:

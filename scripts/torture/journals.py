@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mtpd.cache.journal import JOURNAL_FILE
+from mtpd.cache.writing.journal import JOURNAL_FILE
 from torture.damages import flip_bit, shards
 from torture.setting import Setting, contents, extract, extracting, num_committed, wait_until
 from torture.trials import Trial, judged

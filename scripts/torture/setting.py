@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from mtpd.cache.journal import JOURNAL_FILE
+from mtpd.cache.writing.journal import JOURNAL_FILE
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd_extract.cli import main
 from torture.judge import Maps, read_maps

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import DEFAULT_TARGET, CodecName, encode, expected_bytes
-from mtpd.cache.manifest import Description, ViewName, describe
-from mtpd.cache.parts import WHOLE, Part
-from mtpd.cache.plan import CachePlan, SourceImage, plan_cache
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, encode, expected_bytes
+from mtpd.cache.format.manifest import Description, ViewName, describe
+from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
+from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.cache.codecs import CodecName, decode, encode, require_storable
+from mtpd.cache.format.codecs import CodecName, decode, encode, require_storable
 from mtpd.errors import InputError
 
 

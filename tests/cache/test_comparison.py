@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.cache.comparison import Comparison, closeness
+from mtpd.cache.format.comparison import Comparison, closeness
 
 
 def test_error_and_cosine() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mtpd.cache
-from mtpd.cache.manifest import ViewName
+from mtpd.cache.format.manifest import ViewName
 from mtpd.errors import CacheDamagedError, CacheError, CacheMismatchError
 from mtpd.files import canonical_json, sha256_bytes
 

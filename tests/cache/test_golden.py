@@ -21,8 +21,8 @@ import zarr
 from zarr.storage import LocalStore
 
 import mtpd.cache
-from mtpd.cache.state import read_state
-from mtpd.cache.verification import verify
+from mtpd.cache.checking.state import read_state
+from mtpd.cache.checking.verification import verify
 from mtpd.errors import CacheMismatchError
 from mtpd.files import canonical_json, sha256_bytes
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtpd.cache.basis import Covariance, load_basis, save_basis
-from mtpd.cache.codecs import decode, dequantise, encode, rotate
+from mtpd.cache.format.basis import Covariance, load_basis, save_basis
+from mtpd.cache.format.codecs import decode, dequantise, encode, rotate
 from mtpd.errors import CacheDamagedError
 from mtpd.pyramid import Level
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.cache.plan import SourceImage, num_elements, plan_cache
+from mtpd.cache.format.plan import SourceImage, num_elements, plan_cache
 from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import mtpd.cache
-from mtpd.cache.journal import JOURNAL_FILE
+from mtpd.cache.writing.journal import JOURNAL_FILE
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
 
 # Writes the default recipe, in a process of its own.
@@ -233,7 +233,7 @@ def test_a_torn_zarr_json_is_written_again(
 def test_what_no_manifest_can_hold_is_refused_before_anything_is_written(
     tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('mtpd.cache.manifest.MAX_FILES', 50)
+    monkeypatch.setattr('mtpd.cache.format.manifest.MAX_FILES', 50)
     with pytest.raises(InputError, match='make --shard-mb larger'):
         make_recipe().write(tmp_path / 'cache')
     assert not (tmp_path / 'cache').exists()

@@ -12,8 +12,8 @@ import torch
 import zarr
 
 import mtpd.cache
-from mtpd.cache.codecs import CodecName, decode, encode
-from mtpd.cache.manifest import ViewName
+from mtpd.cache.format.codecs import CodecName, decode, encode
+from mtpd.cache.format.manifest import ViewName
 from mtpd.errors import CacheIncompleteError, CacheMismatchError
 
 

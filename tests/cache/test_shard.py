@@ -9,9 +9,9 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.shard import chunk_checksum, decode_chunk, decode_index, encode_chunk, encode_shard, index_bytes
-from mtpd.cache.zarr_metadata import create_arrays
+from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.shard import chunk_checksum, decode_chunk, decode_index, encode_chunk, encode_shard, index_bytes
+from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.errors import CacheDamagedError
 
 SPEC = ArraySpec('bucket/plain/p3', (5, 3, 4, 7), 'int8', rows_per_file=2, zstd_level=1)

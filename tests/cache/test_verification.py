@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mtpd.cache.arrays import file_place
-from mtpd.cache.state import read_state
-from mtpd.cache.verification import Damage, verify
+from mtpd.cache.checking.state import read_state
+from mtpd.cache.checking.verification import Damage, verify
+from mtpd.cache.format.arrays import file_place
 
 
 def find_damages(root: Path, *, num_threads: int = 2) -> list[Damage]:

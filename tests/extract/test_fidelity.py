@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
-from mtpd.cache.manifest import ViewName
+from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import read_annotations
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.teacher_file import build_module

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mtpd.cache
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.writing.writer import CacheWriter
 
 Contents = Callable[[Path], dict[str, bytes]]
 

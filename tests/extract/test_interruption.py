@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from mtpd.cache.journal import JOURNAL_FILE, recorded_entries
+from mtpd.cache.writing.journal import JOURNAL_FILE, recorded_entries
 
 # From Python 3.12 on; the child is careful, see `Command.forked`.
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import mtpd.cache
-from mtpd.cache.shard_group import ShardGroup
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.writing.shard_group import ShardGroup
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd.data.coco import read_annotations
 from mtpd_extract import estimate
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd.cache.journal import journal_paths
+from mtpd.cache.writing.journal import journal_paths
 
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd_train.cli import main
 
 WriteStage = Callable[..., Path]

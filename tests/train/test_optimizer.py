@@ -92,7 +92,12 @@ def test_resume_goes_on_exactly(kind: str) -> None:
     def build() -> tuple[Optimizer, LRScheduler]:
         optimizer = sgd()
         return optimizer, build_schedule(
-            optimizer, kind=kind, epochs=4, steps_per_epoch=5, milestones=[2], warmup_steps=6  # type: ignore[arg-type]
+            optimizer,
+            kind=kind,  # type: ignore[arg-type]
+            epochs=4,
+            steps_per_epoch=5,
+            milestones=[2],
+            warmup_steps=6,
         )
 
     whole = all_lrs(*build(), 20)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.cache.codecs import EncodedMaps, decode, encode
+from mtpd.cache.format.codecs import EncodedMaps, decode, encode
 from mtpd.detectors.detection import collate
 from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher

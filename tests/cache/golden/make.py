@@ -16,10 +16,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from mtpd.cache.codecs import CodecName, EncodedMaps, expected_bytes
-from mtpd.cache.manifest import Description, ViewName, describe
-from mtpd.cache.plan import SourceImage, plan_cache
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, expected_bytes
+from mtpd.cache.format.manifest import Description, ViewName, describe
+from mtpd.cache.format.plan import SourceImage, plan_cache
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry
 from mtpd.pyramid import Level
 

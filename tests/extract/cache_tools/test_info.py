@@ -9,8 +9,8 @@ import pytest
 from click.testing import Result
 
 import mtpd.cache
-from mtpd.cache.journal import JOURNAL_FILE
-from mtpd.cache.writer import CacheWriter
+from mtpd.cache.writing.journal import JOURNAL_FILE
+from mtpd.cache.writing.writer import CacheWriter
 
 Run = Callable[..., Result]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.cache.codecs import CodecName, decode, encode
+from mtpd.cache.format.codecs import CodecName, decode, encode
 from mtpd_extract.cache_tools.map_images import error_colours, principal_colours, spread_error
 
 

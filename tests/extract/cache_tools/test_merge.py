@@ -135,8 +135,8 @@ def test_lean_parts_need_one_basis(mtpd_cache: Run, command: Any, many_shards: A
     assert 'sound' in mtpd_cache('verify', tmp_path / 'cache').stdout
     shutil.rmtree(parts[1])
     # As on another machine, whose arithmetic gave other rotations.
-    from mtpd.cache.basis import BASIS_FILE, save_basis
-    from mtpd.cache.reader import CacheReader
+    from mtpd.cache.format.basis import BASIS_FILE, save_basis
+    from mtpd.cache.reading.reader import CacheReader
 
     bases = {name: -basis for name, basis in CacheReader(tmp_path / 'cache').bases.items()}
     parts[1].mkdir()

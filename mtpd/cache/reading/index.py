@@ -4,10 +4,10 @@ from functools import cache
 
 import numpy as np
 
-from mtpd.cache import arrays
-from mtpd.cache.cache_files import CacheFiles
-from mtpd.cache.manifest import Manifest
-from mtpd.cache.plan import Bucket, CachePlan, SourceImage
+from mtpd.cache.format import arrays
+from mtpd.cache.format.manifest import Manifest
+from mtpd.cache.format.plan import Bucket, CachePlan, SourceImage
+from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.errors import CacheDamagedError
 from mtpd.geometry import Geometry, Size
 

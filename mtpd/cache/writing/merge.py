@@ -4,18 +4,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mtpd.cache import journal
-from mtpd.cache.basis import BASIS_FILE
-from mtpd.cache.fingerprint import first_difference
-from mtpd.cache.journal import JournalEntry
-from mtpd.cache.locks import CacheLock
-from mtpd.cache.manifest import MANIFEST_FILE, FileRecord
-from mtpd.cache.parts import WHOLE
-from mtpd.cache.plan import ShardKey
-from mtpd.cache.plan_file import PLAN_FILE, PlanRecord, read_plan_file, write_plan_file
-from mtpd.cache.publish import committed, is_published, publish, remove_leftovers
-from mtpd.cache.writer import disk_errors
-from mtpd.cache.zarr_metadata import create_arrays
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.fingerprint import first_difference
+from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord
+from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.format.zarr_metadata import create_arrays
+from mtpd.cache.writing import journal
+from mtpd.cache.writing.journal import JournalEntry
+from mtpd.cache.writing.locks import CacheLock
+from mtpd.cache.writing.parts import WHOLE
+from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file, write_plan_file
+from mtpd.cache.writing.publish import committed, is_published, publish, remove_leftovers
+from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from mtpd.files import fsync_directory, sha256_bytes, sha256_file, write_atomically
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd.cache import arrays
-from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.manifest import FileRecord
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.manifest import FileRecord
 from mtpd.errors import CacheDamagedError
 from mtpd.files import sha256_bytes
 

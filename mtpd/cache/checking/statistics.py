@@ -3,12 +3,11 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from mtpd.cache.arrays import file_place
-from mtpd.cache.basis import BASIS_FILE
-from mtpd.cache.manifest import BucketRecord
-from mtpd.cache.plan import ShardKey
-from mtpd.cache.state import CacheState
-from mtpd.cache.writer import TEACHER_FILE
+from mtpd.cache.checking.state import CacheState
+from mtpd.cache.format.arrays import file_place
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.manifest import TEACHER_FILE, BucketRecord
+from mtpd.cache.format.plan import ShardKey
 from mtpd.pyramid import Level
 
 

@@ -9,7 +9,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from mtpd.cache.arrays import ArraySpec
+from mtpd.cache.format.arrays import ArraySpec
 from mtpd.files import write_atomically
 
 

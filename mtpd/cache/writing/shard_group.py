@@ -5,11 +5,11 @@ from concurrent.futures import Executor, Future
 
 import numpy as np
 
-from mtpd.cache import arrays
-from mtpd.cache.arrays import ZSTD_LEVELS
-from mtpd.cache.codecs import CodecName, EncodedMaps, has_scale, require_storable
-from mtpd.cache.plan import Bucket, ShardKey
-from mtpd.cache.shard import chunk_checksum, encode_chunk, encode_shard
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ZSTD_LEVELS
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, has_scale, require_storable
+from mtpd.cache.format.plan import Bucket, ShardKey
+from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.errors import InputError
 from mtpd.pyramid import Level
 

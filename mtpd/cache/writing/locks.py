@@ -15,7 +15,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from mtpd.cache.parts import WHOLE, Part
+from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.errors import UnavailableError
 
 LOCK_FILE = '.lock'

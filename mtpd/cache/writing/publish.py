@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mtpd.cache.basis import BASIS_FILE
-from mtpd.cache.journal import GroupFiles, committed_groups, remove_journals
-from mtpd.cache.manifest import MANIFEST_FILE, write_manifest
-from mtpd.cache.parts import Part
-from mtpd.cache.plan import ShardKey
-from mtpd.cache.plan_file import PLAN_FILE, PlanRecord, read_plan_file
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.manifest import MANIFEST_FILE, write_manifest
+from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.writing.journal import GroupFiles, committed_groups, remove_journals
+from mtpd.cache.writing.parts import Part
+from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file
 from mtpd.errors import CacheError
 from mtpd.files import TEMPORARY, sha256_file
 

@@ -18,23 +18,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mtpd.cache import arrays, journal, manifest
-from mtpd.cache.basis import BASIS_FILE, load_basis, save_basis
-from mtpd.cache.fingerprint import require_equal
-from mtpd.cache.locks import CacheLock
-from mtpd.cache.manifest import Description, FileRecord
-from mtpd.cache.parts import WHOLE, Part
-from mtpd.cache.plan import CachePlan, ShardKey
-from mtpd.cache.plan_file import PLAN_FILE, plan_record, read_plan_json, write_plan_file
-from mtpd.cache.publish import committed, is_published, publish, remove_leftovers
-from mtpd.cache.shard_group import ShardGroup
-from mtpd.cache.zarr_metadata import create_arrays
+from mtpd.cache.format import arrays, manifest
+from mtpd.cache.format.basis import BASIS_FILE, load_basis, save_basis
+from mtpd.cache.format.fingerprint import require_equal
+from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
+from mtpd.cache.format.plan import CachePlan, ShardKey
+from mtpd.cache.format.zarr_metadata import create_arrays
+from mtpd.cache.writing import journal
+from mtpd.cache.writing.locks import CacheLock
+from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json, write_plan_file
+from mtpd.cache.writing.publish import committed, is_published, publish, remove_leftovers
+from mtpd.cache.writing.shard_group import ShardGroup
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
 from mtpd.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
 # Threads that compress: one for each core, but a disk takes no more than these make.
 MAX_COMPRESSORS = 8
-TEACHER_FILE = 'teacher.safetensors'
 
 
 class CacheWriter:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtpd.cache.strict_json import read_json, short
+from mtpd.cache.format.strict_json import read_json, short
 from mtpd.differences import differences
 from mtpd.errors import CacheDamagedError
 

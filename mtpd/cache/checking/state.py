@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd.cache import journal
-from mtpd.cache.manifest import FORMAT, MANIFEST_FILE, VERSION, Description, Manifest, read_manifest
-from mtpd.cache.plan import ShardKey
-from mtpd.cache.plan_file import PLAN_FILE, read_plan_file
+from mtpd.cache.format.manifest import FORMAT, MANIFEST_FILE, VERSION, Description, Manifest, read_manifest
+from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.writing import journal
+from mtpd.cache.writing.plan_file import PLAN_FILE, read_plan_file
 from mtpd.errors import CacheError
 
 

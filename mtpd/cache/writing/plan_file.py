@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from mtpd.cache import arrays
-from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.basis import BASIS_FILE
-from mtpd.cache.fingerprint import INFORMATIONAL
-from mtpd.cache.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
-from mtpd.cache.plan import Bucket, ShardKey, SourceImage
-from mtpd.cache.strict_json import read_json
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.fingerprint import INFORMATIONAL
+from mtpd.cache.format.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
+from mtpd.cache.format.plan import Bucket, ShardKey, SourceImage
+from mtpd.cache.format.strict_json import read_json
 from mtpd.errors import CacheDamagedError, CacheIncompleteError
 from mtpd.files import canonical_json, sha256_bytes, write_atomically
 

@@ -19,17 +19,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mtpd.cache import arrays
-from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.basis import BASIS_FILE, load_basis, max_basis_bytes
-from mtpd.cache.cache_files import CacheFiles
-from mtpd.cache.codecs import EncodedMaps, decode, has_scale
-from mtpd.cache.index import read_index
-from mtpd.cache.manifest import Manifest, ViewName, read_manifest
-from mtpd.cache.plan import Bucket
-from mtpd.cache.shard import decode_chunk, decode_index, index_bytes
-from mtpd.cache.strict_json import short
-from mtpd.cache.writer import TEACHER_FILE
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.basis import BASIS_FILE, load_basis, max_basis_bytes
+from mtpd.cache.format.codecs import EncodedMaps, decode, has_scale
+from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
+from mtpd.cache.format.plan import Bucket
+from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
+from mtpd.cache.format.strict_json import short
+from mtpd.cache.reading.cache_files import CacheFiles
+from mtpd.cache.reading.index import read_index
 from mtpd.errors import CacheDamagedError, CacheMismatchError
 from mtpd.geometry import Geometry, Size
 from mtpd.pyramid import Level
@@ -79,7 +78,7 @@ class CacheReader:
 
     Attributes:
         path: the cache's folder.
-        manifest: what it is; see `mtpd.cache.manifest`.
+        manifest: what it is; see `mtpd.cache.format.manifest`.
         levels: the stored levels, in the teacher's order.
         geometry: the inputs' resize and padding.
         views: 'plain' and, when stored, 'flip'.

@@ -7,10 +7,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mtpd.cache.arrays import ArraySpec, decode_plain, require_plain_bytes
-from mtpd.cache.cache_files import CacheFiles
-from mtpd.cache.plan import ShardKey
-from mtpd.cache.shard import decode_chunk, decode_index, index_bytes
+from mtpd.cache.format.arrays import ArraySpec, decode_plain, require_plain_bytes
+from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
+from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.errors import CacheDamagedError
 
 PIECE_BYTES = 2**22

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from mtpd.cache import arrays
-from mtpd.cache.arrays import ArraySpec
-from mtpd.cache.cache_files import CacheFiles
-from mtpd.cache.file_checks import FileCheck, check_file
-from mtpd.cache.folder_checks import metadata_problems, stray_files
-from mtpd.cache.index import read_index
-from mtpd.cache.plan import Bucket, CachePlan, ShardKey, SourceImage
-from mtpd.cache.state import CacheState
-from mtpd.cache.zarr_metadata import metadata_files
+from mtpd.cache.checking.file_checks import FileCheck, check_file
+from mtpd.cache.checking.folder_checks import metadata_problems, stray_files
+from mtpd.cache.checking.state import CacheState
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
+from mtpd.cache.format.zarr_metadata import metadata_files
+from mtpd.cache.reading.cache_files import CacheFiles
+from mtpd.cache.reading.index import read_index
 from mtpd.errors import CacheDamagedError
 from mtpd.prefetch import prefetched
 

@@ -5,15 +5,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd.cache import journal
-from mtpd.cache.basis import BASIS_FILE
-from mtpd.cache.journal import JournalEntry
-from mtpd.cache.locks import CacheLock
-from mtpd.cache.manifest import MANIFEST_FILE
-from mtpd.cache.plan_file import PlanRecord, plan_record, read_plan_file, write_plan_file
-from mtpd.cache.state import CacheState
-from mtpd.cache.verification import Damage, expected_metadata
-from mtpd.cache.writer import disk_errors
+from mtpd.cache.checking.state import CacheState
+from mtpd.cache.checking.verification import Damage, expected_metadata
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.manifest import MANIFEST_FILE
+from mtpd.cache.writing import journal
+from mtpd.cache.writing.journal import JournalEntry
+from mtpd.cache.writing.locks import CacheLock
+from mtpd.cache.writing.plan_file import PlanRecord, plan_record, read_plan_file, write_plan_file
+from mtpd.cache.writing.writer import disk_errors
 from mtpd.files import fsync_directory, write_atomically
 
 

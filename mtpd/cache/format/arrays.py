@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtpd.cache.codecs import CodecName, has_scale
-from mtpd.cache.plan import Bucket, ShardKey
+from mtpd.cache.format.codecs import CodecName, has_scale
+from mtpd.cache.format.plan import Bucket, ShardKey
 from mtpd.errors import CacheDamagedError
 from mtpd.pyramid import Level
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtpd.cache.codecs import CodecName
-from mtpd.cache.plan import Bucket, CachePlan, num_elements
-from mtpd.cache.strict_json import read_json, require_shallow, short
+from mtpd.cache.format.codecs import CodecName
+from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
+from mtpd.cache.format.strict_json import read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
 from mtpd.files import canonical_json, sha256_bytes, write_atomically
 from mtpd.geometry import Geometry
@@ -23,6 +23,7 @@ from mtpd.pyramid import Level
 FORMAT: Final = 'mtpd-cache'
 VERSION: Final = 1
 MANIFEST_FILE = 'manifest.json'
+TEACHER_FILE = 'teacher.safetensors'
 
 MAX_IMAGES = 2**24
 MAX_FILES = 2**20  # COCO in shards of 24 images, five levels and two views: 0.13 million
@@ -81,7 +82,7 @@ class BucketRecord(_Record):
 
     @property
     def name(self) -> str:
-        """The bucket's folder, as `mtpd.cache.plan.Bucket.name`."""
+        """The bucket's folder, as `mtpd.cache.format.plan.Bucket.name`."""
         return f'{self.padded[0]}x{self.padded[1]}'
 
     @property

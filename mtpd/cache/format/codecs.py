@@ -4,7 +4,7 @@
 `int8`  per image and channel 256 steps between the channel's smallest and largest value. The offset matters:
         activations such as SiLU are far from symmetric, and without it half of the codes of such a channel stand for
         values that never occur.
-`lean`  the coarsest steps that keep a relative error, on decorrelated channels; see `mtpd.cache.lean`.
+`lean`  the coarsest steps that keep a relative error, on decorrelated channels; see `mtpd.cache.format.lean`.
 
 In all: value = code * step + offset, then, for `lean`, a rotation of the channels. Encoding runs on the teacher's
 device, so that a quarter of the bytes crosses to the host, and never makes the host wait.
@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtpd.cache.lean import lean_codes
+from mtpd.cache.format.lean import lean_codes
 from mtpd.errors import InputError
 
 CodecName = Literal['fp16', 'int8', 'lean']

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd.cache.manifest import FileRecord
-from mtpd.cache.parts import WHOLE, Part
-from mtpd.cache.plan import ShardKey
+from mtpd.cache.format.manifest import FileRecord
+from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.files import canonical_json, fsync_directory, sha256_bytes, sha256_file, write_atomically
 
 JOURNAL_FILE = 'journal.jsonl'

@@ -1,0 +1,1 @@
+"""Filling a cache: locks, journal, shard groups, publication, joining parts."""
