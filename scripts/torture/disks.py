@@ -90,7 +90,7 @@ def _after_refusal(
 ) -> Iterator[Trial]:
     """A failure if an extraction ended otherwise than in success or one line that says how to go on."""
     # The second is said by one that starts when the disk is full already.
-    good = str(out) in line and ('run the same command again' in line or 'needs up to' in line)
+    good = str(out) in line and ('run the same command again' in line or 'needs about' in line)
     if code != 0 and not (code == 1 and good):
         yield Trial(kind, 'failed', f'{what}: ended with {code}: {line}')
     elif code == 0 and judged(kind, out, setting, what=what).end != 'survived':

@@ -40,7 +40,7 @@ class Recipe:
             geometry=GEOMETRY,
             levels=LEVELS,
             bytes_per_element=expected_bytes(self.codec),
-            shard_bytes=self.shard_bytes,
+            shard_bytes=int(self.shard_bytes * expected_bytes(self.codec)),
         )
 
     def description(self) -> Description:
