@@ -26,6 +26,8 @@ def message(error: BaseException) -> str:
             return text
     elif isinstance(error, KeyboardInterrupt):
         text = 'interrupted at once; what was saved before is kept'
+    elif type(error).__name__ == 'OutOfMemoryError':  # torch's, known by name because importing torch takes seconds
+        text = 'the device has too little memory: use a smaller batch (--batch-size, data.batch_size)'
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f'{error.filename}: {error.strerror}'
     else:

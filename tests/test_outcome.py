@@ -1,6 +1,7 @@
 """What a program says and returns when its work ends in an exception."""
 
 import pytest
+import torch
 
 from mtpd.errors import CacheDamagedError, InputError
 from mtpd.outcome import FAILED, INTERRUPTED, Interrupted, exit_code, message
@@ -15,6 +16,7 @@ from mtpd.outcome import FAILED, INTERRUPTED, Interrupted, exit_code, message
         (KeyboardInterrupt(), INTERRUPTED, 'interrupted at once; what was saved before is kept'),
         (PermissionError(13, 'Permission denied', '/data'), FAILED, '/data: Permission denied'),
         (ZeroDivisionError('by\nzero'), FAILED, 'ZeroDivisionError: by zero (this is a bug or a broken environment; '),
+        (torch.OutOfMemoryError('CUDA out of memory'), FAILED, 'the device has too little memory: use a smaller'),
         (OSError('odd'), FAILED, 'OSError: odd (this is a bug'),
         (SystemExit(3), FAILED, 'SystemExit: 3 (this is a bug'),
     ],
