@@ -1,15 +1,12 @@
 """`mtpd-extract`: the command line. Imports nothing heavy, so that --help is instant."""
 
 import os
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mtpd import outcome
-from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
+from mtpd_extract.cli_options import data_options, reported, require_pairs, teacher_options
 from mtpd_extract.workers import local_rank, part_of_environment
 
 EXAMPLES = """
@@ -144,13 +141,7 @@ def main(verbose: bool, **options: Any) -> None:
         options['local_rank'] = local_rank(os.environ)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    try:
+    with reported(verbose=verbose):
         from mtpd_extract.run import run
 
         run(options)
-    except BaseException as error:
-        if verbose:
-            traceback.print_exc()
-        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
-        click.echo(f'{prefix}{outcome.message(error)}', err=True)
-        sys.exit(outcome.exit_code(error))

@@ -1,10 +1,15 @@
-"""Options that several command lines share: which teacher, which images."""
+"""What several command lines share: options for the teacher and the images, and how a run ends."""
 
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from mtpd import outcome
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -67,6 +72,19 @@ def require_pairs(options: dict[str, Any]) -> None:
     """Refuses an image folder without its annotation file, and the other way round."""
     if (options['images'] is None) != (options['annotations'] is None):
         raise click.UsageError('--images and --annotations go together')
+
+
+@contextmanager
+def reported(*, verbose: bool) -> Iterator[None]:
+    """Ends the program as the contract says when the work inside raises."""
+    try:
+        yield
+    except BaseException as error:
+        if verbose:
+            traceback.print_exc()
+        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
+        click.echo(f'{prefix}{outcome.message(error)}', err=True)
+        sys.exit(outcome.exit_code(error))
 
 
 def _together(command: Command, *options: Callable[[Command], Command]) -> Command:

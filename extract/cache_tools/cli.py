@@ -1,16 +1,11 @@
 """`mtpd-cache`: the command line. Imports nothing heavy, so that --help is instant."""
 
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mtpd import outcome
-from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
+from mtpd_extract.cli_options import data_options, reported, require_pairs, teacher_options
 
 CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}
 
@@ -64,19 +59,6 @@ _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path
 _verbose = click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
 
 
-@contextmanager
-def _reported(*, verbose: bool) -> Iterator[None]:
-    """Ends the program as the contract says when the work inside raises."""
-    try:
-        yield
-    except BaseException as error:
-        if verbose:
-            traceback.print_exc()
-        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
-        click.echo(f'{prefix}{outcome.message(error)}', err=True)
-        sys.exit(outcome.exit_code(error))
-
-
 @click.group(epilog=EXAMPLES, context_settings=CONTEXT)
 def main() -> None:
     """Look at caches of teacher features, and prove them sound.
@@ -95,7 +77,7 @@ def info(verbose: bool, **options: Any) -> None:
     Reads the records only, in no time: whether the data is sound is what `verify` finds out. An unfinished cache may
     be looked at while it is written.
     """
-    with _reported(verbose=verbose):
+    with reported(verbose=verbose):
         from mtpd_extract.cache_tools.info import run
 
         run(options)
@@ -112,7 +94,7 @@ def verify(verbose: bool, **options: Any) -> None:
     Checks sizes, hashes, counts, image ids and the checksum of every map, and that nothing else lies in the folders.
     Of an unfinished cache it checks what is committed. Exit code 1 when something is damaged and was not repaired.
     """
-    with _reported(verbose=verbose):
+    with reported(verbose=verbose):
         from mtpd_extract.cache_tools.verify import run
 
         run(options)
@@ -140,7 +122,7 @@ def picture(verbose: bool, **options: Any) -> None:
     """
     if options['annotations'] is not None and options['images'] is None:
         raise click.UsageError('--annotations goes with --images')
-    with _reported(verbose=verbose):
+    with reported(verbose=verbose):
         from mtpd_extract.cache_tools.picture import run
 
         run(options)
@@ -165,7 +147,7 @@ def fidelity(verbose: bool, **options: Any) -> None:
     other annotated set go through the cache's codec in memory. The teacher is by default the one that the cache names.
     """
     require_pairs(options)
-    with _reported(verbose=verbose):
+    with reported(verbose=verbose):
         from mtpd_extract.cache_tools.fidelity import run
 
         run(options)
@@ -184,7 +166,7 @@ def merge(verbose: bool, **options: Any) -> None:
     """
     if options['out'] is None and len(options['caches']) != 1:
         raise click.UsageError('several CACHEs are joined into a new one: give --out, or name one CACHE')
-    with _reported(verbose=verbose):
+    with reported(verbose=verbose):
         from mtpd_extract.cache_tools.merge import run
 
         run(options)
