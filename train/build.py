@@ -17,17 +17,19 @@ from mtpd.detectors.preprocessing import Preprocessing, read_preprocessing
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.terms import MaskedMseTerm, MgdTerm, Term
+from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
 from mtpd_train.cache_fit import require_fit, teacher_levels
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.optimizer import Recipe
 from mtpd_train.settings import (
+    CwdSettings,
     DataSettings,
     DistillSettings,
     FilesSettings,
     InitSettings,
     MgdSettings,
     OptimSettings,
+    PkdSettings,
     StageSettings,
 )
 from mtpd_train.stage import Stage
@@ -158,6 +160,15 @@ def _term(settings: DistillSettings) -> Term:
             mask_ratio=settings.mask_ratio,
             normalize=settings.normalize,
             scale=settings.scale,
+        )
+    if isinstance(settings, PkdSettings):
+        return PkdTerm(levels=settings.levels, weight=settings.weight, adapter=settings.adapter)
+    if isinstance(settings, CwdSettings):
+        return CwdTerm(
+            levels=settings.levels,
+            weight=settings.weight,
+            temperature=settings.temperature,
+            adapter=settings.adapter,
         )
     return MaskedMseTerm(levels=settings.levels, weight=settings.weight, adapter=settings.adapter, scale=settings.scale)
 

@@ -78,7 +78,35 @@ class MgdSettings(_Section):
     """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
 
 
-DistillSettings = Annotated[MaskedMseSettings | MgdSettings, Field(discriminator='loss')]
+class PkdSettings(_Section):
+    """Pearson knowledge distillation; the weight is that published for RetinaNet (Faster and Mask R-CNN: 6)."""
+
+    loss: Literal['pkd']
+    """Kind of this loss."""
+    levels: tuple[LevelName, ...] | None = Field(default=None, min_length=1)
+    """Levels it acts on; null: all that student and teacher share. The authors leave out RetinaNet's p7."""
+    weight: NonNegativeFloat = 10.0
+    """Factor of the loss, one minus the correlation of each channel."""
+    adapter: Literal['auto', 'always'] = 'auto'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+
+
+class CwdSettings(_Section):
+    """Channel-wise distillation; the defaults are those published for feature pyramids."""
+
+    loss: Literal['cwd']
+    """Kind of this loss."""
+    levels: tuple[LevelName, ...] | None = Field(default=None, min_length=1)
+    """Levels it acts on; null: all that student and teacher share."""
+    weight: NonNegativeFloat = 10.0
+    """Factor of the loss, a mean over images and channels."""
+    temperature: PositiveFloat = 1.0
+    """What the features are divided by before the softmax over cells."""
+    adapter: Literal['auto', 'always'] = 'auto'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+
+
+DistillSettings = Annotated[MaskedMseSettings | MgdSettings | PkdSettings | CwdSettings, Field(discriminator='loss')]
 
 
 class FilesSettings(_Section):

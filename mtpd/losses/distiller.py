@@ -5,27 +5,30 @@ Legend: B batch, C channels, H W grid of a level.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
-from mtpd.losses.fitnet import FitNet
-from mtpd.losses.masked_mse import masked_variance
+from mtpd.losses.adapted import AdaptedLoss
+from mtpd.losses.cwd import cwd
+from mtpd.losses.masked_mse import masked_mse, masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
-from mtpd.losses.terms import MgdTerm, Scale, Term
+from mtpd.losses.pkd import pkd
+from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
 from mtpd.pyramid import Level
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One term on one level; `factor` turns the mean that its module gives into the loss."""
+    """One term on one level; `factor` turns what its module gives into the loss, after the division by a variance."""
 
     key: str
     pair: LevelPair
     factor: float
-    scale: Scale
+    over_variance: bool
 
 
 class Distiller(nn.Module):
@@ -53,7 +56,7 @@ class Distiller(nn.Module):
                 key = f'{term.loss}/{pair.name}'
                 if key in self.losses:
                     raise InputError(f'distill has {term.loss} on {pair.name} twice; keep one of them')
-                self._parts.append(_Part(key, pair, _factor(term, pair.teacher), term.scale))
+                self._parts.append(_Part(key, pair, _factor(term, pair.teacher), _over_variance(term)))
                 self.losses[key] = _build_loss(term, pair)
 
     def forward(
@@ -88,7 +91,7 @@ class Distiller(nn.Module):
                 loss = module(*maps, generator=generator)
             else:
                 loss = module(*maps)
-            if part.scale == 'teacher_std':
+            if part.over_variance:
                 loss = loss / masked_variance(maps[1], maps[2])
             losses[f'distill/{part.key}'] = part.factor * loss
         return losses
@@ -98,13 +101,22 @@ def _build_loss(term: Term, pair: LevelPair) -> nn.Module:
     channels = pair.student.channels, pair.teacher.channels
     if isinstance(term, MgdTerm):
         return MaskedGenerativeDistillation(*channels, mask_ratio=term.mask_ratio)
-    return FitNet(*channels, adapter=term.adapter)
+    if isinstance(term, PkdTerm):
+        return AdaptedLoss(*channels, loss=pkd, adapter=term.adapter)
+    if isinstance(term, CwdTerm):
+        return AdaptedLoss(*channels, loss=partial(cwd, temperature=term.temperature), adapter=term.adapter)
+    return AdaptedLoss(*channels, loss=masked_mse, adapter=term.adapter)
 
 
 def _factor(term: Term, teacher: Level) -> float:
     if isinstance(term, MgdTerm) and term.normalize == 'published':
         return term.weight * published_elements(teacher)
     return term.weight
+
+
+def _over_variance(term: Term) -> bool:
+    # Correlations and softmaxes are no squares of features: only these have their scale.
+    return isinstance(term, MaskedMseTerm | MgdTerm) and term.scale == 'teacher_std'
 
 
 def _pick(

@@ -6,7 +6,7 @@ Legend: B batch, C channels, H W grid of a level.
 import torch
 from torch import Tensor
 
-from mtpd.errors import InputError
+from mtpd.losses.maps import accumulation_dtype, check_shapes
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Raises:
         InputError: the shapes do not fit.
     """
-    _check_shapes(student, teacher, mask)
-    dtype = _accumulation_dtype(student, teacher)
+    check_shapes(student, teacher, mask)
+    dtype = accumulation_dtype(student, teacher)
     error = torch.where(mask, student.to(dtype) - teacher.to(dtype), 0.0)
     # Counted on the device: reading the number here would make the host wait for the GPU.
     num_elements = mask.sum().clamp(min=1) * student.shape[1]
@@ -62,23 +62,9 @@ def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
     """
     with torch.no_grad():
         num_cells = mask.sum().clamp(min=1)
-        kept = torch.where(mask, values.to(_accumulation_dtype(values)), 0.0)
+        kept = torch.where(mask, values.to(accumulation_dtype(values)), 0.0)
         means = kept.sum((0, 2, 3), keepdim=True) / num_cells
         # Second pass around the means: E[x^2] - E[x]^2 would cancel in float32.
         variance = torch.where(mask, kept - means, 0.0).square().sum() / (num_cells * values.shape[1])
         variance = torch.maximum(variance, 1e-3 * means.square().mean())
         return torch.where(variance > 0, variance, torch.ones_like(variance))
-
-
-def _check_shapes(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
-    """Refuses maps of different shapes, which broadcasting would let pass."""
-    wanted = (teacher.shape[0], 1, *teacher.shape[2:])
-    if teacher.ndim != 4 or student.shape != teacher.shape or mask.shape != wanted or mask.dtype != torch.bool:
-        raise InputError(
-            f'student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask {tuple(mask.shape)} {mask.dtype} '
-            f'do not fit: wanted two maps of one shape (B, C, H, W) and a torch.bool mask (B, 1, H, W)'
-        )
-
-
-def _accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

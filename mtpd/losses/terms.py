@@ -52,4 +52,46 @@ class MgdTerm:
     scale: Scale = 'none'
 
 
-Term = MaskedMseTerm | MgdTerm
+@dataclass(frozen=True)
+class PkdTerm:
+    """Pearson knowledge distillation; the weight is the one published for RetinaNet (Faster R-CNN, Mask R-CNN: 6).
+
+    The authors leave out RetinaNet's p7 (`levels: [p3, p4, p5, p6]`).
+
+    Attributes:
+        loss: its name in stage files and logs.
+        levels: names of the levels it acts on; None for all that student and teacher share.
+        weight: factor of the loss, one minus the correlation.
+        adapter: as for `MaskedMseTerm`; the authors have none.
+    """
+
+    loss: ClassVar[str] = 'pkd'
+
+    levels: tuple[str, ...] | None = None
+    weight: float = 10.0
+    adapter: Adapter = 'auto'
+
+
+@dataclass(frozen=True)
+class CwdTerm:
+    """Channel-wise distillation; the defaults are mmrazor's for the feature pyramids of all its detectors.
+
+    The paper's own, for segmentation, are to the best of our knowledge temperature 4 and weight 50 on features.
+
+    Attributes:
+        loss: its name in stage files and logs.
+        levels: names of the levels it acts on; None for all that student and teacher share.
+        weight: factor of the loss.
+        temperature: what the features are divided by before the softmax over cells.
+        adapter: as for `MaskedMseTerm`; the published detectors have none.
+    """
+
+    loss: ClassVar[str] = 'cwd'
+
+    levels: tuple[str, ...] | None = None
+    weight: float = 10.0
+    temperature: float = 1.0
+    adapter: Adapter = 'auto'
+
+
+Term = MaskedMseTerm | MgdTerm | PkdTerm | CwdTerm

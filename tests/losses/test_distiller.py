@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
+from mtpd.losses.cwd import cwd
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.terms import MaskedMseTerm, MgdTerm, Term
+from mtpd.losses.pkd import pkd
+from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 
@@ -114,21 +116,45 @@ def test_mgd_as_a_mean() -> None:
     assert losses[1] == pytest.approx(losses[0] * 6 * 100 * 136, rel=1e-5)
 
 
+def test_pkd_and_cwd_weigh_what_their_functions_give() -> None:
+    student, teacher, masks = random_maps()
+    terms: list[Term] = [PkdTerm(), CwdTerm(weight=3.0, temperature=2.0)]
+    distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
+    losses = distiller(student, teacher, masks)
+    # Levels by stride; p3 has other channels and goes through an adapter of each loss, p4 does not.
+    assert list(losses) == ['distill/pkd/p3', 'distill/pkd/p4', 'distill/cwd/p3', 'distill/cwd/p4']
+    maps = student['p4'], teacher['p4'], masks['p4']
+    assert losses['distill/pkd/p4'].item() == pytest.approx(10 * pkd(*maps).item(), rel=1e-6)
+    assert losses['distill/cwd/p4'].item() == pytest.approx(3 * cwd(*maps, temperature=2.0).item(), rel=1e-6)
+    assert [name for name, _ in distiller.named_parameters()] == [
+        f'losses.{loss}/p3.adapter.{kind}' for loss in ('pkd', 'cwd') for kind in ('weight', 'bias')
+    ]
+
+
 def test_several_terms_train_all_their_layers() -> None:
     student, teacher, masks = random_maps()
     for values in student.values():
         values.requires_grad_()
-    terms: list[Term] = [MaskedMseTerm(levels=('p3',), adapter='always'), MgdTerm(levels=('p3', 'p4'))]
+    terms: list[Term] = [
+        MaskedMseTerm(levels=('p3',), adapter='always'),
+        MgdTerm(levels=('p3', 'p4')),
+        PkdTerm(levels=('p3',)),
+        CwdTerm(levels=('p4',), adapter='always'),
+    ]
     distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
     losses = distiller(student, teacher, masks)
-    assert list(losses) == ['distill/masked_mse/p3', 'distill/mgd/p3', 'distill/mgd/p4']
+    assert list(losses) == [
+        'distill/masked_mse/p3', 'distill/mgd/p3', 'distill/mgd/p4', 'distill/pkd/p3', 'distill/cwd/p4'
+    ]  # fmt: skip
     torch.autograd.backward(torch.stack(list(losses.values())).sum())
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in distiller.parameters())
     assert student['p3'].grad is not None
     assert student['p5'].grad is None
 
 
-@pytest.mark.parametrize('term', [MaskedMseTerm(adapter='always'), MgdTerm()])
+@pytest.mark.parametrize(
+    'term', [MaskedMseTerm(adapter='always'), MgdTerm(), PkdTerm(adapter='always'), CwdTerm(adapter='always')]
+)
 def test_nothing_valid_trains_nothing(term: Term) -> None:
     student, teacher, masks = random_maps()
     masks = {name: torch.zeros_like(mask) for name, mask in masks.items()}

@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from mtpd.errors import InputError
-from mtpd.losses.terms import MaskedMseTerm, MgdTerm
+from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train import settings
-from mtpd_train.settings import MaskedMseSettings, MgdSettings, StageSettings
+from mtpd_train.settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings, StageSettings
 from mtpd_train.stage_file import dump_stage, load_stages
 
 # The example of the contract with users; it must load as it is.
@@ -165,7 +165,7 @@ line 3 init.checkpoint expected a text, got 3
 line 3 init.inherit.0 must be 'neck' or 'head', got the text 'nek'
 line 6 distill.0.levels.1 expected a level such as p3, got the text 'q4'
 line 6 distill.0.mask_ratio must be at most 1, got 1.5
-line 7 distill.1 loss must be one of 'masked_mse', 'mgd', got the text 'mdg'
+line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', got the text 'mdg'
 line 9 distill.2.adaptr unknown key; did you mean adapter?
 line 11 data.train.annotations is missing
 line 11 data.train.annot unknown key; did you mean annotations?
@@ -200,6 +200,14 @@ line 17 optim.lr expected a number, got true
             'line 5 optim.milestones belong to the multistep schedule, not to cosine',
         ),
         (PLAIN + 'distill: [{loss: mgd}]\n', "line 5 distill needs a teacher's maps, but `cache` is not set"),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: cwd, temperature: 0}]\n',
+            'line 6 distill.0.temperature must be greater than',
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: pkd, tau: 1}]\n',
+            'line 6 distill.0.tau unknown key; known are loss, levels',
+        ),
         (PLAIN + 'distill: [3]\n', 'line 5 distill.0 expected a mapping, got 3'),
         (PLAIN + 'distill: [{weight: 3}]\n', 'line 5 distill.0 needs the key `loss`, got a mapping of weight'),
         (PLAIN + 'init: {inherit: [neck]}\n', 'line 5 init inherit copies weights from a cache, but `cache` is'),
@@ -276,7 +284,15 @@ def test_a_later_stage_must_not_inherit_over_what_was_learned(tmp_path: Path) ->
     assert len(load_stages(paths)) == 2
 
 
-@pytest.mark.parametrize(('section', 'term'), [(MgdSettings, MgdTerm), (MaskedMseSettings, MaskedMseTerm)])
+@pytest.mark.parametrize(
+    ('section', 'term'),
+    [
+        (MgdSettings, MgdTerm),
+        (MaskedMseSettings, MaskedMseTerm),
+        (PkdSettings, PkdTerm),
+        (CwdSettings, CwdTerm),
+    ],
+)
 def test_losses_have_the_librarys_options_and_defaults(section: type[BaseModel], term: type) -> None:
     defaults = {name: field.default for name, field in section.model_fields.items() if name != 'loss'}
     assert defaults == {field.name: field.default for field in dataclasses.fields(term)}

@@ -168,6 +168,25 @@ def test_plain_training_asks_for_no_neck(build_stage: BuildStage, monkeypatch: p
     assert set(step_losses(stage, samples, encoded, device=CPU)) == {'loss_cls', 'loss_bbox'}
 
 
+def test_the_options_of_pkd_and_cwd_reach_them(build_stage: BuildStage, caches: dict[int, Path]) -> None:
+    def losses(*distill: dict[str, Any]) -> dict[str, float]:
+        stage = build_stage(cache=caches[24], distill=list(distill))
+        samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
+        stage.student.model.train()
+        torch.manual_seed(0)
+        return {name: value.item() for name, value in step_losses(stage, samples, encoded, device=CPU).items()}
+
+    plain = losses({'loss': 'pkd', 'levels': ['p3']}, {'loss': 'cwd', 'levels': ['p3']})
+    assert all(plain[f'distill/{loss}/p3'] > 0 for loss in ('pkd', 'cwd'))
+    changed = losses(
+        {'loss': 'pkd', 'levels': ['p3'], 'weight': 30.0, 'adapter': 'always'},
+        {'loss': 'cwd', 'levels': ['p3'], 'weight': 30.0, 'temperature': 1e6, 'adapter': 'always'},
+    )
+    assert changed['distill/pkd/p3'] == pytest.approx(3 * plain['distill/pkd/p3'], rel=1e-5)
+    # Hot distributions differ by (T - S) / tau, and tau^2 KL tends to half the variance of T - S: not three times.
+    assert changed['distill/cwd/p3'] != pytest.approx(3 * plain['distill/cwd/p3'], rel=1e-2)
+
+
 @pytest.mark.slow
 def test_gradients_that_overflow_half_precision_are_skipped(
     uniform_set: Path, build_stage: BuildStage, run_stage: Any

@@ -1,0 +1,59 @@
+"""CWD (Shu et al., ICCV 2021): each channel's attention over the image, a softmax over cells, follows the teacher's.
+
+Legend: B batch, C channels, H W grid of a level.
+"""
+
+import torch
+from torch import Tensor
+
+from mtpd.errors import InputError
+from mtpd.losses.maps import accumulation_dtype, check_shapes
+
+
+def cwd(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Divergence of the student's distributions over cells from the teacher's, averaged over images and channels.
+
+        p = softmax over valid h, w of T_bc / tau,   q = the same of S_bc / tau
+        L = tau^2 / (N C) sum_bc sum_valid p log(p / q),   N the images with a valid cell
+
+    The published form is `w tau^2 / (B C) sum p log(p / q)` (mmrazor's code) with padding in the softmax; where
+    nothing is padding it is `w` times this loss. The sum runs over a distribution, so it does not grow with the number
+    of cells: the weight belongs to any resolution and any number of channels. An offset of a channel costs nothing; its
+    scale does count, and `temperature` divides it. The published detectors distil equal channels, without an adapter.
+
+    Args:
+        student: (B, C, H, W), any floating dtype.
+        teacher: (B, C, H, W), any floating dtype.
+        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+            nor a gradient.
+        temperature: tau, greater than 0: the higher, the more even the distributions.
+
+    Returns:
+        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
+
+    Raises:
+        InputError: the shapes do not fit, or `temperature` is not greater than 0.
+    """
+    if not temperature > 0:
+        raise InputError(f'temperature {temperature} must be greater than 0')
+    check_shapes(student, teacher, mask)
+    dtype = accumulation_dtype(student, teacher)
+    cells = mask.flatten(2)
+    has_cells = cells.any(2, keepdim=True)
+    log_p = _log_distribution(teacher.to(dtype).flatten(2), cells, has_cells, temperature)
+    log_q = _log_distribution(student.to(dtype).flatten(2), cells, has_cells, temperature)
+    divergence = torch.where(cells, log_p.exp() * (log_p - log_q), 0.0).sum()
+    # Counted on the device: reading the number here would make the host wait for the GPU.
+    num_channels = has_cells.sum().clamp(min=1) * student.shape[1]
+    return temperature**2 * divergence / num_channels
+
+
+def _log_distribution(values: Tensor, cells: Tensor, has_cells: Tensor, temperature: float) -> Tensor:
+    """Logarithm of the softmax over valid cells: values (B, C, H W), cells (B, 1, H W). Elsewhere 0.
+
+    An image without valid cells has no distribution; it gets zeros, as minus infinity everywhere would give NaN.
+    """
+    hidden = torch.where(has_cells, -torch.inf, 0.0).to(values.dtype)
+    log_softmax = torch.where(cells, values / temperature, hidden).log_softmax(2)
+    # 0 and not minus infinity: the difference of two infinities is NaN, in the gradient too.
+    return torch.where(cells, log_softmax, 0.0)

@@ -1,0 +1,63 @@
+"""PKD (Cao et al., NeurIPS 2022): the student's channels correlate with the teacher's, whatever their scale and offset.
+
+Legend: B batch, C channels, H W grid of a level.
+"""
+
+import torch
+from torch import Tensor
+
+from mtpd.losses.maps import accumulation_dtype, check_shapes
+
+# Added to each standard deviation, as in the authors' code.
+EPSILON = 1e-6
+
+
+def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """One minus Pearson's correlation of student and teacher, from 0 to 2, averaged over channels.
+
+        L = sum_bchw M_bhw (s_bchw - t_bchw)^2 / (2 C sum_bhw M_bhw) = (1/C) sum_c (1 - r_c)
+
+    s and t are S and T standardised: each channel minus its mean and divided by its standard deviation, both over the
+    valid cells of the whole batch, so that micro-batches (`optim.accumulate`) are not one large batch. An affine error
+    of a channel, such as a quantiser's, costs nothing.
+
+    The authors' code (mmrazor) is `w * mse(s, t) / 2`, a mean over everything: `w` is the weight of this mean, at any
+    resolution and number of channels. It differs from here in two ways: padding counts there as image, and its standard
+    deviation divides by n - 1, which makes it (n - 1) / n of this loss, n cells. It resizes maps of other strides;
+    here levels are matched by stride, and other grids are refused. It has no adapter: channels must be equal.
+
+    A channel without variance, up to rounding, correlates with nothing: its standardised values are 0 and without
+    gradient. It costs 1/2 where the other side varies and 0 where neither does.
+
+    Args:
+        student: (B, C, H, W), any floating dtype.
+        teacher: (B, C, H, W), any floating dtype.
+        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+            nor a gradient.
+
+    Returns:
+        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
+
+    Raises:
+        InputError: the shapes do not fit.
+    """
+    check_shapes(student, teacher, mask)
+    dtype = accumulation_dtype(student, teacher)
+    # Counted on the device: reading the number here would make the host wait for the GPU.
+    num_cells = mask.sum().clamp(min=1)
+    # The squared difference and not 1 - r, which would cancel for a student that is nearly right.
+    error = _standardized(student.to(dtype), mask, num_cells) - _standardized(teacher.to(dtype), mask, num_cells)
+    return error.square().sum() / (2 * student.shape[1] * num_cells)
+
+
+def _standardized(values: Tensor, mask: Tensor, num_cells: Tensor) -> Tensor:
+    """Each channel with mean 0 and variance 1 over the valid cells; 0 elsewhere, and where nothing varies."""
+    kept = torch.where(mask, values, 0.0)
+    mean = kept.sum((0, 2, 3), keepdim=True) / num_cells
+    centred = torch.where(mask, kept - mean, 0.0)
+    variance = centred.square().sum((0, 2, 3), keepdim=True) / num_cells
+    # The mean of equal values is rounded: what is left of them would be blown up to a variance of 1.
+    constant = variance <= (100 * torch.finfo(values.dtype).eps * mean).square()
+    # Chosen before the root too, whose gradient at 0 is infinite.
+    deviation = torch.where(constant, 1.0, variance).sqrt() + EPSILON
+    return torch.where(constant, 0.0, centred / deviation)
