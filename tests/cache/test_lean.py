@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtpd.cache.format.basis import Covariance, load_basis, save_basis
+from mtpd.cache.format.basis import Covariance, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import decode, dequantise, encode, rotate
 from mtpd.errors import CacheDamagedError
 from mtpd.pyramid import Level
@@ -145,9 +145,11 @@ def test_decoding_is_a_rotation_of_the_dequantised_values() -> None:
 
 def test_a_basis_file_that_was_changed_is_refused() -> None:
     levels = (Level('p3', 8, 3), Level('p4', 16, 2))
-    content = save_basis({'p3': torch.eye(3), 'p4': torch.eye(2)})
+    content = save_basis({'p3': torch.eye(3), 'p4': torch.eye(2)}, plan='a')
     assert torch.equal(load_basis(content, levels, name='b')['p3'], torch.eye(3))
-    for changed in (content[:-1] + b'\x01', content[:40], b'', save_basis({'p3': torch.eye(3)})):
+    assert plan_of_basis(content) == 'a'
+    assert plan_of_basis(content[:9]) is None
+    for changed in (content[:-1] + b'\x01', content[:40], b'', save_basis({'p3': torch.eye(3)}, plan='a')):
         with pytest.raises(CacheDamagedError, match='extract the cache again'):
             load_basis(changed, levels, name='b')
     with pytest.raises(CacheDamagedError):

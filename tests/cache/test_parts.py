@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import mtpd.cache
-from mtpd.cache.format.basis import BASIS_FILE, load_basis, save_basis
+from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import append_entry, journal_path
 from mtpd.cache.writing.locks import CacheLock
@@ -248,10 +248,25 @@ def test_shards_of_a_lost_basis_are_written_again(tmp_path: Path, make_recipe: C
     with lean.writer(root) as writer:
         assert len(writer.pending()) == 3
     levels = [level.to_level() for level in lean.description().levels]
-    basis = load_basis((root / BASIS_FILE).read_bytes(), levels, name='basis')
-    (root / BASIS_FILE).write_bytes(save_basis({name: -one for name, one in basis.items()}))
+    content = (root / BASIS_FILE).read_bytes()
+    basis, plan = load_basis(content, levels, name='basis'), plan_of_basis(content)
+    assert plan is not None
+    (root / BASIS_FILE).write_bytes(save_basis({name: -one for name, one in basis.items()}, plan=plan))
     with lean.writer(root) as writer:
         assert len(writer.pending()) == 6
     (root / BASIS_FILE).unlink()
     lean.write(root)
+    assert contents(root) == contents(tmp_path / 'complete')
+
+
+def test_the_basis_of_another_extraction_is_not_taken_over(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
+    lean, root = make_recipe(codec='lean'), tmp_path / 'cache'
+    lean.write(tmp_path / 'complete')
+    lean.write(root, num_groups=3)
+    levels = [level.to_level() for level in lean.description().levels]
+    content = (root / BASIS_FILE).read_bytes()
+    other = {name: -one for name, one in load_basis(content, levels, name='basis').items()}
+    (root / BASIS_FILE).write_bytes(save_basis(other, plan='0' * 64))
+    lean.write(root)
+    assert (root / BASIS_FILE).read_bytes() == content
     assert contents(root) == contents(tmp_path / 'complete')

@@ -9,6 +9,7 @@ Letters: B images, C channels, H W grid of a level.
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import CacheDamagedError
-from mtpd.files import sha256_bytes
+from mtpd.files import canonical_json, sha256_bytes
 from mtpd.pyramid import Level
 
 BASIS_FILE = 'basis.safetensors'
+METADATA_KEY = 'mtpd'
 HEADER_BYTES = 1024
 
 
@@ -47,10 +49,12 @@ class Covariance:
         return basis
 
 
-def save_basis(bases: Mapping[str, Tensor]) -> bytes:
-    """The bases of all levels as a safetensors file that states its own hash."""
+def save_basis(bases: Mapping[str, Tensor], *, plan: str) -> bytes:
+    """The bases of all levels as a safetensors file that states its hash and that of the plan it was made for."""
     tensors = {name: basis.contiguous() for name, basis in sorted(bases.items())}
-    return safetensors.torch.save(tensors, metadata={'sha256': _digest(tensors)})
+    # One entry: safetensors writes several in an order that changes from run to run.
+    stated = canonical_json({'plan': plan, 'sha256': _digest(tensors)}).decode()
+    return safetensors.torch.save(tensors, metadata={METADATA_KEY: stated})
 
 
 def max_basis_bytes(levels: Sequence[Level]) -> int:
@@ -66,8 +70,7 @@ def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[st
     """
     try:
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
-        stated = header['__metadata__']['sha256']
+        stated = _metadata(content)['sha256']
     except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CacheDamagedError(f'{name}: cannot be read ({error}); extract the cache again') from error
     wanted = {level.name: (torch.Size((level.channels, level.channels)), torch.float32) for level in levels}
@@ -75,6 +78,19 @@ def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[st
     if found != wanted or stated != _digest(tensors):
         raise CacheDamagedError(f'{name}: its content differs from what was written; extract the cache again')
     return tensors
+
+
+def plan_of_basis(content: bytes) -> str | None:
+    """Hash of the plan that a file of `save_basis` was made for; None where it does not say."""
+    try:
+        return str(_metadata(content)['plan'])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _metadata(content: bytes) -> Any:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+    return json.loads(header['__metadata__'][METADATA_KEY])
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

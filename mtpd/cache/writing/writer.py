@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest
-from mtpd.cache.format.basis import BASIS_FILE, load_basis, save_basis
+from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.fingerprint import require_equal
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import CachePlan, ShardKey
@@ -89,7 +89,7 @@ class CacheWriter:
                 create_arrays(self.root, self._plan_record.specs(), owner=self.part.label)
                 self._write_head()
                 journal.cut_torn_tail(self.root, part=self.part)
-                if (self.root / BASIS_FILE).exists():
+                if self._has_own_bases():
                     self._read_bases()
                 self._committed = set(committed(self.root, self._plan_record))
             num_threads = min(MAX_COMPRESSORS, os.cpu_count() or 1)
@@ -122,12 +122,14 @@ class CacheWriter:
             compute: makes them; called only when this cache has none yet.
 
         Raises:
-            CacheDamagedError: the stored ones were changed, or lost.
+            CacheDamagedError: the stored ones were changed.
         """
         path = self.root / BASIS_FILE
-        if not path.exists():
-            content = save_basis(compute())
+        if not self._has_own_bases():
+            content = save_basis(compute(), plan=self._plan_record.sha256)
             with disk_errors(self.root):
+                if not self._has_own_bases():
+                    path.unlink(missing_ok=True)
                 write_exclusively(path, content, owner=self.part.label)
         return self._read_bases()
 
@@ -208,6 +210,11 @@ class CacheWriter:
             path = self.root / name
             if not path.exists() or sha256_file(path) != sha256_bytes(content):
                 write_atomically(path, content, owner=self.part.label)
+
+    def _has_own_bases(self) -> bool:
+        """Whether the basis is there, and not that of another extraction whose files were copied here."""
+        path = self.root / BASIS_FILE
+        return path.exists() and plan_of_basis(path.read_bytes()) in (None, self._plan_record.sha256)
 
     def _read_bases(self) -> dict[str, Tensor]:
         path = self.root / BASIS_FILE

@@ -135,13 +135,15 @@ def test_lean_parts_need_one_basis(mtpd_cache: Run, command: Any, many_shards: A
     assert 'sound' in mtpd_cache('verify', tmp_path / 'cache').stdout
     shutil.rmtree(parts[1])
     # As on another machine, whose arithmetic gave other rotations.
-    from mtpd.cache.format.basis import BASIS_FILE, save_basis
+    from mtpd.cache.format.basis import BASIS_FILE, plan_of_basis, save_basis
     from mtpd.cache.reading.reader import CacheReader
 
     bases = {name: -basis for name, basis in CacheReader(tmp_path / 'cache').bases.items()}
     parts[1].mkdir()
     command.run(parts[1], *options, '--part', '1/2')
-    (parts[1] / BASIS_FILE).write_bytes(save_basis(bases))
+    plan = plan_of_basis((parts[1] / BASIS_FILE).read_bytes())
+    assert plan is not None
+    (parts[1] / BASIS_FILE).write_bytes(save_basis(bases, plan=plan))
     command.run(parts[1], *options, '--part', '2/2')
     error = mtpd_cache('merge', '--out', tmp_path / 'again', *parts, code=1).stderr
     assert f'{parts[1]}: its {BASIS_FILE} differs from that of {parts[0]}' in error
