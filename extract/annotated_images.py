@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
 from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample, make_sample
+
+Image = TypeVar('Image')
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class AnnotatedImage:
     inputs: Tensor
 
 
-def spread(images: Sequence[CocoImage], num_images: int) -> tuple[CocoImage, ...]:
-    """Up to `num_images` of `images` at equal distances."""
+def spread(images: Sequence[Image], num_images: int) -> tuple[Image, ...]:
+    """Up to `num_images` of `images`, or of their ids, at equal distances."""
     count = min(num_images, len(images))
     return tuple(images[number * len(images) // count] for number in range(count))
 

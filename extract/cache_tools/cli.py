@@ -16,6 +16,7 @@ Examples:
   mtpd-cache verify cache/r101
   mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017
   mtpd-cache fidelity cache/r101 --split val2017
+  mtpd-cache order cache/r101 cache/x101 --student-cache cache/r50
 """
 
 INFO_EXAMPLES = """
@@ -46,6 +47,14 @@ Examples:
   mtpd-cache fidelity cache/r101 --split val2017 --num-images 500
   mtpd-cache fidelity cache/mine --teacher my_config.py --checkpoint my.pth \\
       --images data/my/images --annotations data/my/val.json
+"""
+
+ORDER_EXAMPLES = """
+\b
+Examples:
+  mtpd-cache order cache/r50dcn cache/r101 cache/x101
+  mtpd-extract --teacher my_student_config.py --checkpoint student.pth --out cache/student
+  mtpd-cache order cache/r101 cache/x101 cache/swin_s --last x101 --student-cache cache/student --plot order.png
 """
 
 MERGE_EXAMPLES = """
@@ -149,6 +158,54 @@ def fidelity(verbose: bool, **options: Any) -> None:
     require_pairs(options)
     with reported(verbose=verbose):
         from mtpd_extract.cache_tools.fidelity import run
+
+        run(options)
+
+
+@main.command(epilog=ORDER_EXAMPLES)
+@_caches
+@click.option(
+    '--student-cache', type=click.Path(path_type=Path), metavar='CACHE', help="The student's own features, extracted."
+)
+@click.option('--last', metavar='NAME', help='The strongest teacher, by folder.  [default: the last CACHE]')
+@click.option(
+    '--rule',
+    type=click.Choice(['stepping-stones', 'all']),
+    default='stepping-stones',
+    show_default=True,
+    help='With a student: leave out teachers that do not shorten the way, or none.',
+)
+@click.option('--max-teachers', type=click.IntRange(1), help='Length of the order.  [default: no limit]')
+@click.option(
+    '--num-images', type=click.IntRange(1), default=200, show_default=True, help='Images, at equal distances.'
+)
+@click.option(
+    '--num-cells', type=click.IntRange(1), default=2048, show_default=True, help='Cells of a map at most, at random.'
+)
+@click.option(
+    '--ridge',
+    type=click.FloatRange(1e-8, 1),
+    default=1e-4,
+    show_default=True,
+    help='Penalty on squared weights, relative to the variance of a channel.',
+)
+@click.option(
+    '--resamples', type=click.IntRange(0), default=100, show_default=True, help='Of the bootstrap over images.'
+)
+@click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Draw the costs.')
+@click.option('--json', 'as_json', is_flag=True, help='A JSON object.')
+@_verbose
+def order(verbose: bool, **options: Any) -> None:
+    """Say in which order the teachers of some CACHEs should teach, by adaptation cost.
+
+    The cost of adapting A to B is the share of the variance of B's features that a linear map of A's does not explain:
+    0 when it explains all, 1 when they have nothing in common. Teachers are chosen from the strongest, which is last,
+    back to the student, each the closest to its successor. The caches must hold the same images at the same scale.
+    """
+    if len(options['caches']) + (options['student_cache'] is not None) < 2:
+        raise click.UsageError('an order takes two caches: name another CACHE, or give --student-cache')
+    with reported(verbose=verbose):
+        from mtpd_extract.cache_tools.order import run
 
         run(options)
 

@@ -1,0 +1,1 @@
+"""In which order teachers are to teach: adaptation cost between their features, then backward greedy selection."""
