@@ -16,6 +16,7 @@ from mtpd.detectors.padding import at_geometry
 from mtpd.detectors.preprocessing import Preprocessing, read_preprocessing
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
+from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
 from mtpd_train.cache_fit import require_fit, teacher_levels
@@ -153,6 +154,7 @@ def _preprocessing(own: Preprocessing, data: DataSettings, cache: CacheReader | 
 
 
 def _term(settings: DistillSettings) -> Term:
+    decay = Decay(settings.decay.kind, settings.decay.at)
     if isinstance(settings, MgdSettings):
         return MgdTerm(
             levels=settings.levels,
@@ -160,17 +162,21 @@ def _term(settings: DistillSettings) -> Term:
             mask_ratio=settings.mask_ratio,
             normalize=settings.normalize,
             scale=settings.scale,
+            decay=decay,
         )
     if isinstance(settings, PkdSettings):
-        return PkdTerm(levels=settings.levels, weight=settings.weight, adapter=settings.adapter)
+        return PkdTerm(levels=settings.levels, weight=settings.weight, adapter=settings.adapter, decay=decay)
     if isinstance(settings, CwdSettings):
         return CwdTerm(
             levels=settings.levels,
             weight=settings.weight,
             temperature=settings.temperature,
             adapter=settings.adapter,
+            decay=decay,
         )
-    return MaskedMseTerm(levels=settings.levels, weight=settings.weight, adapter=settings.adapter, scale=settings.scale)
+    return MaskedMseTerm(
+        levels=settings.levels, weight=settings.weight, adapter=settings.adapter, scale=settings.scale, decay=decay
+    )
 
 
 def _recipe(optim: OptimSettings) -> Recipe:

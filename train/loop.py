@@ -44,6 +44,8 @@ def train_stage(stage: Stage, place: Place) -> None:
     model, distiller = stage.student.model.to(device), stage.distiller.to(device)
     parameters = [one for one in itertools.chain(model.parameters(), distiller.parameters()) if one.requires_grad]
     num_batches = len(stage.epoch_batches(0))
+    steps_per_epoch = -(-num_batches // recipe.accumulate)
+    num_steps = recipe.epochs * steps_per_epoch
 
     optimizer = build_optimizer(
         parameters, kind=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -52,7 +54,7 @@ def train_stage(stage: Stage, place: Place) -> None:
         optimizer,
         kind=recipe.schedule,
         epochs=recipe.epochs,
-        steps_per_epoch=-(-num_batches // recipe.accumulate),
+        steps_per_epoch=steps_per_epoch,
         milestones=recipe.milestones,
         warmup_steps=recipe.warmup_steps,
         warmup_ratio=recipe.warmup_ratio,
@@ -81,7 +83,10 @@ def train_stage(stage: Stage, place: Place) -> None:
                 # The last step of an epoch may have fewer batches than the others.
                 begun = number // recipe.accumulate * recipe.accumulate
                 share = 1 / min(recipe.accumulate, num_batches - begun)
-                losses = add_gradient(stage, samples, encoded, share=share, scaler=scaler, device=device)
+                progress = step / num_steps
+                losses = add_gradient(
+                    stage, samples, encoded, share=share, progress=progress, scaler=scaler, device=device
+                )
                 meter.add(losses, num_images=len(samples))
                 bar.update(len(samples))
                 if place.stop:
@@ -103,7 +108,8 @@ def train_stage(stage: Stage, place: Place) -> None:
                 step += 1
                 if step % LOG_EVERY == 0 or number + 1 == num_batches:
                     image_ids = [sample.image_id for sample in samples]
-                    record = meter.record(step=step, epoch=epoch + 1, lr=lr, image_ids=image_ids)
+                    decay = stage.distiller.decay_factors(progress=progress)
+                    record = meter.record(step=step, epoch=epoch + 1, lr=lr, decay=decay, image_ids=image_ids)
                     append_record(place.metrics_file, record)
                     bar.set_postfix_str(f'loss {record.losses["total"]:.3f}', refresh=False)
 

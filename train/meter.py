@@ -47,7 +47,9 @@ class Meter:
         self._num_batches += 1
         self._num_images += num_images
 
-    def record(self, *, step: int, epoch: int, lr: float, image_ids: Sequence[int]) -> TrainRecord:
+    def record(
+        self, *, step: int, epoch: int, lr: float, decay: Mapping[str, float], image_ids: Sequence[int]
+    ) -> TrainRecord:
         """The record since the last one; starts the next.
 
         Raises:
@@ -67,6 +69,7 @@ class Meter:
             epoch=epoch,
             losses=losses | {'total': sum(losses.values())},
             lr=lr,
+            decay=decay,
             images_per_second=self._num_images / elapsed,
             data_wait=self._waited / elapsed,
             peak_memory=self._peak_memory(),

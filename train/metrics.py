@@ -24,8 +24,9 @@ class TrainRecord:
         stage: number of the stage, from 1.
         step: optimizer steps of the stage so far.
         epoch: epoch that the step belongs to, from 1.
-        losses: each loss by name, weighted as it entered the sum, and `total`; means since the last record.
+        losses: each loss by name, weighted and decayed as it entered the sum, and `total`; means since the last record.
         lr: learning rate of the last step.
+        decay: what the weights of decaying losses were multiplied by in the last step, by the loss's name.
         images_per_second: training images per second, since the last record.
         data_wait: share of that time in which the step waited for data, from 0 to 1.
         peak_memory: in bytes, the most that tensors have taken on the GPU; on a CPU the most that the process has.
@@ -39,6 +40,7 @@ class TrainRecord:
     epoch: int
     losses: Mapping[str, float]
     lr: float
+    decay: Mapping[str, float]
     images_per_second: float
     data_wait: float
     peak_memory: int

@@ -46,6 +46,27 @@ class InitSettings(_Section):
     """Backbone of a fresh student: `pretrained` (the ImageNet weights its config names), `none` (random) or a file."""
 
 
+class DecaySettings(_Section):
+    """How the weight of a loss falls from all of it in the first step of a stage to none at its end."""
+
+    kind: Literal['none', 'linear', 'cosine', 'step'] = 'none'
+    """`none`: the weight stays; `linear`; `cosine`: along half a cosine; `step`: in equal stairs."""
+    at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), validate_default=True)
+    """Shares of the stage at which `step` falls by a stair, the last one to 0: [0.5] ends the loss half-way."""
+
+    @field_validator('at')
+    @classmethod
+    def _check_at(cls, at: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        kind = info.data.get('kind')
+        if kind == 'step' and not at:
+            raise ValueError('step needs `at`, such as at: [0.5]')
+        if at and kind not in (None, 'step'):
+            raise ValueError(f'belongs to the step decay, not to {kind}')
+        if list(at) != sorted(set(at)):
+            raise ValueError(f'must rise, got {list(at)}')
+        return at
+
+
 class MaskedMseSettings(_Section):
     """FitNet: mean squared error between the student's maps, through 1x1 adapters, and the teacher's."""
 
@@ -59,6 +80,8 @@ class MaskedMseSettings(_Section):
     """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
     scale: Literal['teacher_std', 'none'] = 'teacher_std'
     """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    decay: DecaySettings = DecaySettings()
+    """How the weight falls during the stage."""
 
 
 class MgdSettings(_Section):
@@ -76,6 +99,8 @@ class MgdSettings(_Section):
     """What `weight` belongs to: `published`: the paper's sum, at 800x1088 px; `mean`: a mean over its elements."""
     scale: Literal['teacher_std', 'none'] = 'none'
     """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    decay: DecaySettings = DecaySettings()
+    """How the weight falls during the stage."""
 
 
 class PkdSettings(_Section):
@@ -89,6 +114,8 @@ class PkdSettings(_Section):
     """Factor of the loss, one minus the correlation of each channel."""
     adapter: Literal['auto', 'always'] = 'auto'
     """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    decay: DecaySettings = DecaySettings()
+    """How the weight falls during the stage."""
 
 
 class CwdSettings(_Section):
@@ -104,6 +131,8 @@ class CwdSettings(_Section):
     """What the features are divided by before the softmax over cells."""
     adapter: Literal['auto', 'always'] = 'auto'
     """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    decay: DecaySettings = DecaySettings()
+    """How the weight falls during the stage."""
 
 
 DistillSettings = Annotated[MaskedMseSettings | MgdSettings | PkdSettings | CwdSettings, Field(discriminator='loss')]

@@ -33,9 +33,22 @@ def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sa
 
 
 def step_losses(
-    stage: Stage, samples: Sequence[Sample], encoded: Sequence[Encoded], *, device: torch.device
+    stage: Stage,
+    samples: Sequence[Sample],
+    encoded: Sequence[Encoded],
+    *,
+    device: torch.device,
+    progress: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The detector's own losses and the distillation losses of one batch, by name."""
+    """The detector's own losses and the distillation losses of one batch, by name, weighted and decayed.
+
+    Args:
+        stage: what is trained.
+        samples: images of the batch.
+        encoded: the teacher's maps of these images.
+        device: where to compute.
+        progress: share of the stage's optimizer steps that are done, for the decay of weights.
+    """
     student = stage.student
     images = collate(samples, preprocessing=student.preprocessing, device=device)
     if not stage.teacher_levels:
@@ -46,7 +59,7 @@ def step_losses(
     teacher = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=device)
     masks = batch_masks([one.resized for one in samples], levels=stage.teacher_levels, padded=padded, device=device)
     named = {level.name: one for level, one in zip(student.levels, maps, strict=True)}
-    distillation: dict[str, Tensor] = stage.distiller(named, teacher, masks)
+    distillation: dict[str, Tensor] = stage.distiller(named, teacher, masks, progress=progress)
     return losses | distillation
 
 
@@ -56,13 +69,14 @@ def add_gradient(
     encoded: Sequence[Encoded],
     *,
     share: float,
+    progress: float,
     scaler: GradScaler,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Adds `share` times the gradient of a batch to what the parameters hold; returns the losses of the batch."""
     precision = stage.recipe.precision
     with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'fp32'):
-        losses = step_losses(stage, samples, encoded, device=device)
+        losses = step_losses(stage, samples, encoded, device=device, progress=progress)
     total = torch.stack([loss.float() for loss in losses.values()]).sum()
     torch.autograd.backward(scaler.scale(total * share))
     return losses

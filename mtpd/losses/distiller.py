@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtpd.errors import InputError
 from mtpd.losses.adapted import AdaptedLoss
 from mtpd.losses.cwd import cwd
+from mtpd.losses.decay import Decay, decay_factor
 from mtpd.losses.masked_mse import masked_mse, masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
@@ -29,6 +30,11 @@ class _Part:
     pair: LevelPair
     factor: float
     over_variance: bool
+    decay: Decay
+
+    @property
+    def name(self) -> str:
+        return f'distill/{self.key}'
 
 
 class Distiller(nn.Module):
@@ -56,7 +62,8 @@ class Distiller(nn.Module):
                 key = f'{term.loss}/{pair.name}'
                 if key in self.losses:
                     raise InputError(f'distill has {term.loss} on {pair.name} twice; keep one of them')
-                self._parts.append(_Part(key, pair, _factor(term, pair.teacher), _over_variance(term)))
+                factor, over_variance = _factor(term, pair.teacher), _over_variance(term)
+                self._parts.append(_Part(key, pair, factor, over_variance, term.decay))
                 self.losses[key] = _build_loss(term, pair)
 
     def forward(
@@ -65,9 +72,10 @@ class Distiller(nn.Module):
         teacher: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         *,
+        progress: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of one batch, weighted: their sum is what joins the detection loss.
+        """The losses of one batch, weighted and decayed: their sum is what joins the detection loss.
 
         Half-precision student maps need an autocast region around this call, as any layer does.
 
@@ -75,6 +83,7 @@ class Distiller(nn.Module):
             student: level name -> (B, C of the student, H, W).
             teacher: level name -> (B, C of the teacher, H, W), padded to the student's grid.
             masks: level name -> bool (B, 1, H, W), True at cells that show the image.
+            progress: share of the stage that is done, from 0 to 1: what decaying weights depend on.
             generator: draws the cells that MGD hides; None for torch's global one.
 
         Returns:
@@ -93,8 +102,13 @@ class Distiller(nn.Module):
                 loss = module(*maps)
             if part.over_variance:
                 loss = loss / masked_variance(maps[1], maps[2])
-            losses[f'distill/{part.key}'] = part.factor * loss
+            losses[part.name] = part.factor * decay_factor(part.decay, progress=progress) * loss
         return losses
+
+    def decay_factors(self, *, progress: float) -> dict[str, float]:
+        """What the weights of the decaying losses are multiplied by, by the names that `forward` gives the losses."""
+        decaying = [part for part in self._parts if part.decay.kind != 'none']
+        return {part.name: decay_factor(part.decay, progress=progress) for part in decaying}
 
 
 def _build_loss(term: Term, pair: LevelPair) -> nn.Module:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from mtpd.losses.decay import NO_DECAY, Decay
+
 Adapter = Literal['auto', 'always']
 Scale = Literal['teacher_std', 'none']
 Normalize = Literal['mean', 'published']
@@ -19,6 +21,7 @@ class MaskedMseTerm:
         adapter: `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
         scale: `teacher_std`: maps are measured in standard deviations of the teacher's level over the batch, so that 1
             is the loss of a student that knows only each channel's mean; `none`: as they are.
+        decay: how the weight falls during a stage.
     """
 
     loss: ClassVar[str] = 'masked_mse'
@@ -27,6 +30,7 @@ class MaskedMseTerm:
     weight: float = 1.0
     adapter: Adapter = 'auto'
     scale: Scale = 'teacher_std'
+    decay: Decay = NO_DECAY
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class MgdTerm:
         normalize: what `weight` belongs to. `published`: MGD's sum over channels and cells at 800x1088 px, whatever the
             size of the input (see `mtpd.losses.mgd.published_elements`); `mean`: the mean over them.
         scale: as for `MaskedMseTerm`.
+        decay: how the weight falls during a stage.
     """
 
     loss: ClassVar[str] = 'mgd'
@@ -50,6 +55,7 @@ class MgdTerm:
     mask_ratio: float = 0.65
     normalize: Normalize = 'published'
     scale: Scale = 'none'
+    decay: Decay = NO_DECAY
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class PkdTerm:
         levels: names of the levels it acts on; None for all that student and teacher share.
         weight: factor of the loss, one minus the correlation.
         adapter: as for `MaskedMseTerm`; the authors have none.
+        decay: how the weight falls during a stage.
     """
 
     loss: ClassVar[str] = 'pkd'
@@ -70,6 +77,7 @@ class PkdTerm:
     levels: tuple[str, ...] | None = None
     weight: float = 10.0
     adapter: Adapter = 'auto'
+    decay: Decay = NO_DECAY
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class CwdTerm:
         weight: factor of the loss.
         temperature: what the features are divided by before the softmax over cells.
         adapter: as for `MaskedMseTerm`; the published detectors have none.
+        decay: how the weight falls during a stage.
     """
 
     loss: ClassVar[str] = 'cwd'
@@ -92,6 +101,7 @@ class CwdTerm:
     weight: float = 10.0
     temperature: float = 1.0
     adapter: Adapter = 'auto'
+    decay: Decay = NO_DECAY
 
 
 Term = MaskedMseTerm | MgdTerm | PkdTerm | CwdTerm

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtpd.errors import InputError
 from mtpd.losses.cwd import cwd
+from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.pkd import pkd
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
@@ -129,6 +130,24 @@ def test_pkd_and_cwd_weigh_what_their_functions_give() -> None:
     assert [name for name, _ in distiller.named_parameters()] == [
         f'losses.{loss}/p3.adapter.{kind}' for loss in ('pkd', 'cwd') for kind in ('weight', 'bias')
     ]
+
+
+def test_only_what_decays_does() -> None:
+    student, teacher, masks = random_maps()
+    terms: list[Term] = [
+        PkdTerm(levels=('p4',), decay=Decay('linear')),
+        CwdTerm(levels=('p4',), decay=Decay('step', (0.5,))),
+        MaskedMseTerm(levels=('p4',)),
+    ]
+    distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
+    start = distiller(student, teacher, masks)
+    assert distiller.decay_factors(progress=0.0) == {'distill/pkd/p4': 1, 'distill/cwd/p4': 1}
+    for progress, pkd_factor, cwd_factor in ((0.25, 0.75, 1), (0.5, 0.5, 0)):
+        factors = {'distill/pkd/p4': pkd_factor, 'distill/cwd/p4': cwd_factor}
+        assert distiller.decay_factors(progress=progress) == factors
+        losses = distiller(student, teacher, masks, progress=progress)
+        for name, loss in losses.items():
+            assert loss.item() == pytest.approx(factors.get(name, 1) * start[name].item(), rel=1e-6)
 
 
 def test_several_terms_train_all_their_layers() -> None:

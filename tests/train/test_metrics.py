@@ -13,7 +13,7 @@ from mtpd_train.metrics import EvaluationRecord, TrainRecord, append_record, tru
 
 def train_record(stage: int, step: int, loss: float = 1.5) -> TrainRecord:
     losses = {'loss_cls': loss, 'distill/mgd/p3': 0.25}
-    return TrainRecord(stage, step, 1, losses, lr=0.01, images_per_second=40.0, data_wait=0.1, peak_memory=7)
+    return TrainRecord(stage, step, 1, losses, lr=0.01, decay={}, images_per_second=40.0, data_wait=0.1, peak_memory=7)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def test_records_are_on_disk_at_once(tmp_path: Path) -> None:
     assert read(path) == [
         {
             'kind': 'train', 'stage': 1, 'step': 10, 'epoch': 1, 'losses': {'loss_cls': 1.5, 'distill/mgd/p3': 0.25},
-            'lr': 0.01, 'images_per_second': 40.0, 'data_wait': 0.1, 'peak_memory': 7, 'grad_norm': None,
+            'lr': 0.01, 'decay': {}, 'images_per_second': 40.0, 'data_wait': 0.1, 'peak_memory': 7, 'grad_norm': None,
         }
     ]  # fmt: skip
 

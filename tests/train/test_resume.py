@@ -40,12 +40,12 @@ main()
 def stages(
     tmp_path_factory: pytest.TempPathFactory, write_stage: Callable[..., Path], caches: dict[int, Path]
 ) -> list[Path]:
-    """Two stages: three epochs from a cache with batch statistics, MGD's random masks and AdamW; then one more."""
+    """Two stages: three epochs of batch statistics, MGD's random masks, decay and AdamW, then one more."""
     folder = tmp_path_factory.mktemp('stages')
     first = write_stage(
         folder / 'one.yaml',
         cache=caches[16],
-        distill=[{'loss': 'mgd'}, {'loss': 'masked_mse', 'levels': ['p3']}],
+        distill=[{'loss': 'mgd', 'decay': {'kind': 'cosine'}}, {'loss': 'masked_mse', 'levels': ['p3']}],
         optim={'epochs': EPOCHS},
     )
     return [first, write_stage(folder / 'two.yaml', data={'val': None})]

@@ -4,7 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -31,6 +31,7 @@ optim:
   lr: 1e-3
   epochs: 12
 """
+DECAYED = 'cache: c\ndistill: [{{loss: mgd, decay: {{kind: {}}}}}]\n'
 
 
 class Loader:
@@ -88,7 +89,14 @@ def test_plain_training_without_a_cache(load: Loader) -> None:
     assert stage.data.geometry.pad_size == (416, 416)
 
 
-@pytest.mark.parametrize('text', [CONTRACT, PLAIN + 'data: {geometry: {scale: [64, 48]}}\nmodel: {backbone.depth: 18}'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        CONTRACT,
+        PLAIN + 'data: {geometry: {scale: [64, 48]}}\nmodel: {backbone.depth: 18}',
+        PLAIN + 'cache: c\ndistill: [{loss: pkd, decay: {kind: step, at: [0.5, 0.8]}}]\n',
+    ],
+)
 def test_what_is_printed_reads_as_the_same_stage(load: Loader, text: str) -> None:
     stage = load(text)
     assert load(dump_stage(stage)) == stage
@@ -208,6 +216,21 @@ line 17 optim.lr expected a number, got true
             PLAIN + 'cache: c\ndistill: [{loss: pkd, tau: 1}]\n',
             'line 6 distill.0.tau unknown key; known are loss, levels',
         ),
+        (
+            PLAIN + DECAYED.format('linaer'),
+            "line 6 distill.0.decay.kind must be 'none', 'linear', 'cosine' or 'step', got",
+        ),
+        (PLAIN + DECAYED.format('step'), 'line 6 distill.0.decay step needs `at`, such as at: [0.5]'),
+        (PLAIN + DECAYED.format('step, at: [1]'), 'line 6 distill.0.decay.at.0 must be less than 1, got 1'),
+        (PLAIN + DECAYED.format('step, at: [0.5, 0.3]'), 'line 6 distill.0.decay.at must rise, got [0.5, 0.3]'),
+        (
+            PLAIN + DECAYED.format('linear, at: [0.5]'),
+            'line 6 distill.0.decay.at belongs to the step decay, not to linear',
+        ),
+        (
+            PLAIN + DECAYED.format('step, ta: [0.5], at: [0.5]'),
+            'line 6 distill.0.decay.ta unknown key; known are kind, at',
+        ),
         (PLAIN + 'distill: [3]\n', 'line 5 distill.0 expected a mapping, got 3'),
         (PLAIN + 'distill: [{weight: 3}]\n', 'line 5 distill.0 needs the key `loss`, got a mapping of weight'),
         (PLAIN + 'init: {inherit: [neck]}\n', 'line 5 init inherit copies weights from a cache, but `cache` is'),
@@ -293,9 +316,9 @@ def test_a_later_stage_must_not_inherit_over_what_was_learned(tmp_path: Path) ->
         (CwdSettings, CwdTerm),
     ],
 )
-def test_losses_have_the_librarys_options_and_defaults(section: type[BaseModel], term: type) -> None:
-    defaults = {name: field.default for name, field in section.model_fields.items() if name != 'loss'}
-    assert defaults == {field.name: field.default for field in dataclasses.fields(term)}
+def test_losses_have_the_librarys_options_and_defaults(section: type[BaseModel], term: Any) -> None:
+    (loss,) = get_args(section.model_fields['loss'].annotation)
+    assert section(loss=loss).model_dump() == {'loss': term.loss} | dataclasses.asdict(term())
 
 
 def test_every_field_is_described() -> None:

@@ -187,6 +187,24 @@ def test_the_options_of_pkd_and_cwd_reach_them(build_stage: BuildStage, caches: 
     assert changed['distill/cwd/p3'] != pytest.approx(3 * plain['distill/cwd/p3'], rel=1e-2)
 
 
+def test_weights_decay_by_optimizer_steps(build_stage: BuildStage, run_stage: Any, caches: dict[int, Path]) -> None:
+    """Three batches an epoch make two steps, the first of two batches: four steps in all."""
+    distill = {'loss': 'pkd', 'levels': ['p3']}
+    optim = {'type': 'sgd', 'lr': 1e-9, 'epochs': 2, 'accumulate': 2}
+    records = []
+    for decay in ({'kind': 'none'}, {'kind': 'linear'}):
+        records.append(run_stage(build_stage(cache=caches[24], distill=[distill | {'decay': decay}], optim=optim)))
+    full, decayed = ([one for one in record if one['kind'] == 'train'] for record in records)
+    assert [one['decay'] for one in full] == [{}, {}]
+    # What is logged is the factor of the last step, and the losses as they entered the sum.
+    assert [one['decay'] for one in decayed] == [{'distill/pkd/p3': 0.75}, {'distill/pkd/p3': 0.25}]
+    for epoch, factors in enumerate(((1, 1, 0.75), (0.5, 0.5, 0.25))):
+        whole, part = (one[epoch]['losses']['distill/pkd/p3'] for one in (full, decayed))
+        # At so small a rate each batch has about the same loss.
+        assert part / whole == pytest.approx(sum(factors) / 3, rel=0.03)
+        assert decayed[epoch]['losses']['loss_cls'] == pytest.approx(full[epoch]['losses']['loss_cls'], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_gradients_that_overflow_half_precision_are_skipped(
     uniform_set: Path, build_stage: BuildStage, run_stage: Any
