@@ -21,18 +21,9 @@ from mtpd.losses.distiller import Distiller
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
 from mtpd_train.cache_fit import require_fit, teacher_levels
 from mtpd_train.dataset import DetectionDataset
+from mtpd_train.loss_settings import CwdSettings, DistillSettings, MgdSettings, PkdSettings
 from mtpd_train.optimizer import Recipe
-from mtpd_train.settings import (
-    CwdSettings,
-    DataSettings,
-    DistillSettings,
-    FilesSettings,
-    InitSettings,
-    MgdSettings,
-    OptimSettings,
-    PkdSettings,
-    StageSettings,
-)
+from mtpd_train.settings import DataSettings, FilesSettings, InitSettings, OptimSettings, StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import (
     build_student,

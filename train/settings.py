@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -24,18 +22,14 @@ from pydantic import (
     model_validator,
 )
 
+from mtpd_train.loss_settings import DistillSettings
+from mtpd_train.section import Section
+
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Share = Annotated[float, Field(ge=0, le=1)]
-LevelName = Annotated[str, Field(pattern=r'^[ps]\d+$')]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra='forbid', strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class InitSettings(_Section):
+class InitSettings(Section):
     """Where the student's first weights come from."""
 
     checkpoint: UserPath | None = None
@@ -46,99 +40,7 @@ class InitSettings(_Section):
     """Backbone of a fresh student: `pretrained` (the ImageNet weights its config names), `none` (random) or a file."""
 
 
-class DecaySettings(_Section):
-    """How the weight of a loss falls from all of it in the first step of a stage to none at its end."""
-
-    kind: Literal['none', 'linear', 'cosine', 'step'] = 'none'
-    """`none`: the weight stays; `linear`; `cosine`: along half a cosine; `step`: in equal stairs."""
-    at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), validate_default=True)
-    """Shares of the stage at which `step` falls by a stair, the last one to 0: [0.5] ends the loss half-way."""
-
-    @field_validator('at')
-    @classmethod
-    def _check_at(cls, at: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        kind = info.data.get('kind')
-        if kind == 'step' and not at:
-            raise ValueError('step needs `at`, such as at: [0.5]')
-        if at and kind not in (None, 'step'):
-            raise ValueError(f'belongs to the step decay, not to {kind}')
-        if list(at) != sorted(set(at)):
-            raise ValueError(f'must rise, got {list(at)}')
-        return at
-
-
-class MaskedMseSettings(_Section):
-    """FitNet: mean squared error between the student's maps, through 1x1 adapters, and the teacher's."""
-
-    loss: Literal['masked_mse']
-    """Kind of this loss."""
-    levels: tuple[LevelName, ...] | None = Field(default=None, min_length=1)
-    """Levels it acts on; null: all that student and teacher share."""
-    weight: NonNegativeFloat = 1.0
-    """Factor of the loss, a mean over cells and channels."""
-    adapter: Literal['auto', 'always'] = 'auto'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
-    scale: Literal['teacher_std', 'none'] = 'teacher_std'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
-    decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage."""
-
-
-class MgdSettings(_Section):
-    """Masked generative distillation; the defaults are those published for RetinaNet (Mask R-CNN: 5e-7 and 0.45)."""
-
-    loss: Literal['mgd']
-    """Kind of this loss."""
-    levels: tuple[LevelName, ...] | None = Field(default=None, min_length=1)
-    """Levels it acts on; null: all that student and teacher share."""
-    weight: NonNegativeFloat = 2e-5
-    """Factor of the loss as `normalize` defines it."""
-    mask_ratio: Share = 0.65
-    """Share of the student's cells that are hidden."""
-    normalize: Literal['mean', 'published'] = 'published'
-    """What `weight` belongs to: `published`: the paper's sum, at 800x1088 px; `mean`: a mean over its elements."""
-    scale: Literal['teacher_std', 'none'] = 'none'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
-    decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage."""
-
-
-class PkdSettings(_Section):
-    """Pearson knowledge distillation; the weight is that published for RetinaNet (Faster and Mask R-CNN: 6)."""
-
-    loss: Literal['pkd']
-    """Kind of this loss."""
-    levels: tuple[LevelName, ...] | None = Field(default=None, min_length=1)
-    """Levels it acts on; null: all that student and teacher share. The authors leave out RetinaNet's p7."""
-    weight: NonNegativeFloat = 10.0
-    """Factor of the loss, one minus the correlation of each channel."""
-    adapter: Literal['auto', 'always'] = 'auto'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
-    decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage."""
-
-
-class CwdSettings(_Section):
-    """Channel-wise distillation; the defaults are those published for feature pyramids."""
-
-    loss: Literal['cwd']
-    """Kind of this loss."""
-    levels: tuple[LevelName, ...] | None = Field(default=None, min_length=1)
-    """Levels it acts on; null: all that student and teacher share."""
-    weight: NonNegativeFloat = 10.0
-    """Factor of the loss, a mean over images and channels."""
-    temperature: PositiveFloat = 1.0
-    """What the features are divided by before the softmax over cells."""
-    adapter: Literal['auto', 'always'] = 'auto'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
-    decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage."""
-
-
-DistillSettings = Annotated[MaskedMseSettings | MgdSettings | PkdSettings | CwdSettings, Field(discriminator='loss')]
-
-
-class FilesSettings(_Section):
+class FilesSettings(Section):
     """A set of images that does not lie as COCO does."""
 
     images: UserPath
@@ -162,7 +64,7 @@ def _read_scale(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class GeometrySettings(_Section):
+class GeometrySettings(Section):
     """Resize and padding of the network input, as in mmdet's `Resize` and `Pad`."""
 
     scale: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_read_scale)] = (1333, 800)
@@ -175,7 +77,7 @@ class GeometrySettings(_Section):
     """Height and width in px that the padded input has at least."""
 
 
-class DataSettings(_Section):
+class DataSettings(Section):
     """Images and annotations."""
 
     coco: UserPath = Path('data/coco')
@@ -194,7 +96,7 @@ class DataSettings(_Section):
     """Resize and padding of a stage without a cache; null: those of the student's config, or of the cache."""
 
 
-class OptimSettings(_Section):
+class OptimSettings(Section):
     """Optimizer, learning rate and length of the training."""
 
     type: Literal['sgd', 'adamw'] = 'sgd'
@@ -235,19 +137,19 @@ class OptimSettings(_Section):
         return milestones
 
 
-class EvaluateSettings(_Section):
+class EvaluateSettings(Section):
     """When the student is evaluated on `data.val`."""
 
     every: PositiveInt = 1
     """Epochs from one evaluation to the next; the last epoch is always evaluated."""
 
 
-class StageSettings(_Section):
+class StageSettings(Section):
     """One stage: a student trained for some epochs, learning from one teacher's cache or from none."""
 
     student: Annotated[str, Field(min_length=1)]
     """Name of an mmdet model, or path to an mmdet config."""
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     """Changes to the `model` of the student's config, by (dotted) key."""
     cache: UserPath | None = None
     """Teacher's cache; null: plain training."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpd_train.settings import MgdSettings
+from mtpd_train.loss_settings import MgdSettings
 from mtpd_train.stage_file import load_stages
 
 ROOT = Path(__file__).parents[2]

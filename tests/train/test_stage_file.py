@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from mtpd.errors import InputError
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train import settings
-from mtpd_train.settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings, StageSettings
+from mtpd_train.loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
+from mtpd_train.settings import StageSettings
 from mtpd_train.stage_file import dump_stage, load_stages
 
 # The example of the contract with users; it must load as it is.
