@@ -167,7 +167,10 @@ def fidelity(verbose: bool, **options: Any) -> None:
 @click.option(
     '--student-cache', type=click.Path(path_type=Path), metavar='CACHE', help="The student's own features, extracted."
 )
-@click.option('--last', metavar='NAME', help='The strongest teacher, by folder.  [default: the last CACHE]')
+@click.option('--last', metavar='NAME', help='The strongest teacher, by folder.  [default: by --ap, or the last CACHE]')
+@click.option(
+    '--ap', multiple=True, metavar='NAME=AP', help='Box AP of a model; a teacher must be weaker than the next.'
+)
 @click.option(
     '--rule',
     type=click.Choice(['stepping-stones', 'all']),

@@ -1,6 +1,7 @@
 """`mtpd-cache order`: in which order teachers should teach."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,9 +78,8 @@ def _measure(caches: Sequence[CacheReader], options: Mapping[str, Any]) -> Repor
     names = _names([cache.path for cache in caches])
     student = names[0] if options['student_cache'] is not None else None
     teachers = names[1:] if student is not None else names
-    last = teachers[-1] if options['last'] is None else options['last']
-    if last not in teachers:
-        raise InputError(f'--last {last}: is none of the teachers; give one of {", ".join(teachers)}')
+    accuracies = _accuracies(options['ap'], names)
+    last = _last(options['last'], teachers, accuracies)
     require_same_images(caches)
     image_ids = spread(caches[0].image_ids, options['num_images'])
     sampling = Sampling(num_cells=options['num_cells'], num_resamples=options['resamples'], ridge=options['ridge'])
@@ -93,6 +93,7 @@ def _measure(caches: Sequence[CacheReader], options: Mapping[str, Any]) -> Repor
             teachers,
             last=last,
             student=student,
+            accuracies=accuracies,
             rule=options['rule'],
             max_teachers=options['max_teachers'],
         )
@@ -116,6 +117,39 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
         raise InputError(f'a cache is named twice among {", ".join(map(str, paths))}; name each once')
     names = tuple(Path(os.path.abspath(path)).name for path in paths)
     return names if len(set(names)) == len(names) else tuple(map(str, paths))
+
+
+def _accuracies(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """What `--ap NAME=AP` says."""
+    accuracies = {}
+    for text in given:
+        name, _, value = text.rpartition('=')
+        if name not in names:
+            raise InputError(f'--ap {text}: names none of the caches; give NAME=AP with one of {", ".join(names)}')
+        try:
+            accuracies[name] = float(value)
+        except ValueError:
+            accuracies[name] = math.nan
+        if not math.isfinite(accuracies[name]):
+            raise InputError(f'--ap {text}: {value!r} is no number; give for instance {name}=41.5')
+    return accuracies
+
+
+def _last(given: str | None, teachers: Sequence[str], accuracies: Mapping[str, float]) -> str:
+    """The strongest teacher."""
+    if given is not None:
+        if given not in teachers:
+            raise InputError(f'--last {given}: is none of the teachers; give one of {", ".join(teachers)}')
+        return given
+    known = [name for name in teachers if name in accuracies]
+    if not known:
+        return teachers[-1]
+    if len(known) < len(teachers):
+        missing = next(name for name in teachers if name not in accuracies)
+        raise InputError(
+            f'--ap: {missing} has none, so the strongest is not known; give --ap {missing}=AP or --last NAME'
+        )
+    return max(known, key=lambda name: accuracies[name])
 
 
 def _by_name(costs: Tensor, names: Sequence[str]) -> Costs:

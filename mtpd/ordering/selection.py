@@ -34,51 +34,69 @@ def backward_greedy(
     *,
     last: str,
     student: str | None = None,
+    accuracies: Mapping[str, float] | None = None,
     rule: Rule = 'stepping-stones',
     max_teachers: int | None = None,
 ) -> Selection:
     """Builds the order from its end: before each teacher comes the one with the least cost to it.
 
-    With a student and the rule 'stepping-stones', a teacher is a candidate only if the student reaches it more easily
-    than the successor, and it is taken only if it is closer to the successor than the student is; otherwise the order
-    is complete. Without a student, or with the rule 'all', every teacher is taken. Equal costs go to the teacher named
-    first.
+    With the rule 'stepping-stones', a teacher is a candidate only if it is less accurate than the successor and more
+    accurate than the student, as far as accuracies are given. With a student it must also be easier to reach for the
+    student than the successor, and it is taken only if it is closer to the successor than the student is; otherwise
+    the order is complete. With the rule 'all' every teacher is taken. Equal costs go to the teacher named first.
 
     Args:
         costs: between all teachers, and from the student to each.
         teachers: names of all of them.
         last: the strongest, which teaches last.
         student: its name in `costs`.
+        accuracies: name -> AP, of any of the models.
         rule: see above.
         max_teachers: the order has no more than these; None for no limit.
     """
     order, left = [last], [name for name in teachers if name != last]
-    reasons = [f'{last} is last: it was named as the strongest']
+    reasons = [f'{last} is last: it is the strongest']
     while left and (max_teachers is None or len(order) < max_teachers):
         successor = order[0]
         candidates = left
-        if student is not None and rule == 'stepping-stones':
-            direct = costs[student, successor]
-            candidates = [name for name in left if costs[student, name] < direct]
-            for name in left:
-                if name not in candidates:
-                    reasons.append(
-                        f'{name} is no candidate before {successor}: the student reaches {successor} ({direct:.3f}) '
-                        f'as easily as {name} ({costs[student, name]:.3f})'
-                    )
-            candidates = [name for name in candidates if costs[name, successor] < direct]
-            if not candidates:
-                reasons.append(
-                    f'nothing before {successor}: no candidate is closer to it than the student ({direct:.3f})'
-                )
-                break
-        chosen = min(candidates, key=lambda name: costs[name, successor])
+        if rule == 'stepping-stones':
+            obstacles = {name: _obstacle(costs, accuracies or {}, name, successor, student) for name in left}
+            reasons += [f'{name} is no candidate before {successor}: {why}' for name, why in obstacles.items() if why]
+            candidates = [name for name in left if obstacles[name] is None]
+        chosen = min(candidates, key=lambda name: costs[name, successor], default=None)
+        if chosen is None:
+            reasons.append(f'nothing comes before {successor}: there is no candidate')
+            break
+        if student is not None and rule == 'stepping-stones' and costs[chosen, successor] >= costs[student, successor]:
+            reasons.append(
+                f'nothing comes before {successor}: the closest candidate, {chosen} ({costs[chosen, successor]:.3f}), '
+                f'is no closer to it than the student ({costs[student, successor]:.3f})'
+            )
+            break
         reasons.append(_reason(costs, candidates, chosen=chosen, successor=successor))
         order.insert(0, chosen)
         left.remove(chosen)
     if left and len(order) == max_teachers:
         reasons.append(f'{", ".join(left)}: left out, the order has at most {max_teachers} teachers')
     return Selection(tuple(order), tuple(reasons))
+
+
+def _obstacle(
+    costs: Costs, accuracies: Mapping[str, float], name: str, successor: str, student: str | None
+) -> str | None:
+    """Why a teacher is no stepping stone to its successor, or None."""
+    accuracy = accuracies.get(name)
+    if accuracy is not None and accuracy >= accuracies.get(successor, float('inf')):
+        return f'its AP of {accuracy:g} is not below {accuracies[successor]:g}'
+    if student is None:
+        return None
+    if accuracy is not None and accuracy <= accuracies.get(student, float('-inf')):
+        return f"its AP of {accuracy:g} is not above the student's {accuracies[student]:g}"
+    if costs[student, name] >= costs[student, successor]:
+        return (
+            f'the student reaches {successor} ({costs[student, successor]:.3f}) as easily ({costs[student, name]:.3f})'
+        )
+    return None
 
 
 def _reason(costs: Costs, candidates: Sequence[str], *, chosen: str, successor: str) -> str:

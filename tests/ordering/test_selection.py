@@ -31,7 +31,7 @@ def test_a_detour_is_left_out() -> None:
     costs = COSTS | {('weak', 'middle'): 0.55}
     selection = backward_greedy(costs, TEACHERS, last='strong', student='student')
     assert selection.teachers == ('middle', 'strong')
-    assert 'no candidate is closer to it than the student (0.500)' in selection.reasons[-1]
+    assert 'weak (0.550), is no closer to it than the student (0.500)' in selection.reasons[-1]
     assert backward_greedy(costs, TEACHERS, last='strong', student='student', rule='all').teachers == TEACHERS
 
 
@@ -51,4 +51,18 @@ def test_a_limit() -> None:
 def test_one_teacher() -> None:
     assert backward_greedy({('student', 'strong'): 0.8}, ['strong'], last='strong', student='student').teachers == (
         'strong',
+    )
+
+
+def test_accuracies_rise_along_the_order() -> None:
+    accuracies = {'student': 30.0, 'weak': 36.0, 'middle': 45.0, 'strong': 42.0}
+    selection = backward_greedy(COSTS, TEACHERS, last='strong', accuracies=accuracies)
+    assert selection.teachers == ('weak', 'strong')
+    assert selection.reasons[1] == 'middle is no candidate before strong: its AP of 45 is not below 42'
+    accuracies = {'student': 37.0, 'weak': 36.0, 'strong': 42.0}
+    selection = backward_greedy(COSTS, TEACHERS, last='strong', student='student', accuracies=accuracies)
+    assert selection.teachers == ('middle', 'strong')
+    assert selection.reasons[-2:] == (
+        "weak is no candidate before middle: its AP of 36 is not above the student's 37",
+        'nothing comes before middle: there is no candidate',
     )

@@ -123,6 +123,16 @@ def test_a_student_leaves_out_what_is_no_step(mtpd_cache: Run, caches: Path, tmp
         assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 50
 
 
+def test_the_most_accurate_is_last(mtpd_cache: Run, caches: Path) -> None:
+    options = ['--ap', 'near=41', '--ap', 'far=40', '--ap', 'tiny=39.5']
+    found = report(mtpd_cache('order', *[caches / name for name in ('near', 'far', 'tiny')], *options, '--json'))
+    assert found['order'][-1] == 'near'
+    found = report(
+        mtpd_cache('order', *[caches / name for name in ('near', 'tiny')], '--ap', 'near=1', '--last', 'tiny', '--json')
+    )
+    assert found['order'] == ['near', 'tiny']
+
+
 def test_a_seed_gives_the_same_errors(caches: Path) -> None:
     opened = [mtpd.cache.open(caches / name) for name in ('tiny', 'near')]
     first, again, other = (
@@ -180,6 +190,9 @@ def test_another_annotation_file(
     ('options', 'message'),
     [
         (['--last', 'x101'], '--last x101: is none of the teachers; give one of near, far'),
+        (['--ap', 'x101=40'], '--ap x101=40: names none of the caches'),
+        (['--ap', 'near=high'], "--ap near=high: 'high' is no number"),
+        (['--ap', 'near=40'], 'far has none, so the strongest is not known'),
         (['--plot', '{}/order.jpg'], 'give a name that ends in .png'),
         (['--plot', '/dev/null/order.png'], 'cannot be written'),
         (['--student-cache', '{}/near'], 'a cache is named twice'),
