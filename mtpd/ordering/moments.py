@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Of the squared mean: single precision, in which maps are read, leaves a constant channel less variance than this.
 NO_VARIANCE = 1e-13
+# Of the second moment about the origin: less is the rounding of sums in double precision, not variance.
+LOST_VARIANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class GroupedMoments:
         covariance = torch.tensordot(weights, self._products, dims=1) / count - mean[:, None] * mean
         variance = covariance.diagonal()
         origin = torch.zeros_like(mean) if self._origin is None else self._origin
-        varies = variance > NO_VARIANCE * (mean + origin).square()
+        least = NO_VARIANCE * (mean + origin).square() + LOST_VARIANCE * (variance + mean.square())
+        varies = variance > least
         deviation = torch.where(varies, variance, 1).sqrt()
         matrix = covariance / (deviation[:, None] * deviation)
         matrix = torch.where(varies[:, None] & varies, matrix, 0)

@@ -25,8 +25,14 @@ def unexplained(correlation: Correlation, source: slice, *, ridge: float = DEFAU
     """
     among, across = correlation.matrix[source, source], correlation.matrix[source]
     penalised = among + ridge * torch.eye(len(among), dtype=among.dtype)
-    weights = torch.cholesky_solve(across, torch.linalg.cholesky(penalised))
-    residual = 1 - 2 * (weights * across).sum(0) + (weights * (among @ weights)).sum(0)
+    factor, failed = torch.linalg.cholesky_ex(penalised)
+    if failed:
+        # Rounding has made an eigenvalue of a matrix of low rank less than -ridge.
+        values, vectors = torch.linalg.eigh(among)
+        weights = vectors @ ((vectors.T @ across) / (values.clamp(min=0) + ridge)[:, None])
+    else:
+        weights = torch.cholesky_solve(across, factor)
+    residual: Tensor = 1 - 2 * (weights * across).sum(0) + (weights * (among @ weights)).sum(0)
     return residual.clamp(min=0)
 
 

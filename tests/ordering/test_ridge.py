@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.ordering.moments import GroupedMoments
+from mtpd.ordering.moments import Correlation, GroupedMoments
 from mtpd.ordering.ridge import cost_matrix
 
 CHANNELS = (5, 3, 7)
@@ -107,6 +107,29 @@ def test_weights_count_groups_as_often_as_they_say() -> None:
     weighted = cost_matrix(moments.correlation(torch.tensor([2.0, 0.0, 1.0])), CHANNELS)
     repeated = torch.split(torch.cat([parts[0], parts[0], parts[2]]), list(CHANNELS), dim=1)
     torch.testing.assert_close(weighted, costs_of(list(repeated)), rtol=1e-9, atol=1e-12)
+
+
+def test_a_channel_that_is_dead_in_all_images_drawn() -> None:
+    models = related()
+    # Alive in the first group alone, whose mean is the origin of the moments.
+    models[0][:, :2] = 0
+    models[0][:100, :2] = features(100, 2, seed=9).relu() * 0.3 + 0.1
+    rows = torch.cat(models, dim=1)
+    moments = GroupedMoments(2, rows.shape[1])
+    parts = torch.split(rows, [100, 231])
+    for number, part in enumerate(parts):
+        moments.add(part, group=number)
+    correlation = moments.correlation(torch.tensor([0.0, 2.0]))
+    assert correlation.varies.tolist() == [False] * 2 + [True] * 13
+    expected = costs_of(list(torch.split(parts[1], list(CHANNELS), dim=1)))
+    torch.testing.assert_close(cost_matrix(correlation, CHANNELS), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_matrix_that_rounding_has_spoiled() -> None:
+    matrix = torch.ones(4, 4, dtype=torch.float64)
+    matrix[0, 1] = matrix[1, 0] = 1 + 1e-6
+    costs = cost_matrix(Correlation(matrix, torch.ones(4, dtype=torch.bool)), [3, 1], ridge=1e-8)
+    assert costs[0, 1] == pytest.approx(0, abs=1e-5)
 
 
 def test_magnitudes_do_not_decide() -> None:
