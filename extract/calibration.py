@@ -1,33 +1,27 @@
 """What `lean` must know of a teacher before the first shard: the principal directions of its channels."""
 
 import sys
-from collections.abc import Sequence
 
 from torch import Tensor
 from tqdm import tqdm
 
 from mtpd.cache.format.basis import Covariance
-from mtpd.cache.format.plan import Bucket, SourceImage
+from mtpd_extract.annotated_images import spread
 from mtpd_extract.build import Extraction
 from mtpd_extract.forward import load_images, view_maps
 
-# Directions belong to the teacher and not to images: with more of them the bits per element stay the same.
+# Directions belong to the teacher and not to images: a basis of other images took as many bits on real features.
 NUM_IMAGES = 64
 
 
 def compute_bases(extraction: Extraction) -> dict[str, Tensor]:
     """Level name -> orthonormal columns (C, C) float32 on the CPU, from a sample spread over the data set."""
     covariances = {level.name: Covariance(level.channels) for level in extraction.levels}
-    sample = spread_sample(extraction.plan.buckets, num_images=NUM_IMAGES)
+    # In the order of the buckets, so that each shape has its share.
+    everything = [(bucket, image) for bucket in extraction.plan.buckets for image in bucket.images]
+    sample = spread(everything, NUM_IMAGES)
     for bucket, image in tqdm(sample, desc='channel statistics', unit='image', disable=not sys.stderr.isatty()):
         maps = view_maps(extraction, load_images(extraction, [image]), padded=bucket.padded, view='plain')
         for name, covariance in covariances.items():
             covariance.add(maps[name])
     return {name: covariance.basis() for name, covariance in covariances.items()}
-
-
-def spread_sample(buckets: Sequence[Bucket], *, num_images: int) -> list[tuple[Bucket, SourceImage]]:
-    """Up to `num_images` images at equal distances in the order of the buckets, so that each shape has its share."""
-    everything = [(bucket, image) for bucket in buckets for image in bucket.images]
-    num_images = min(num_images, len(everything))
-    return [everything[number * len(everything) // num_images] for number in range(num_images)]

@@ -72,27 +72,22 @@ def encode(maps: Tensor, codec: CodecName, *, target: float | None = None, basis
         target: the relative squared error that `lean` may make; None: DEFAULT_TARGET.
         basis: for `lean`: orthonormal columns (C, C) on the same device; None leaves the channels as they are.
     """
-    maps = maps.float()
+    maps, scale, used = maps.float(), None, None
     if codec == 'fp16':
-        encoded = EncodedMaps(codes=maps.half(), error=maps)
+        codes = maps.half()
     elif codec == 'int8':
         codes, scale = _int8_codes(maps)
-        encoded = EncodedMaps(codes=codes, error=maps, scale=scale)
     else:
+        used = basis
         rotated = maps if basis is None else torch.einsum('ck,bchw->bkhw', basis, maps)
         codes, scale = lean_codes(rotated, target=DEFAULT_TARGET if target is None else target)
-        encoded = EncodedMaps(codes=codes, error=maps, scale=scale, basis=basis)
-    return replace(encoded, error=_relative_error(decode(encoded), maps))
+    error = _relative_error(rotate(_values(codes, scale), used), maps)
+    return EncodedMaps(codes=codes, error=error, scale=scale, basis=used)
 
 
 def dequantise(encoded: EncodedMaps) -> Tensor:
     """The float32 values (..., C, H, W) of the codes, in the directions of `encoded.basis`."""
-    values = encoded.codes.float()
-    if encoded.scale is None:
-        return values
-    scale = encoded.scale.float()
-    step, offset = scale[..., 0, :, None, None], scale[..., 1, :, None, None]
-    return torch.addcmul(offset, values, step)
+    return _values(encoded.codes, encoded.scale)
 
 
 def rotate(values: Tensor, basis: Tensor | None) -> Tensor:
@@ -118,6 +113,13 @@ def require_storable(encoded: EncodedMaps) -> None:
             f'the teacher gave feature values that are not finite{limit}: check its weights and its input '
             'normalisation, or choose another codec'
         )
+
+
+def _values(codes: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return codes.float()
+    step, offset = scale.float().unbind(-2)
+    return torch.addcmul(offset[..., None, None], codes.float(), step[..., None, None])
 
 
 def _int8_codes(maps: Tensor) -> tuple[Tensor, Tensor]:
