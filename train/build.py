@@ -7,23 +7,16 @@ from typing import Any
 
 from torch import nn
 
-import mtpd.cache
-from mtpd.cache import CacheReader
 from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.detection import neck_of
 from mtpd.detectors.export import export_config
-from mtpd.detectors.padding import at_geometry
-from mtpd.detectors.preprocessing import Preprocessing, read_preprocessing
-from mtpd.errors import InputError
-from mtpd.geometry import Geometry
-from mtpd.losses.decay import Decay
+from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
-from mtpd_train.cache_fit import require_fit, teacher_levels
-from mtpd_train.dataset import DetectionDataset
-from mtpd_train.loss_settings import CwdSettings, DistillSettings, MgdSettings, PkdSettings
+from mtpd_train.build_data import build_sets, split_paths
+from mtpd_train.build_source import build_source, student_preprocessing
+from mtpd_train.build_terms import build_term
 from mtpd_train.optimizer import Recipe
-from mtpd_train.settings import DataSettings, FilesSettings, InitSettings, OptimSettings, StageSettings
+from mtpd_train.settings import InitSettings, OptimSettings, StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import (
     build_student,
@@ -33,6 +26,7 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
+from mtpd_train.teacher_source import TeacherSource, levels_read
 
 
 def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
@@ -57,40 +51,25 @@ def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
 
 
 def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path], CocoSet]) -> Stage:
-    cache = None if settings.cache is None else mtpd.cache.open(settings.cache)
+    source = build_source(settings)
     data = settings.data
-    train_folder, train_annotations = _paths(data, data.train)
-    train_coco = read(train_annotations)
+    train_coco = read(split_paths(data, data.train)[1])
     config = student_config(settings.student, changes=settings.model)
-    preprocessing = _preprocessing(read_preprocessing(config), data, cache)
+    preprocessing = student_preprocessing(read_preprocessing(config), data, source)
     student = build_student(
         config, preprocessing=preprocessing, num_classes=len(train_coco.categories), seed=settings.seed
     )
-    geometry = preprocessing.geometry
-    train_set = DetectionDataset(
-        train_coco, train_folder, geometry=geometry, for_training=True, with_masks=student.has_masks
-    )
-    if not train_set.sizes(with_objects=True):
-        raise InputError(f'{train_annotations}: no image has an object to train on; choose another training set')
-    val_set = None
-    if data.val is not None:
-        val_folder, val_annotations = _paths(data, data.val)
-        val_coco = read(val_annotations)
-        if val_coco.categories != train_coco.categories:
-            raise InputError(
-                f'{val_annotations}: its categories differ from those of {train_annotations}; '
-                'choose another data.val, or null for no evaluation'
-            )
-        val_set = DetectionDataset(val_coco, val_folder, geometry=geometry, for_training=False, with_masks=False)
-    terms = [_term(one) for one in settings.distill]
-    if cache is not None and terms:
+    train_set, val_set = build_sets(data, geometry=preprocessing.geometry, with_masks=student.has_masks, read=read)
+    terms = [build_term(one) for one in settings.distill]
+    if source is not None and terms:
         neck_of(student.model)
-        require_fit(cache, train_set, flip=data.flip)
-    distiller = Distiller(terms, student=student.levels, teacher=cache.levels if cache else ())
+        source.require_fit(train_set, flip=data.flip)
+    teacher_levels = source.levels if source else ()
+    distiller = Distiller(terms, student=student.levels, teacher=teacher_levels)
     return Stage(
         number=number,
         student=student,
-        origin=_first_weights(student.model, settings.init, config=config, cache=cache, is_first=number == 1),
+        origin=_first_weights(student.model, settings.init, config=config, source=source, is_first=number == 1),
         config_text=export_config(
             config,
             preprocessing=preprocessing,
@@ -98,11 +77,11 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
             has_masks=student.has_masks,
             evaluated_on=None if val_set is None else (val_set.folder, val_set.coco.path),
         ),
-        cache=cache,
+        source=source,
         train_set=train_set,
         val_set=val_set,
         distiller=distiller,
-        teacher_levels=teacher_levels(terms, student.levels, cache.levels if cache else ()),
+        teacher_levels=levels_read(terms, student.levels, teacher_levels),
         flip=data.flip,
         batch_size=data.batch_size,
         num_workers=data.workers,
@@ -113,7 +92,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
 
 
 def _first_weights(
-    model: nn.Module, init: InitSettings, *, config: Any, cache: CacheReader | None, is_first: bool
+    model: nn.Module, init: InitSettings, *, config: Any, source: TeacherSource | None, is_first: bool
 ) -> str | None:
     """Gives a student its first weights and says where they come from; None: they come from the stage before."""
     if init.checkpoint is not None:
@@ -122,52 +101,9 @@ def _first_weights(
         origin = load_backbone(model, init.backbone, config=config)
     else:
         return None
-    if init.inherit and cache is not None:
-        origin += '; ' + inherit(model, cache.teacher_weights(), init.inherit)
+    if init.inherit and source is not None:
+        origin += '; ' + inherit(model, source.weights(), init.inherit)
     return origin
-
-
-def _paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:
-    """Image folder and annotation file of a split."""
-    if isinstance(split, str):
-        return data.coco / split, data.coco / 'annotations' / f'instances_{split}.json'
-    return split.images, split.annotations
-
-
-def _preprocessing(own: Preprocessing, data: DataSettings, cache: CacheReader | None) -> Preprocessing:
-    """The student's preprocessing at the geometry of the cache, of the stage file, or else its own."""
-    if cache is not None:
-        return at_geometry(own, cache.geometry)
-    if data.geometry is None:
-        return at_geometry(own, own.geometry)
-    asked = data.geometry
-    return at_geometry(own, Geometry(asked.scale, asked.keep_ratio, asked.pad_divisor, asked.pad_size))
-
-
-def _term(settings: DistillSettings) -> Term:
-    decay = Decay(settings.decay.kind, settings.decay.at)
-    if isinstance(settings, MgdSettings):
-        return MgdTerm(
-            levels=settings.levels,
-            weight=settings.weight,
-            mask_ratio=settings.mask_ratio,
-            normalize=settings.normalize,
-            scale=settings.scale,
-            decay=decay,
-        )
-    if isinstance(settings, PkdSettings):
-        return PkdTerm(levels=settings.levels, weight=settings.weight, adapter=settings.adapter, decay=decay)
-    if isinstance(settings, CwdSettings):
-        return CwdTerm(
-            levels=settings.levels,
-            weight=settings.weight,
-            temperature=settings.temperature,
-            adapter=settings.adapter,
-            decay=decay,
-        )
-    return MaskedMseTerm(
-        levels=settings.levels, weight=settings.weight, adapter=settings.adapter, scale=settings.scale, decay=decay
-    )
 
 
 def _recipe(optim: OptimSettings) -> Recipe:

@@ -1,11 +1,7 @@
-"""Whether a cache can teach on a data set, and what of it is read."""
-
-from collections.abc import Sequence
+"""Whether a cache can teach on a data set."""
 
 from mtpd.cache import CacheReader
 from mtpd.errors import CacheMismatchError
-from mtpd.losses.terms import Term
-from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 
 
@@ -36,13 +32,3 @@ def require_fit(cache: CacheReader, train_set: DetectionDataset, *, flip: float)
             f'{cache.path}: holds the view {", ".join(cache.views)} and data.flip is {flip:g}, which needs '
             f'{lacking[0]}; extract with --views plain,flip, or set data.flip to {int(lacking[0] == "plain")}'
         )
-
-
-def teacher_levels(terms: Sequence[Term], student: Sequence[Level], teacher: Sequence[Level]) -> tuple[Level, ...]:
-    """The cached levels that some loss reads: the others stay on the disk."""
-    shared = {level.stride for level in student}
-    return tuple(
-        level
-        for level in teacher
-        if any(level.stride in shared if term.levels is None else level.name in term.levels for term in terms)
-    )

@@ -41,7 +41,8 @@ def train_stage(stage: Stage, place: Place) -> None:
         MtpdError: a loss is not finite, an image cannot be read, the cache is damaged.
     """
     device, recipe = place.device, stage.recipe
-    model, distiller = stage.student.model.to(device), stage.distiller.to(device)
+    stage.to(device)
+    model, distiller = stage.student.model, stage.distiller
     parameters = [one for one in itertools.chain(model.parameters(), distiller.parameters()) if one.requires_grad]
     num_batches = len(stage.epoch_batches(0))
     steps_per_epoch = -(-num_batches // recipe.accumulate)
@@ -79,13 +80,13 @@ def train_stage(stage: Stage, place: Place) -> None:
             mininterval=0.5,
         )
         with bar:
-            for number, (samples, encoded) in enumerate(meter.timed(loaded(stage, batches))):
+            for number, (samples, ahead) in enumerate(meter.timed(loaded(stage, batches))):
                 # The last step of an epoch may have fewer batches than the others.
                 begun = number // recipe.accumulate * recipe.accumulate
                 share = 1 / min(recipe.accumulate, num_batches - begun)
                 progress = step / num_steps
                 losses = add_gradient(
-                    stage, samples, encoded, share=share, progress=progress, scaler=scaler, device=device
+                    stage, samples, ahead, share=share, progress=progress, scaler=scaler, device=device
                 )
                 meter.add(losses, num_images=len(samples))
                 bar.update(len(samples))

@@ -69,7 +69,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag)
     meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
     save_student(student_file, model, classes=stage.classes, meta=meta)
     progress_file.unlink()
-    model.cpu()  # The students of all stages would fill the GPU.
+    stage.to(torch.device('cpu'))  # The networks of all stages would fill the GPU.
 
 
 def _check_precision(settings: Sequence[StageSettings], device: torch.device) -> None:
@@ -81,10 +81,9 @@ def _summary(stage: Stage) -> str:
     geometry = stage.student.preprocessing.geometry
     parameters = sum(one.numel() for one in stage.student.model.parameters())
     losses = ', '.join(sorted(stage.distiller.losses)) or 'none'
-    source = 'no cache' if stage.cache is None else f'cache {stage.cache.path} ({", ".join(stage.cache.views)})'
     return (
         f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, '
         f'{stage.origin or f"student of stage {stage.number - 1}"}; {len(stage.train_set.coco.images)} images at '
-        f'{geometry.scale[0]}x{geometry.scale[1]}, {source}, distillation losses: {losses}, '
+        f'{geometry.scale[0]}x{geometry.scale[1]}, {stage.source or "no teacher"}, distillation losses: {losses}, '
         f'{stage.recipe.epochs} {"epoch" if stage.recipe.epochs == 1 else "epochs"}'
     )

@@ -16,6 +16,7 @@ from mtpd_train.stage import Stage
 
 STUDENT_FILE, CONFIG_FILE = 'student.pth', 'student_config.py'
 PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'
+SOURCES = ('caches', 'teachers')
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')
 
 
@@ -25,11 +26,11 @@ def stage_folder(out: Path, number: int) -> Path:
 
 
 def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
-    """The content of run.json: stage files with all defaults, caches, device, versions."""
-    caches = [stage.cache for stage in stages if stage.cache is not None]
+    """The content of run.json: stage files with all defaults, caches and teachers, device, versions."""
+    sources = [stage.source for stage in stages if stage.source is not None]
     return {
         'stages': {str(number): stage.model_dump(mode='json') for number, stage in enumerate(settings, start=1)},
-        'caches': {str(cache.path): cache.manifest.description.model_dump(mode='json') for cache in caches},
+        **{kind: {one.name: one.description for one in sources if one.kind == kind} for kind in SOURCES},
         'device': describe_device(device),
         'versions': versions(LIBRARIES),
     }
@@ -53,10 +54,10 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
 
 
 def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Device and versions may change under a run; what it was told to do, and its caches, may not."""
-    for part in ('stages', 'caches'):
-        for field, before, now in differences(found[part], wanted[part]):
-            if part == 'caches' and '.provenance.' in field:
+    """Device and versions may change under a run; what it was told to do, and its teachers, may not."""
+    for part in ('stages', *SOURCES):
+        for field, before, now in differences(found.get(part, {}), wanted[part]):
+            if part in SOURCES and '.provenance.' in field:
                 continue
             raise InputError(
                 f'{out}: --resume needs the same configuration, but {part}.{field} was {before} and is {now}; '

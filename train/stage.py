@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
-from mtpd.cache import CacheReader
+import torch
+
 from mtpd.losses.distiller import Distiller
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.optimizer import Recipe
 from mtpd_train.sampling import Request, training_batches
 from mtpd_train.student import Student
+from mtpd_train.teacher_source import TeacherSource
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,10 @@ class Stage:
         student: the network with the weights it starts from, unless these are those of the stage before.
         origin: where these weights come from, in words; None: from the stage before.
         config_text: mmdet config of the student.
-        cache: the teacher's, or None for plain training.
+        source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
         distiller: the distillation losses; without any in plain training.
-        teacher_levels: the cached levels that the losses read.
+        teacher_levels: the levels of the source that the losses read.
         flip: probability of the mirrored view.
         batch_size, num_workers, evaluate_every, seed: as in the stage file.
         recipe: how to train.
@@ -33,7 +35,7 @@ class Stage:
     student: Student
     origin: str | None
     config_text: str
-    cache: CacheReader | None
+    source: TeacherSource | None
     train_set: DetectionDataset
     val_set: DetectionDataset | None
     distiller: Distiller
@@ -49,6 +51,13 @@ class Stage:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the student's outputs."""
         return tuple(category.name for category in self.train_set.coco.categories)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the networks, in place."""
+        self.student.model.to(device)
+        self.distiller.to(device)
+        if self.source is not None:
+            self.source.to(device)
 
     def epoch_seed(self, epoch: int) -> tuple[int, int, int]:
         """Seed of everything random in an epoch, from 0: what is drawn does not depend on the epochs before."""

@@ -4,7 +4,7 @@ The teacher is run live on the very samples that training draws, and must give w
 batches of images of several sizes, resized, in both views, with padding of the image's own and of the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,14 @@ from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import MtpdError
+from mtpd.geometry import Size
 from mtpd.pyramid import Level
+from mtpd_train.cached_teacher import decoded
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
-from mtpd_train.step import loaded, step_losses
-from mtpd_train.teacher_maps import Encoded, batch_maps, batch_masks
+from mtpd_train.step import batch_masks, loaded, step_losses
+from mtpd_train.teacher_source import Encoded, ReadAhead
 
 CPU = torch.device('cpu')
 SCALE = (150, 112)  # resizes every image; some sides are then whole cells, most are followed by padding
@@ -64,6 +66,11 @@ def live_maps(teacher: Teacher, sample: Sample) -> dict[str, Tensor]:
     return {name: maps[0] for name, maps in teacher.maps(images).items()}
 
 
+def cached_maps(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, *, padded: Size) -> dict[str, Tensor]:
+    assert stage.source is not None
+    return stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=CPU)
+
+
 def test_cached_maps_are_those_of_the_drawn_samples(stage: Stage, teacher: Teacher) -> None:
     seen: set[tuple[int, str]] = set()
     has_batch_padding = False
@@ -71,7 +78,7 @@ def test_cached_maps_are_those_of_the_drawn_samples(stage: Stage, teacher: Teach
         for samples, encoded in loaded(stage, stage.epoch_batches(epoch)):
             images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
             padded = images.shape[2], images.shape[3]
-            maps = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=CPU)
+            maps = cached_maps(stage, samples, encoded, padded=padded)
             for number, sample in enumerate(samples):
                 seen.add((sample.image_id, sample.view))
                 live = live_maps(teacher, sample)
@@ -94,7 +101,7 @@ def test_the_comparison_tells_views_and_images_apart(stage: Stage, teacher: Teac
     """Else the test above could not fail."""
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     padded = collate(samples, preprocessing=stage.student.preprocessing, device=CPU).shape[2:]
-    maps = batch_maps(encoded, levels=stage.teacher_levels, padded=(padded[0], padded[1]), device=CPU)
+    maps = cached_maps(stage, samples, encoded, padded=(padded[0], padded[1]))
     for name, level in maps.items():
         live = [live_maps(teacher, sample)[name] for sample in samples]
         for number, want in enumerate(live):
@@ -124,7 +131,7 @@ def test_the_students_maps_lie_on_the_teachers_grid(stage: Stage) -> None:
     images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
     padded = (images.shape[2], images.shape[3])
     student_maps = stage.student.model.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
-    maps = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=CPU)
+    maps = cached_maps(stage, samples, encoded, padded=padded)
     assert [one.shape[2:] for one in student_maps] == [maps[level.name].shape[2:] for level in stage.teacher_levels]
 
 
@@ -161,7 +168,7 @@ def test_a_batch_of_one_view_only(build_stage: Callable[..., Stage], exact_cache
     assert [set(one) for one in encoded] == [{'p4'}] * len(samples)
     sizes = [stage.student.preprocessing.geometry.padded(one.data_sample.ori_shape) for one in samples]
     padded = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    (maps,) = batch_maps(encoded, levels=stage.teacher_levels, padded=padded, device=CPU).values()
+    (maps,) = cached_maps(stage, samples, encoded, padded=padded).values()
     want = live_maps(teacher, samples[0])['p4']
     torch.testing.assert_close(maps[0, :, : want.shape[1], : want.shape[2]], want, rtol=1e-3, atol=1e-2)
 
@@ -189,7 +196,7 @@ def test_rotated_codes_come_back_in_the_teachers_channels() -> None:
         batch = encode(one[None], 'lean', basis=basis)
         assert batch.scale is not None
         encoded.append({'p3': EncodedMaps(batch.codes[0], batch.error[0], batch.scale[0], batch.basis)})
-    found = batch_maps(encoded, levels=[level], padded=(32, 40), device=CPU)['p3']
+    found = decoded(encoded, levels=[level], padded=(32, 40), device=CPU)['p3']
     for number, codes in enumerate(encoded):
         height, width = maps[number].shape[1:]
         torch.testing.assert_close(found[number, :, :height, :width], decode(codes['p3']))

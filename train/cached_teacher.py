@@ -1,0 +1,98 @@
+"""A teacher that has left its maps in a cache."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mtpd.cache import CacheReader
+from mtpd.cache.format.codecs import dequantise, rotate
+from mtpd.detectors.transforms import Sample
+from mtpd.geometry import Geometry, Size
+from mtpd.prefetch import prefetched
+from mtpd.pyramid import Level
+from mtpd_train.cache_fit import require_fit
+from mtpd_train.dataset import DetectionDataset
+from mtpd_train.sampling import Request
+from mtpd_train.teacher_source import Encoded, ReadAhead
+
+# Batches of codes that wait in memory.
+DEPTH = 2
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """The `TeacherSource` of a cache; `reader` has it open."""
+
+    reader: CacheReader
+
+    kind: ClassVar[Literal['caches']] = 'caches'
+
+    @property
+    def name(self) -> str:
+        return str(self.reader.path)
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return self.reader.manifest.description.model_dump(mode='json')
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self.reader.levels
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.reader.geometry
+
+    @property
+    def hook_point(self) -> str:
+        teacher = self.reader.manifest.description.fingerprint.get('teacher')
+        return str(teacher['hook_point']) if isinstance(teacher, dict) and 'hook_point' in teacher else 'neck'
+
+    def __str__(self) -> str:
+        return f'cache {self.name} ({", ".join(self.reader.views)})'
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.reader.teacher_weights()
+
+    def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
+        require_fit(self.reader, train_set, flip=flip)
+
+    def to(self, device: torch.device) -> None:
+        del device
+
+    def read_ahead(self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str]) -> Iterator[ReadAhead]:
+        def read(batch: Sequence[Request]) -> list[Encoded]:
+            return [self.reader.read_encoded(one.image_id, one.view, levels=levels) for one in batch]
+
+        return prefetched(read, batches, num_threads=1, depth=DEPTH)
+
+    def maps(
+        self,
+        samples: Sequence[Sample],
+        ahead: ReadAhead,
+        *,
+        levels: Sequence[Level],
+        padded: Size,
+        device: torch.device,
+    ) -> dict[str, Tensor]:
+        del samples
+        return decoded(ahead, levels=levels, padded=padded, device=device)
+
+
+def decoded(
+    encoded: Sequence[Encoded], *, levels: Sequence[Level], padded: Size, device: torch.device
+) -> dict[str, Tensor]:
+    """Codes of a batch as `TeacherSource.maps` gives them."""
+    maps = {}
+    for level in levels:
+        height, width = level.grid(*padded)
+        moved = [one[level.name].to(device) for one in encoded]
+        values = [dequantise(one) for one in moved]
+        padded_values = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in values]
+        # One cache has one basis: the batch is rotated at once.
+        maps[level.name] = rotate(torch.stack(padded_values), moved[0].basis)
+    return maps

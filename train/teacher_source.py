@@ -1,0 +1,99 @@
+"""What a stage learns from: a teacher's maps, out of its cache or from the teacher itself."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.detectors.transforms import Sample
+from mtpd.geometry import Geometry, Size
+from mtpd.losses.terms import Term
+from mtpd.pyramid import Level
+from mtpd_train.dataset import DetectionDataset
+from mtpd_train.sampling import Request
+
+# The codes of one image by level name.
+Encoded = Mapping[str, EncodedMaps]
+# What is read ahead for a batch: the codes of each of its images, or nothing where there is nothing to read.
+ReadAhead = Sequence[Encoded]
+
+
+class TeacherSource(Protocol):
+    """A teacher as the trainer sees it."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it: the folder of a cache, the name of a teacher."""
+
+    @property
+    def kind(self) -> Literal['caches', 'teachers']:
+        """The part of run.json that records it."""
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What it is, as JSON values; a run is not resumed with another one."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """All levels that it can give."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Resize and padding of its inputs, which are those of the student too."""
+
+    @property
+    def hook_point(self) -> str:
+        """Where in the network its maps were taken."""
+
+    def __str__(self) -> str:
+        """For the summary of a stage."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The teacher's neck and head parameters by their name in the teacher, on the CPU."""
+
+    def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
+        """Checks that it can teach on all images of a data set, in every view that training draws.
+
+        Raises:
+            MtpdError: it cannot.
+        """
+
+    def to(self, device: torch.device) -> None:
+        """Moves what computes, in place; what is only read stays where it is."""
+
+    def read_ahead(self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str]) -> Iterator[ReadAhead]:
+        """What `maps` needs of each batch, in order, prepared in a thread while the steps before are computed."""
+
+    def maps(
+        self,
+        samples: Sequence[Sample],
+        ahead: ReadAhead,
+        *,
+        levels: Sequence[Level],
+        padded: Size,
+        device: torch.device,
+    ) -> dict[str, Tensor]:
+        """Level name -> float32 maps (B, C, H, W) on `device`, without gradient; call it outside of autocast.
+
+        An image's map covers its own padded input; the batch may be padded further, and the cells beyond are zero.
+        They, like all padding, are masked out of every loss.
+
+        Args:
+            samples: the images of the batch.
+            ahead: what `read_ahead` gave for it.
+            levels: those to give.
+            padded: (height, width) of the student's input, px.
+            device: where to compute.
+        """
+
+
+def levels_read(terms: Sequence[Term], student: Sequence[Level], teacher: Sequence[Level]) -> tuple[Level, ...]:
+    """The teacher's levels that some loss reads: the others stay where they are."""
+    shared = {level.stride for level in student}
+    return tuple(
+        level
+        for level in teacher
+        if any(level.stride in shared if term.levels is None else level.name in term.levels for term in terms)
+    )
