@@ -1,32 +1,19 @@
-"""From the entries of a stage's `distill` list to the values that losses are built from."""
+"""From an entry of a stage's `distill` list to the loss that it asks for."""
+
+from typing import Any
 
 from mtpd.losses.decay import Decay
-from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
-from mtpd_train.loss_settings import CwdSettings, DistillSettings, MgdSettings, PkdSettings
+from mtpd.losses.level_loss import Term
+from mtpd.losses.object_terms import TarFeatureTerm
+from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
+from mtpd_train.loss_settings import DistillSettings
+
+_KINDS: dict[str, type[Term]] = {kind.loss: kind for kind in (MaskedMseTerm, MgdTerm, PkdTerm, CwdTerm, TarFeatureTerm)}
 
 
 def build_term(settings: DistillSettings) -> Term:
-    """The loss that an entry asks for."""
-    decay = Decay(settings.decay.kind, settings.decay.at)
-    if isinstance(settings, MgdSettings):
-        return MgdTerm(
-            levels=settings.levels,
-            weight=settings.weight,
-            mask_ratio=settings.mask_ratio,
-            normalize=settings.normalize,
-            scale=settings.scale,
-            decay=decay,
-        )
-    if isinstance(settings, PkdSettings):
-        return PkdTerm(levels=settings.levels, weight=settings.weight, adapter=settings.adapter, decay=decay)
-    if isinstance(settings, CwdSettings):
-        return CwdTerm(
-            levels=settings.levels,
-            weight=settings.weight,
-            temperature=settings.temperature,
-            adapter=settings.adapter,
-            decay=decay,
-        )
-    return MaskedMseTerm(
-        levels=settings.levels, weight=settings.weight, adapter=settings.adapter, scale=settings.scale, decay=decay
-    )
+    """The term of an entry: it has the entry's options under the same names."""
+    options: dict[str, Any] = {name: getattr(settings, name) for name in type(settings).model_fields}
+    kind = _KINDS[options.pop('loss')]
+    decay = options.pop('decay')
+    return kind(**options, decay=Decay(decay.kind, decay.at))

@@ -99,4 +99,25 @@ class CwdSettings(Section):
     """How the weight falls during the stage."""
 
 
-DistillSettings = Annotated[MaskedMseSettings | MgdSettings | PkdSettings | CwdSettings, Field(discriminator='loss')]
+class TarFeatureSettings(Section):
+    """TAR's feature level: squared error under a Gaussian mask of each object."""
+
+    loss: Literal['tar_feature']
+    """Kind of this loss."""
+    levels: tuple[LevelName, ...] | None = Field(default=None, min_length=1)
+    """Levels it acts on; null: all that student and teacher share."""
+    weight: NonNegativeFloat = 1.0
+    """Factor of the loss, a mean over channels and over cells by their mask."""
+    spread: tuple[PositiveFloat, PositiveFloat] = (2.0, 2.0)
+    """Widths of the Gaussian along x and y, in half widths and half heights of its box."""
+    adapter: Literal['auto', 'always'] = 'always'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    scale: Literal['teacher_std', 'none'] = 'teacher_std'
+    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    decay: DecaySettings = DecaySettings()
+    """How the weight falls during the stage; TAR's is linear."""
+
+
+DistillSettings = Annotated[
+    MaskedMseSettings | MgdSettings | PkdSettings | CwdSettings | TarFeatureSettings, Field(discriminator='loss')
+]

@@ -65,7 +65,8 @@ def step_losses(
         with captured_maps(student.model) as maps:
             losses = detection_losses(student.model, images, samples)
         named = {level.name: one for level, one in zip(student.levels, maps, strict=True)}
-        distillation: dict[str, Tensor] = stage.distiller(named, teacher, masks, progress=progress)
+        boxes = [one.data_sample.gt_instances.bboxes.to(device) for one in samples]
+        distillation: dict[str, Tensor] = stage.distiller(named, teacher, masks, boxes=boxes, progress=progress)
     return losses | distillation
 
 

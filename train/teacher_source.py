@@ -9,7 +9,7 @@ from torch import Tensor
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Geometry, Size
-from mtpd.losses.terms import Term
+from mtpd.losses.level_loss import Term
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request

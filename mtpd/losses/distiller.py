@@ -5,20 +5,18 @@ Legend: B batch, C channels, H W grid of a level.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
-from mtpd.losses.adapted import AdaptedLoss
-from mtpd.losses.cwd import cwd
 from mtpd.losses.decay import Decay, decay_factor
-from mtpd.losses.masked_mse import masked_mse, masked_variance
+from mtpd.losses.level_loss import Term, build_loss, constant_factor, is_over_variance
+from mtpd.losses.masked_mse import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
-from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
-from mtpd.losses.pkd import pkd
-from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
+from mtpd.losses.mgd import MaskedGenerativeDistillation
+from mtpd.losses.object_mse import ObjectMse
+from mtpd.losses.objects import Objects
 from mtpd.pyramid import Level
 
 
@@ -55,6 +53,7 @@ class Distiller(nn.Module):
             InputError: a level is missing on one side, or a loss acts twice on a level.
         """
         super().__init__()
+        self._student = tuple(student)
         self._parts: list[_Part] = []
         self.losses = nn.ModuleDict()
         for term in terms:
@@ -62,9 +61,9 @@ class Distiller(nn.Module):
                 key = f'{term.loss}/{pair.name}'
                 if key in self.losses:
                     raise InputError(f'distill has {term.loss} on {pair.name} twice; keep one of them')
-                factor, over_variance = _factor(term, pair.teacher), _over_variance(term)
+                factor, over_variance = constant_factor(term, pair.teacher), is_over_variance(term)
                 self._parts.append(_Part(key, pair, factor, over_variance, term.decay))
-                self.losses[key] = _build_loss(term, pair)
+                self.losses[key] = build_loss(term, pair)
 
     def forward(
         self,
@@ -72,6 +71,7 @@ class Distiller(nn.Module):
         teacher: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         *,
+        boxes: Sequence[Tensor] | None = None,
         progress: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
@@ -83,6 +83,8 @@ class Distiller(nn.Module):
             student: level name -> (B, C of the student, H, W).
             teacher: level name -> (B, C of the teacher, H, W), padded to the student's grid.
             masks: level name -> bool (B, 1, H, W), True at cells that show the image.
+            boxes: the objects of each image (N, 4), absolute xyxy in px of the padded input, mirrored where the view
+                is; without crowds. Only losses that look at objects need them.
             progress: share of the stage that is done, from 0 to 1: what decaying weights depend on.
             generator: draws the cells that MGD hides; None for torch's global one.
 
@@ -90,14 +92,20 @@ class Distiller(nn.Module):
             `distill/<loss>/<level>` -> scalar float32.
 
         Raises:
-            InputError: a map is missing, or its shape is not the one that was announced.
+            InputError: a map is missing or its shape is not the one that was announced; or the boxes are missing.
         """
+        by_stride = {level.stride: masks[level.name] for level in self._student if level.name in masks}
+        objects = None if boxes is None else Objects(boxes, by_stride)
         losses: dict[str, Tensor] = {}
         for part in self._parts:
             maps = _pick(part.pair, student, teacher, masks)
             module = self.losses[part.key]
             if isinstance(module, MaskedGenerativeDistillation):
                 loss = module(*maps, generator=generator)
+            elif isinstance(module, ObjectMse):
+                if objects is None or len(objects.boxes) != len(maps[2]):
+                    raise InputError(f'{part.key} needs the boxes of the objects of each image; pass `boxes`')
+                loss = module(*maps, objects=objects)
             else:
                 loss = module(*maps)
             if part.over_variance:
@@ -109,28 +117,6 @@ class Distiller(nn.Module):
         """What the weights of the decaying losses are multiplied by, by the names that `forward` gives the losses."""
         decaying = [part for part in self._parts if part.decay.kind != 'none']
         return {part.name: decay_factor(part.decay, progress=progress) for part in decaying}
-
-
-def _build_loss(term: Term, pair: LevelPair) -> nn.Module:
-    channels = pair.student.channels, pair.teacher.channels
-    if isinstance(term, MgdTerm):
-        return MaskedGenerativeDistillation(*channels, mask_ratio=term.mask_ratio)
-    if isinstance(term, PkdTerm):
-        return AdaptedLoss(*channels, loss=pkd, adapter=term.adapter)
-    if isinstance(term, CwdTerm):
-        return AdaptedLoss(*channels, loss=partial(cwd, temperature=term.temperature), adapter=term.adapter)
-    return AdaptedLoss(*channels, loss=masked_mse, adapter=term.adapter)
-
-
-def _factor(term: Term, teacher: Level) -> float:
-    if isinstance(term, MgdTerm) and term.normalize == 'published':
-        return term.weight * published_elements(teacher)
-    return term.weight
-
-
-def _over_variance(term: Term) -> bool:
-    # Correlations and softmaxes are no squares of features: only these have their scale.
-    return isinstance(term, MaskedMseTerm | MgdTerm) and term.scale == 'teacher_std'
 
 
 def _pick(

@@ -102,6 +102,3 @@ class CwdTerm:
     temperature: float = 1.0
     adapter: Adapter = 'auto'
     decay: Decay = NO_DECAY
-
-
-Term = MaskedMseTerm | MgdTerm | PkdTerm | CwdTerm

@@ -11,8 +11,9 @@ from mtpd.errors import InputError
 from mtpd.losses.cwd import cwd
 from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
+from mtpd.losses.level_loss import Term
 from mtpd.losses.pkd import pkd
-from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm, Term
+from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 

@@ -10,9 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from mtpd.errors import InputError
+from mtpd.losses.object_terms import TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train import settings
-from mtpd_train.loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
+from mtpd_train.loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings, TarFeatureSettings
 from mtpd_train.settings import StageSettings
 from mtpd_train.stage_file import dump_stage, load_stages
 
@@ -174,7 +175,7 @@ line 3 init.checkpoint expected a text, got 3
 line 3 init.inherit.0 must be 'neck' or 'head', got the text 'nek'
 line 6 distill.0.levels.1 expected a level such as p3, got the text 'q4'
 line 6 distill.0.mask_ratio must be at most 1, got 1.5
-line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', got the text 'mdg'
+line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', 'tar_feature', got the text 'mdg'
 line 9 distill.2.adaptr unknown key; did you mean adapter?
 line 11 data.train.annotations is missing
 line 11 data.train.annot unknown key; did you mean annotations?
@@ -315,6 +316,7 @@ def test_a_later_stage_must_not_inherit_over_what_was_learned(tmp_path: Path) ->
         (MaskedMseSettings, MaskedMseTerm),
         (PkdSettings, PkdTerm),
         (CwdSettings, CwdTerm),
+        (TarFeatureSettings, TarFeatureTerm),
     ],
 )
 def test_losses_have_the_librarys_options_and_defaults(section: type[BaseModel], term: Any) -> None:

@@ -187,6 +187,26 @@ def test_the_options_of_pkd_and_cwd_reach_them(build_stage: BuildStage, caches: 
     assert changed['distill/cwd/p3'] != pytest.approx(3 * plain['distill/cwd/p3'], rel=1e-2)
 
 
+def test_losses_get_the_objects_of_the_view_that_was_drawn(build_stage: BuildStage, caches: dict[int, Path]) -> None:
+    """The Gaussian masks lie where the annotations, resized and perhaps mirrored by hand, say."""
+    stage = build_stage(cache=caches[24], distill=[{'loss': 'tar_feature', 'levels': ['p3']}], data={'flip': 0.5})
+    given: dict[str, Any] = {}
+    stage.distiller.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
+    seen = set()
+    for samples, encoded in loaded(stage, stage.epoch_batches(0)):
+        step_losses(stage, samples, encoded, device=CPU)
+        for sample, boxes in zip(samples, given['boxes'], strict=True):
+            seen.add(sample.view)
+            (image,) = [one for one in stage.train_set.coco.images if one.id == sample.image_id]
+            height, width = sample.resized
+            want = torch.tensor([one.box for one in stage.train_set.coco.annotations[image.id] if not one.is_crowd])
+            want *= torch.tensor([width / image.width, height / image.height] * 2)
+            if sample.view == 'flip':
+                want = torch.stack([width - want[:, 2], want[:, 1], width - want[:, 0], want[:, 3]], 1)
+            torch.testing.assert_close(boxes, want, rtol=0, atol=1e-3)
+    assert seen == {'plain', 'flip'}
+
+
 def test_weights_decay_by_optimizer_steps(build_stage: BuildStage, run_stage: Any, caches: dict[int, Path]) -> None:
     """Three batches an epoch make two steps, the first of two batches: four steps in all."""
     distill = {'loss': 'pkd', 'levels': ['p3']}

@@ -1,0 +1,138 @@
+"""What all losses that look at objects have in common, through the distiller."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mtpd.errors import InputError
+from mtpd.losses.distiller import Distiller
+from mtpd.losses.level_loss import Term
+from mtpd.losses.object_terms import TarFeatureTerm
+from mtpd.losses.valid_mask import valid_cells
+from mtpd.pyramid import Level
+
+STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4)]
+TEACHER = [Level('p3', 8, 6), Level('p4', 16, 4)]
+TERMS: list[Term] = [TarFeatureTerm()]
+Maps = dict[str, Tensor]
+
+by_loss = pytest.mark.parametrize('term', TERMS, ids=[term.loss for term in TERMS])
+
+
+def random_case(dtype: torch.dtype = torch.float32) -> tuple[Maps, Maps, Maps, list[Tensor]]:
+    """Maps of two levels for an input of 48x80 px, of which the second image fills a part; it has no object."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(levels: list[Level]) -> Maps:
+        return {
+            level.name: torch.randn(2, level.channels, *level.grid(48, 80), generator=generator).to(dtype)
+            for level in levels
+        }
+
+    masks = {
+        level.name: valid_cells([(48, 80), (24, 26)], stride=level.stride, grid=level.grid(48, 80)) for level in STUDENT
+    }
+    return draw(STUDENT), draw(TEACHER), masks, [torch.tensor([[3.0, 5, 40, 33], [20, 10, 71, 47]]), torch.zeros(0, 4)]
+
+
+def build(term: Term) -> Distiller:
+    torch.manual_seed(1)
+    return Distiller([term], student=STUDENT, teacher=TEACHER)
+
+
+def total(losses: Maps) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+@by_loss
+def test_padding_does_not_leak(term: Term) -> None:
+    student, teacher, masks, boxes = random_case()
+    distiller = build(term)
+    want = distiller(student, teacher, masks, boxes=boxes)
+    for poison in (math.nan, math.inf, 1e4):
+        spoiled = [
+            {name: torch.where(masks[name], values, poison) for name, values in maps.items()}
+            for maps in (student, teacher)
+        ]
+        for values in spoiled[0].values():
+            values.requires_grad_()
+        distiller.zero_grad()
+        got = distiller(*spoiled, masks, boxes=boxes)
+        assert all(torch.equal(got[name], loss) for name, loss in want.items())
+        torch.autograd.backward(total(got))
+        for name, values in spoiled[0].items():
+            assert values.grad is not None
+            assert values.grad.isfinite().all()
+            assert values.grad.any()
+            assert not values.grad[~masks[name].expand_as(values)].any()
+        assert all(
+            parameter.grad is not None and parameter.grad.isfinite().all() for parameter in distiller.parameters()
+        )
+
+
+@by_loss
+def test_padding_of_the_batch_changes_nothing(term: Term) -> None:
+    student, teacher, masks, boxes = random_case()
+    distiller = build(term)
+    want = distiller(student, teacher, masks, boxes=boxes)
+    wider = [
+        {name: pad(values, (0, 6, 0, 4), value=value) for name, values in maps.items()}
+        for maps, value in ((student, 3.0), (teacher, -2.0), (masks, 0))
+    ]
+    torch.testing.assert_close(distiller(*wider, boxes=boxes), want)
+
+
+@by_loss
+def test_no_objects_and_no_valid_cells(term: Term) -> None:
+    student, teacher, masks, boxes = random_case()
+    distiller = build(term)
+    nothing = {name: torch.zeros_like(mask) for name, mask in masks.items()}
+    # Boxes without width, without height, turned inside out, and outside of the image, where only padding is.
+    odd = torch.tensor([[9.0, 9, 9, 30], [9, 9, 30, 9], [30, 30, 9, 9], [60, 40, 78, 47]])
+    for given, valid in (([torch.zeros(0, 4)] * 2, masks), ([odd[:3], odd], masks), (boxes, nothing)):
+        for values in student.values():
+            values.grad = None
+            values.requires_grad_()
+        losses = distiller(student, teacher, valid, boxes=given)
+        assert all(loss.isfinite() and loss >= 0 for loss in losses.values())
+        torch.autograd.backward(total(losses))
+        assert all(values.grad is not None and values.grad.isfinite().all() for values in student.values())
+        if valid is nothing:
+            assert total(losses) == 0
+
+
+@by_loss
+def test_the_same_images_twice_cost_the_same(term: Term) -> None:
+    student, teacher, masks, boxes = random_case()
+    distiller = build(term)
+    want = distiller(student, teacher, masks, boxes=boxes)
+    twice = [{name: torch.cat([values, values]) for name, values in maps.items()} for maps in (student, teacher, masks)]
+    torch.testing.assert_close(distiller(*twice, boxes=boxes + boxes), want)
+
+
+@by_loss
+def test_half_precision_under_autocast(term: Term) -> None:
+    student, teacher, masks, boxes = random_case()
+    distiller = build(term)
+    want = distiller(student, teacher, masks, boxes=boxes)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        half = {name: values.bfloat16() for name, values in student.items()}
+        got = distiller(half, teacher, masks, boxes=boxes)
+    for name, loss in got.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(want[name].item(), rel=0.03)
+
+
+@by_loss
+def test_the_boxes_matter_and_must_be_there(term: Term) -> None:
+    student, teacher, masks, boxes = random_case()
+    distiller = build(term)
+    want = distiller(student, teacher, masks, boxes=boxes)
+    moved = distiller(student, teacher, masks, boxes=[boxes[0] + 7, boxes[1]])
+    assert all(loss.item() != pytest.approx(want[name].item(), rel=1e-3) for name, loss in moved.items())
+    for missing in (None, boxes[:1]):
+        with pytest.raises(InputError, match=f'{term.loss}/p3 needs the boxes of the objects'):
+            distiller(student, teacher, masks, boxes=missing)
