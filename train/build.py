@@ -11,6 +11,7 @@ from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.detection import neck_of
 from mtpd.detectors.export import export_config
 from mtpd.detectors.preprocessing import read_preprocessing
+from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd_train.build_data import build_sets, split_paths
 from mtpd_train.build_source import build_source, student_preprocessing
@@ -26,7 +27,7 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
-from mtpd_train.teacher_source import TeacherSource, levels_read
+from mtpd_train.teacher_source import levels_read
 
 
 def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
@@ -66,10 +67,15 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         source.require_fit(train_set, flip=data.flip)
     teacher_levels = source.levels if source else ()
     distiller = Distiller(terms, student=student.levels, teacher=teacher_levels)
+    origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
+    inheritance: tuple[Inheritance, ...] = ()
+    if settings.init.inherit and source is not None:
+        inheritance = inherit(student.model, source.weights(), settings.init.inherit)
     return Stage(
         number=number,
         student=student,
-        origin=_first_weights(student.model, settings.init, config=config, source=source, is_first=number == 1),
+        origin=origin,
+        inheritance=inheritance,
         config_text=export_config(
             config,
             preprocessing=preprocessing,
@@ -91,19 +97,11 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
     )
 
 
-def _first_weights(
-    model: nn.Module, init: InitSettings, *, config: Any, source: TeacherSource | None, is_first: bool
-) -> str | None:
+def _first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first: bool) -> str | None:
     """Gives a student its first weights and says where they come from; None: they come from the stage before."""
     if init.checkpoint is not None:
-        origin = load_student(model, init.checkpoint, name='init.checkpoint')
-    elif is_first:
-        origin = load_backbone(model, init.backbone, config=config)
-    else:
-        return None
-    if init.inherit and source is not None:
-        origin += '; ' + inherit(model, source.weights(), init.inherit)
-    return origin
+        return load_student(model, init.checkpoint, name='init.checkpoint')
+    return load_backbone(model, init.backbone, config=config) if is_first else None
 
 
 def _recipe(optim: OptimSettings) -> Recipe:

@@ -14,9 +14,11 @@ from mtpd.files import write_atomically
 from mtpd.interrupt import StopFlag, stop_on_signals
 from mtpd_train.build import build_stages
 from mtpd_train.checkpoint import save_student
+from mtpd_train.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.run_folder import (
     CONFIG_FILE,
+    INHERITANCE_FILE,
     METRICS_FILE,
     PROGRESS_FILE,
     STUDENT_FILE,
@@ -42,6 +44,8 @@ def run(options: Mapping[str, Any]) -> None:
     stages = build_stages(settings)
     for stage in stages:
         print(_summary(stage))
+        if options['dry_run'] and stage.inheritance:
+            print(inheritance_table(stage.inheritance))
     if options['dry_run']:
         print('Dry run: nothing was trained or written.')
         return
@@ -64,6 +68,8 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag)
         return
     if stage.origin is None and not progress_file.exists():
         load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
+    if stage.inheritance:
+        write_atomically(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
     train_stage(stage, Place(device=device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop))
     write_atomically(folder / CONFIG_FILE, stage.config_text.encode())
     meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
@@ -81,9 +87,12 @@ def _summary(stage: Stage) -> str:
     geometry = stage.student.preprocessing.geometry
     parameters = sum(one.numel() for one in stage.student.model.parameters())
     losses = ', '.join(sorted(stage.distiller.losses)) or 'none'
+    start = stage.origin or f'student of stage {stage.number - 1}'
+    if stage.inheritance:
+        start += f', {inheritance_summary(stage.inheritance)}'
     return (
-        f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, '
-        f'{stage.origin or f"student of stage {stage.number - 1}"}; {len(stage.train_set.coco.images)} images at '
-        f'{geometry.scale[0]}x{geometry.scale[1]}, {stage.source or "no teacher"}, distillation losses: {losses}, '
+        f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, {start}; '
+        f'{len(stage.train_set.coco.images)} images at {geometry.scale[0]}x{geometry.scale[1]}, '
+        f'{stage.source or "no teacher"}, distillation losses: {losses}, '
         f'{stage.recipe.epochs} {"epoch" if stage.recipe.epochs == 1 else "epochs"}'
     )

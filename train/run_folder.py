@@ -14,7 +14,7 @@ from mtpd.files import write_atomically
 from mtpd_train.settings import StageSettings
 from mtpd_train.stage import Stage
 
-STUDENT_FILE, CONFIG_FILE = 'student.pth', 'student_config.py'
+STUDENT_FILE, CONFIG_FILE, INHERITANCE_FILE = 'student.pth', 'student_config.py', 'inheritance.txt'
 PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'
 SOURCES = ('caches', 'teachers')
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')

@@ -35,7 +35,7 @@ class InitSettings(Section):
     checkpoint: UserPath | None = None
     """Weights of the whole student; null: those of the stage before, or for the first stage a fresh student."""
     inherit: tuple[Literal['neck', 'head'], ...] = ()
-    """Parts copied from the teacher's weights in the cache, where their shapes agree."""
+    """Parts taken over from the teacher, where shapes agree; of a cascade the first stage, for a single head."""
     backbone: str = 'pretrained'
     """Backbone of a fresh student: `pretrained` (the ImageNet weights its config names), `none` (random) or a file."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
@@ -21,6 +22,7 @@ class Stage:
         number: counts from 1.
         student: the network with the weights it starts from, unless these are those of the stage before.
         origin: where these weights come from, in words; None: from the stage before.
+        inheritance: what it then took over from its teacher, tensor by tensor; empty when nothing was asked for.
         config_text: mmdet config of the student.
         source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
@@ -34,6 +36,7 @@ class Stage:
     number: int
     student: Student
     origin: str | None
+    inheritance: tuple[Inheritance, ...]
     config_text: str
     source: TeacherSource | None
     train_set: DetectionDataset

@@ -15,6 +15,7 @@ from mtpd.detectors.models import backbone_pretrained, build_detector, load_conf
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.weights import backbone_weights
 from mtpd.errors import InputError
+from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
 from mtpd.pyramid import Level
 
 # Counters, and the norms of a transformer's outputs, which only detectors have.
@@ -134,25 +135,26 @@ def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) 
         )
 
 
-def inherit(model: nn.Module, teacher_weights: Mapping[str, Tensor], parts: Sequence[str]) -> str:
-    """Copies neck or head tensors of the teacher that the student has under the same name and in the same shape.
+def inherit(model: nn.Module, teacher_weights: Mapping[str, Tensor], parts: Sequence[str]) -> tuple[Inheritance, ...]:
+    """Gives the student what fits of the teacher's neck and head, and says what became of every tensor.
 
-    MTPD's inheritance (Cao et al., ICML 2023, released code) for detectors of one kind.
+    Args:
+        model: the student's network.
+        teacher_weights: the teacher's tensors by name; those of its backbone are left alone.
+        parts: 'neck', 'head' or both.
 
     Raises:
         InputError: nothing fits; a silent no-op would pass for an inherited start.
     """
-    own = model.state_dict()
-    wanted = {
-        name: value
-        for name, value in teacher_weights.items()
-        if ('neck' if name.startswith('neck.') else 'head') in parts and name in own
-    }
-    fitting = {name: value for name, value in wanted.items() if own[name].shape == value.shape}
-    if not fitting:
+    shapes, teacher_shapes = (
+        {name: tuple(value.shape) for name, value in one.items()} for one in (model.state_dict(), teacher_weights)
+    )
+    plan = plan_inheritance(shapes, teacher_shapes, parts=parts)
+    tensors = inherited_tensors(plan, teacher_weights)
+    if not tensors:
         raise InputError(
-            f"init.inherit: none of the teacher's {len(teacher_weights)} neck and head tensors has a counterpart of "
-            'its name and shape in the student; remove init.inherit'
+            f"init.inherit: none of the teacher's {len(plan)} neck and head tensors has a counterpart of its name and "
+            'shape in the student; remove init.inherit'
         )
-    model.load_state_dict(fitting, strict=False)
-    return f'inherited {len(fitting)} tensors from the teacher, {len(wanted) - len(fitting)} skipped for their shape'
+    model.load_state_dict(tensors, strict=False)
+    return plan

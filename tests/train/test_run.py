@@ -121,6 +121,40 @@ def test_the_student_passes_from_stage_to_stage(finished: Finished) -> None:
     assert 'student of stage 1' in finished.output
 
 
+def test_every_stage_has_new_adapters_optimizer_and_schedule(
+    train: Callable[..., Any],
+    write_stage: Callable[..., Path],
+    caches: dict[int, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two stages from the same file: the second starts as the first did, but for its student."""
+    starts, parts = [], []
+
+    class Watched(Trainables):
+        """Built at the start of each stage."""
+
+        def __init__(self, model: Any, distiller: Any, optimizer: Any, schedule: Any, scaler: Any) -> None:
+            adapters = {name: value.clone() for name, value in distiller.state_dict().items()}
+            starts.append((adapters, len(optimizer.state), schedule.get_last_lr()))
+            parts.append((distiller, optimizer, schedule))
+            super().__init__(model, distiller, optimizer, schedule, scaler)
+
+    monkeypatch.setattr('mtpd_train.loop.Trainables', Watched)
+    settings = {'data': {'val': None}, 'optim': {'schedule': 'onecycle'}, 'distill': [{'loss': 'masked_mse'}]}
+    stage = write_stage(tmp_path / 'stage.yaml', cache=caches[16], **settings)
+    train(stage, stage, '--out', tmp_path / 'run')
+    (fresh, num_states, rate), (fresh_again, num_states_again, rate_again) = starts
+    assert all(torch.equal(value, fresh_again[name]) for name, value in fresh.items())
+    assert (num_states, rate) == (num_states_again, rate_again)
+    assert num_states == 0
+    # All of it had changed in between.
+    distiller, optimizer, schedule = parts[0]
+    assert not any(torch.equal(value, fresh[name]) for name, value in distiller.state_dict().items() if value.ndim)
+    assert len(optimizer.state) > 0
+    assert schedule.get_last_lr() != rate
+
+
 def test_run_json(finished: Finished, caches: dict[int, Path]) -> None:
     content = json.loads((finished.out / 'run.json').read_bytes())
     assert content['stages']['2']['distill'][0]['mask_ratio'] == 0.65
