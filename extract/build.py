@@ -66,6 +66,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         options=InputOptions(**{field.name: options[field.name] for field in fields(InputOptions)}),
         device=device,
         trust_checkpoint=options['trust_checkpoint'],
+        hook=options['hook'],
     )
     geometry = teacher.preprocessing.geometry
     require_pixels(selected, geometry)

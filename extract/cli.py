@@ -81,6 +81,13 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     '--levels', callback=_names, metavar='P3,P4,...', help="Levels to store.  [default: all of the teacher's]"
 )
 @click.option(
+    '--hook',
+    type=click.Choice(['auto', 'neck', 'before-norm']),
+    default='auto',
+    show_default=True,
+    help='Where maps are taken: behind the neck, or before its last norms. auto: as MTPD, before norms if any.',
+)
+@click.option(
     '--codec',
     type=click.Choice(['fp16', 'int8', 'lean']),
     default='lean',

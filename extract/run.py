@@ -130,7 +130,7 @@ def _summary(extraction: Extraction, out: Path, part: Part) -> str:
     num_images = _num_images(extraction, share)
     return '\n'.join(
         [
-            f'teacher  {extraction.teacher.name}: {levels}',
+            f'teacher  {extraction.teacher.name}: {levels}, taken at {extraction.teacher.hook_point}',
             f'images   {plan.num_images} in {len(plan.buckets)} padded shapes, {len(plan.shard_keys())} shards',
             *([] if part.is_whole else [f'part     {part}: {num_images} images, {len(share)} shards']),
             f'cache    {", ".join(extraction.views)} as {_codec(extraction)}, '

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from mtpd.data.coco import CocoSet, read_annotations
-from mtpd.detectors.detection import neck_of
 from mtpd.detectors.export import export_config
+from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
@@ -83,6 +83,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
             has_masks=student.has_masks,
             evaluated_on=None if val_set is None else (val_set.folder, val_set.coco.path),
         ),
+        hook_point=NECK if source is None else student_hook_point(student.model, source.hook_point),
         source=source,
         train_set=train_set,
         val_set=val_set,

@@ -24,6 +24,7 @@ class Stage:
         origin: where these weights come from, in words; None: from the stage before.
         inheritance: what it then took over from its teacher, tensor by tensor; empty when nothing was asked for.
         config_text: mmdet config of the student.
+        hook_point: where the student's maps are taken, see `mtpd.detectors.hook_point`.
         source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
         distiller: the distillation losses; without any in plain training.
@@ -38,6 +39,7 @@ class Stage:
     origin: str | None
     inheritance: tuple[Inheritance, ...]
     config_text: str
+    hook_point: str
     source: TeacherSource | None
     train_set: DetectionDataset
     val_set: DetectionDataset | None

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from mtpd.detectors.detection import captured_maps, collate, detection_losses
+from mtpd.detectors.detection import collate, detection_losses
+from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
 from mtpd.losses.valid_mask import valid_cells
@@ -62,7 +63,7 @@ def step_losses(
     teacher = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=device)
     masks = batch_masks([one.resized for one in samples], levels=stage.teacher_levels, padded=padded, device=device)
     with autocast:
-        with captured_maps(student.model) as maps:
+        with captured_maps(student.model, hook_point=stage.hook_point) as maps:
             losses = detection_losses(student.model, images, samples)
         named = {level.name: one for level, one in zip(student.levels, maps, strict=True)}
         boxes = [one.data_sample.gt_instances.bboxes.to(device) for one in samples]

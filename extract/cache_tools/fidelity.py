@@ -17,6 +17,7 @@ from mtpd.cache.format.codecs import decode, encode
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations
+from mtpd.detectors.hook_point import choice_of
 from mtpd.detectors.own_head import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
 from mtpd.environment import choose_device
@@ -70,6 +71,7 @@ def _teacher(cache: CacheReader, options: Mapping[str, Any], device: torch.devic
         options=InputOptions(**given, scale=cache.geometry.scale),
         device=device,
         trust_checkpoint=options['trust_checkpoint'],
+        hook=choice_of(str(_recorded(cache, 'teacher', 'hook_point'))),
     )
     found = _recorded(cache, 'teacher', 'weights')
     weights = state_sha256(teacher.module.state_dict())

@@ -1,23 +1,21 @@
-"""Running an mmdet detector: training losses with the neck's maps, and predictions as COCO results.
+"""Running an mmdet detector: training losses, and predictions as COCO results.
 
 Letters: B batch, C channels, H W grid of a level, N boxes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtpd.detectors.padding import pads_pixels
 from mtpd.detectors.preprocessing import Preprocessing, normalise
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Sample
-from mtpd.errors import InputError
 
 
 def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: torch.device) -> Tensor:
@@ -41,36 +39,6 @@ def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: 
     samplelist_boxtype2tensor([sample.data_sample for sample in samples])
     images = [sample.image.to(device, non_blocking=True) for sample in samples]
     return normalise(images, padded=padded, normalisation=preprocessing.normalisation)
-
-
-def neck_of(model: nn.Module) -> nn.Module:
-    """The module whose maps are distilled.
-
-    Raises:
-        InputError: the detector has no neck.
-    """
-    neck = getattr(model, 'neck', None)
-    if not isinstance(neck, nn.Module):
-        raise InputError(
-            f'{type(model).__name__} has no neck whose maps could be distilled; choose a detector with one'
-        )
-    return neck
-
-
-@contextmanager
-def captured_maps(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what the neck gives during one forward pass: a list that holds a map per level afterwards."""
-    maps: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
-        del module, inputs
-        maps[:] = outputs
-
-    handle = neck_of(model).register_forward_hook(keep)
-    try:
-        yield maps
-    finally:
-        handle.remove()
 
 
 def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtpd.detectors.hook_point import NECK, captured_maps
 from mtpd.errors import InputError
 from mtpd.geometry import Size
 from mtpd.pyramid import Level, level_name
@@ -18,12 +19,13 @@ DEFAULT_INPUT: Size = (256, 256)
 MAX_LOG_STRIDE = 12
 
 
-def neck_features(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -> tuple[Tensor, ...]:
     """The maps (B, C, h, w) that an mmdet detector's neck, or its backbone where it has no neck, gives to its heads.
 
     Args:
         model: an mmdet detector.
         images: normalised and padded images (B, 3, H, W).
+        hook_point: where they are taken, see `mtpd.detectors.hook_point`.
 
     Raises:
         InputError: the model gives no maps.
@@ -31,7 +33,11 @@ def neck_features(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     extract: Callable[[Tensor], Any] | None = getattr(model, 'extract_feat', None)
     if extract is None:
         raise InputError(f'{type(model).__name__} gives no features (it has no extract_feat): use a detector')
-    return tuple(_maps(extract(images), type(model).__name__))
+    if hook_point == NECK:  # also of detectors that have no neck
+        return tuple(_maps(extract(images), type(model).__name__))
+    with captured_maps(model, hook_point=hook_point) as maps:
+        extract(images)
+    return tuple(maps)
 
 
 def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple[Level, ...]:

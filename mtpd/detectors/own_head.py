@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtpd.detectors.detection import predict
+from mtpd.detectors.hook_point import neck_outputs
 from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
@@ -40,14 +41,15 @@ def head_detections(
 
     Args:
         teacher: one that `require_head` lets pass.
-        maps: (B, C, H, W) of each of the teacher's levels, in their order.
+        maps: (B, C, H, W) of each of the teacher's levels, in their order, from its hook point; norms that the neck has
+            behind it are put to them.
         inputs: the normalised inputs (B, 3, H, W) of the same images, of which only the size counts.
         samples: the same images, after `collate`.
         category_ids: COCO category id of each label.
     """
     if hasattr(teacher.module, METHOD):
         return _from_method(teacher, maps, inputs=inputs, samples=samples, category_ids=category_ids)
-    with _given_features(teacher.module, maps):
+    with _given_features(teacher.module, neck_outputs(teacher.module, maps, hook_point=teacher.hook_point)):
         boxes, _ = predict(teacher.module, inputs, samples, category_ids=category_ids, with_masks=False)
     return boxes
 

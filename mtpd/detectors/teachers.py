@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import levels_of, neck_features
+from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size, read_preprocessing
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
@@ -41,7 +42,7 @@ class Teacher:
         levels: names, strides and channels.
         preprocessing: geometry and normalisation of its inputs.
         definition_sha256: hash of the model's config, or of the file and callable that make it.
-        hook_point: where the maps are taken.
+        hook_point: where the maps are taken, see `mtpd.detectors.hook_point`.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Teacher:
     levels: tuple[Level, ...]
     preprocessing: Preprocessing
     definition_sha256: str
-    hook_point: str = 'neck'
+    hook_point: str
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -70,6 +71,7 @@ def load_teacher(
     options: InputOptions,
     device: torch.device,
     trust_checkpoint: bool = False,
+    hook: HookChoice = 'auto',
 ) -> Teacher:
     """Builds a teacher from its name.
 
@@ -79,6 +81,7 @@ def load_teacher(
         options: what the user says about the input.
         device: where the teacher runs.
         trust_checkpoint: unpickle a checkpoint that holds more than tensors and plain values.
+        hook: where its maps are taken.
 
     Raises:
         InputError: the name, file, checkpoint or options do not fit.
@@ -88,9 +91,11 @@ def load_teacher(
     if separator and path.endswith('.py'):
         if trust_checkpoint:
             raise InputError(f'--trust-checkpoint: {reference} reads its checkpoint itself; leave the option out')
+        if hook == 'before-norm':
+            raise InputError(f'--hook before-norm: {reference} takes its maps where it likes; leave the option out')
         return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
     return _from_mmdet(
-        reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint
+        reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint, hook=hook
     )
 
 
@@ -114,7 +119,13 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def _from_mmdet(
-    reference: str, *, checkpoint: Path | None, options: InputOptions, device: torch.device, trust_checkpoint: bool
+    reference: str,
+    *,
+    checkpoint: Path | None,
+    options: InputOptions,
+    device: torch.device,
+    trust_checkpoint: bool,
+    hook: HookChoice,
 ) -> Teacher:
     _refuse_input_options(reference, options)
     config = load_config(reference)
@@ -127,7 +138,8 @@ def _from_mmdet(
     state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint)
     load_into(module, state, name=f'teacher {reference} from {checkpoint}')
     module = module.to(device).eval().requires_grad_(False)
-    features = _guarded(reference, lambda images: neck_features(module, images))
+    hook_point = teacher_hook_point(module, hook, name=reference)
+    features = _guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
     preprocessing = read_preprocessing(config, scale=options.scale)
     return Teacher(
         name=reference,
@@ -136,6 +148,7 @@ def _from_mmdet(
         levels=levels_of(features, input_size=probe_size(preprocessing.geometry), device=device),
         preprocessing=preprocessing,
         definition_sha256=sha256_bytes(canonical_json(_plain(config.model.to_dict()))),
+        hook_point=hook_point,
     )
 
 
@@ -154,6 +167,7 @@ def _from_file(
         levels=levels_of(features, input_size=probe_size(preprocessing.geometry), device=device),
         preprocessing=preprocessing,
         definition_sha256=sha256_bytes(canonical_json([sha256_file(path), function])),
+        hook_point=NECK,
     )
 
 

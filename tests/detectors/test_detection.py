@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.detectors.detection import captured_maps, collate, detection_losses, predict
+from mtpd.detectors.detection import collate, detection_losses, predict
+from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.padding import at_geometry, padding_pixel, pads_pixels
 from mtpd.detectors.preprocessing import Normalisation, Preprocessing
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, View, make_sample
-from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 
 CPU = torch.device('cpu')
@@ -163,22 +163,6 @@ def test_anchors_beyond_an_images_own_padding_train_nothing() -> None:
     per_cell = valid[0][0].view(*maps[0].shape[-2:], -1)
     assert per_cell[:, : 64 // 4].all()
     assert not per_cell[:, 64 // 4 :].any()
-
-
-def test_captured_maps_are_the_necks() -> None:
-    model = tiny()
-    images = torch.randn(1, 3, 64, 96)
-    with captured_maps(model) as maps:
-        want = model.extract_feat(images)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(maps, want, strict=True))
-    before = list(maps)
-    model.extract_feat(images + 1)
-    assert all(mine is kept for mine, kept in zip(maps, before, strict=True))
-
-
-def test_a_detector_without_a_neck() -> None:
-    with pytest.raises(InputError, match='Linear has no neck'), captured_maps(torch.nn.Linear(1, 1)):
-        pass
 
 
 def test_predictions_are_coco_records_in_original_pixels() -> None:

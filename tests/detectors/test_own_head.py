@@ -17,6 +17,7 @@ from mtpd.errors import InputError
 CPU = torch.device('cpu')
 TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
 FASTER = 'faster-rcnn_r50_fpn_1x_coco'
+REPPOINTS = 'reppoints-moment_r50_fpn-gn_head-gn_1x_coco'  # its maps are taken before the norms of its neck
 IDS = list(range(101, 181))
 
 
@@ -36,19 +37,19 @@ def batch(teacher: Teacher) -> tuple[Tensor, list[Sample]]:
     return collate(samples, preprocessing=teacher.preprocessing, device=CPU), samples
 
 
-@pytest.fixture(scope='module', params=['one stage', 'two stages'])
+@pytest.fixture(scope='module', params=['one stage', 'two stages', 'norms'])
 def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
     """An mmdet teacher with random weights."""
     from mtpd.detectors.models import build_detector, load_config
 
     torch.manual_seed(1)
-    name = str(TINY) if request.param == 'one stage' else FASTER
+    name = {'one stage': str(TINY), 'two stages': FASTER, 'norms': REPPOINTS}[request.param]
     path = tmp_path_factory.mktemp('weights') / 'random.pth'
     torch.save({'state_dict': build_detector(load_config(name)).state_dict()}, path)
     teacher = load_teacher(name, checkpoint=path, options=InputOptions(scale=(128, 96)), device=CPU)
     module: Any = teacher.module
     # Random weights are sure of nothing.
-    (module.bbox_head if request.param == 'one stage' else module.roi_head).test_cfg['score_thr'] = 0.0
+    (module.roi_head if request.param == 'two stages' else module.bbox_head).test_cfg['score_thr'] = 0.0
     return teacher
 
 

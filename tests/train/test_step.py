@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mtpd.interrupt import StopFlag
+from mtpd_train.cached_teacher import CachedTeacher
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.stage import Stage
 from mtpd_train.step import loaded, step_losses
@@ -164,8 +165,38 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(build_stage: Buil
 def test_plain_training_asks_for_no_neck(build_stage: BuildStage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = build_stage()
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
-    monkeypatch.setattr('mtpd_train.step.captured_maps', lambda model: pytest.fail('the neck is not needed'))
+    monkeypatch.setattr('mtpd_train.step.captured_maps', lambda *_, **__: pytest.fail('the neck is not needed'))
     assert set(step_losses(stage, samples, encoded, device=CPU)) == {'loss_cls', 'loss_bbox'}
+
+
+RESNET = {'backbone.depth': 18, 'backbone.base_channels': 8, 'neck.in_channels': [8, 16, 32, 64]}
+REPPOINTS = RESNET | {
+    'neck.out_channels': 16,
+    'neck.norm_cfg.num_groups': 4,
+    'bbox_head.norm_cfg.num_groups': 4,
+    **dict.fromkeys(('bbox_head.in_channels', 'bbox_head.feat_channels', 'bbox_head.point_feat_channels'), 16),
+}
+
+
+@pytest.mark.parametrize('hook_point', ['neck', 'neck.fpn_convs.conv'])
+def test_a_students_maps_are_taken_where_its_teachers_are(
+    hook_point: str, build_stage: BuildStage, caches: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms that double their output change nothing before them."""
+    monkeypatch.setattr(CachedTeacher, 'hook_point', hook_point)
+    student = {'student': 'reppoints-moment_r50_fpn-gn_head-gn_1x_coco', 'model': REPPOINTS}
+    stage = build_stage(**student, cache=caches[16], distill=[{'loss': 'masked_mse'}])
+    assert stage.hook_point == hook_point
+    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
+    before = step_losses(stage, samples, encoded, device=CPU)
+    for convolution in stage.student.model.get_submodule('neck.fpn_convs').children():
+        convolution.get_parameter('gn.weight').data *= 2
+    after = step_losses(stage, samples, encoded, device=CPU)
+    distilled = [name for name in before if name.startswith('distill/')]
+    assert len(distilled) == 3
+    for name in distilled:
+        assert torch.equal(before[name], after[name]) == (hook_point == 'neck.fpn_convs.conv')
+    assert build_stage(cache=caches[16], distill=[{'loss': 'masked_mse'}]).hook_point == 'neck'
 
 
 def test_the_options_of_pkd_and_cwd_reach_them(build_stage: BuildStage, caches: dict[int, Path]) -> None:
