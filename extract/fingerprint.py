@@ -5,7 +5,6 @@ Levels, views, codec and geometry stand beside the fingerprint in the manifest a
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 
 from mtpd.cache.checking.state import read_state
 from mtpd.data.coco import CocoImage, CocoSet
-from mtpd.detectors.teachers import Teacher, state_sha256
+from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
+from mtpd.detectors.teachers import Teacher
 from mtpd.differences import differences
 from mtpd.environment import describe_device, versions
 from mtpd.errors import CacheError
@@ -31,15 +31,8 @@ def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) ->
         images: those of its images that are extracted.
     """
     content = {
-        'teacher': {
-            'weights': state_sha256(teacher.module.state_dict()),
-            'definition': teacher.definition_sha256,
-            'hook_point': teacher.hook_point,
-            'mode': 'eval',
-            'precision': _precision(),
-        },
+        **teacher_fingerprint(teacher),
         'input': {'decoder': 'opencv', 'interpolation': 'bilinear'},
-        'normalisation': asdict(teacher.preprocessing.normalisation),
         'data': {
             'annotations': coco.sha256,
             'image_ids': sha256_bytes(canonical_json([image.id for image in images])),
@@ -89,13 +82,3 @@ def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
     if then.get('image_bytes') != now['image_bytes']:
         changes.append('image files have other sizes now')
     return [] if state.is_finished else changes
-
-
-def _precision() -> dict[str, str]:
-    """How the GPU computes float32, which is what teachers run in; `none` leaves it to the wider setting."""
-    return {
-        'dtype': 'float32',
-        'all': torch.backends.fp32_precision,  # type: ignore[attr-defined]
-        'matmul': torch.backends.cuda.matmul.fp32_precision,
-        'convolution': torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-    }

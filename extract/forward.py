@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mtpd.data.images import read_image
-from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.transforms import View, image_view
 from mtpd.geometry import Size
 from mtpd_extract.build import Extraction
@@ -30,5 +29,4 @@ def view_maps(extraction: Extraction, pixels: Sequence[Tensor], *, padded: Size,
     moved = [image.to(extraction.device, non_blocking=True) for image in pixels]
     if view == 'flip':
         moved = [image.flip(-1) for image in moved]
-    normalisation = extraction.teacher.preprocessing.normalisation
-    return extraction.teacher.maps(normalise(moved, padded=padded, normalisation=normalisation))
+    return extraction.teacher.maps_of(moved, padded=padded)

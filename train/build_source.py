@@ -1,11 +1,18 @@
 """What a stage learns from, and the input that student and teacher share."""
 
+from dataclasses import replace
+
+import torch
+
 import mtpd.cache
 from mtpd.detectors.padding import at_geometry
 from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.geometry import Geometry
 from mtpd_train.cached_teacher import CachedTeacher
-from mtpd_train.settings import DataSettings, StageSettings
+from mtpd_train.data_settings import DataSettings, GeometrySettings
+from mtpd_train.live_teacher import live_teacher
+from mtpd_train.settings import StageSettings
 from mtpd_train.teacher_source import TeacherSource
 
 
@@ -14,8 +21,25 @@ def build_source(settings: StageSettings) -> TeacherSource | None:
 
     Raises:
         CacheError: its cache cannot be used.
+        InputError: the teacher cannot be built.
+        UnavailableError: its weights cannot be fetched.
     """
-    return None if settings.cache is None else CachedTeacher(mtpd.cache.open(settings.cache))
+    if settings.cache is not None:
+        return CachedTeacher(mtpd.cache.open(settings.cache))
+    if settings.teacher is None:
+        return None
+    asked = settings.data.geometry
+    teacher = load_teacher(
+        settings.teacher,
+        checkpoint=settings.checkpoint,
+        options=InputOptions(scale=None if asked is None else asked.scale),
+        device=torch.device('cpu'),
+        trust_checkpoint=settings.trust_checkpoint,
+    )
+    if asked is not None:
+        teacher = replace(teacher, preprocessing=replace(teacher.preprocessing, geometry=_geometry(asked)))
+    name = settings.teacher if settings.checkpoint is None else f'{settings.teacher} from {settings.checkpoint}'
+    return live_teacher(teacher, name=name)
 
 
 def student_preprocessing(own: Preprocessing, data: DataSettings, source: TeacherSource | None) -> Preprocessing:
@@ -24,5 +48,8 @@ def student_preprocessing(own: Preprocessing, data: DataSettings, source: Teache
         return at_geometry(own, source.geometry)
     if data.geometry is None:
         return at_geometry(own, own.geometry)
-    asked = data.geometry
-    return at_geometry(own, Geometry(asked.scale, asked.keep_ratio, asked.pad_divisor, asked.pad_size))
+    return at_geometry(own, _geometry(data.geometry))
+
+
+def _geometry(asked: GeometrySettings) -> Geometry:
+    return Geometry(asked.scale, asked.keep_ratio, asked.pad_divisor, asked.pad_size)

@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator
 
-from mtpd_train.section import Section
+from mtpd_train.section import Section, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
 LevelName = Annotated[str, Field(pattern=r'^[ps]\d+$')]
 
 

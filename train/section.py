@@ -1,6 +1,12 @@
 """What all sections of a stage file have in common."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):

@@ -8,25 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from mtpd_train.data_settings import DataSettings
 from mtpd_train.loss_settings import DistillSettings
-from mtpd_train.section import Section
-
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from mtpd_train.section import Section, UserPath
 
 
 class InitSettings(Section):
@@ -38,62 +32,6 @@ class InitSettings(Section):
     """Parts taken over from the teacher, where shapes agree; of a cascade the first stage, for a single head."""
     backbone: str = 'pretrained'
     """Backbone of a fresh student: `pretrained` (the ImageNet weights its config names), `none` (random) or a file."""
-
-
-class FilesSettings(Section):
-    """A set of images that does not lie as COCO does."""
-
-    images: UserPath
-    """Folder that the annotations' `file_name` starts from."""
-    annotations: UserPath
-    """Annotations in COCO's JSON format."""
-
-
-# Tags instead of trying both, so that an error speaks of the form that was used.
-Split = Annotated[
-    Annotated[str, Tag('split')] | Annotated[FilesSettings, Tag('files')],
-    Discriminator(lambda value: 'files' if isinstance(value, dict | FilesSettings) else 'split'),
-]
-
-
-def _read_scale(value: Any) -> Any:
-    """Reads `1333x800` and [1333, 800] as (1333, 800); what is neither is left to the check of the type."""
-    if isinstance(value, str):
-        edges = value.split('x')
-        return tuple(int(edge) for edge in edges) if all(edge.isdecimal() for edge in edges) else value
-    return tuple(value) if isinstance(value, list) else value
-
-
-class GeometrySettings(Section):
-    """Resize and padding of the network input, as in mmdet's `Resize` and `Pad`."""
-
-    scale: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_read_scale)] = (1333, 800)
-    """Edges in px that the image must fit, as 1333x800 or [1333, 800]; without keep_ratio its width and height."""
-    keep_ratio: bool = True
-    """Whether the aspect ratio is kept."""
-    pad_divisor: PositiveInt = 32
-    """The padded sides are multiples of this many px."""
-    pad_size: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width in px that the padded input has at least."""
-
-
-class DataSettings(Section):
-    """Images and annotations."""
-
-    coco: UserPath = Path('data/coco')
-    """Folder laid out as COCO is: `train2017/`, `annotations/instances_train2017.json`, and so on."""
-    train: Split = 'train2017'
-    """Training images: a split below `coco`, or {images: FOLDER, annotations: FILE}."""
-    val: Split | None = 'val2017'
-    """Images to evaluate on, in the same forms; null: no evaluation."""
-    batch_size: PositiveInt = 16
-    """Images per iteration."""
-    workers: NonNegativeInt = 4
-    """Processes that read images; 0: the training process itself."""
-    flip: Share = 0.5
-    """Probability of mirroring a training image."""
-    geometry: GeometrySettings | None = None
-    """Resize and padding of a stage without a cache; null: those of the student's config, or of the cache."""
 
 
 class OptimSettings(Section):
@@ -145,14 +83,20 @@ class EvaluateSettings(Section):
 
 
 class StageSettings(Section):
-    """One stage: a student trained for some epochs, learning from one teacher's cache or from none."""
+    """One stage: a student trained for some epochs, learning from one teacher or from none."""
 
     student: Annotated[str, Field(min_length=1)]
     """Name of an mmdet model, or path to an mmdet config."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Changes to the `model` of the student's config, by (dotted) key."""
     cache: UserPath | None = None
-    """Teacher's cache; null: plain training."""
+    """Teacher's cache; null: plain training, unless `teacher` is set."""
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    """In place of a cache, a teacher that runs in the loop: zoo name, alias, mmdet config or file.py:callable."""
+    checkpoint: UserPath | None = None
+    """Weights of `teacher`; null: those of the zoo."""
+    trust_checkpoint: bool = False
+    """Whether a `checkpoint` may hold more than tensors and plain values; reading such a file can run code."""
     init: InitSettings = InitSettings()
     """Where the student's first weights come from."""
     distill: tuple[DistillSettings, ...] = ()
@@ -166,21 +110,45 @@ class StageSettings(Section):
     seed: NonNegativeInt = 0
     """Seed of everything random."""
 
-    # What contradicts `cache` is checked field by field, so that each problem has its line and all are found at once.
-    # `cache` is missing from `info.data` when it is itself wrong.
+    # What contradicts `cache` and `teacher` is checked field by field, so that each problem has its line and all are
+    # found at once. They are missing from `info.data` when they are themselves wrong.
+
+    @field_validator('teacher')
+    @classmethod
+    def _check_teacher(cls, teacher: str | None, info: ValidationInfo) -> str | None:
+        if teacher is not None and info.data.get('cache') is not None:
+            raise ValueError('a stage has one teacher, and `cache` is set too; remove one of them')
+        return teacher
+
+    @field_validator('checkpoint')
+    @classmethod
+    def _check_checkpoint(cls, checkpoint: Path | None, info: ValidationInfo) -> Path | None:
+        if checkpoint is not None and info.data.get('teacher', '') is None:
+            raise ValueError("is the teacher's, but `teacher` is not set; the student's is init.checkpoint")
+        return checkpoint
+
+    @field_validator('trust_checkpoint')
+    @classmethod
+    def _check_trust(cls, trust: bool, info: ValidationInfo) -> bool:
+        teacher = info.data.get('teacher', '')
+        if trust and teacher is None:
+            raise ValueError("is for the teacher's checkpoint, but `teacher` is not set")
+        if trust and '.py:' in teacher:
+            raise ValueError(f'{teacher} reads its checkpoint itself; remove it')
+        return trust
 
     @field_validator('init')
     @classmethod
     def _check_init(cls, init: InitSettings, info: ValidationInfo) -> InitSettings:
-        if init.inherit and info.data.get('cache', '') is None:
-            raise ValueError('inherit copies weights from a cache, but `cache` is not set')
+        if init.inherit and _has_no_teacher(info):
+            raise ValueError('inherit copies weights of a teacher, but neither `cache` nor `teacher` is set')
         return init
 
     @field_validator('distill')
     @classmethod
     def _check_distill(cls, distill: tuple[DistillSettings, ...], info: ValidationInfo) -> tuple[DistillSettings, ...]:
-        if distill and info.data.get('cache', '') is None:
-            raise ValueError("needs a teacher's maps, but `cache` is not set")
+        if distill and _has_no_teacher(info):
+            raise ValueError("needs a teacher's maps, but neither `cache` nor `teacher` is set")
         return distill
 
     @field_validator('data')
@@ -191,8 +159,14 @@ class StageSettings(Section):
         return data
 
     @model_validator(mode='after')
-    def _check_cache_is_used(self) -> Self:
-        # An explicit `distill: []` is how one trains the baseline of a distilled run, at the cache's geometry.
-        if self.cache is not None and not self.init.inherit and 'distill' not in self.model_fields_set:
-            raise ValueError('`cache` is set but nothing reads it; add `distill`, or write `distill: []`')
+    def _check_teacher_is_used(self) -> Self:
+        # An explicit `distill: []` is how one trains the baseline of a distilled run, at the teacher's geometry.
+        key = 'teacher' if self.cache is None else 'cache'
+        is_set = self.cache is not None or self.teacher is not None
+        if is_set and not self.init.inherit and 'distill' not in self.model_fields_set:
+            raise ValueError(f'`{key}` is set but nothing reads it; add `distill`, or write `distill: []`')
         return self
+
+
+def _has_no_teacher(info: ValidationInfo) -> bool:
+    return info.data.get('cache', '') is None and info.data.get('teacher', '') is None

@@ -58,10 +58,10 @@ class Stage:
         return tuple(category.name for category in self.train_set.coco.categories)
 
     def to(self, device: torch.device) -> None:
-        """Moves the networks, in place."""
+        """Moves the networks that the stage runs, in place."""
         self.student.model.to(device)
         self.distiller.to(device)
-        if self.source is not None:
+        if self.source is not None and self.teacher_levels:
             self.source.to(device)
 
     def epoch_seed(self, epoch: int) -> tuple[int, int, int]:

@@ -19,7 +19,8 @@ from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations
 from mtpd.detectors.hook_point import choice_of
 from mtpd.detectors.own_head import head_detections, require_head
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
+from mtpd.detectors.teacher_fingerprint import state_sha256
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.environment import choose_device
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate

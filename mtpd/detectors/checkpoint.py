@@ -121,7 +121,8 @@ def _read(path: Path, allow_pickle: bool) -> Any:
         if not allow_pickle and MORE_THAN_TENSORS.search(str(error)):
             raise InputError(
                 f'checkpoint {path}: holds more than tensors and plain values (training logs of mmengine, for one), '
-                f'and reading that can run code; if you trust where it comes from, add --trust-checkpoint'
+                f'and reading that can run code; if you trust where it comes from, add --trust-checkpoint '
+                '(a stage: `trust_checkpoint: true` for its teacher)'
             ) from error
         raise InputError(damaged) from error
     # A damaged file can fail anywhere in the readers.

@@ -130,7 +130,9 @@ def _resize(pipeline: Sequence[Mapping[str, Any]], scale: tuple[int, int] | None
     keep_ratio = bool(step.get('keep_ratio', False)) if step else True
     found = scale or (tuple(step['scale']) if step and step.get('scale') else None)
     if found is None or len(found) != 2:
-        raise InputError('the test pipeline has no Resize with a scale: give one with --scale LONGxSHORT')
+        raise InputError(
+            'the test pipeline has no Resize with a scale: give one (--scale, or data.geometry in a stage file)'
+        )
     return (int(found[0]), int(found[1])), keep_ratio
 
 

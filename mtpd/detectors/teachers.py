@@ -4,7 +4,6 @@ A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`)
 checkpoint, or `file.py:callable` (see `mtpd.detectors.teacher_file`).
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,16 @@ from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.preprocessing import Preprocessing, probe_size, read_preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size, read_preprocessing
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.files import canonical_json, sha256_bytes, sha256_file
+from mtpd.geometry import Size
 from mtpd.pyramid import Level
 
-__all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights', 'state_sha256']
+__all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights']
 
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -55,13 +55,23 @@ class Teacher:
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps of normalised images (B, 3, H, W) by level name.
+        """The maps of normalised images (B, 3, H, W) by level name, in float32 even inside an autocast region.
 
         Raises:
             InputError: the network fails on images of this size.
             UnavailableError: the device has too little memory for them.
         """
-        return {level.name: values for level, values in zip(self.levels, self.features(images), strict=True)}
+        with torch.autocast(images.device.type, enabled=False):
+            return {level.name: values for level, values in zip(self.levels, self.features(images), strict=True)}
+
+    def maps_of(self, pixels: Sequence[Tensor], *, padded: Size) -> dict[str, Tensor]:
+        """The maps of resized images by level name; raises what `maps` raises.
+
+        Args:
+            pixels: uint8 (3, h, w) in BGR order, on the network's device.
+            padded: (height, width) of the network's input, px.
+        """
+        return self.maps(normalise(pixels, padded=padded, normalisation=self.preprocessing.normalisation))
 
 
 def load_teacher(
@@ -109,15 +119,6 @@ def neck_and_head_weights(teacher: Teacher) -> dict[str, Tensor]:
     }
 
 
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of tensors: names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _from_mmdet(
     reference: str,
     *,
@@ -132,7 +133,10 @@ def _from_mmdet(
     if checkpoint is None:
         model_entry = find_model(reference)
         if model_entry is None:
-            raise InputError(f'teacher {reference}: a config file needs its weights: add --checkpoint FILE')
+            raise InputError(
+                f'teacher {reference}: a config file needs its weights: add --checkpoint FILE, or `checkpoint: FILE` '
+                'to a stage file'
+            )
         checkpoint = fetch_weights(model_entry)
     module = build_detector(config, init_weights=False)
     state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint)
@@ -183,7 +187,7 @@ def _guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
         except torch.OutOfMemoryError as error:
             raise UnavailableError(
                 f'teacher {name}: the device has too little memory for {num_images} images of {height} x {width} px; '
-                'use a smaller --batch-size'
+                'use a smaller batch (--batch-size, data.batch_size)'
             ) from error
         except Exception as error:
             raise InputError(

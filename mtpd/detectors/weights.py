@@ -14,6 +14,7 @@ from mtpd.errors import InputError
 
 BACKBONE = 'backbone.'
 SWIN_ORIGINAL = 'layers.0.blocks.0.attn.qkv.weight'  # a name of Swin's own release, which mmdet's configs point to
+CHECKPOINT_OFFLINE = 'give a local file with --checkpoint FILE, or `checkpoint: FILE` in a stage file'
 BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
 
@@ -25,8 +26,8 @@ def fetch_weights(model: ZooModel) -> Path:
         UnavailableError: they cannot be fetched.
     """
     if model.weights is None:
-        raise InputError(f'{model.name}: the zoo has no weights for it; give a local file with --checkpoint FILE')
-    return download(model.weights, _checkpoint_folder(), offline='give a local file with --checkpoint FILE')
+        raise InputError(f'{model.name}: the zoo has no weights for it; {CHECKPOINT_OFFLINE}')
+    return download(model.weights, _checkpoint_folder(), offline=CHECKPOINT_OFFLINE)
 
 
 def backbone_weights(reference: str) -> dict[str, Tensor]:

@@ -146,6 +146,15 @@ def extract_teacher(extract: Train, teachers: dict[int, Path], synthetic_set: Pa
 
 
 @pytest.fixture(scope='session')
+def live(teachers: dict[int, Path]) -> Callable[[int], dict[str, str]]:
+    """`live(channels)` are the settings of a stage with that teacher in the loop."""
+    return lambda channels: {
+        'teacher': str(teachers[channels] / 'student_config.py'),
+        'checkpoint': str(teachers[channels] / 'student.pth'),
+    }
+
+
+@pytest.fixture(scope='session')
 def caches(tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path]) -> dict[int, Path]:
     """Caches of the teachers: channels of their neck -> cache."""
     folder = tmp_path_factory.mktemp('caches')

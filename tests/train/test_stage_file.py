@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from mtpd.errors import InputError
 from mtpd.losses.object_terms import TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
-from mtpd_train import settings
+from mtpd_train import data_settings, loss_settings, settings
+from mtpd_train.data_settings import FilesSettings
 from mtpd_train.loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings, TarFeatureSettings
 from mtpd_train.settings import StageSettings
 from mtpd_train.stage_file import dump_stage, load_stages
@@ -83,7 +84,7 @@ def test_plain_training_without_a_cache(load: Loader) -> None:
     assert stage.cache is None
     assert stage.distill == ()
     assert stage.optim.lr == 1e-3
-    assert isinstance(stage.data.train, settings.FilesSettings)
+    assert isinstance(stage.data.train, FilesSettings)
     assert stage.data.train.images == Path.home() / 'a'
     assert stage.data.val is None
     assert stage.data.geometry is not None
@@ -194,7 +195,7 @@ line 17 optim.lr expected a number, got true
 @pytest.mark.parametrize(
     ('text', 'problem'),
     [
-        (PLAIN + 'epoch: 3\n', 'line 5 epoch unknown key; known are student, model, cache, init, distill, data,'),
+        (PLAIN + 'epoch: 3\n', 'line 5 epoch unknown key; known are student, model, cache, teacher, checkpoint,'),
         (PLAIN + 'dsitill: []\n', 'line 5 dsitill unknown key; did you mean distill?'),
         ('student: a\n', 'line 1 optim is missing'),
         ('student: a\noptim:\n  epochs: 3\n', 'line 2 optim.lr is missing'),
@@ -209,7 +210,7 @@ line 17 optim.lr expected a number, got true
             PLAIN + '  milestones: [8]\n  schedule: cosine\n',
             'line 5 optim.milestones belong to the multistep schedule, not to cosine',
         ),
-        (PLAIN + 'distill: [{loss: mgd}]\n', "line 5 distill needs a teacher's maps, but `cache` is not set"),
+        (PLAIN + 'distill: [{loss: mgd}]\n', "line 5 distill needs a teacher's maps, but neither `cache` nor"),
         (
             PLAIN + 'cache: c\ndistill: [{loss: cwd, temperature: 0}]\n',
             'line 6 distill.0.temperature must be greater than',
@@ -235,8 +236,27 @@ line 17 optim.lr expected a number, got true
         ),
         (PLAIN + 'distill: [3]\n', 'line 5 distill.0 expected a mapping, got 3'),
         (PLAIN + 'distill: [{weight: 3}]\n', 'line 5 distill.0 needs the key `loss`, got a mapping of weight'),
-        (PLAIN + 'init: {inherit: [neck]}\n', 'line 5 init inherit copies weights from a cache, but `cache` is'),
+        (PLAIN + 'init: {inherit: [neck]}\n', 'line 5 init inherit copies weights of a teacher, but neither'),
         (PLAIN + 'cache: c\n', 'line 1 `cache` is set but nothing reads it; add `distill`, or write `distill: []`'),
+        (PLAIN + 'teacher: t\n', 'line 1 `teacher` is set but nothing reads it; add `distill`, or write `distill: []`'),
+        (
+            PLAIN + 'distill: []\nteacher: t\ncache: c\n',
+            'line 6 teacher a stage has one teacher, and `cache` is set too; remove one of them',
+        ),
+        (
+            PLAIN + 'checkpoint: a.pth\n',
+            "line 5 checkpoint is the teacher's, but `teacher` is not set; the student's is init.checkpoint",
+        ),
+        (PLAIN + 'cache: c\ndistill: []\ncheckpoint: a\n', "line 7 checkpoint is the teacher's, but `teacher` is not"),
+        (
+            PLAIN + 'trust_checkpoint: true\n',
+            "line 5 trust_checkpoint is for the teacher's checkpoint, but `teacher` is not set",
+        ),
+        (
+            PLAIN + 'distill: []\nteacher: a.py:b\ntrust_checkpoint: true\n',
+            'line 7 trust_checkpoint a.py:b reads its checkpoint itself; remove it',
+        ),
+        (PLAIN + "distill: []\nteacher: ''\n", 'line 6 teacher must not be empty'),
         (
             PLAIN + 'cache: c\ndistill: []\ndata: {geometry: {}}\n',
             'line 7 data geometry comes from the cache; remove `geometry`',
@@ -324,8 +344,18 @@ def test_losses_have_the_librarys_options_and_defaults(section: type[BaseModel],
     assert section(loss=loss).model_dump() == {'loss': term.loss} | dataclasses.asdict(term())
 
 
+def test_a_teacher_in_the_loop(load: Loader) -> None:
+    text = PLAIN + 'teacher: r101\ncheckpoint: ~/r101.pth\ntrust_checkpoint: true\ndata: {geometry: {scale: 640x480}}\n'
+    stage = load(text + 'init: {inherit: [neck]}\ndistill: [{loss: pkd}]\n')
+    assert (stage.teacher, stage.checkpoint, stage.trust_checkpoint) == ('r101', Path.home() / 'r101.pth', True)
+    assert stage.data.geometry is not None
+    assert load(PLAIN + 'teacher: t\ndistill: []\n').distill == ()
+
+
 def test_every_field_is_described() -> None:
-    sections = [value for value in vars(settings).values() if isinstance(value, type) and issubclass(value, BaseModel)]
+    values = [value for module in (settings, data_settings, loss_settings) for value in vars(module).values()]
+    sections = [value for value in values if isinstance(value, type) and issubclass(value, BaseModel)]
+    assert len(sections) > 10
     for section in sections:
         for name, field in section.model_fields.items():
             assert field.description, f'{section.__name__}.{name}'

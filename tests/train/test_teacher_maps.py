@@ -1,11 +1,12 @@
-"""What a cached stage trains on: the student's pixels, the teacher's maps and the masks belong to one another.
+"""What a stage trains on: the student's pixels, the teacher's maps and the masks belong to one another.
 
-The teacher is run live on the very samples that training draws, and must give what the cache gives: for shuffled
-batches of images of several sizes, resized, in both views, with padding of the image's own and of the batch.
+The teacher is run on one sample after another, and must give what its cache and the teacher in the loop give: for
+shuffled batches of images of several sizes, resized, in both views, with padding of the image's own and of the batch.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from mtpd_train.step import batch_masks, loaded, step_losses
 from mtpd_train.teacher_source import Encoded, ReadAhead
 
 CPU = torch.device('cpu')
+GEOMETRIES = {16: {'scale': '150x112'}, 24: {'scale': '150x112', 'pad_size': [112, 150]}}
 SCALE = (150, 112)  # resizes every image; some sides are then whole cells, most are followed by padding
 
 
@@ -59,6 +61,23 @@ def stage(build_stage: Callable[..., Stage], exact_cache: Path) -> Stage:
     return build_stage(cache=exact_cache, distill=[{'loss': 'masked_mse'}], data={'batch_size': 5, 'val': None})
 
 
+@pytest.fixture(params=['cache', 'teacher'])
+def either(
+    request: pytest.FixtureRequest,
+    build_stage: Callable[..., Stage],
+    channels: int,
+    exact_cache: Path,
+    live: Callable[[int], dict[str, str]],
+) -> Stage:
+    """A stage with a cache, or with the teacher in the loop."""
+    data: dict[str, Any] = {'batch_size': 5, 'val': None}
+    if request.param == 'cache':
+        return build_stage(cache=exact_cache, distill=[{'loss': 'masked_mse'}], data=data)
+    return build_stage(
+        **live(channels), distill=[{'loss': 'masked_mse'}], data=data | {'geometry': GEOMETRIES[channels]}
+    )
+
+
 def live_maps(teacher: Teacher, sample: Sample) -> dict[str, Tensor]:
     """The teacher on the pixels of a training sample, at the image's own padding."""
     padded = teacher.preprocessing.geometry.padded(sample.data_sample.ori_shape)
@@ -66,19 +85,19 @@ def live_maps(teacher: Teacher, sample: Sample) -> dict[str, Tensor]:
     return {name: maps[0] for name, maps in teacher.maps(images).items()}
 
 
-def cached_maps(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, *, padded: Size) -> dict[str, Tensor]:
+def batch_maps(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, *, padded: Size) -> dict[str, Tensor]:
     assert stage.source is not None
     return stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=CPU)
 
 
-def test_cached_maps_are_those_of_the_drawn_samples(stage: Stage, teacher: Teacher) -> None:
+def test_maps_are_those_of_the_drawn_samples(either: Stage, teacher: Teacher) -> None:
     seen: set[tuple[int, str]] = set()
     has_batch_padding = False
     for epoch in range(3):
-        for samples, encoded in loaded(stage, stage.epoch_batches(epoch)):
-            images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
+        for samples, ahead in loaded(either, either.epoch_batches(epoch)):
+            images = collate(samples, preprocessing=either.student.preprocessing, device=CPU)
             padded = images.shape[2], images.shape[3]
-            maps = cached_maps(stage, samples, encoded, padded=padded)
+            maps = batch_maps(either, samples, ahead, padded=padded)
             for number, sample in enumerate(samples):
                 seen.add((sample.image_id, sample.view))
                 live = live_maps(teacher, sample)
@@ -94,14 +113,14 @@ def test_cached_maps_are_those_of_the_drawn_samples(stage: Stage, teacher: Teach
                     has_batch_padding |= got.shape != want.shape
     assert has_batch_padding
     assert {view for _, view in seen} == {'plain', 'flip'}
-    assert {image_id for image_id, _ in seen} == set(stage.train_set.sizes(with_objects=True))
+    assert {image_id for image_id, _ in seen} == set(either.train_set.sizes(with_objects=True))
 
 
-def test_the_comparison_tells_views_and_images_apart(stage: Stage, teacher: Teacher) -> None:
+def test_the_comparison_tells_views_and_images_apart(either: Stage, teacher: Teacher) -> None:
     """Else the test above could not fail."""
-    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
-    padded = collate(samples, preprocessing=stage.student.preprocessing, device=CPU).shape[2:]
-    maps = cached_maps(stage, samples, encoded, padded=(padded[0], padded[1]))
+    samples, ahead = next(loaded(either, either.epoch_batches(0)))
+    padded = collate(samples, preprocessing=either.student.preprocessing, device=CPU).shape[2:]
+    maps = batch_maps(either, samples, ahead, padded=(padded[0], padded[1]))
     for name, level in maps.items():
         live = [live_maps(teacher, sample)[name] for sample in samples]
         for number, want in enumerate(live):
@@ -126,13 +145,13 @@ def test_masks_are_true_exactly_at_image_cells(stage: Stage) -> None:
                 assert np.array_equal(masks[level.name][number, 0].numpy(), pixels[:: level.stride, :: level.stride])
 
 
-def test_the_students_maps_lie_on_the_teachers_grid(stage: Stage) -> None:
-    samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
-    images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
+def test_the_students_maps_lie_on_the_teachers_grid(either: Stage) -> None:
+    samples, ahead = next(loaded(either, either.epoch_batches(0)))
+    images = collate(samples, preprocessing=either.student.preprocessing, device=CPU)
     padded = (images.shape[2], images.shape[3])
-    student_maps = stage.student.model.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
-    maps = cached_maps(stage, samples, encoded, padded=padded)
-    assert [one.shape[2:] for one in student_maps] == [maps[level.name].shape[2:] for level in stage.teacher_levels]
+    student_maps = either.student.model.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
+    maps = batch_maps(either, samples, ahead, padded=padded)
+    assert [one.shape[2:] for one in student_maps] == [maps[level.name].shape[2:] for level in either.teacher_levels]
 
 
 def test_only_image_cells_count_in_a_step(stage: Stage) -> None:
@@ -168,7 +187,7 @@ def test_a_batch_of_one_view_only(build_stage: Callable[..., Stage], exact_cache
     assert [set(one) for one in encoded] == [{'p4'}] * len(samples)
     sizes = [stage.student.preprocessing.geometry.padded(one.data_sample.ori_shape) for one in samples]
     padded = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    (maps,) = cached_maps(stage, samples, encoded, padded=padded).values()
+    (maps,) = batch_maps(stage, samples, encoded, padded=padded).values()
     want = live_maps(teacher, samples[0])['p4']
     torch.testing.assert_close(maps[0, :, : want.shape[1], : want.shape[2]], want, rtol=1e-3, atol=1e-2)
 

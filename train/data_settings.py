@@ -1,0 +1,64 @@
+"""What a stage file may say about images: where they are, how they are batched, resized and padded."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, NonNegativeInt, PositiveInt, Tag
+
+from mtpd_train.section import Section, Share, UserPath
+
+
+class FilesSettings(Section):
+    """A set of images that does not lie as COCO does."""
+
+    images: UserPath
+    """Folder that the annotations' `file_name` starts from."""
+    annotations: UserPath
+    """Annotations in COCO's JSON format."""
+
+
+# Tags instead of trying both, so that an error speaks of the form that was used.
+Split = Annotated[
+    Annotated[str, Tag('split')] | Annotated[FilesSettings, Tag('files')],
+    Discriminator(lambda value: 'files' if isinstance(value, dict | FilesSettings) else 'split'),
+]
+
+
+def _read_scale(value: Any) -> Any:
+    """Reads `1333x800` and [1333, 800] as (1333, 800); what is neither is left to the check of the type."""
+    if isinstance(value, str):
+        edges = value.split('x')
+        return tuple(int(edge) for edge in edges) if all(edge.isdecimal() for edge in edges) else value
+    return tuple(value) if isinstance(value, list) else value
+
+
+class GeometrySettings(Section):
+    """Resize and padding of the network input, as in mmdet's `Resize` and `Pad`."""
+
+    scale: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_read_scale)] = (1333, 800)
+    """Edges in px that the image must fit, as 1333x800 or [1333, 800]; without keep_ratio its width and height."""
+    keep_ratio: bool = True
+    """Whether the aspect ratio is kept."""
+    pad_divisor: PositiveInt = 32
+    """The padded sides are multiples of this many px."""
+    pad_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width in px that the padded input has at least."""
+
+
+class DataSettings(Section):
+    """Images and annotations."""
+
+    coco: UserPath = Path('data/coco')
+    """Folder laid out as COCO is: `train2017/`, `annotations/instances_train2017.json`, and so on."""
+    train: Split = 'train2017'
+    """Training images: a split below `coco`, or {images: FOLDER, annotations: FILE}."""
+    val: Split | None = 'val2017'
+    """Images to evaluate on, in the same forms; null: no evaluation."""
+    batch_size: PositiveInt = 16
+    """Images per iteration."""
+    workers: NonNegativeInt = 4
+    """Processes that read images; 0: the training process itself."""
+    flip: Share = 0.5
+    """Probability of mirroring a training image."""
+    geometry: GeometrySettings | None = None
+    """Resize and padding of a stage without a cache; null: those of the student's config, or of its teacher."""

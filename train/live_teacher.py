@@ -1,0 +1,107 @@
+"""A teacher that runs in the loop, on the very pixels that the student gets."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
+from mtpd.detectors.teachers import Teacher, neck_and_head_weights
+from mtpd.detectors.transforms import Sample
+from mtpd.files import canonical_json
+from mtpd.geometry import Geometry, Size
+from mtpd.pyramid import Level
+from mtpd_train.dataset import DetectionDataset
+from mtpd_train.sampling import Request
+from mtpd_train.teacher_source import ReadAhead
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """The `TeacherSource` of a network; computes what extraction computes, and stores nothing.
+
+    Attributes:
+        teacher: the network with its preprocessing. It is part of no other module, so nothing trains or saves it.
+        name: what the user calls it.
+        description: see `TeacherSource`.
+    """
+
+    teacher: Teacher
+    name: str
+    description: Mapping[str, Any]
+
+    kind: ClassVar[Literal['teachers']] = 'teachers'
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self.teacher.levels
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.teacher.preprocessing.geometry
+
+    @property
+    def hook_point(self) -> str:
+        return self.teacher.hook_point
+
+    def __str__(self) -> str:
+        return f'teacher {self.name} in the loop'
+
+    def weights(self) -> dict[str, Tensor]:
+        return neck_and_head_weights(self.teacher)
+
+    def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
+        """It can see any image, and any view of it."""
+        del train_set, flip
+
+    def to(self, device: torch.device) -> None:
+        self.teacher.module.to(device)
+
+    def read_ahead(self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str]) -> Iterator[ReadAhead]:
+        del levels
+        return itertools.repeat((), len(batches))
+
+    def maps(
+        self,
+        samples: Sequence[Sample],
+        ahead: ReadAhead,
+        *,
+        levels: Sequence[Level],
+        padded: Size,
+        device: torch.device,
+    ) -> dict[str, Tensor]:
+        del ahead
+        # A forward pass for each padded size, as in extraction: with more padding the cells at the edge would differ.
+        groups: dict[Size, list[int]] = {}
+        for number, sample in enumerate(samples):
+            groups.setdefault(self.geometry.padded(sample.data_sample.ori_shape), []).append(number)
+        found: dict[str, Tensor] = {}
+        for size, numbers in groups.items():
+            pixels = [samples[number].image.to(device, non_blocking=True) for number in numbers]
+            live = self.teacher.maps_of(pixels, padded=size)
+            for level in levels:
+                values = live[level.name].float()
+                if size == padded and len(groups) == 1:
+                    found[level.name] = values
+                    continue
+                if level.name not in found:
+                    shape = (len(samples), level.channels, *level.grid(*padded))
+                    found[level.name] = torch.zeros(shape, device=device)
+                for number, one in zip(numbers, values, strict=True):
+                    found[level.name][number, :, : one.shape[1], : one.shape[2]] = one
+        return found
+
+
+def live_teacher(teacher: Teacher, *, name: str) -> LiveTeacher:
+    """A teacher to learn from, with what identifies it."""
+    description = {
+        'fingerprint': teacher_fingerprint(teacher),
+        'levels': [asdict(level) for level in teacher.levels],
+        'geometry': asdict(teacher.preprocessing.geometry),
+    }
+    # As it comes back from a file: lists for tuples.
+    return LiveTeacher(teacher, name, json.loads(canonical_json(description)))
