@@ -31,12 +31,14 @@ Examples:
     help='Change a setting of every stage; may be repeated.',
 )
 @click.option('--resume', is_flag=True, help='Go on with the run in RUN from its last finished epoch.')
-@click.option('--dry-run', is_flag=True, help='Check all stages, caches and data, print the plan, train nothing.')
+@click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan, train nothing.')
 @click.option('--print-config', is_flag=True, help='Print every stage with all its defaults and stop.')
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
 def main(verbose: bool, **options: Any) -> None:
-    """Train a student in stages, each learning from one teacher's cache, or from none.
+    """Train a student in stages, each learning from one teacher or from none.
+
+    A stage reads its teacher's cache (`cache:`), or runs the teacher in the loop (`teacher:`).
 
     Stage k starts from the student of stage k-1. RUN gets student.pth, which mmdet loads, metrics.jsonl and run.json.
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
