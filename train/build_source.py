@@ -35,6 +35,7 @@ def build_source(settings: StageSettings) -> TeacherSource | None:
         options=InputOptions(scale=None if asked is None else asked.scale),
         device=torch.device('cpu'),
         trust_checkpoint=settings.trust_checkpoint,
+        hook=settings.hook,
     )
     if asked is not None:
         teacher = replace(teacher, preprocessing=replace(teacher.preprocessing, geometry=_geometry(asked)))

@@ -97,6 +97,8 @@ class StageSettings(Section):
     """Weights of `teacher`; null: those of the zoo."""
     trust_checkpoint: bool = False
     """Whether a `checkpoint` may hold more than tensors and plain values; reading such a file can run code."""
+    hook: Literal['auto', 'neck', 'before-norm'] = 'auto'
+    """Where the maps of `teacher` are taken, as by `mtpd-extract --hook`; a cache knows where its own were."""
     init: InitSettings = InitSettings()
     """Where the student's first weights come from."""
     distill: tuple[DistillSettings, ...] = ()
@@ -136,6 +138,13 @@ class StageSettings(Section):
         if trust and '.py:' in teacher:
             raise ValueError(f'{teacher} reads its checkpoint itself; remove it')
         return trust
+
+    @field_validator('hook')
+    @classmethod
+    def _check_hook(cls, hook: str, info: ValidationInfo) -> str:
+        if hook != 'auto' and info.data.get('teacher', '') is None:
+            raise ValueError('is for a `teacher`, which is not set; a cache knows where its maps were taken')
+        return hook
 
     @field_validator('init')
     @classmethod

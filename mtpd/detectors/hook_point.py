@@ -34,9 +34,7 @@ def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> st
         InputError: `before-norm`, and there are no norms.
     """
     if choice == 'before-norm' and not has_output_norms(model):
-        raise InputError(
-            f'--hook before-norm: the neck of {name} has no norms behind its fpn_convs; leave the option out'
-        )
+        raise InputError(f'hook before-norm: the neck of {name} has no norms behind its fpn_convs; leave it out')
     return NECK if choice == 'neck' or not has_output_norms(model) else BEFORE_NORM
 
 

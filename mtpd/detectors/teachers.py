@@ -102,7 +102,7 @@ def load_teacher(
         if trust_checkpoint:
             raise InputError(f'--trust-checkpoint: {reference} reads its checkpoint itself; leave the option out')
         if hook == 'before-norm':
-            raise InputError(f'--hook before-norm: {reference} takes its maps where it likes; leave the option out')
+            raise InputError(f'hook before-norm: {reference} takes its maps where it likes; leave it out')
         return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
     return _from_mmdet(
         reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint, hook=hook

@@ -123,7 +123,7 @@ def test_the_hook_point_of_a_teacher(reppoints: nn.Module, retinanet: nn.Module)
     assert teacher_hook_point(reppoints, 'neck', name='t') == NECK
     assert teacher_hook_point(retinanet, 'auto', name='t') == NECK
     assert teacher_hook_point(retinanet, 'neck', name='t') == NECK
-    with pytest.raises(InputError, match='--hook before-norm: the neck of t has no norms'):
+    with pytest.raises(InputError, match='hook before-norm: the neck of t has no norms'):
         teacher_hook_point(retinanet, 'before-norm', name='t')
     assert choice_of(BEFORE_NORM) == 'before-norm'
     assert choice_of(NECK) == 'neck'

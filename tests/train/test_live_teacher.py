@@ -177,6 +177,7 @@ def test_what_users_get_wrong(live: Live, train_error: Any, write_stage: Any, tm
     assert 'needs its weights: add --checkpoint FILE, or `checkpoint: FILE` to a stage file' in error(teacher=config)
     assert 'nowhere.pth: there is no such file' in error(teacher=config, checkpoint=tmp_path / 'nowhere.pth')
     assert 'retinanet_r10_fpn' in error(teacher='retinanet_r10_fpn_1x_coco')
+    assert 'hook before-norm: the neck of' in error(**live(16), hook='before-norm')
     assert 'cannot distil p7' in error(**live(16), distill=[{'loss': 'pkd', 'levels': ['p7']}])
     torch.save({'state_dict': torch.load(live(16)['checkpoint'], weights_only=True)['state_dict'], 'log': Path()},
                tmp_path / 'pickle.pth')  # fmt: skip

@@ -256,6 +256,11 @@ line 17 optim.lr expected a number, got true
             PLAIN + 'distill: []\nteacher: a.py:b\ntrust_checkpoint: true\n',
             'line 7 trust_checkpoint a.py:b reads its checkpoint itself; remove it',
         ),
+        (
+            PLAIN + 'cache: c\ndistill: []\nhook: neck\n',
+            'line 7 hook is for a `teacher`, which is not set; a cache knows where its maps were taken',
+        ),
+        (PLAIN + 'distill: []\nteacher: t\nhook: nck\n', "line 7 hook must be 'auto', 'neck' or 'before-norm', got"),
         (PLAIN + "distill: []\nteacher: ''\n", 'line 6 teacher must not be empty'),
         (
             PLAIN + 'cache: c\ndistill: []\ndata: {geometry: {}}\n',
