@@ -8,11 +8,13 @@ from typing import Any
 from torch import nn
 
 from mtpd.data.coco import CocoSet, read_annotations
+from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
+from mtpd.losses.object_terms import FineGrainedTerm
 from mtpd_train.build_data import build_sets, split_paths
 from mtpd_train.build_source import build_source, student_preprocessing
 from mtpd_train.build_terms import build_term
@@ -27,7 +29,6 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
-from mtpd_train.teacher_source import levels_read
 
 
 def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
@@ -66,7 +67,9 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         neck_of(student.model)
         source.require_fit(train_set, flip=data.flip)
     teacher_levels = source.levels if source else ()
-    distiller = Distiller(terms, student=student.levels, teacher=teacher_levels)
+    needs_anchors = any(isinstance(term, FineGrainedTerm) for term in terms)
+    anchors = base_anchors(student.model) if needs_anchors else None
+    distiller = Distiller(terms, student=student.levels, teacher=teacher_levels, anchors=anchors)
     origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
     inheritance: tuple[Inheritance, ...] = ()
     if settings.init.inherit and source is not None:
@@ -88,7 +91,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         train_set=train_set,
         val_set=val_set,
         distiller=distiller,
-        teacher_levels=levels_read(terms, student.levels, teacher_levels),
+        teacher_levels=distiller.teacher_levels,
         flip=data.flip,
         batch_size=data.batch_size,
         num_workers=data.workers,

@@ -4,16 +4,25 @@ from typing import Any
 
 from mtpd.losses.decay import Decay
 from mtpd.losses.level_loss import Term
-from mtpd.losses.object_terms import TarFeatureTerm
+from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train.loss_settings import DistillSettings
 
-_KINDS: dict[str, type[Term]] = {kind.loss: kind for kind in (MaskedMseTerm, MgdTerm, PkdTerm, CwdTerm, TarFeatureTerm)}
+_KINDS: tuple[type[Term], ...] = (
+    MaskedMseTerm,
+    MgdTerm,
+    PkdTerm,
+    CwdTerm,
+    FineGrainedTerm,
+    TarFeatureTerm,
+    FgdTerm,
+)
 
 
 def build_term(settings: DistillSettings) -> Term:
     """The term of an entry: it has the entry's options under the same names."""
     options: dict[str, Any] = {name: getattr(settings, name) for name in type(settings).model_fields}
-    kind = _KINDS[options.pop('loss')]
+    loss = options.pop('loss')
+    (kind,) = [kind for kind in _KINDS if kind.loss == loss]
     decay = options.pop('decay')
     return kind(**options, decay=Decay(decay.kind, decay.at))

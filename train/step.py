@@ -61,7 +61,8 @@ def step_losses(
     padded = images.shape[2], images.shape[3]
     # Before the student's forward pass, whose activations then do not add to what a teacher's own pass takes.
     teacher = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=device)
-    masks = batch_masks([one.resized for one in samples], levels=stage.teacher_levels, padded=padded, device=device)
+    levels = {level.name: level for level in (*student.levels, *stage.teacher_levels)}.values()
+    masks = batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device)
     with autocast:
         with captured_maps(student.model, hook_point=stage.hook_point) as maps:
             losses = detection_losses(student.model, images, samples)
@@ -72,7 +73,7 @@ def step_losses(
 
 
 def batch_masks(
-    resized: Sequence[Size], *, levels: Sequence[Level], padded: Size, device: torch.device
+    resized: Sequence[Size], *, levels: Iterable[Level], padded: Size, device: torch.device
 ) -> dict[str, Tensor]:
     """Level name -> bool (B, 1, H, W), true at cells that see the image."""
     return {

@@ -9,7 +9,6 @@ from torch import Tensor
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Geometry, Size
-from mtpd.losses.level_loss import Term
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
@@ -87,13 +86,3 @@ class TeacherSource(Protocol):
             padded: (height, width) of the student's input, px.
             device: where to compute.
         """
-
-
-def levels_read(terms: Sequence[Term], student: Sequence[Level], teacher: Sequence[Level]) -> tuple[Level, ...]:
-    """The teacher's levels that some loss reads: the others stay where they are."""
-    shared = {level.stride for level in student}
-    return tuple(
-        level
-        for level in teacher
-        if any(level.stride in shared if term.levels is None else level.name in term.levels for term in terms)
-    )

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from mtpd.errors import InputError
 from mtpd.losses.decay import Decay, decay_factor
+from mtpd.losses.fgd import FocalGlobalDistillation
 from mtpd.losses.level_loss import Term, build_loss, constant_factor, is_over_variance
 from mtpd.losses.masked_mse import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.mgd import MaskedGenerativeDistillation
 from mtpd.losses.object_mse import ObjectMse
 from mtpd.losses.objects import Objects
+from mtpd.losses.pair_maps import pair_maps
 from mtpd.pyramid import Level
 
 
@@ -41,29 +43,41 @@ class Distiller(nn.Module):
     Its layers are trained with the student and thrown away after the stage: they are no part of `student.pth`.
     """
 
-    def __init__(self, terms: Sequence[Term], *, student: Sequence[Level], teacher: Sequence[Level]) -> None:
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        *,
+        student: Sequence[Level],
+        teacher: Sequence[Level],
+        anchors: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Builds the layers; their first weights come from torch's global generator.
 
         Args:
             terms: the losses.
             student: all levels of the student.
-            teacher: all levels of the teacher's cache.
+            teacher: all levels of the teacher.
+            anchors: of the student's head, stride -> (A, 4), xyxy in px, around its first cell; for `fine_grained`.
 
         Raises:
-            InputError: a level is missing on one side, or a loss acts twice on a level.
+            InputError: a level or its anchors are missing, strides differ and nothing is to be resized, or a loss acts
+                twice on a level.
         """
         super().__init__()
         self._student = tuple(student)
         self._parts: list[_Part] = []
         self.losses = nn.ModuleDict()
         for term in terms:
-            for pair in match_levels(student, teacher, wanted=term.levels):
+            pairs = match_levels(
+                student, teacher, wanted=term.levels, teacher_wanted=term.teacher_levels, resize=term.resize
+            )
+            for pair in pairs:
                 key = f'{term.loss}/{pair.name}'
                 if key in self.losses:
                     raise InputError(f'distill has {term.loss} on {pair.name} twice; keep one of them')
-                factor, over_variance = constant_factor(term, pair.teacher), is_over_variance(term)
+                factor, over_variance = constant_factor(term, pair.compared), is_over_variance(term)
                 self._parts.append(_Part(key, pair, factor, over_variance, term.decay))
-                self.losses[key] = build_loss(term, pair)
+                self.losses[key] = build_loss(term, pair, anchors=anchors or {})
 
     def forward(
         self,
@@ -81,15 +95,16 @@ class Distiller(nn.Module):
 
         Args:
             student: level name -> (B, C of the student, H, W).
-            teacher: level name -> (B, C of the teacher, H, W), padded to the student's grid.
-            masks: level name -> bool (B, 1, H, W), True at cells that show the image.
+            teacher: level name -> (B, C of the teacher, H, W), of the same padded input.
+            masks: level name -> bool (B, 1, H, W), True at cells that show the image; of all levels of both sides that
+                are compared, and for losses that look at objects of all levels of the student.
             boxes: the objects of each image (N, 4), absolute xyxy in px of the padded input, mirrored where the view
                 is; without crowds. Only losses that look at objects need them.
             progress: share of the stage that is done, from 0 to 1: what decaying weights depend on.
             generator: draws the cells that MGD hides; None for torch's global one.
 
         Returns:
-            `distill/<loss>/<level>` -> scalar float32.
+            `distill/<loss>/<level>` -> scalar float32; `<level>` is `p3-p2` where p3 learns from another stride's p2.
 
         Raises:
             InputError: a map is missing or its shape is not the one that was announced; or the boxes are missing.
@@ -98,11 +113,11 @@ class Distiller(nn.Module):
         objects = None if boxes is None else Objects(boxes, by_stride)
         losses: dict[str, Tensor] = {}
         for part in self._parts:
-            maps = _pick(part.pair, student, teacher, masks)
+            maps = pair_maps(part.pair, student, teacher, masks)
             module = self.losses[part.key]
             if isinstance(module, MaskedGenerativeDistillation):
                 loss = module(*maps, generator=generator)
-            elif isinstance(module, ObjectMse):
+            elif isinstance(module, ObjectMse | FocalGlobalDistillation):
                 if objects is None or len(objects.boxes) != len(maps[2]):
                     raise InputError(f'{part.key} needs the boxes of the objects of each image; pass `boxes`')
                 loss = module(*maps, objects=objects)
@@ -113,30 +128,12 @@ class Distiller(nn.Module):
             losses[part.name] = part.factor * decay_factor(part.decay, progress=progress) * loss
         return losses
 
+    @property
+    def teacher_levels(self) -> tuple[Level, ...]:
+        """The teacher's levels that some loss compares, from the finest."""
+        return tuple(sorted({part.pair.teacher for part in self._parts}, key=lambda level: (level.stride, level.name)))
+
     def decay_factors(self, *, progress: float) -> dict[str, float]:
         """What the weights of the decaying losses are multiplied by, by the names that `forward` gives the losses."""
         decaying = [part for part in self._parts if part.decay.kind != 'none']
         return {part.name: decay_factor(part.decay, progress=progress) for part in decaying}
-
-
-def _pick(
-    pair: LevelPair, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The maps and the mask of a level, or an InputError that names the level and what is wrong with it."""
-    for owner, maps in (('student', student), ('teacher', teacher), ('masks', masks)):
-        if pair.name not in maps:
-            raise InputError(f'{owner} gives {", ".join(maps) or "no level"}, but {pair.name} is to be distilled')
-    student_map, teacher_map, mask = student[pair.name], teacher[pair.name], masks[pair.name]
-    batch, _, height, width = student_map.shape
-    wanted = {
-        'student': (batch, pair.student.channels, height, width),
-        'teacher': (batch, pair.teacher.channels, height, width),
-        'mask': (batch, 1, height, width),
-    }
-    for owner, tensor in (('student', student_map), ('teacher', teacher_map), ('mask', mask)):
-        if tensor.shape != wanted[owner]:
-            raise InputError(
-                f'{pair.name} of the {owner} has the shape {tuple(tensor.shape)}, wanted {wanted[owner]} (batch, '
-                f'channels, rows, columns); pad the teacher and the mask to the grid of the student'
-            )
-    return student_map, teacher_map, mask

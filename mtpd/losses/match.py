@@ -1,43 +1,71 @@
-"""Which level of the teacher each level of the student learns from: the one with its stride."""
+"""Which level of the teacher each level of the student learns from: the one with its stride, or one that was named."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mtpd.errors import InputError
 from mtpd.pyramid import Level
 
+Resize = Literal['none', 'student', 'teacher']
+
 
 @dataclass(frozen=True)
 class LevelPair:
-    """A level of the student and the level of the teacher that has its stride.
+    """A level of the student and the level of the teacher that it learns from.
 
     Attributes:
         student: the student's level.
         teacher: the teacher's level.
+        resize: whose map is brought to the grid of the other; `none` where both have the same stride.
     """
 
     student: Level
     teacher: Level
+    resize: Resize = 'none'
 
     @property
     def name(self) -> str:
-        """Name of both, since a level is named after its stride."""
-        return self.student.name
+        """Name of both, since a level is named after its stride; `p3-p2` where the strides differ."""
+        if self.student.stride == self.teacher.stride:
+            return self.student.name
+        return f'{self.student.name}-{self.teacher.name}'
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per cell of the grid on which the maps are compared."""
+        return self.student.stride if self.resize == 'teacher' else self.teacher.stride
+
+    @property
+    def compared(self) -> Level:
+        """What is compared: the teacher's channels on that grid."""
+        target = self.student if self.resize == 'teacher' else self.teacher
+        return Level(target.name, target.stride, self.teacher.channels)
 
 
 def match_levels(
-    student: Sequence[Level], teacher: Sequence[Level], *, wanted: Sequence[str] | None = None
+    student: Sequence[Level],
+    teacher: Sequence[Level],
+    *,
+    wanted: Sequence[str] | None = None,
+    teacher_wanted: Sequence[str] | None = None,
+    resize: Resize = 'none',
 ) -> list[LevelPair]:
-    """Pairs levels by stride; their indices may differ (a RetinaNet starts at p3, a Mask R-CNN at p2).
+    """Pairs levels by stride, whatever their index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as asked.
 
     Args:
         student: the student's levels.
         teacher: the teacher's levels.
         wanted: names of the levels to pair, in the order of the result; None for all that both have.
+        teacher_wanted: the teacher's level for each of `wanted`, one by one; None for those of the same strides.
+        resize: whose maps are resized where strides differ.
 
     Raises:
-        InputError: a wanted level is missing on one side, or they share none.
+        InputError: a wanted level is missing on one side, or they share none; the lists do not fit one another; or
+            strides differ and nothing is to be resized.
     """
+    if teacher_wanted is not None:
+        return _pairs_as_asked(student, teacher, wanted or (), teacher_wanted, resize)
     teachers = {level.stride: level for level in teacher}
     shared = {level.name: LevelPair(level, teachers[level.stride]) for level in student if level.stride in teachers}
     both = f'the student has {_names(student)}, the teacher {_names(teacher)}'
@@ -49,6 +77,40 @@ def match_levels(
     if missing:
         raise InputError(f'cannot distil {", ".join(missing)}: {both}; choose levels from {", ".join(shared)}')
     return [shared[name] for name in wanted]
+
+
+def _pairs_as_asked(
+    student: Sequence[Level],
+    teacher: Sequence[Level],
+    wanted: Sequence[str],
+    teacher_wanted: Sequence[str],
+    resize: Resize,
+) -> list[LevelPair]:
+    if len(wanted) != len(teacher_wanted):
+        raise InputError(
+            f'teacher_levels {", ".join(teacher_wanted)} must name one level for each of levels '
+            f'{", ".join(wanted) or "(not given)"}; give both lists with the same length'
+        )
+    pairs = []
+    for name, teacher_name in zip(wanted, teacher_wanted, strict=True):
+        one, other = _find(student, name, 'student'), _find(teacher, teacher_name, 'teacher')
+        if one.stride == other.stride:
+            pairs.append(LevelPair(one, other))
+        elif resize == 'none':
+            raise InputError(
+                f'cannot distil {name} of the student (stride {one.stride}) from {teacher_name} of the teacher (stride '
+                f'{other.stride}): their grids differ; set resize to student or teacher, or pair levels of one stride'
+            )
+        else:
+            pairs.append(LevelPair(one, other, resize))
+    return pairs
+
+
+def _find(levels: Sequence[Level], name: str, owner: str) -> Level:
+    for level in levels:
+        if level.name == name:
+            return level
+    raise InputError(f'cannot distil {name}: the {owner} has {_names(levels)}; choose one of these')
 
 
 def _names(levels: Sequence[Level]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mtpd.losses.decay import NO_DECAY, Decay
+from mtpd.losses.match import Resize
 
 Adapter = Literal['auto', 'always']
 Scale = Literal['teacher_std', 'none']
@@ -17,6 +18,8 @@ class MaskedMseTerm:
     Attributes:
         loss: its name in stage files and logs.
         levels: names of the levels it acts on; None for all that student and teacher share.
+        teacher_levels: the teacher's level for each of `levels`, one by one; None for those of the same strides.
+        resize: `student` or `teacher`: brings this one's map to the grid of the other where their strides differ.
         weight: factor of the loss.
         adapter: `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
         scale: `teacher_std`: maps are measured in standard deviations of the teacher's level over the batch, so that 1
@@ -27,6 +30,8 @@ class MaskedMseTerm:
     loss: ClassVar[str] = 'masked_mse'
 
     levels: tuple[str, ...] | None = None
+    teacher_levels: tuple[str, ...] | None = None
+    resize: Resize = 'none'
     weight: float = 1.0
     adapter: Adapter = 'auto'
     scale: Scale = 'teacher_std'
@@ -40,6 +45,7 @@ class MgdTerm:
     Attributes:
         loss: its name in stage files and logs.
         levels: names of the levels it acts on; None for all that student and teacher share.
+        teacher_levels, resize: as for `MaskedMseTerm`.
         weight: factor of the loss.
         mask_ratio: share of the student's cells that are hidden.
         normalize: what `weight` belongs to. `published`: MGD's sum over channels and cells at 800x1088 px, whatever the
@@ -51,6 +57,8 @@ class MgdTerm:
     loss: ClassVar[str] = 'mgd'
 
     levels: tuple[str, ...] | None = None
+    teacher_levels: tuple[str, ...] | None = None
+    resize: Resize = 'none'
     weight: float = 2e-5
     mask_ratio: float = 0.65
     normalize: Normalize = 'published'
@@ -67,6 +75,7 @@ class PkdTerm:
     Attributes:
         loss: its name in stage files and logs.
         levels: names of the levels it acts on; None for all that student and teacher share.
+        teacher_levels, resize: as for `MaskedMseTerm`.
         weight: factor of the loss, one minus the correlation.
         adapter: as for `MaskedMseTerm`; the authors have none.
         decay: how the weight falls during a stage.
@@ -75,6 +84,8 @@ class PkdTerm:
     loss: ClassVar[str] = 'pkd'
 
     levels: tuple[str, ...] | None = None
+    teacher_levels: tuple[str, ...] | None = None
+    resize: Resize = 'none'
     weight: float = 10.0
     adapter: Adapter = 'auto'
     decay: Decay = NO_DECAY
@@ -89,6 +100,7 @@ class CwdTerm:
     Attributes:
         loss: its name in stage files and logs.
         levels: names of the levels it acts on; None for all that student and teacher share.
+        teacher_levels, resize: as for `MaskedMseTerm`.
         weight: factor of the loss.
         temperature: what the features are divided by before the softmax over cells.
         adapter: as for `MaskedMseTerm`; the published detectors have none.
@@ -98,6 +110,8 @@ class CwdTerm:
     loss: ClassVar[str] = 'cwd'
 
     levels: tuple[str, ...] | None = None
+    teacher_levels: tuple[str, ...] | None = None
+    resize: Resize = 'none'
     weight: float = 10.0
     temperature: float = 1.0
     adapter: Adapter = 'auto'

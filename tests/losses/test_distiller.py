@@ -1,17 +1,22 @@
 """The distiller applies each term on each of its levels, with its weight."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from mtpd.errors import InputError
 from mtpd.losses.cwd import cwd
 from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_loss import Term
+from mtpd.losses.masked_mse import masked_mse
+from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.pkd import pkd
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd.losses.valid_mask import valid_cells
@@ -216,3 +221,70 @@ def test_a_missing_map(owner: str) -> None:
     distiller = Distiller([MaskedMseTerm()], student=STUDENT, teacher=TEACHER)
     with pytest.raises(InputError, match=f'{owner} gives p'):
         distiller(**maps)
+
+
+RESIZED: list[Term] = [
+    MaskedMseTerm(levels=('p4',), teacher_levels=('p3',), scale='none', adapter='always'),
+    PkdTerm(levels=('p4',), teacher_levels=('p3',), adapter='always'),
+]
+
+
+def all_masks(sizes: list[tuple[int, int]], *, height: int = 48, width: int = 80) -> Maps:
+    levels = {level.name: level for level in (*STUDENT, *TEACHER)}.values()
+    return {level.name: valid_cells(sizes, stride=level.stride, grid=level.grid(height, width)) for level in levels}
+
+
+@pytest.mark.parametrize('resize', ['student', 'teacher'])
+@pytest.mark.parametrize('term', RESIZED, ids=[term.loss for term in RESIZED])
+def test_resized_levels_without_padding(term: Term, resize: Literal['student', 'teacher']) -> None:
+    """The loss of what torch makes of the student's, or the teacher's, map."""
+    student, teacher, _ = random_maps(height=64, width=96)
+    masks = all_masks([(64, 96)] * 2, height=64, width=96)
+    torch.manual_seed(5)
+    distiller = Distiller([dataclasses.replace(term, resize=resize)], student=STUDENT, teacher=TEACHER)
+    assert distiller.teacher_levels == (TEACHER[1],)
+    got = distiller(student, teacher, masks)
+    assert list(got) == [f'distill/{term.loss}/p4-p3']
+
+    weight, bias = (parameter.detach() for parameter in distiller.parameters())
+    one, other = student['p4'], teacher['p3']
+    if resize == 'student':
+        one = interpolate(one, size=other.shape[2:], mode='bilinear', align_corners=False)
+    else:
+        other = interpolate(other, size=one.shape[2:], mode='bilinear', align_corners=False)
+    maps = nn.functional.conv2d(one, weight, bias), other, masks['p3' if resize == 'student' else 'p4']
+    want = pkd(*maps) * 10 if isinstance(term, PkdTerm) else masked_mse(*maps)
+    assert got[f'distill/{term.loss}/p4-p3'].item() == pytest.approx(want.item(), rel=1e-5)
+
+
+EVERY: list[Term] = [
+    MaskedMseTerm(), MgdTerm(mask_ratio=0.0), PkdTerm(), CwdTerm(), TarFeatureTerm(), FineGrainedTerm(), FgdTerm()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('resize', ['student', 'teacher'])
+@pytest.mark.parametrize('term', EVERY, ids=[term.loss for term in EVERY])
+def test_padding_does_not_bleed_in_through_a_resize(term: Term, resize: Literal['student', 'teacher']) -> None:
+    """Several pairs at once: a coarser and a finer student, and one of the teacher's own stride."""
+    student, teacher, _ = random_maps()
+    masks = all_masks([(48, 80), (21, 37)])
+    boxes = [torch.tensor([[3.0, 5, 40, 33]]), torch.tensor([[2.0, 2, 30, 19]])]
+    pairs = {'levels': ('p3', 'p4', 'p5'), 'teacher_levels': ('p2', 'p4', 'p4')}
+    asked = dataclasses.replace(term, resize=resize, **pairs)  # type: ignore[arg-type]
+    anchors = {stride: torch.tensor([[-2.0, -2, 2, 2]]) * stride for stride in (8, 16, 32)}
+    distiller = Distiller([asked], student=STUDENT, teacher=TEACHER, anchors=anchors)
+    assert distiller.teacher_levels == (TEACHER[0], TEACHER[2])
+    want = distiller(student, teacher, masks, boxes=boxes)
+    assert [name.split('/')[2] for name in want] == ['p3-p2', 'p4', 'p5-p4']
+    assert all(loss > 0 for loss in want.values())
+    spoiled = [
+        {name: torch.where(masks[name], values, math.nan) for name, values in maps.items()}
+        for maps in (student, teacher)
+    ]
+    for values in spoiled[0].values():
+        values.requires_grad_()
+    got = distiller(*spoiled, masks, boxes=boxes)
+    assert all(torch.equal(got[name], loss) for name, loss in want.items())
+    torch.autograd.backward(torch.stack(list(got.values())).sum())
+    assert all(values.grad is not None and values.grad.isfinite().all() for values in spoiled[0].values())
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in distiller.parameters())

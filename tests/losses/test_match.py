@@ -42,3 +42,37 @@ def test_a_level_that_one_side_lacks(missing: str) -> None:
 def test_nothing_shared() -> None:
     with pytest.raises(InputError, match='share no level to distil: the student has p3, the teacher p4, p5;'):
         match_levels(levels(8), levels(16, 32))
+
+
+def test_pairs_as_asked() -> None:
+    pairs = match_levels(
+        RETINANET, MASK_RCNN, wanted=['p3', 'p4', 'p5'], teacher_wanted=['p2', 'p4', 'p3'], resize='student'
+    )
+    assert [pair.name for pair in pairs] == ['p3-p2', 'p4', 'p5-p3']
+    assert [pair.resize for pair in pairs] == ['student', 'none', 'student']
+    assert pairs[0].compared == Level('p2', 4, 256)
+    (pair,) = match_levels(RETINANET, MASK_RCNN, wanted=['p3'], teacher_wanted=['p2'], resize='teacher')
+    assert (pair.name, pair.stride, pair.compared) == ('p3-p2', 8, Level('p3', 8, 256))
+
+
+def test_other_strides_without_a_resize() -> None:
+    with pytest.raises(InputError) as caught:
+        match_levels(RETINANET, MASK_RCNN, wanted=['p4', 'p3'], teacher_wanted=['p4', 'p2'])
+    assert str(caught.value) == (
+        'cannot distil p3 of the student (stride 8) from p2 of the teacher (stride 4): their grids differ; '
+        'set resize to student or teacher, or pair levels of one stride'
+    )
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'teacher_wanted', 'message'),
+    [
+        (['p3'], ['p2', 'p3'], 'one level for each of levels p3; give both'),
+        (None, ['p2'], r'one level for each of levels \(not given\); give both'),
+        (['p2'], ['p2'], 'cannot distil p2: the student has p3, p4, p5, p6, p7; choose one of these'),
+        (['p3'], ['p6'], 'cannot distil p6: the teacher has p2, p3, p4, p5; choose one of these'),
+    ],
+)
+def test_lists_that_do_not_fit(wanted: list[str] | None, teacher_wanted: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        match_levels(RETINANET, MASK_RCNN, wanted=wanted, teacher_wanted=teacher_wanted, resize='student')

@@ -10,16 +10,17 @@ from torch.nn.functional import pad
 from mtpd.errors import InputError
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_loss import Term
-from mtpd.losses.object_terms import TarFeatureTerm
+from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 
 STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4)]
 TEACHER = [Level('p3', 8, 6), Level('p4', 16, 4)]
-TERMS: list[Term] = [TarFeatureTerm()]
+ANCHORS = {8: torch.tensor([[-16.0, -16, 16, 16], [-23, -11, 23, 11]]), 16: torch.tensor([[-32.0, -32, 32, 32]])}
+TERMS: list[Term] = [FineGrainedTerm(), FineGrainedTerm(reference='pyramid'), TarFeatureTerm(), FgdTerm()]
 Maps = dict[str, Tensor]
 
-by_loss = pytest.mark.parametrize('term', TERMS, ids=[term.loss for term in TERMS])
+by_loss = pytest.mark.parametrize('term', TERMS, ids=[f'{term.loss}-{number}' for number, term in enumerate(TERMS)])
 
 
 def random_case(dtype: torch.dtype = torch.float32) -> tuple[Maps, Maps, Maps, list[Tensor]]:
@@ -40,7 +41,7 @@ def random_case(dtype: torch.dtype = torch.float32) -> tuple[Maps, Maps, Maps, l
 
 def build(term: Term) -> Distiller:
     torch.manual_seed(1)
-    return Distiller([term], student=STUDENT, teacher=TEACHER)
+    return Distiller([term], student=STUDENT, teacher=TEACHER, anchors=ANCHORS)
 
 
 def total(losses: Maps) -> Tensor:
@@ -132,7 +133,7 @@ def test_the_boxes_matter_and_must_be_there(term: Term) -> None:
     distiller = build(term)
     want = distiller(student, teacher, masks, boxes=boxes)
     moved = distiller(student, teacher, masks, boxes=[boxes[0] + 7, boxes[1]])
-    assert all(loss.item() != pytest.approx(want[name].item(), rel=1e-3) for name, loss in moved.items())
+    assert all(loss.item() != pytest.approx(want[name].item(), rel=1e-5) for name, loss in moved.items())
     for missing in (None, boxes[:1]):
         with pytest.raises(InputError, match=f'{term.loss}/p3 needs the boxes of the objects'):
             distiller(student, teacher, masks, boxes=missing)

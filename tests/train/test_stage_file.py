@@ -10,11 +10,19 @@ import pytest
 from pydantic import BaseModel
 
 from mtpd.errors import InputError
-from mtpd.losses.object_terms import TarFeatureTerm
+from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train import data_settings, loss_settings, settings
 from mtpd_train.data_settings import FilesSettings
-from mtpd_train.loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings, TarFeatureSettings
+from mtpd_train.loss_settings import (
+    CwdSettings,
+    FgdSettings,
+    FineGrainedSettings,
+    MaskedMseSettings,
+    MgdSettings,
+    PkdSettings,
+    TarFeatureSettings,
+)
 from mtpd_train.settings import StageSettings
 from mtpd_train.stage_file import dump_stage, load_stages
 
@@ -98,6 +106,9 @@ def test_plain_training_without_a_cache(load: Loader) -> None:
         CONTRACT,
         PLAIN + 'data: {geometry: {scale: [64, 48]}}\nmodel: {backbone.depth: 18}',
         PLAIN + 'cache: c\ndistill: [{loss: pkd, decay: {kind: step, at: [0.5, 0.8]}}]\n',
+        PLAIN + 'cache: c\ndistill: [{loss: fgd, attention: 5e-4}, {loss: fine_grained, reference: pyramid}]',
+        PLAIN + 'cache: c\ndistill: [{loss: tar_feature, spread: [1, 2]}]',
+        PLAIN + 'cache: c\ndistill: [{loss: pkd, levels: [p3, p4], teacher_levels: [p2, p3], resize: student}]',
     ],
 )
 def test_what_is_printed_reads_as_the_same_stage(load: Loader, text: str) -> None:
@@ -176,7 +187,8 @@ line 3 init.checkpoint expected a text, got 3
 line 3 init.inherit.0 must be 'neck' or 'head', got the text 'nek'
 line 6 distill.0.levels.1 expected a level such as p3, got the text 'q4'
 line 6 distill.0.mask_ratio must be at most 1, got 1.5
-line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', 'tar_feature', got the text 'mdg'
+line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', 'fine_grained', 'tar_feature', 'fgd', \
+got the text 'mdg'
 line 9 distill.2.adaptr unknown key; did you mean adapter?
 line 11 data.train.annotations is missing
 line 11 data.train.annot unknown key; did you mean annotations?
@@ -214,6 +226,30 @@ line 17 optim.lr expected a number, got true
         (
             PLAIN + 'cache: c\ndistill: [{loss: cwd, temperature: 0}]\n',
             'line 6 distill.0.temperature must be greater than',
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: fine_grained, threshold: 1}]\n',
+            'line 6 distill.0.threshold must be less than 1, got 1',
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: fgd, forground: 1}]\n',
+            'line 6 distill.0.forground unknown key; did you mean foreground?',
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: tar_feature, spread: [2]}]\n',
+            'line 6 distill.0.spread.1 is missing',
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: pkd, resize: both}]\n',
+            "line 6 distill.0.resize must be 'none', 'student' or 'teacher', got the text 'both'",
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: pkd, levels: [p3, p4], teacher_levels: [p2]}]\n',
+            'line 6 distill.0.teacher_levels needs one level for each of `levels`, which has 2, got 1',
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: pkd, teacher_levels: [p2]}]\n',
+            'line 6 distill.0.teacher_levels needs one level for each of `levels`, which has 0, got 1',
         ),
         (
             PLAIN + 'cache: c\ndistill: [{loss: pkd, tau: 1}]\n',
@@ -341,7 +377,9 @@ def test_a_later_stage_must_not_inherit_over_what_was_learned(tmp_path: Path) ->
         (MaskedMseSettings, MaskedMseTerm),
         (PkdSettings, PkdTerm),
         (CwdSettings, CwdTerm),
+        (FineGrainedSettings, FineGrainedTerm),
         (TarFeatureSettings, TarFeatureTerm),
+        (FgdSettings, FgdTerm),
     ],
 )
 def test_losses_have_the_librarys_options_and_defaults(section: type[BaseModel], term: Any) -> None:

@@ -1,0 +1,149 @@
+"""FGD, focal and global distillation (Yang et al., CVPR 2022): objects and background apart, weighed by the teacher's
+attention, and relations between pixels.
+
+    L = a fg + b bg + g (at_s + at_c) + l rel
+
+    P(F)_hw = n softmax over valid h, w of (mean_c |F| / tau)     Q(F)_c = C softmax over c of (mean_hw |F| / tau)
+    fg   = 1/(N C) sum_bchw Z_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Z = 1 / cells of the smallest box that covers, or 0
+    bg   = 1/(N C) sum_bchw Y_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Y = 1 / the image's cells in no box, or 0 in one
+    at_s = 1/N sum_b 1/n sum_hw |P(A(S)) - P(T)|                  at_c = 1/(N C) sum_bc |Q(A(S)) - Q(T)|
+    rel  = mean over valid cells and channels of (R_S(A(S)) - R_T(T))^2      R: see `mtpd.losses.gc_block`
+
+A is a 1x1 adapter where the channels differ; n counts the valid cells of an image, N the images with any. `fg` adds up
+the objects of an image; nothing else grows with resolution, padding or channels. The published losses are sums over h,
+w and c where these are means, so their weights (alpha, beta, gamma, lambda) become
+
+    a = alpha C     b = beta C     g = gamma H W for at_s and gamma C for at_c     l = lambda C H W
+
+with H W the level at the input for which they were tuned (`mtpd.losses.mgd.PUBLISHED_INPUT`): `normalize: published`.
+
+                                              alpha    beta     gamma    lambda
+    RetinaNet, one stage with anchors         1e-3     5e-4     1e-3     5e-6     (released configs: gamma 5e-4)
+    Faster, Mask and Cascade R-CNN            5e-5     2.5e-5   5e-5     5e-7
+    RepPoints, FCOS, one without anchors      1.6e-3   8e-4     8e-3     8e-6     (released RepPoints: gamma 8e-4)
+
+As in the released code a box covers the cells floor(x1 / stride) to ceil(x2 / stride), both included, and likewise
+along y. That code scales boxes by the ratio of the map to the image, which moves them where an image is padded; here
+the stride does it.
+
+Legend: B batch, C channels, H W grid of a level, N boxes of an image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtpd.losses.gc_block import GcBlock, softmax_over_cells
+from mtpd.losses.maps import accumulation_dtype, check_shapes
+from mtpd.losses.masked_mse import masked_mse
+from mtpd.losses.objects import Objects, greatest, has_area
+
+
+@dataclass(frozen=True)
+class FgdWeights:
+    """What each part of the loss, a mean, is multiplied by: see the module."""
+
+    foreground: float
+    background: float
+    spatial_attention: float
+    channel_attention: float
+    relation: float
+
+
+class FocalGlobalDistillation(nn.Module):
+    """FGD's loss of one level. All layers start as the authors' do."""
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, *, stride: int, weights: FgdWeights, temperature: float
+    ) -> None:
+        """Builds the layers.
+
+        Args:
+            student_channels: channels of the student's map.
+            teacher_channels: channels of the teacher's map.
+            stride: of the grid on which they are compared, input pixels per cell.
+            weights: of the parts.
+            temperature: tau, greater than 0: the higher, the more even the attention.
+        """
+        super().__init__()
+        self._stride, self._weights, self._temperature = stride, weights, temperature
+        self.align = None if student_channels == teacher_channels else nn.Conv2d(student_channels, teacher_channels, 1)
+        self.student_relation = GcBlock(teacher_channels)
+        self.teacher_relation = GcBlock(teacher_channels)
+
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor, *, objects: Objects) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            student: (B, C of the student, H, W).
+            teacher: (B, C of the teacher, H, W).
+            mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the
+                loss nor a gradient.
+            objects: of the batch.
+
+        Returns:
+            Scalar float32; 0 when no cell counts.
+
+        Raises:
+            InputError: the shapes do not fit.
+        """
+        dtype = accumulation_dtype(student, teacher)
+        student, teacher = (torch.where(mask, values, 0.0).to(dtype) for values in (student, teacher))
+        if self.align is not None:
+            # The bias fills the padding again.
+            student = torch.where(mask, self.align(student), 0.0).to(dtype)
+        check_shapes(student, teacher, mask)
+        own_spatial, own_channel = _attention(student, mask, self._temperature)
+        with torch.no_grad():
+            spatial, channel = _attention(teacher, mask, self._temperature)
+            foreground, background = self._split(objects, mask)
+        # What is left of (A(S) - T)^2 after the mean over channels, (B, 1, H, W).
+        error = spatial * (channel * (student - teacher).square()).mean(1, keepdim=True)
+        weights = self._weights
+        return (
+            weights.foreground * _mean_of_images((foreground * error).sum((1, 2, 3)), mask)
+            + weights.background * _mean_of_images((background * error).sum((1, 2, 3)), mask)
+            + weights.spatial_attention * _mean_of_images(_cell_mean((own_spatial - spatial).abs(), mask), mask)
+            + weights.channel_attention * _mean_of_images((own_channel - channel).abs().mean((1, 2, 3)), mask)
+            + weights.relation
+            * masked_mse(self.student_relation(student, mask), self.teacher_relation(teacher, mask), mask)
+        )
+
+    def _split(self, objects: Objects, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Z and Y, float32 (B, 1, H, W)."""
+        # Image by image: all boxes of a batch at once would be gigabytes on the finest level.
+        covered = [_inverse_areas(boxes, (mask.shape[2], mask.shape[3]), self._stride) for boxes in objects.boxes]
+        foreground = torch.where(mask, torch.stack(covered)[:, None], 0.0)
+        outside = mask & (foreground == 0)
+        return foreground, outside / outside.sum((2, 3), keepdim=True).clamp(min=1)
+
+
+def _inverse_areas(boxes: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
+    """1 / cells of the smallest box (N, 4) that covers a cell, or 0: (H, W) of one image."""
+    low, high = (boxes.float()[:, :2] / stride).floor(), (boxes.float()[:, 2:] / stride).ceil()
+    y, x = (torch.arange(cells, device=boxes.device) for cells in grid)
+    rows = (y >= low[:, 1:]) & (y <= high[:, 1:])
+    columns = (x >= low[:, :1]) & (x <= high[:, :1])
+    inverse = torch.where(has_area(boxes), 1 / (high - low + 1).clamp(min=1).prod(1), 0.0)
+    return greatest((rows[:, :, None] & columns[:, None, :]) * inverse[:, None, None])
+
+
+def _attention(values: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """P (B, 1, H, W), with mean 1 over valid cells, and Q (B, C, 1, 1), with mean 1 over channels."""
+    magnitudes = values.abs()
+    num_cells = mask.sum((2, 3), keepdim=True)
+    spatial = num_cells * softmax_over_cells(magnitudes.mean(1, keepdim=True) / temperature, mask)
+    means = magnitudes.sum((2, 3), keepdim=True) / num_cells.clamp(min=1)
+    return spatial, values.shape[1] * (means / temperature).softmax(1)
+
+
+def _cell_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean (B,) of each image (B, 1, H, W) over its valid cells; 0 elsewhere is expected."""
+    return values.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
+
+
+def _mean_of_images(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of what images (B,) give, over those with a valid cell; the others give 0."""
+    # Counted on the device: reading the number here would make the host wait for the GPU.
+    return values.sum() / mask.flatten(1).any(1).sum().clamp(min=1)

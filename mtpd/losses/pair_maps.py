@@ -1,0 +1,66 @@
+"""The maps and the mask of a pair of levels, on one grid.
+
+Legend: B batch, C channels, H W grid of a level.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mtpd.errors import InputError
+from mtpd.losses.match import LevelPair
+from mtpd.losses.resize import resize_map
+from mtpd.pyramid import Level
+
+Maps = Mapping[str, Tensor]
+
+
+def pair_maps(pair: LevelPair, student: Maps, teacher: Maps, masks: Maps) -> tuple[Tensor, Tensor, Tensor]:
+    """Picks the maps of a pair and resizes one where their strides differ.
+
+    Args:
+        pair: the levels.
+        student: level name -> (B, C, H, W).
+        teacher: level name -> (B, C, H, W).
+        masks: level name -> bool (B, 1, H, W).
+
+    Returns:
+        (B, C of the student, H, W), (B, C of the teacher, H, W) and bool (B, 1, H, W).
+
+    Raises:
+        InputError: a map is missing, or its shape is not the one that was announced.
+    """
+    student_map, student_mask = _pick(pair.student, 'student', student, masks)
+    teacher_map, teacher_mask = _pick(pair.teacher, 'teacher', teacher, masks)
+    if pair.student.stride == pair.teacher.stride:
+        if student_map.shape[2:] != teacher_map.shape[2:]:
+            raise InputError(
+                f'{pair.name} of the teacher has the grid {tuple(teacher_map.shape[2:])}, that of the student '
+                f'{tuple(student_map.shape[2:])}; pad the teacher and the mask to the grid of the student'
+            )
+        return student_map, teacher_map, student_mask
+    if pair.resize == 'student':
+        student_map, valid = _resize(student_map, student_mask, pair.student, teacher_map, pair.teacher)
+        return student_map, teacher_map, teacher_mask & valid
+    teacher_map, valid = _resize(teacher_map, teacher_mask, pair.teacher, student_map, pair.student)
+    return student_map, teacher_map, student_mask & valid
+
+
+def _resize(values: Tensor, mask: Tensor, level: Level, target: Tensor, target_level: Level) -> tuple[Tensor, Tensor]:
+    grid = target.shape[2], target.shape[3]
+    return resize_map(values, mask, stride=level.stride, target_stride=target_level.stride, target_grid=grid)
+
+
+def _pick(level: Level, owner: str, maps: Maps, masks: Maps) -> tuple[Tensor, Tensor]:
+    """A level's map and mask, or an InputError that names the level and what is wrong with it."""
+    for giver, given in ((owner, maps), ('masks', masks)):
+        if level.name not in given:
+            raise InputError(f'{giver} gives {", ".join(given) or "no level"}, but {level.name} is to be distilled')
+    values, mask = maps[level.name], masks[level.name]
+    wanted = (mask.shape[0], level.channels, *mask.shape[2:])
+    if mask.ndim != 4 or mask.shape[1] != 1 or values.shape != wanted:
+        raise InputError(
+            f'{level.name} of the {owner} has the shape {tuple(values.shape)}, wanted {wanted} (batch, channels, rows, '
+            f'columns) for a mask of {tuple(mask.shape)}; pad the teacher and the mask to the grid of the student'
+        )
+    return values, mask
