@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
+from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
 from mtpd.environment import choose_device
@@ -30,7 +30,7 @@ class Extraction:
         codec, target_error, views: how and what is stored.
         plan: which image goes where.
         description: what the manifest will say.
-        teacher_weights: the neck and head, as a safetensors file.
+        teacher_weights: neck and head, and a record of the RoI head, as a safetensors file.
         paths: image id -> file.
     """
 
@@ -99,7 +99,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         views=options['views'],
         plan=plan,
         description=description,
-        teacher_weights=safetensors.torch.save(neck_and_head_weights(teacher)),
+        teacher_weights=save_teacher(neck_and_head_weights(teacher), roi_head=teacher.roi_head),
         paths=paths,
     )
 

@@ -12,6 +12,7 @@ from mtpd.cache.writing.writer import CacheWriter
 from mtpd.interrupt import stop_on_signals
 from mtpd.outcome import Interrupted
 from mtpd_extract.build import Extraction, build_extraction
+from mtpd_extract.earlier import without_head_record
 from mtpd_extract.estimate import free_bytes, gigabytes, groups_bytes, require_room, total_bytes
 from mtpd_extract.extraction import Loading, Progress, extract_groups
 from mtpd_extract.fingerprint import changes_since
@@ -26,6 +27,11 @@ def run(options: Mapping[str, Any]) -> None:
     part = Part(*options['part']) if options['part'] else WHOLE
     check_target(out, resume=options['resume'], overwrite=options['overwrite'])
     extraction = build_extraction(options)
+    if not options['overwrite'] and (begun := without_head_record(extraction, out)):
+        print(
+            f'warning: {out} was begun by an mtpd that kept no record of the RoI head, and goes on so', file=sys.stderr
+        )
+        extraction = begun
     print(_summary(extraction, out, part), flush=True)
     loading = Loading(batch_size=options['batch_size'], num_threads=options['workers'])
     trial = cache(partial(run_trial, extraction, loading))

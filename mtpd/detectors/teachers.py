@@ -17,12 +17,14 @@ from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size, read_preprocessing
+from mtpd.detectors.roi_structure import roi_head_record
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.files import canonical_json, sha256_bytes, sha256_file
 from mtpd.geometry import Size
+from mtpd.heads.record import RoiHeadRecord
 from mtpd.pyramid import Level
 
 __all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights']
@@ -43,6 +45,7 @@ class Teacher:
         preprocessing: geometry and normalisation of its inputs.
         definition_sha256: hash of the model's config, or of the file and callable that make it.
         hook_point: where the maps are taken, see `mtpd.detectors.hook_point`.
+        roi_head: how its RoI head is built; None where it has none that mtpd can run on its maps.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Teacher:
     preprocessing: Preprocessing
     definition_sha256: str
     hook_point: str
+    roi_head: RoiHeadRecord | None = None
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -145,14 +149,16 @@ def _from_mmdet(
     hook_point = teacher_hook_point(module, hook, name=reference)
     features = _guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
     preprocessing = read_preprocessing(config, scale=options.scale)
+    levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=device)
     return Teacher(
         name=reference,
         module=module,
         features=features,
-        levels=levels_of(features, input_size=probe_size(preprocessing.geometry), device=device),
+        levels=levels,
         preprocessing=preprocessing,
         definition_sha256=sha256_bytes(canonical_json(_plain(config.model.to_dict()))),
         hook_point=hook_point,
+        roi_head=roi_head_record(module, levels=levels) if hook_point == NECK else None,
     )
 
 

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mtpd.cache.format import arrays
@@ -26,11 +24,12 @@ from mtpd.cache.format.codecs import EncodedMaps, decode, has_scale
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
 from mtpd.cache.format.plan import Bucket
 from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
-from mtpd.cache.format.strict_json import short
+from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
 from mtpd.errors import CacheDamagedError, CacheMismatchError
 from mtpd.geometry import Geometry, Size
+from mtpd.heads.roi_head import RoiHead
 from mtpd.pyramid import Level
 
 # Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
@@ -157,12 +156,19 @@ class CacheReader:
         Raises:
             CacheDamagedError: the file is not what was written, or holds no tensors.
         """
-        content = self._files.read(TEACHER_FILE, max_bytes=MAX_TEACHER_BYTES)
-        try:
-            return dict(safetensors.torch.load(content))
-        # Beside its own error, safetensors lets through what it meets in torch: a KeyError for an unknown dtype.
-        except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-            raise CacheDamagedError(f'{self.path / TEACHER_FILE}: holds no tensors ({short(error)})') from error
+        return load_teacher(self._teacher_file(), name=str(self.path / TEACHER_FILE)).weights
+
+    def roi_head(self) -> RoiHead:
+        """The teacher's RoI head, ready to run on this cache's maps; of a cascade the first stage.
+
+        Raises:
+            CacheMismatchError: the cache holds none that can be run; says why.
+            CacheDamagedError: the file is not what was written, or its record and its tensors contradict each other.
+        """
+        return load_roi_head(self._teacher_file(), name=str(self.path / TEACHER_FILE))
+
+    def _teacher_file(self) -> bytes:
+        return self._files.read(TEACHER_FILE, max_bytes=MAX_TEACHER_BYTES)
 
     def _locate(self, image_id: int) -> Location:
         try:

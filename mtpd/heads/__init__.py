@@ -1,0 +1,1 @@
+"""Detection heads of teachers, restored from what a cache holds, in plain PyTorch."""

@@ -1,0 +1,61 @@
+"""Boxes and their deltas: the coder of two-stage detectors, and overlaps. Boxes are absolute xyxy.
+
+Letters: K boxes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# mmdet's bound of dw and dh: a box grows or shrinks by at most 1000 / 16.
+MAX_LOG_RATIO = math.log(1000 / 16)
+
+
+@dataclass(frozen=True)
+class BoxCoder:
+    """The units in which a head gives deltas: delta = (raw delta - mean) / std.
+
+    Raw deltas are dx, dy in widths and heights of the proposal, and dw, dh as logarithms of ratios.
+
+    Attributes:
+        means, stds: of dx, dy, dw, dh.
+    """
+
+    means: tuple[float, float, float, float]
+    stds: tuple[float, float, float, float]
+
+    def to_raw(self, deltas: Tensor) -> Tensor:
+        """Raw deltas (..., 4) of a head's deltas."""
+        return deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """A head's deltas of raw ones (..., 4)."""
+        return (raw - raw.new_tensor(self.means)) / raw.new_tensor(self.stds)
+
+
+def decode(proposals: Tensor, raw: Tensor) -> Tensor:
+    """Proposals (K, 4) moved by raw deltas (K, 4), as mmdet's `DeltaXYWHBBoxCoder` does without a border."""
+    sizes = proposals[:, 2:] - proposals[:, :2]
+    centres = (proposals[:, :2] + proposals[:, 2:]) / 2 + sizes * raw[:, :2]
+    halves = sizes * raw[:, 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centres - halves, centres + halves], dim=1)
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union (K,) of each box (K, 4) with its partner; 0 where neither has an area."""
+    corners = torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])
+    intersection = corners.clamp(min=0).prod(1)
+    areas = [(one[:, 2:] - one[:, :2]).clamp(min=0).prod(1) for one in (boxes, others)]
+    union = areas[0] + areas[1] - intersection
+    return intersection / torch.where(union == 0, 1, union)
+
+
+def class_slice(deltas: Tensor, labels: Tensor) -> Tensor:
+    """The deltas (K, 4) of each box's class, of (K, 4 * classes), or (K, 4) for all classes; any for a background."""
+    if deltas.shape[1] == 4:
+        return deltas
+    num_classes = deltas.shape[1] // 4
+    rows = torch.arange(len(deltas), device=deltas.device)
+    return deltas.view(len(deltas), num_classes, 4)[rows, labels.clamp(max=num_classes - 1)]
