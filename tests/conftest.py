@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,30 @@ def real_dir() -> Path:
     if not (folder / 'coco_mini').is_dir():
         pytest.skip(f'no real data at {folder}; MTPD_REAL_DATA names another folder')
     return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_two_stage() -> Path:
+    """The mmdet config of a tiny Faster R-CNN for the synthetic set."""
+    return REPOSITORY / 'tests' / 'tiny' / 'faster_rcnn.py'
+
+
+@pytest.fixture(scope='session')
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`random_weights(config, num_classes=6)` is a checkpoint for the detector of an mmdet config."""
+
+    def make(config: Path | str, *, num_classes: int = 6) -> Path:
+        import torch
+
+        from mtpd.detectors.models import build_detector, load_config
+
+        torch.manual_seed(1)
+        path = tmp_path_factory.mktemp('weights') / 'random.pth'
+        model = build_detector(load_config(str(config)), num_classes=num_classes)
+        torch.save({'state_dict': model.state_dict()}, path)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope='session')

@@ -16,8 +16,10 @@ from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.object_terms import FineGrainedTerm
 from mtpd_train.build_data import build_sets, split_paths
+from mtpd_train.build_responses import build_responses
 from mtpd_train.build_source import build_source, student_preprocessing
 from mtpd_train.build_terms import build_term
+from mtpd_train.loss_settings import TarHeadSettings
 from mtpd_train.optimizer import Recipe
 from mtpd_train.settings import InitSettings, OptimSettings, StageSettings
 from mtpd_train.stage import Stage
@@ -62,14 +64,16 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         config, preprocessing=preprocessing, num_classes=len(train_coco.categories), seed=settings.seed
     )
     train_set, val_set = build_sets(data, geometry=preprocessing.geometry, with_masks=student.has_masks, read=read)
-    terms = [build_term(one) for one in settings.distill]
-    if source is not None and terms:
+    responses = build_responses(settings.distill, student=student.model, source=source)
+    terms = [build_term(one) for one in settings.distill if not isinstance(one, TarHeadSettings)]
+    if source is not None and settings.distill:
         neck_of(student.model)
         source.require_fit(train_set, flip=data.flip)
     teacher_levels = source.levels if source else ()
     needs_anchors = any(isinstance(term, FineGrainedTerm) for term in terms)
     anchors = base_anchors(student.model) if needs_anchors else None
     distiller = Distiller(terms, student=student.levels, teacher=teacher_levels, anchors=anchors)
+    needed = {*distiller.teacher_levels, *(responses.levels if responses else ())}
     origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
     inheritance: tuple[Inheritance, ...] = ()
     if settings.init.inherit and source is not None:
@@ -91,7 +95,8 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         train_set=train_set,
         val_set=val_set,
         distiller=distiller,
-        teacher_levels=distiller.teacher_levels,
+        responses=responses,
+        teacher_levels=tuple(level for level in teacher_levels if level in needed),
         flip=data.flip,
         batch_size=data.batch_size,
         num_workers=data.workers,

@@ -6,7 +6,7 @@ from mtpd.losses.decay import Decay
 from mtpd.losses.level_loss import Term
 from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
-from mtpd_train.loss_settings import DistillSettings
+from mtpd_train.loss_settings import LevelLossSettings
 
 _KINDS: tuple[type[Term], ...] = (
     MaskedMseTerm,
@@ -19,7 +19,7 @@ _KINDS: tuple[type[Term], ...] = (
 )
 
 
-def build_term(settings: DistillSettings) -> Term:
+def build_term(settings: LevelLossSettings) -> Term:
     """The term of an entry: it has the entry's options under the same names."""
     options: dict[str, Any] = {name: getattr(settings, name) for name in type(settings).model_fields}
     loss = options.pop('loss')

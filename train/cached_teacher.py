@@ -12,6 +12,7 @@ from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import dequantise, rotate
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Geometry, Size
+from mtpd.heads.roi_head import RoiHead
 from mtpd.prefetch import prefetched
 from mtpd.pyramid import Level
 from mtpd_train.cache_fit import require_fit
@@ -57,6 +58,9 @@ class CachedTeacher:
 
     def weights(self) -> dict[str, Tensor]:
         return self.reader.teacher_weights()
+
+    def roi_head(self) -> RoiHead:
+        return self.reader.roi_head()
 
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
         require_fit(self.reader, train_set, flip=flip)

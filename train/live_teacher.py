@@ -12,8 +12,10 @@ from torch import Tensor
 from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.detectors.transforms import Sample
+from mtpd.errors import InputError
 from mtpd.files import canonical_json
 from mtpd.geometry import Geometry, Size
+from mtpd.heads.roi_head import RoiHead
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
@@ -53,6 +55,14 @@ class LiveTeacher:
 
     def weights(self) -> dict[str, Tensor]:
         return neck_and_head_weights(self.teacher)
+
+    def roi_head(self) -> RoiHead:
+        if self.teacher.roi_head is None:
+            raise InputError(
+                f'tar_head: teacher {self.name} has no RoI head, or one of a kind that mtpd cannot run on its maps; take a '
+                'Faster, Mask or Cascade R-CNN, or another loss'
+            )
+        return RoiHead(self.teacher.roi_head, self.weights())
 
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
         """It can see any image, and any view of it."""

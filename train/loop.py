@@ -109,7 +109,7 @@ def train_stage(stage: Stage, place: Place) -> None:
                 step += 1
                 if step % LOG_EVERY == 0 or number + 1 == num_batches:
                     image_ids = [sample.image_id for sample in samples]
-                    decay = stage.distiller.decay_factors(progress=progress)
+                    decay = stage.decay_factors(progress=progress)
                     record = meter.record(step=step, epoch=epoch + 1, lr=lr, decay=decay, image_ids=image_ids)
                     append_record(place.metrics_file, record)
                     bar.set_postfix_str(f'loss {record.losses["total"]:.3f}', refresh=False)

@@ -86,7 +86,8 @@ def _check_precision(settings: Sequence[StageSettings], device: torch.device) ->
 def _summary(stage: Stage) -> str:
     geometry = stage.student.preprocessing.geometry
     parameters = sum(one.numel() for one in stage.student.model.parameters())
-    losses = ', '.join(sorted(stage.distiller.losses)) or 'none'
+    names = [*stage.distiller.losses, *([] if stage.responses is None else [stage.responses.term.loss])]
+    losses = ', '.join(sorted(names)) or 'none'
     start = stage.origin or f'student of stage {stage.number - 1}'
     if stage.inheritance:
         start += f', {inheritance_summary(stage.inheritance)}'

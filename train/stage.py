@@ -6,9 +6,11 @@ import torch
 
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
+from mtpd.losses.tar_head import decay_factors
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.optimizer import Recipe
+from mtpd_train.responses import Responses
 from mtpd_train.sampling import Request, training_batches
 from mtpd_train.student import Student
 from mtpd_train.teacher_source import TeacherSource
@@ -27,7 +29,8 @@ class Stage:
         hook_point: where the student's maps are taken, see `mtpd.detectors.hook_point`.
         source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
-        distiller: the distillation losses; without any in plain training.
+        distiller: the distillation losses on maps; without any in plain training.
+        responses: the distillation loss on what a RoI head says, or None.
         teacher_levels: the levels of the source that the losses read.
         flip: probability of the mirrored view.
         batch_size, num_workers, evaluate_every, seed: as in the stage file.
@@ -44,6 +47,7 @@ class Stage:
     train_set: DetectionDataset
     val_set: DetectionDataset | None
     distiller: Distiller
+    responses: Responses | None
     teacher_levels: tuple[Level, ...]
     flip: float
     batch_size: int
@@ -61,8 +65,15 @@ class Stage:
         """Moves the networks that the stage runs, in place."""
         self.student.model.to(device)
         self.distiller.to(device)
+        if self.responses is not None:
+            self.responses.head.to(device)
         if self.source is not None and self.teacher_levels:
             self.source.to(device)
+
+    def decay_factors(self, *, progress: float) -> dict[str, float]:
+        """What the weights of the decaying losses are multiplied by, by the names of the losses."""
+        factors = self.distiller.decay_factors(progress=progress)
+        return factors if self.responses is None else factors | decay_factors(self.responses.term, progress=progress)
 
     def epoch_seed(self, epoch: int) -> tuple[int, int, int]:
         """Seed of everything random in an epoch, from 0: what is drawn does not depend on the epochs before."""

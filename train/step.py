@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -9,11 +10,13 @@ from torch.amp.grad_scaler import GradScaler
 
 from mtpd.detectors.detection import collate, detection_losses
 from mtpd.detectors.hook_point import captured_maps
+from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 from mtpd_train.dataset import load_batches
+from mtpd_train.responses import response_losses
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
 from mtpd_train.teacher_source import ReadAhead
@@ -64,12 +67,18 @@ def step_losses(
     levels = {level.name: level for level in (*student.levels, *stage.teacher_levels)}.values()
     masks = batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device)
     with autocast:
-        with captured_maps(student.model, hook_point=stage.hook_point) as maps:
+        with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois:
             losses = detection_losses(student.model, images, samples)
         named = {level.name: one for level, one in zip(student.levels, maps, strict=True)}
         boxes = [one.data_sample.gt_instances.bboxes.to(device) for one in samples]
         distillation: dict[str, Tensor] = stage.distiller(named, teacher, masks, boxes=boxes, progress=progress)
+        if stage.responses is not None and rois is not None:
+            distillation |= response_losses(stage.responses, rois, teacher, samples, progress=progress)
     return losses | distillation
+
+
+def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
+    return nullcontext() if stage.responses is None else captured_rois(stage.student.model)
 
 
 def batch_masks(

@@ -9,6 +9,7 @@ from torch import Tensor
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Geometry, Size
+from mtpd.heads.roi_head import RoiHead
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
@@ -51,6 +52,13 @@ class TeacherSource(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """The teacher's neck and head parameters by their name in the teacher, on the CPU."""
+
+    def roi_head(self) -> RoiHead:
+        """The teacher's RoI head, in float32 on the CPU, for maps that this source gives.
+
+        Raises:
+            MtpdError: the teacher has none that mtpd can run; says why.
+        """
 
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
         """Checks that it can teach on all images of a data set, in every view that training draws.

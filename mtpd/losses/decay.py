@@ -28,6 +28,7 @@ class Decay:
 
 
 NO_DECAY = Decay()
+LINEAR_DECAY = Decay('linear')
 
 
 def decay_factor(decay: Decay, *, progress: float) -> float:

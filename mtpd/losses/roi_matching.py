@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 
-class Objects(NamedTuple):
+class LabelledBoxes(NamedTuple):
     """The annotated objects of one image.
 
     Attributes:
@@ -38,7 +38,7 @@ class Matches(NamedTuple):
 
 
 @torch.no_grad()
-def match_rois(rois: Tensor, objects: Sequence[Objects], *, num_classes: int, positive_iou: float) -> Matches:
+def match_rois(rois: Tensor, objects: Sequence[LabelledBoxes], *, num_classes: int, positive_iou: float) -> Matches:
     """Gives each RoI the object of its image with the highest IoU, if that is at least `positive_iou`.
 
     Args:

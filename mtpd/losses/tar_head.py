@@ -1,0 +1,97 @@
+"""TAR's class and box terms of one batch, from what student and teacher say about the same RoIs.
+
+Letters: K RoIs, C object classes; the background is class C.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtpd.errors import InputError
+from mtpd.heads.boxes import BoxCoder, class_slice
+from mtpd.heads.roi_head import RoiPredictions
+from mtpd.losses.decay import decay_factor
+from mtpd.losses.response_terms import TarHeadTerm
+from mtpd.losses.roi_matching import Matches
+from mtpd.losses.tar_response import box_gate, box_term, class_term
+
+
+class TeacherAnswers(NamedTuple):
+    """What the teacher says about RoIs.
+
+    Attributes:
+        logits: (K, C + 1), or log probabilities.
+        raw: (K, 4) raw deltas of each RoI's true class.
+        known: (K,) bool, where there are such deltas.
+    """
+
+    logits: Tensor
+    raw: Tensor
+    known: Tensor
+
+
+def answers_of_head(predictions: RoiPredictions, matches: Matches, *, coder: BoxCoder) -> TeacherAnswers:
+    """Of a teacher's RoI head with the box coder `coder`, which says all about every RoI."""
+    raw = coder.to_raw(class_slice(predictions.deltas, matches.labels))
+    return TeacherAnswers(predictions.logits, raw, torch.ones_like(matches.positive))
+
+
+def tar_head_losses(
+    term: TarHeadTerm,
+    *,
+    rois: Tensor,
+    matches: Matches,
+    student: RoiPredictions,
+    teacher: TeacherAnswers,
+    coder: BoxCoder,
+    progress: float = 0.0,
+) -> dict[str, Tensor]:
+    """The losses of one batch, weighted and decayed.
+
+    Args:
+        term: weights, gates and decay.
+        rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
+        matches: what the RoIs are by the annotations.
+        student: of the same RoIs, any floating dtype; only these get a gradient.
+        teacher: of the same RoIs.
+        coder: the student's.
+        progress: share of the stage that is done, from 0 to 1.
+
+    Returns:
+        `distill/tar_head/class` and `distill/tar_head/box` -> scalar float32.
+
+    Raises:
+        InputError: student and teacher tell other numbers of classes apart.
+    """
+    if student.logits.shape != teacher.logits.shape:
+        raise InputError(
+            f'tar_head: the teacher says {tuple(teacher.logits.shape)} (RoIs, classes + 1), the student '
+            f'{tuple(student.logits.shape)}; both must have learned the same classes'
+        )
+    deltas = class_slice(student.deltas, matches.labels)
+    is_open = box_gate(
+        term.box_gate,
+        proposals=rois[:, 1:].to(teacher.raw.dtype),
+        teacher=teacher.raw,
+        student=coder.to_raw(deltas.detach().to(teacher.raw.dtype)),
+        objects=matches.boxes.to(teacher.raw.dtype),
+        positive=matches.positive & teacher.known,
+    )
+    losses = {
+        'class': term.class_weight
+        * class_term(
+            student.logits, teacher.logits, matches.labels, temperature=term.temperature, gate=term.class_gate
+        ),
+        'box': term.box_weight * box_term(deltas, coder.from_raw(teacher.raw), is_open),
+    }
+    factor = decay_factor(term.decay, progress=progress)
+    return {f'distill/{term.loss}/{name}': factor * loss for name, loss in losses.items()}
+
+
+def decay_factors(term: TarHeadTerm, *, progress: float) -> dict[str, float]:
+    """What the weights of decaying losses are multiplied by, by the names of `tar_head_losses`."""
+    if term.decay.kind == 'none':
+        return {}
+    factor = decay_factor(term.decay, progress=progress)
+    return {f'distill/{term.loss}/{name}': factor for name in ('class', 'box')}

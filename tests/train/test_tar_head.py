@@ -1,0 +1,243 @@
+"""Distillation of a two-stage teacher's responses, from its cache through `mtpd-train`."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mtpd.cache
+from mtpd.detectors.detection import collate
+from mtpd.detectors.roi_capture import captured_rois
+from mtpd_train.stage import Stage
+from mtpd_train.step import add_gradient, loaded, step_losses
+
+CPU = torch.device('cpu')
+ONE_STAGE = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
+NAMES = ['distill/tar_head/class', 'distill/tar_head/box']
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope='module')
+def extract_two_stage(
+    extract: Callable[..., Any], synthetic_set: Path, tiny_two_stage: Path, random_weights: Make
+) -> Make:
+    """`extract_two_stage(out, option, ..., num_classes=6)` makes the cache of a tiny Faster R-CNN."""
+
+    def make(out: Path, *options: object, num_classes: int = 6) -> Path:
+        config = tiny_two_stage
+        if num_classes != 6:
+            config = out.with_suffix('.py')
+            config.write_text(tiny_two_stage.read_text().replace("'num_classes': 6", f"'num_classes': {num_classes}"))
+        weights = random_weights(config, num_classes=num_classes)
+        source = ('--teacher', config, '--checkpoint', weights, '--coco', synthetic_set, '--codec', 'fp16')
+        extract(*source, '--out', out, *options)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory: pytest.TempPathFactory, extract_two_stage: Make) -> Path:
+    """The cache of a two-stage teacher. Not to be changed."""
+    return extract_two_stage(tmp_path_factory.mktemp('two_stage') / 'cache')
+
+
+@pytest.fixture
+def build_student(build_stage: Callable[..., Stage], tiny_two_stage: Path, cache: Path) -> Callable[..., Stage]:
+    """`build_student(mode=..., ...)` is a stage whose tiny Faster R-CNN learns by `tar_head` with these options."""
+
+    def build(**options: Any) -> Stage:
+        entry = {'loss': 'tar_head'} | options
+        return build_stage(student=str(tiny_two_stage), cache=cache, distill=[entry], data={'val': None})
+
+    return build
+
+
+def first_batch(stage: Stage) -> tuple[Any, Any]:
+    batches = stage.epoch_batches(0)[:1]
+    return next(iter(loaded(stage, batches)))
+
+
+def test_a_run(
+    tmp_path: Path,
+    train: Callable[..., Any],
+    records: Callable[..., list[dict[str, Any]]],
+    write_stage: Make,
+    cache: Path,
+    tiny_two_stage: Path,
+) -> None:
+    distill = [{'loss': 'tar_head', 'mode': 'head_on_gpu'}]
+    stage = write_stage(
+        tmp_path / 'stage.yaml',
+        student=str(tiny_two_stage),
+        cache=cache,
+        distill=distill,
+        data={'val': None},
+        optim={'epochs': 2},
+    )
+    train(stage, '--out', tmp_path / 'run')
+    found = records(tmp_path / 'run', 'train')
+    assert len(found) == 2
+    for record in found:
+        assert all(math.isfinite(value) for value in record['losses'].values())
+        assert record['losses'][NAMES[0]] > 0
+        assert record['losses'][NAMES[1]] > 0
+        assert list(record['decay']) == NAMES
+    # Of 6 steps the last ones of the epochs are the third and the sixth.
+    assert [record['decay'][NAMES[0]] for record in found] == [pytest.approx(4 / 6), pytest.approx(1 / 6)]
+    state = torch.load(tmp_path / 'run' / 'student.pth', weights_only=True)['state_dict']
+    assert not [name for name in state if 'tar' in name or 'teacher' in name]
+
+
+def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(build_student: Callable[..., Stage]) -> None:
+    """Against mmdet's own teacher, rebuilt, on the maps out of the cache."""
+    stage = build_student(class_gate='none', box_gate='none', decay={'kind': 'none'})
+    samples, ahead = first_batch(stage)
+    assert stage.responses is not None
+    assert [level.name for level in stage.teacher_levels] == ['p2', 'p3', 'p4', 'p5']
+    torch.manual_seed(0)
+    losses = step_losses(stage, samples, ahead, device=CPU)
+    # Once more, step by step; the same seed samples the same proposals.
+    student: Any = stage.student.model
+    images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
+    torch.manual_seed(0)
+    with captured_rois(student) as captured:
+        student.loss(images, [sample.data_sample for sample in samples])
+    rois, predictions = captured.require()
+    assert len(rois) == 32 * len(samples)
+    assert set(rois[:, 0].tolist()) == set(range(len(samples)))
+    assert stage.source is not None
+    maps = stage.source.maps(
+        samples, ahead, levels=stage.teacher_levels, padded=(images.shape[2], images.shape[3]), device=CPU
+    )
+    from mtpd.detectors.models import build_detector, load_config
+
+    teacher: Any = build_detector(load_config(str(Path(__file__).parents[1] / 'tiny' / 'faster_rcnn.py')))
+    teacher.load_state_dict(stage.source.weights(), strict=False)
+    with torch.no_grad():
+        wanted = teacher.roi_head._bbox_forward(tuple(maps.values()), rois)
+    p = wanted['cls_score'].double().log_softmax(1)
+    q = predictions.logits.double().log_softmax(1)
+    divergence = (p.exp() * (p - q)).sum().item() / len(rois)
+    assert losses[NAMES[0]].item() == pytest.approx(divergence, rel=1e-4)
+
+
+def test_only_the_student_gets_a_gradient(build_student: Callable[..., Stage]) -> None:
+    stage = build_student()
+    samples, ahead = first_batch(stage)
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    add_gradient(stage, samples, ahead, share=1.0, progress=0.0, scaler=scaler, device=CPU)
+    assert stage.responses is not None
+    assert list(stage.responses.head.parameters())
+    assert all(one.grad is None and not one.requires_grad for one in stage.responses.head.parameters())
+    assert not list(stage.distiller.parameters())
+    # The response losses alone reach the student's backbone through its RoI head.
+    stage.student.model.zero_grad()
+    losses = step_losses(stage, samples, ahead, device=CPU)
+    torch.autograd.backward(losses[NAMES[0]] + losses[NAMES[1]])
+    reached = {name.split('.')[0] for name, one in stage.student.model.named_parameters() if one.grad is not None}
+    assert reached == {'backbone', 'neck', 'roi_head'}
+
+
+def test_the_loss_fades_with_the_stage(build_student: Callable[..., Stage]) -> None:
+    stage = build_student()
+    samples, ahead = first_batch(stage)
+    values = []
+    for progress in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        losses = step_losses(stage, samples, ahead, device=CPU, progress=progress)
+        values.append([losses[name].item() for name in NAMES])
+    assert values[1] == pytest.approx([one / 2 for one in values[0]], rel=1e-5)
+    assert values[2] == [0.0, 0.0]
+
+
+def test_half_precision(build_stage: Callable[..., Stage], tiny_two_stage: Path, cache: Path) -> None:
+    options = {'student': str(tiny_two_stage), 'cache': cache, 'distill': [{'loss': 'tar_head'}]}
+    values = {}
+    for precision in ('fp32', 'bf16'):
+        stage = build_stage(**options, data={'val': None}, optim={'precision': precision})
+        samples, ahead = first_batch(stage)
+        torch.manual_seed(0)
+        losses = step_losses(stage, samples, ahead, device=CPU)
+        assert losses[NAMES[0]].dtype == losses[NAMES[1]].dtype == torch.float32
+        values[precision] = losses[NAMES[0]].item()
+    assert values['bf16'] == pytest.approx(values['fp32'], rel=0.1)
+
+
+def test_beside_a_loss_on_maps(build_stage: Callable[..., Stage], tiny_two_stage: Path, cache: Path) -> None:
+    distill = [{'loss': 'masked_mse', 'levels': ['p6']}, {'loss': 'tar_head'}]
+    stage = build_stage(student=str(tiny_two_stage), cache=cache, distill=distill, data={'val': None})
+    assert [level.name for level in stage.teacher_levels] == ['p2', 'p3', 'p4', 'p5', 'p6']
+    losses = step_losses(stage, *first_batch(stage), device=CPU)
+    assert {*NAMES, 'distill/masked_mse/p6'} <= losses.keys()
+    assert stage.decay_factors(progress=0.5) == dict.fromkeys(NAMES, 0.5)
+
+
+def test_a_teacher_in_the_loop(
+    build_stage: Callable[..., Stage], tiny_two_stage: Path, random_weights: Make, cache: Path
+) -> None:
+    """It says what its cache would say: the same weights, the same maps to half precision, the same proposals."""
+    teacher = {'teacher': str(tiny_two_stage), 'checkpoint': random_weights(tiny_two_stage)}
+    values = []
+    for source in (teacher, {'cache': cache}):
+        stage = build_stage(student=str(tiny_two_stage), distill=[{'loss': 'tar_head'}], data={'val': None}, **source)
+        torch.manual_seed(0)
+        losses = step_losses(stage, *first_batch(stage), device=CPU)
+        values.append([losses[name].item() for name in NAMES])
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+def test_refusals(
+    tmp_path: Path,
+    train_error: Callable[..., str],
+    write_stage: Make,
+    cache: Path,
+    extract: Callable[..., Any],
+    random_weights: Make,
+    synthetic_set: Path,
+    tiny_two_stage: Path,
+    extract_two_stage: Make,
+) -> None:
+    two_stage = {'student': str(tiny_two_stage), 'cache': cache, 'distill': [{'loss': 'tar_head'}]}
+
+    def error(**changes: Any) -> str:
+        return train_error(write_stage(tmp_path / 'stage.yaml', **two_stage | changes), '--out', tmp_path / 'run')
+
+    one_stage = write_stage(tmp_path / 'one.yaml', cache=cache, distill=[{'loss': 'tar_head'}])
+    assert 'the student RetinaNet has no RoI head' in train_error(one_stage, '--out', tmp_path / 'run')
+    dense = ('--teacher', ONE_STAGE, '--checkpoint', random_weights(ONE_STAGE), '--coco', synthetic_set)
+    extract(*dense, '--codec', 'int8', '--out', tmp_path / 'dense')
+    assert 'its teacher has no RoI head' in error(cache=tmp_path / 'dense')
+    other = extract_two_stage(tmp_path / 'nine', '--views', 'plain', num_classes=9)
+    message = error(cache=other)
+    assert 'tells 9 classes apart, the student 6' in message
+    partial = extract_two_stage(tmp_path / 'partial', '--levels', 'p3,p4,p5')
+    assert 'none of stride 4' in error(cache=partial)
+    live = {'cache': None, 'teacher': str(ONE_STAGE), 'checkpoint': random_weights(ONE_STAGE)}
+    assert 'has no RoI head, or one of a kind' in error(**live)
+    assert 'tar_head twice' in error(distill=[{'loss': 'tar_head'}, {'loss': 'tar_head'}])
+
+
+def test_a_cache_without_a_record_is_to_be_extracted_again(
+    tmp_path: Path, train_error: Callable[..., str], write_stage: Make, cache: Path, tiny_two_stage: Path
+) -> None:
+    """As an earlier mtpd left it."""
+    import shutil
+
+    from mtpd.cache.format.manifest import FileRecord, read_manifest, write_manifest
+    from mtpd.cache.format.teacher_tensors import without_record
+    from mtpd.files import sha256_bytes
+
+    old = tmp_path / 'old'
+    shutil.copytree(cache, old)
+    plain = without_record((old / 'teacher.safetensors').read_bytes())
+    (old / 'teacher.safetensors').write_bytes(plain)
+    manifest = read_manifest(old)
+    files = manifest.files | {'teacher.safetensors': FileRecord(num_bytes=len(plain), sha256=sha256_bytes(plain))}
+    write_manifest(old, manifest.description, manifest.buckets, files)
+    assert mtpd.cache.open(old).teacher_weights().keys() == mtpd.cache.open(cache).teacher_weights().keys()
+    stage = write_stage(tmp_path / 'stage.yaml', student=str(tiny_two_stage), cache=old, distill=[{'loss': 'tar_head'}])
+    assert 'extract the cache again' in train_error(stage, '--out', tmp_path / 'run')

@@ -1,0 +1,67 @@
+"""From a stage's `distill` list to its loss on responses, checked against student and teacher."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mtpd.detectors.roi_structure import student_box_coder, student_num_classes
+from mtpd.errors import InputError
+from mtpd.heads.record import RoiHeadRecord
+from mtpd.losses.decay import Decay
+from mtpd.losses.response_terms import TarHeadTerm
+from mtpd.pyramid import Level
+from mtpd_train.loss_settings import DistillSettings, TarHeadSettings
+from mtpd_train.responses import Responses
+from mtpd_train.teacher_source import TeacherSource
+
+
+def build_responses(
+    distill: Sequence[DistillSettings], *, student: nn.Module, source: TeacherSource | None
+) -> Responses | None:
+    """The loss on responses that a stage asks for; None where it asks for none.
+
+    Raises:
+        InputError: the student has no RoI head that can learn so, or the teacher's does not fit it.
+        CacheError: the cache holds no RoI head, or lacks levels that it needs.
+    """
+    entries = [one for one in distill if isinstance(one, TarHeadSettings)]
+    if not entries or source is None:
+        return None
+    if len(entries) > 1:
+        raise InputError('distill has tar_head twice; keep one of them')
+    (settings,) = entries
+    coder, num_classes = student_box_coder(student), student_num_classes(student)
+    head = source.roi_head()
+    if head.record.num_classes != num_classes:
+        raise InputError(
+            f'tar_head: the teacher of {source.name} tells {head.record.num_classes} classes apart, the student '
+            f'{num_classes}; take a teacher of the classes of data.train'
+        )
+    options = settings.model_dump(exclude={'loss', 'decay'})
+    return Responses(
+        term=TarHeadTerm(**options, decay=Decay(settings.decay.kind, settings.decay.at)),
+        coder=coder,
+        num_classes=num_classes,
+        head=head,
+        levels=_levels(head.record, source),
+    )
+
+
+def _levels(record: RoiHeadRecord, source: TeacherSource) -> tuple[Level, ...]:
+    """The levels that a head takes RoIs from, in its order."""
+    by_stride = {level.stride: level for level in source.levels}
+    missing = [stride for stride in record.strides if stride not in by_stride]
+    if missing:
+        raise InputError(
+            f'tar_head: the RoI head of {source.name} takes RoIs from levels of strides '
+            f'{", ".join(map(str, record.strides))}, and it has {", ".join(level.name for level in source.levels)}, '
+            f'none of stride {missing[0]}; extract that level too with --levels'
+        )
+    levels = tuple(by_stride[stride] for stride in record.strides)
+    wrong = [level for level in levels if level.channels != record.in_channels]
+    if wrong:
+        raise InputError(
+            f'tar_head: the RoI head of {source.name} takes {record.in_channels} channels, and {wrong[0].name} there '
+            f'has {wrong[0].channels}; extract the cache again'
+        )
+    return levels
