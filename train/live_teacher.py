@@ -59,8 +59,8 @@ class LiveTeacher:
     def roi_head(self) -> RoiHead:
         if self.teacher.roi_head is None:
             raise InputError(
-                f'tar_head: teacher {self.name} has no RoI head, or one of a kind that mtpd cannot run on its maps; take a '
-                'Faster, Mask or Cascade R-CNN, or another loss'
+                f'tar_head: teacher {self.name} has no RoI head, or one of a kind that mtpd cannot run on its maps; '
+                'take a Faster, Mask or Cascade R-CNN, or another loss'
             )
         return RoiHead(self.teacher.roi_head, self.weights())
 

@@ -231,12 +231,6 @@ class TarHeadSettings(Section):
 
 # What compares maps, level by level.
 LevelLossSettings = (
-    MaskedMseSettings
-    | MgdSettings
-    | PkdSettings
-    | CwdSettings
-    | FineGrainedSettings
-    | TarFeatureSettings
-    | FgdSettings
+    MaskedMseSettings | MgdSettings | PkdSettings | CwdSettings | FineGrainedSettings | TarFeatureSettings | FgdSettings
 )
 DistillSettings = Annotated[LevelLossSettings | TarHeadSettings, Field(discriminator='loss')]

@@ -187,8 +187,8 @@ line 3 init.checkpoint expected a text, got 3
 line 3 init.inherit.0 must be 'neck' or 'head', got the text 'nek'
 line 6 distill.0.levels.1 expected a level such as p3, got the text 'q4'
 line 6 distill.0.mask_ratio must be at most 1, got 1.5
-line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', 'fine_grained', 'tar_feature', 'fgd', 'tar_head', \
-got the text 'mdg'
+line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', 'fine_grained', 'tar_feature', 'fgd', \
+'tar_head', got the text 'mdg'
 line 9 distill.2.adaptr unknown key; did you mean adapter?
 line 11 data.train.annotations is missing
 line 11 data.train.annot unknown key; did you mean annotations?
