@@ -1,11 +1,13 @@
 """Makes mmdet usable: its compiled operators, its registries, its noise."""
 
 import functools
-import importlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def prepare() -> None:
         from mmengine.logging import MMLogger
 
         register_all_modules(init_default_scope=True)
+        _find_base_configs()
     _ignore_known_warnings()
     # mmengine logs a line for every tensor that is initialised, and warns of backbones without pretrained weights.
     MMLogger.get_current_instance().setLevel(logging.ERROR)
@@ -53,6 +56,26 @@ def known_warnings_ignored() -> Iterator[None]:
 def _ignore_known_warnings() -> None:
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings('ignore', message=message)
+
+
+def _find_base_configs() -> None:
+    """Lets configs have a `_base_` such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'.
+
+    mmengine 0.10 finds packages by `pkg_resources`, which setuptools no longer has.
+    """
+    from mmengine.config import config
+
+    def spec(package: str) -> ModuleSpec | None:
+        return importlib.util.find_spec(package)
+
+    def path(package: str) -> str:
+        found = spec(package)
+        assert found is not None, 'it was asked for before'
+        assert found.origin is not None, 'mmdet is no namespace package'
+        return str(Path(found.origin).parent)
+
+    config.is_installed = lambda package: spec(package) is not None
+    config.get_installed_path = path
 
 
 def _provide_operators() -> None:

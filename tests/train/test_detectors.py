@@ -31,20 +31,33 @@ MASKS = {
     'roi_head.mask_head.conv_out_channels': 16,
     'roi_head.mask_head.num_convs': 1,
 }
+REPPOINTS = {
+    'neck.out_channels': 16,
+    'neck.norm_cfg.num_groups': 4,
+    'bbox_head.norm_cfg.num_groups': 4,
+    'bbox_head.in_channels': 16,
+    'bbox_head.feat_channels': 16,
+    'bbox_head.point_feat_channels': 16,
+}
 STUDENTS = {
     'retinanet_r18_fpn_1x_coco': RESNET
     | {'neck.out_channels': 16, 'bbox_head.in_channels': 16, 'bbox_head.feat_channels': 16},
+    'reppoints-moment_r50_fpn-gn_head-gn_1x_coco': RESNET | REPPOINTS,
     'faster-rcnn_r50_fpn_1x_coco': TWO_STAGE,
     'mask-rcnn_r50_fpn_1x_coco': TWO_STAGE | MASKS,
 }
 BOX_LOSSES = {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox'}
 LOSSES = {
     'retinanet_r18_fpn_1x_coco': {'loss_cls', 'loss_bbox'},
+    'reppoints-moment_r50_fpn-gn_head-gn_1x_coco': {'loss_cls', 'loss_pts_init', 'loss_pts_refine'},
     'faster-rcnn_r50_fpn_1x_coco': BOX_LOSSES,
     'mask-rcnn_r50_fpn_1x_coco': BOX_LOSSES | {'loss_mask'},
 }
 # What both have: the teacher has p2 to p5.
-LEVELS = {'retinanet_r18_fpn_1x_coco': {'p3', 'p4', 'p5'}}
+LEVELS = {
+    'retinanet_r18_fpn_1x_coco': {'p3', 'p4', 'p5'},
+    'reppoints-moment_r50_fpn-gn_head-gn_1x_coco': {'p3', 'p4', 'p5'},
+}
 
 
 @pytest.mark.parametrize('name', STUDENTS)
@@ -74,8 +87,13 @@ def test_one_epoch(
     assert kinds == ({'box', 'mask'} if name.startswith('mask') else {'box'})
     assert all(-1 <= value <= 1 for value in evaluated['metrics'].values())
     weights = torch.load(tmp_path / 'run' / 'student.pth', weights_only=True)['state_dict']
-    classifier = [value for key, value in weights.items() if key.endswith(('retina_cls.bias', 'fc_cls.bias'))]
-    assert [len(value) for value in classifier] == [6 * 9 if name.startswith('retina') else 6 + 1]
+    classifier = [
+        value
+        for key, value in weights.items()
+        if key.endswith(('retina_cls.bias', 'reppoints_cls_out.bias', 'fc_cls.bias'))
+    ]
+    outputs = {'retinanet': 6 * 9, 'reppoints': 6}  # and 6 classes and the background
+    assert [len(value) for value in classifier] == [outputs.get(name.partition('_')[0].partition('-')[0], 6 + 1)]
     if name.startswith('mask'):
         assert weights['roi_head.mask_head.conv_logits.bias'].shape == (6,)
     assert_loads_in_mmdet(tmp_path / 'run')
