@@ -1,8 +1,9 @@
 """One batch of a stage: its images with the teacher's maps, its losses, its gradient."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,13 +13,11 @@ from mtpd.detectors.detection import collate, detection_losses
 from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.transforms import Sample
-from mtpd.geometry import Size
-from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
 from mtpd_train.dataset import load_batches
 from mtpd_train.responses import response_losses
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
+from mtpd_train.targets import Targets, teacher_targets
 from mtpd_train.teacher_source import ReadAhead
 
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -38,6 +37,21 @@ def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sa
         yield images, one
 
 
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What the student made of a batch.
+
+    Attributes:
+        losses: the detector's own, by name.
+        maps: level name -> (B, C, H, W); empty in plain training.
+        rois: its proposals and what it says about them; None where no loss asks.
+    """
+
+    losses: dict[str, Tensor]
+    maps: Mapping[str, Tensor]
+    rois: CapturedRois | None
+
+
 def step_losses(
     stage: Stage,
     samples: Sequence[Sample],
@@ -55,40 +69,52 @@ def step_losses(
         device: where to compute.
         progress: share of the stage's optimizer steps that are done, for the decay of weights.
     """
-    student, precision = stage.student, stage.recipe.precision
-    autocast = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'fp32')
-    images = collate(samples, preprocessing=student.preprocessing, device=device)
-    if stage.source is None or not stage.teacher_levels:
-        with autocast:
-            return detection_losses(student.model, images, samples)
-    padded = images.shape[2], images.shape[3]
+    samples = to_device(samples, device)
+    images = collate(samples, preprocessing=stage.student.preprocessing, device=device)
     # Before the student's forward pass, whose activations then do not add to what a teacher's own pass takes.
-    teacher = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=device)
-    levels = {level.name: level for level in (*student.levels, *stage.teacher_levels)}.values()
-    masks = batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device)
-    with autocast:
+    targets = teacher_targets(stage, samples, ahead, images)
+    outputs = student_pass(stage, samples, images)
+    return outputs.losses | distillation_losses(stage, samples, outputs, targets, progress=progress)
+
+
+def to_device(samples: Sequence[Sample], device: torch.device) -> list[Sample]:
+    """The samples with their pixels on `device`, where student and teacher take them from."""
+    return [replace(one, image=one.image.to(device, non_blocking=True)) for one in samples]
+
+
+def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> StudentOutputs:
+    """The student's forward pass over `images`, which `collate` has made of the samples."""
+    student = stage.student
+    with _autocast(stage, images.device):
+        if not stage.teacher_levels:
+            return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
         with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois:
             losses = detection_losses(student.model, images, samples)
-        named = {level.name: one for level, one in zip(student.levels, maps, strict=True)}
-        boxes = [one.data_sample.gt_instances.bboxes.to(device) for one in samples]
-        distillation: dict[str, Tensor] = stage.distiller(named, teacher, masks, boxes=boxes, progress=progress)
-        if stage.responses is not None and rois is not None:
-            distillation |= response_losses(stage.responses, rois, teacher, samples, progress=progress)
-    return losses | distillation
+    return StudentOutputs(losses, {level.name: one for level, one in zip(student.levels, maps, strict=True)}, rois)
+
+
+def distillation_losses(
+    stage: Stage, samples: Sequence[Sample], outputs: StudentOutputs, targets: Targets | None, *, progress: float
+) -> dict[str, Tensor]:
+    """The distillation losses by name, weighted and decayed; none in plain training."""
+    if targets is None:
+        return {}
+    with _autocast(stage, next(iter(targets.maps.values())).device):
+        losses: dict[str, Tensor] = stage.distiller(
+            outputs.maps, targets.maps, targets.masks, boxes=targets.boxes, progress=progress
+        )
+        if stage.responses is not None and outputs.rois is not None:
+            losses |= response_losses(stage.responses, outputs.rois, targets.maps, samples, progress=progress)
+    return losses
 
 
 def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
     return nullcontext() if stage.responses is None else captured_rois(stage.student.model)
 
 
-def batch_masks(
-    resized: Sequence[Size], *, levels: Iterable[Level], padded: Size, device: torch.device
-) -> dict[str, Tensor]:
-    """Level name -> bool (B, 1, H, W), true at cells that see the image."""
-    return {
-        level.name: valid_cells(resized, stride=level.stride, grid=level.grid(*padded), device=device)
-        for level in levels
-    }
+def _autocast(stage: Stage, device: torch.device) -> torch.autocast:
+    precision = stage.recipe.precision
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'fp32')
 
 
 def add_gradient(

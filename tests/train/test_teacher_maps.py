@@ -25,7 +25,8 @@ from mtpd_train.cached_teacher import decoded
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
-from mtpd_train.step import batch_masks, loaded, step_losses
+from mtpd_train.step import loaded, step_losses
+from mtpd_train.targets import batch_masks
 from mtpd_train.teacher_source import Encoded, ReadAhead
 
 CPU = torch.device('cpu')
