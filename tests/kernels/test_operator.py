@@ -1,0 +1,69 @@
+"""The kernel as an operator of PyTorch: its registration, torch.compile, autocast. On a GPU or in the interpreter."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtpd.kernels.fused import fused_weighted_mse
+from mtpd.kernels.reference import reference_weighted_mse
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def inputs(device: torch.device, dtype: torch.dtype = torch.float16) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 4, 5, 7)
+    student = torch.randn(shape, generator=generator).to(device, dtype)
+    teacher = torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8).to(device)
+    weights = torch.rand((2, 1, 5, 7), generator=generator).to(device)
+    scale = (0.02 * torch.rand((2, 2, 4), generator=generator)).to(device)
+    return student, teacher, weights, scale, torch.rand((2, 4), generator=generator).to(device)
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor')  # opcheck's own doing
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'sliced'])
+def test_registration(layout: str, device: torch.device) -> None:
+    """Schema, fake results, autograd and traces of dynamic shapes, as PyTorch itself checks them."""
+    student, teacher, weights, scale, channel_weights = inputs(device)
+    if layout == 'channels_last':
+        student = student.contiguous(memory_format=torch.channels_last)
+    if layout == 'sliced':
+        student, teacher, weights = (one[..., ::2, 1:] for one in (student, teacher, weights))
+        scale = None
+    student = student.detach().requires_grad_()
+    torch.library.opcheck(fused_weighted_mse, (student, teacher, weights, scale, channel_weights))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('g++') is None, reason='inductor needs a C++ compiler')
+def test_torch_compile(device: torch.device) -> None:
+    student, *others = inputs(device)
+
+    def losses(student: Tensor) -> Tensor:
+        activated = student.relu()
+        loss: Tensor = 3 * fused_weighted_mse(activated, *others)[0] + activated.float().mean()
+        return loss
+
+    results = []
+    for function in (losses, torch.compile(losses, fullgraph=True)):
+        leaf = student.detach().requires_grad_()
+        loss = function(leaf)
+        results.append((loss, *torch.autograd.grad(loss, leaf)))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_autocast(device: torch.device) -> None:
+    student, teacher, weights, scale, channel_weights = inputs(device, torch.float32)
+    convolution = nn.Conv2d(4, 4, 1, device=device)
+    with torch.autocast(device.type, dtype=torch.float16):
+        output = convolution(student)
+        loss, _ = fused_weighted_mse(output, teacher, weights, scale, channel_weights)
+    gradients = torch.autograd.grad(loss, list(convolution.parameters()), retain_graph=True)
+    assert output.dtype == torch.float16
+    assert loss.dtype == torch.float32
+    wanted = reference_weighted_mse(output, teacher, weights, scale, channel_weights)
+    torch.testing.assert_close(loss, wanted)
+    wanted_gradients = torch.autograd.grad(wanted, list(convolution.parameters()))
+    torch.testing.assert_close(gradients, wanted_gradients, rtol=2e-3, atol=1e-4)
