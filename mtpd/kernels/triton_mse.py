@@ -53,8 +53,6 @@ def forward_kernel(
     squares = tl.sum(tl.where((weight != 0)[None, :], weight[None, :] * error * error, 0.0), axis=1)
     if channel_weights is not None:
         squares *= _per_channel(channel_weights, channel_weights_strides, shape, tile)
-    # Outside of the map the code 0 stands for the offset.
-    squares = tl.where(tile[1] < shape[0], squares, 0.0)
     program = tl.program_id(0)
     tl.store(partials + program, tl.sum(squares))
     # All blocks of channels see the same weights: the first one counts them.
@@ -183,7 +181,7 @@ def _cell_weights(weights: tl.tensor, shape: tl.tensor, tile: tl.tensor, alignme
 def _dequantised(
     codes: tl.tensor, scale: tl.tensor, strides: tl.tensor, shape: tl.tensor, tile: tl.tensor
 ) -> tl.tensor:
-    """codes * step + offset, (channels, cells)."""
+    """codes * step + offset, (channels, cells); 0 in channels outside of the map, where all three are."""
     if scale is not None:
         channel_strides = (strides[0], strides[2])
         step = _per_channel(scale, channel_strides, shape, tile)
