@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.gc_block import GcBlock, softmax_over_cells
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.masked_mse import masked_mse
@@ -98,12 +99,12 @@ class FocalGlobalDistillation(nn.Module):
         with torch.no_grad():
             spatial, channel = _attention(teacher, mask, self._temperature)
             foreground, background = self._split(objects, mask)
-        # What is left of (A(S) - T)^2 after the mean over channels, (B, 1, H, W).
-        error = spatial * (channel * (student - teacher).square()).mean(1, keepdim=True)
         weights = self._weights
+        cells = spatial * (weights.foreground * foreground + weights.background * background)
+        # A mean by these weights, and not yet the sum that the formula has.
+        error = weighted_mse(student, teacher, cells, channel_weights=channel.flatten(1))
         return (
-            weights.foreground * _mean_of_images((foreground * error).sum((1, 2, 3)), mask)
-            + weights.background * _mean_of_images((background * error).sum((1, 2, 3)), mask)
+            _mean_of_images(error * cells.sum((1, 2, 3)), mask)
             + weights.spatial_attention * _mean_of_images(_cell_mean((own_spatial - spatial).abs(), mask), mask)
             + weights.channel_attention * _mean_of_images((own_channel - channel).abs().mean((1, 2, 3)), mask)
             + weights.relation

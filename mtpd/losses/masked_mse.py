@@ -6,6 +6,7 @@ Legend: B batch, C channels, H W grid of a level.
 import torch
 from torch import Tensor
 
+from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 
 
@@ -35,11 +36,7 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         InputError: the shapes do not fit.
     """
     check_shapes(student, teacher, mask)
-    dtype = accumulation_dtype(student, teacher)
-    error = torch.where(mask, student.to(dtype) - teacher.to(dtype), 0.0)
-    # Counted on the device: reading the number here would make the host wait for the GPU.
-    num_elements = mask.sum().clamp(min=1) * student.shape[1]
-    return error.square().sum() / num_elements
+    return weighted_mse(student, teacher, mask)
 
 
 def masked_variance(values: Tensor, mask: Tensor) -> Tensor:

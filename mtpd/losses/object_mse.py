@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mtpd.kernels import weighted_mse as kernel
 from mtpd.losses.adapter import build_adapter
-from mtpd.losses.maps import accumulation_dtype, check_shapes
+from mtpd.losses.maps import check_shapes
 from mtpd.losses.objects import Objects
 from mtpd.losses.terms import Adapter
 
@@ -36,12 +37,7 @@ def weighted_mse(student: Tensor, teacher: Tensor, mask: Tensor, weights: Tensor
         InputError: the shapes do not fit.
     """
     check_shapes(student, teacher, mask)
-    dtype = accumulation_dtype(student, teacher)
-    kept = torch.where(mask, weights.detach().to(dtype), 0.0)
-    error = torch.where(mask, student.to(dtype) - teacher.to(dtype), 0.0)
-    # Chosen on the device: reading the sum here would make the host wait for the GPU.
-    total = kept.sum()
-    return (kept * error.square()).sum() / (student.shape[1] * torch.where(total > 0, total, 1.0))
+    return kernel.weighted_mse(student, teacher, torch.where(mask, weights.detach(), 0.0))
 
 
 class ObjectMse(nn.Module):
