@@ -23,8 +23,9 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
     The authors' code (mmrazor) is `w * mse(s, t) / 2`, a mean over everything: `w` is the weight of this mean, at any
     resolution and number of channels. It differs from here in two ways: padding counts there as image, and its standard
-    deviation divides by n - 1, which makes it (n - 1) / n of this loss, n cells. It resizes maps of other strides;
-    here levels are matched by stride, and other grids are refused. It has no adapter: channels must be equal.
+    deviation divides by n - 1, which makes it (n - 1) / n of this loss, n cells. It pairs levels by index and resizes
+    those of other strides, which here is asked for (`teacher_levels`, `resize`). It has no adapter: channels must be
+    equal.
 
     A channel without variance, up to rounding, correlates with nothing: its standardised values are 0 and without
     gradient. It costs 1/2 where the other side varies and 0 where neither does.

@@ -172,6 +172,14 @@ def test_an_image_without_objects_is_all_background() -> None:
     assert build((4, 4), only('background'))(student, teacher, mask, objects=everything).item() == 0
 
 
+def test_an_image_without_valid_cells_is_not_there() -> None:
+    student, teacher, mask, boxes = random_case((4, 4), (5, 7))
+    loss = build((4, 4))
+    want = loss(student[:1], teacher[:1], mask[:1], objects=Objects(boxes[:1], {}))
+    mask = torch.cat([mask[:1], torch.zeros_like(mask[1:])])
+    assert loss(student, teacher, mask, objects=Objects(boxes, {})).item() == pytest.approx(want.item(), rel=1e-6)
+
+
 def test_resolution_changes_no_mean() -> None:
     """Each cell four times: background, attention and relation stay."""
     student, teacher, mask, _ = random_case((4, 4), (5, 7))

@@ -23,10 +23,11 @@ def random_maps(grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> tu
 
 
 def random_boxes(grid: tuple[int, int]) -> list[Tensor]:
-    """Overlapping ones, one that leaves the image, one without area, and an image without any."""
+    """Overlapping ones, some that leave the image, one without area, and an image without any."""
     height, width = grid[0] * STRIDE, grid[1] * STRIDE
     first = [[2.5, 1.0, 0.8 * width, 7.5], [0.3 * width, 0.0, width, height], [-9.0, -7.0, 6.0, 30.0]]
-    return [torch.tensor(first), torch.zeros(0, 4), torch.tensor([[5.0, 3.0, 5.0, 20.0], [0.0, 0.0, 9.0, 9.0]])]
+    # The second image ends in the middle of the grid, and so of its box.
+    return [torch.tensor(first), torch.tensor([[5.0, 3, 5, 20], [4.0, 0, width, height]]), torch.zeros(0, 4)]
 
 
 def reference_weight(boxes: Tensor, row: int, column: int, spread: tuple[float, float]) -> float:
