@@ -1,6 +1,8 @@
 """Tiny runs of `mtpd-train` in this process, and tiny teachers with their caches."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,18 @@ def records() -> Callable[..., list[dict[str, Any]]]:
     def read(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
         found = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
         return [record for record in found if kind in (None, record['kind'])]
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def head_commands() -> Callable[[Path], list[list[str]]]:
+    """`head_commands(stage_file)` are the commands in the comments at its top, continued lines joined."""
+
+    def read(path: Path) -> list[list[str]]:
+        comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith('#')]
+        text = '\n'.join(comments).replace('\\\n', ' ')
+        return [shlex.split(line) for line in text.splitlines() if re.match(r'(mtpd-|scripts/)', line)]
 
     return read
 

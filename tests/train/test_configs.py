@@ -1,23 +1,15 @@
 """Every stage file that the project ships can be used as its head says."""
 
-import re
-import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mtpd_train.loss_settings import MgdSettings
+from mtpd_train.loss_settings import MgdSettings, PkdSettings
 from mtpd_train.stage_file import load_stages
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / 'configs').rglob('*.yaml'))
-
-
-def head_commands(path: Path) -> list[list[str]]:
-    """The commands in the comments at the top of a file, continued lines joined."""
-    comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith('#')]
-    text = '\n'.join(comments).replace('\\\n', ' ')
-    return [shlex.split(line) for line in text.splitlines() if re.match(r'(mtpd-|scripts/)', line)]
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
@@ -27,7 +19,9 @@ def test_loads(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
-def test_its_head_names_a_command_that_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_head_names_a_command_that_works(
+    path: Path, head_commands: Callable[[Path], list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     commands = head_commands(path)
     assert commands
@@ -43,8 +37,14 @@ def test_its_head_names_a_command_that_works(path: Path, monkeypatch: pytest.Mon
     [
         ('retinanet_r50_from_r101', 2e-5, 0.65, 'p3 p4 p5 p6 p7', 0.01),
         ('retinanet_r50_from_x101', 2e-5, 0.65, 'p3 p4 p5 p6 p7', 0.01),
+        ('retinanet_r50_from_swin_t', 2e-5, 0.65, 'p3 p4 p5 p6 p7', 0.01),
+        ('retinanet_r50_from_swin_s', 2e-5, 0.65, 'p3 p4 p5 p6 p7', 0.01),
+        ('reppoints_r50_from_r101', 2e-5, 0.65, 'p3 p4 p5 p6 p7', 0.01),
+        ('reppoints_r50_from_x101_dcn', 2e-5, 0.65, 'p3 p4 p5 p6 p7', 0.01),
         ('mask_rcnn_r50_from_cascade_r50_dcn', 5e-7, 0.45, 'p2 p3 p4 p5', 0.02),
         ('mask_rcnn_r50_from_cascade_x101_dcn', 5e-7, 0.45, 'p2 p3 p4 p5', 0.02),
+        ('mask_rcnn_r50_from_swin_t', 5e-7, 0.45, 'p2 p3 p4 p5', 0.02),
+        ('mask_rcnn_r50_from_swin_s', 5e-7, 0.45, 'p2 p3 p4 p5', 0.02),
     ],
 )
 def test_published_numbers(name: str, weight: float, mask_ratio: float, levels: str, lr: float) -> None:
@@ -55,3 +55,14 @@ def test_published_numbers(name: str, weight: float, mask_ratio: float, levels: 
     optim = stage.optim
     assert (optim.type, optim.lr, optim.momentum, optim.weight_decay) == ('sgd', lr, 0.9, 1e-4)
     assert (optim.epochs, optim.milestones, optim.grad_clip, stage.data.batch_size) == (12, (8, 11), 35, 16)
+
+
+def test_the_published_numbers_of_pkd() -> None:
+    (stage,) = load_stages([ROOT / 'configs' / 'coco' / 'retinanet_r50_pkd_from_swin_s.yaml'])
+    (loss,) = stage.distill
+    assert isinstance(loss, PkdSettings)
+    assert list(zip(loss.levels or (), loss.teacher_levels or (), strict=True)) == [
+        ('p3', 'p2'), ('p4', 'p3'), ('p5', 'p4'), ('p6', 'p5')
+    ]  # fmt: skip
+    assert (loss.weight, loss.resize) == (6.0, 'student')
+    assert (stage.optim.epochs, stage.optim.milestones, stage.optim.lr) == (24, (16, 22), 0.01)
