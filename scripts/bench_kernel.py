@@ -1,0 +1,268 @@
+#!/usr/bin/env python3
+"""The fused loss kernel against eager PyTorch, torch.compile and a bare copy: time and peak memory, on a GPU.
+
+    scripts/bench_kernel.py --csv kernel.csv
+    scripts/bench_kernel.py --pyramids p2-p5 --batches 16 --dtypes bfloat16/int8
+    scripts/bench_kernel.py --toy                    # on the CPU, in Triton's interpreter: a trial of the script alone
+
+Inputs of 800x1333, padded to 800x1344, 256 channels. A step is the loss of all levels and the gradients of the
+student's maps, what `mtpd.kernels.reference` computes in eager mode and compiled. GB/s count the bytes that no way of
+computing in two passes can spare: student and teacher once in either direction, and the gradient (8 bytes per element
+with a half-precision student and int8 codes). The copy moves 1 GiB; the caches of the GPU are overwritten before each
+step. `extra MB` is the peak of memory beyond inputs and gradients; a dash: out of memory, or not on a GPU.
+Last line: `kernel/copy R1 kernel/compile R2 eager/kernel R3`, ratios of throughput in the row with most elements.
+"""
+
+import argparse
+import contextlib
+import csv
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtpd.errors import InputError
+from mtpd.kernels.fused import fused_weighted_mse
+from mtpd.kernels.reference import reference_weighted_mse
+from mtpd.losses.valid_mask import valid_cells
+from mtpd.pyramid import Level
+
+PYRAMIDS = {'p3-p7': (8, 16, 32, 64, 128), 'p2-p5': (4, 8, 16, 32)}
+DTYPES = ('bfloat16/int8', 'float16/int8', 'float32/int8', 'bfloat16/float16', 'float16/float16', 'float32/float16')
+LAYOUTS = ('contiguous', 'channels_last')
+METHODS = ('kernel', 'compile', 'eager')
+SECONDS = 0.5  # of measurement for each method
+
+LevelInputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is put in: (height, width) of images and of the padded batch, and the channels of each level."""
+
+    resized: tuple[int, int] = (800, 1333)
+    padded: tuple[int, int] = (800, 1344)
+    channels: int = 256
+    copied_bytes: int = 2**30
+
+
+TOY = Size((64, 90), (64, 96), 3, 2**20)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table."""
+
+    pyramid: str
+    batch: int
+    dtypes: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out.
+
+    Attributes:
+        setting: of the row.
+        elements: of all levels.
+        floor_bytes: what must be moved.
+        copy_rate: bytes per second, read and written.
+        seconds: of a step, by method; NaN where memory did not suffice.
+        extra: bytes beyond inputs and gradients, by method; NaN on a CPU.
+    """
+
+    setting: Setting
+    elements: int
+    floor_bytes: int
+    copy_rate: float
+    seconds: dict[str, float]
+    extra: dict[str, float]
+
+    def rate(self, method: str) -> float:
+        """Bytes per second: of the floor, or moved by a copy."""
+        return self.copy_rate if method == 'copy' else self.floor_bytes / self.seconds[method]
+
+
+def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[LevelInputs]:
+    """Student, teacher, mask and scale of each level."""
+    student_dtype, teacher_dtype = (getattr(torch, name) for name in setting.dtypes.split('/'))
+    memory_format = torch.channels_last if setting.layout == 'channels_last' else torch.contiguous_format
+    levels = []
+    for stride in PYRAMIDS[setting.pyramid]:
+        grid = Level(f'stride{stride}', stride, size.channels).grid(*size.padded)
+        shape, scale = (setting.batch, size.channels, *grid), None
+        student = torch.randn(shape, device=device, dtype=student_dtype).to(memory_format=memory_format)
+        if teacher_dtype == torch.int8:
+            teacher = torch.randint(-128, 128, shape, device=device, dtype=torch.int8)
+            scale = torch.rand((setting.batch, 2, size.channels), device=device) / 100
+        else:
+            teacher = torch.randn(shape, device=device, dtype=teacher_dtype)
+        mask = valid_cells([size.resized] * setting.batch, stride=stride, grid=grid, device=device)
+        levels.append((student.requires_grad_(), teacher, mask, scale))
+    return levels
+
+
+def loss_of(method: str, *, toy: bool) -> Loss:
+    """A loss of one level."""
+    if method == 'eager':
+        return reference_weighted_mse
+    if method == 'compile':
+        # A shape at a time, as fast as it gets; what was compiled for the last row would count against a limit.
+        torch.compiler.reset()
+        compiled: Loss = torch.compile(
+            reference_weighted_mse, dynamic=False, backend='aot_eager' if toy else 'inductor'
+        )
+        return compiled
+
+    def kernel(
+        student: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor | None, channel_weights: Tensor | None
+    ) -> Tensor:
+        loss: Tensor = fused_weighted_mse(student, teacher, weights, scale, channel_weights)[0]
+        return loss
+
+    return kernel
+
+
+def step(loss: Loss, inputs: Sequence[LevelInputs]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The sum over the levels, and all gradients."""
+    total = torch.stack([loss(*level, None) for level in inputs]).sum()
+    return total.detach(), torch.autograd.grad(total, [level[0] for level in inputs])
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """The median time of a call, with cold caches."""
+    if device.type == 'cpu':
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+    overwritten = torch.empty(2**28, dtype=torch.int8, device=device)
+    times: list[float] = []
+    for _ in range(3):
+        run()
+    while len(times) < 10 or sum(times) < SECONDS:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        # It also keeps the GPU busy while the host prepares the first kernels.
+        overwritten.zero_()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return statistics.median(times)
+
+
+def extra_bytes(run: Callable[[], object], inputs: Sequence[LevelInputs], device: torch.device) -> float:
+    """Peak memory of a call beyond what was there and the gradients."""
+    if device.type == 'cpu':
+        return math.nan
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    gradients = sum(level[0].nbytes for level in inputs)
+    return torch.cuda.max_memory_allocated() - before - gradients
+
+
+def measure(setting: Setting, size: Size, device: torch.device, *, toy: bool) -> Row:
+    """One row; all methods must agree."""
+    inputs = make_inputs(setting, size, device)
+    wanted, seconds, extra = None, {}, {}
+    for method in METHODS:
+        seconds[method] = extra[method] = math.nan
+        run = partial(step, loss_of(method, toy=toy), inputs)
+        try:
+            found = run()[0].item()
+            extra[method] = extra_bytes(run, inputs, device)
+            seconds[method] = seconds_of(run, device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            continue
+        wanted = found if wanted is None else wanted
+        if not math.isclose(found, wanted, rel_tol=1e-4):
+            raise InputError(f'{setting}: {method} gives {found}, but kernel {wanted}; one of them is wrong')
+    elements = sum(level[0].numel() for level in inputs)
+    floor = sum(3 * level[0].nbytes + 2 * level[1].nbytes for level in inputs)
+    return Row(setting, elements, floor, copy_rate(size, device), seconds, extra)
+
+
+def copy_rate(size: Size, device: torch.device) -> float:
+    """Bytes per second, read and written, of a copy."""
+    source, target = (torch.ones(size.copied_bytes, dtype=torch.int8, device=device) for _ in range(2))
+    return 2 * size.copied_bytes / seconds_of(lambda: target.copy_(source), device)
+
+
+RATIOS = (('kernel', 'copy'), ('kernel', 'compile'), ('eager', 'kernel'))
+
+
+def columns(row: Row) -> dict[str, str]:
+    """A row as it is printed and written."""
+    shown = {'pyramid': row.setting.pyramid, 'batch': str(row.setting.batch), 'dtypes': row.setting.dtypes}
+    shown |= {'layout': row.setting.layout, 'M elements': f'{row.elements / 1e6:.1f}'}
+    shown |= {f'{method} ms': f'{1000 * row.seconds[method]:.3f}' for method in METHODS}
+    shown |= {f'{method} GB/s': f'{row.rate(method) / 1e9:.4g}' for method in ('copy', 'kernel')}
+    shown |= {f'{method} extra MB': f'{row.extra[method] / 1e6:.1f}' for method in METHODS}
+    shown |= {f'{one}/{other}': f'{row.rate(one) / row.rate(other):.3f}' for one, other in RATIOS}
+    return {name: '-' if value == 'nan' else value for name, value in shown.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """What it was measured on."""
+    return 'CPU, Triton interpreted' if device.type == 'cpu' else torch.cuda.get_device_name(device)
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
+    parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='of student and teacher')
+    parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='of the student')
+    parser.add_argument('--csv', type=Path, help='where to write the table')
+    parser.add_argument('--toy', action='store_true', help='a tiny size on the CPU')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures every setting, the largest last."""
+    options = parse()
+    device, size = torch.device('cuda'), Size()
+    if options.toy:
+        # Before Triton is imported.
+        os.environ['TRITON_INTERPRET'] = '1'
+        device, size = torch.device('cpu'), TOY
+        options.dtypes = [one for one in options.dtypes if 'bfloat16' not in one]
+    elif not torch.cuda.is_available():
+        raise SystemExit('bench_kernel.py needs a GPU, and there is none; --toy tries it on the CPU')
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(options.csv.open('w', newline='')) if options.csv else None
+        for setting in product(options.pyramids, sorted(options.batches), options.layouts, options.dtypes):
+            pyramid, batch, layout, dtypes = setting
+            row = measure(Setting(pyramid, batch, dtypes, layout), size, device, toy=options.toy)
+            shown = {'device': device_name(device), 'torch': torch.__version__, **columns(row)}
+            if not rows:
+                print(*list(shown)[2:], sep=' | ', flush=True)
+            print(*list(shown.values())[2:], sep=' | ', flush=True)
+            if file is not None:
+                writer = csv.DictWriter(file, shown)
+                if not rows:
+                    writer.writeheader()
+                writer.writerow(shown)
+            rows.append(row)
+    # Of equal sizes the first: contiguous maps in the first dtypes.
+    largest = max(rows, key=lambda row: row.elements)
+    print(*(f'{one}/{other} {largest.rate(one) / largest.rate(other):.3f}' for one, other in RATIOS))
+
+
+if __name__ == '__main__':
+    main()
