@@ -10,11 +10,14 @@ import torch
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
+from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
+from mtpd.detectors.proposals import proposing_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
 from mtpd.environment import choose_device
 from mtpd.errors import InputError
+from mtpd.heads.roi_head import RoiHead
 from mtpd.pyramid import Level
 from mtpd_extract.fingerprint import fingerprint, provenance
 
@@ -30,6 +33,7 @@ class Extraction:
         codec, target_error, views: how and what is stored.
         plan: which image goes where.
         description: what the manifest will say.
+        proposing_head: the teacher's RoI head, on the device, where its proposals are stored too; else None.
         teacher_weights: neck and head, and a record of the RoI head, as a safetensors file.
         paths: image id -> file.
     """
@@ -42,6 +46,7 @@ class Extraction:
     views: tuple[ViewName, ...]
     plan: CachePlan
     description: Description
+    proposing_head: RoiHead | None
     teacher_weights: bytes
     paths: Mapping[int, Path]
 
@@ -81,6 +86,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         bytes_per_element=expected_bytes(codec),
         shard_bytes=int(options['shard_mb'] * 2**20),
     )
+    head = _proposing_head(teacher, options, device)
     description = describe(
         fingerprint=fingerprint(teacher, coco, selected),
         provenance=provenance(teacher, coco, paths, device),
@@ -89,6 +95,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         target_error=target_error,
         views=options['views'],
         geometry=geometry,
+        rois=None if head is None else RoisRecord(num_rois=options['rois'], num_classes=head.record.num_classes),
     )
     return Extraction(
         teacher=teacher,
@@ -99,6 +106,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
         views=options['views'],
         plan=plan,
         description=description,
+        proposing_head=head,
         teacher_weights=save_teacher(neck_and_head_weights(teacher), roi_head=teacher.roi_head),
         paths=paths,
     )
@@ -129,6 +137,15 @@ def _require_images(coco: CocoSet, folder: Path) -> None:
             f'{folder}: {len(missing)} of {len(coco.images)} images are missing, the first is {missing[0]}; '
             'fetch them, or take them out of the annotation file'
         )
+
+
+def _proposing_head(teacher: Teacher, options: Mapping[str, Any], device: torch.device) -> RoiHead | None:
+    """The head that judges the proposals to be stored; None where none are."""
+    if options['rois'] == 0:
+        return None
+    if 'plain' not in options['views']:
+        raise InputError('--rois: proposals belong to the plain view; extract it too with --views plain,flip')
+    return proposing_head(teacher).to(device)
 
 
 def _select_levels(teacher: Teacher, wanted: tuple[str, ...] | None) -> tuple[Level, ...]:

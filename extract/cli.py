@@ -14,6 +14,7 @@ EXAMPLES = """
 Examples:
   mtpd-extract --teacher r101 --out cache/r101 --dry-run
   mtpd-extract --teacher swin_l --out cache/swin_l --levels p3,p4,p5 --batch-size 4
+  mtpd-extract --teacher faster-rcnn_r101_fpn_1x_coco --out cache/faster --rois 512
   mtpd-extract --teacher my_config.py --checkpoint my.pth --out cache/mine \\
       --images data/my/images --annotations data/my/train.json
   torchrun --nproc-per-node 4 --no-python mtpd-extract --teacher r101 --out cache/r101
@@ -106,6 +107,14 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     default='plain,flip',
     show_default=True,
     help='Stored views; training can mirror images only with both.',
+)
+@click.option(
+    '--rois',
+    type=click.IntRange(0, 4096),
+    default=0,
+    show_default=True,
+    metavar='N',
+    help="For two-stage teachers: store the N best proposals of each image too, with the teacher's answers.",
 )
 @click.option(
     '--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the teacher's own]"

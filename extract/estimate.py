@@ -11,6 +11,7 @@ import numpy as np
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket, ShardKey
+from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.shard import compressed_bound, index_bytes
 from mtpd.errors import UnavailableError
 from mtpd_extract.build import Extraction
@@ -50,6 +51,7 @@ def total_bytes(extraction: Extraction, per_element: PerElement | None = None) -
     index = sum(_file_bytes(spec, plan.num_images) for spec in arrays.index_specs(plan.num_images).values())
     num_arrays = sum(len(_specs(extraction, bucket)) for bucket in plan.buckets) + len(arrays.INDEX_COLUMNS)
     num_groups = 2 + len(plan.buckets) * (1 + len(extraction.views))
+    num_groups += 0 if extraction.description.rois is None else 1 + len(plan.buckets)
     # Each array has its folder, its zarr.json and a folder for its files; each group the first two.
     metadata = BLOCK_BYTES * (3 * num_arrays + 2 * num_groups)
     return groups_bytes(extraction, plan.shard_keys(), per_element) + index + metadata + len(extraction.teacher_weights)
@@ -100,7 +102,8 @@ def gigabytes(num_bytes: int) -> str:
 
 
 def _specs(extraction: Extraction, bucket: Bucket) -> list[ArraySpec]:
-    return arrays.bucket_specs(bucket, views=extraction.views, levels=extraction.levels, codec=extraction.codec)
+    of_maps = arrays.bucket_specs(bucket, views=extraction.views, levels=extraction.levels, codec=extraction.codec)
+    return of_maps + roi_specs(bucket, extraction.description.rois)
 
 
 def _file_bytes(spec: ArraySpec, num_rows: int, per_element: PerElement | None = None) -> int:

@@ -15,6 +15,8 @@ from mtpd.cache.format.codecs import EncodedMaps, encode
 from mtpd.cache.format.manifest import ViewName
 from mtpd.cache.format.plan import ShardKey, SourceImage
 from mtpd.cache.writing.shard_group import ShardGroup
+from mtpd.detectors.proposals import teacher_rois
+from mtpd.heads.rois import ImageRois
 from mtpd.interrupt import StopFlag
 from mtpd.prefetch import BackgroundQueue, prefetched
 from mtpd_extract.build import Extraction
@@ -96,15 +98,27 @@ def _encode_view(
     """The codes of one view of a batch, quantised on the device and on their way to the host."""
     padded = extraction.plan.by_name[batch.key.bucket].padded
     maps = view_maps(extraction, pixels, padded=padded, view=view)
+    rois = _rois(extraction, batch, maps) if view == 'plain' else None
     encoded = {}
     for level in extraction.levels:
         codes = encode(maps[level.name], extraction.codec, target=extraction.target_error, basis=bases.get(level.name))
         encoded[level.name] = replace(codes, basis=None).to(torch.device('cpu'))
     if extraction.device.type != 'cuda':
-        return Copies(encoded, None)
+        return Copies(encoded, rois, None)
     arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrival.record(torch.cuda.current_stream(extraction.device))
-    return Copies(encoded, arrival)
+    return Copies(encoded, rois, arrival)
+
+
+def _rois(extraction: Extraction, batch: Batch, maps: Mapping[str, Tensor]) -> list[ImageRois] | None:
+    """The teacher's proposals, where the cache is to hold them."""
+    record = extraction.description.rois
+    if extraction.proposing_head is None or record is None:
+        return None
+    originals = [image.size for image in batch.images]
+    return teacher_rois(
+        extraction.teacher, extraction.proposing_head, maps, originals=originals, num_rois=record.num_rois
+    )
 
 
 @dataclass(frozen=True)
@@ -113,10 +127,12 @@ class Copies:
 
     Attributes:
         maps: level name -> codes; not to be looked at before the arrival.
+        rois: the teacher's proposals of each image, if these go with the view; they are there.
         arrival: comes when all are there; None without a GPU.
     """
 
     maps: dict[str, EncodedMaps]
+    rois: Sequence[ImageRois] | None
     arrival: torch.cuda.Event | None
 
     def append_to(self, group: ShardGroup, *, view: str) -> None:
@@ -124,6 +140,8 @@ class Copies:
         if self.arrival is not None:
             self.arrival.synchronize()
         group.append(view, self.maps)
+        if self.rois is not None:
+            group.append_rois(self.rois)
 
 
 def _loaded(

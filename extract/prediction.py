@@ -9,6 +9,8 @@ import numpy as np
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.basis import max_basis_bytes
+from mtpd.cache.format.plan import Bucket, SourceImage
+from mtpd.cache.format.roi_arrays import roi_specs, row_bytes
 from mtpd.cache.format.shard import index_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.geometry import Size
@@ -69,6 +71,7 @@ def predict_bytes(extraction: Extraction, trial: Trial) -> int:
         of_bucket = arrays.bucket_specs(
             bucket, views=extraction.views, levels=extraction.levels, codec=extraction.codec
         )
+        of_bucket += roi_specs(bucket, extraction.description.rois)
         specs += of_bucket
         for spec in of_bucket:
             records += [spec.file(shard) for shard in range(bucket.num_shards)]
@@ -94,6 +97,8 @@ def predict_coco(extraction: Extraction, trial: Trial) -> Prediction:
         for level in extraction.levels:
             elements = level.channels * math.prod(level.grid(*padded))
             num_bytes += elements * trial.bytes_per_element[level.name] * len(extraction.views) * count / num_sizes
+    bucket = Bucket((1, 1), (SourceImage(-1, (1, 1)),), 1)
+    num_bytes += sum(row_bytes(spec) for spec in roi_specs(bucket, extraction.description.rois))
     return Prediction(
         NUM_COCO_IMAGES,
         round(NUM_COCO_IMAGES * num_bytes) + len(extraction.teacher_weights),

@@ -135,7 +135,13 @@ class _Sink:
         one = self._extraction
         bucket = self.plan.by_name[key.bucket]
         return ShardGroup(
-            bucket=bucket, key=key, views=one.views, levels=one.levels, codec=one.codec, compressors=self._compressors
+            bucket=bucket,
+            key=key,
+            views=one.views,
+            levels=one.levels,
+            codec=one.codec,
+            compressors=self._compressors,
+            rois=one.description.rois,
         )
 
     def commit(self, group: ShardGroup) -> int:

@@ -31,11 +31,12 @@ def build_responses(
         raise InputError('distill has tar_head twice; keep one of them')
     (settings,) = entries
     coder, num_classes = student_box_coder(student), student_num_classes(student)
-    head = source.roi_head()
-    if head.record.num_classes != num_classes:
+    head = source.roi_head() if settings.mode == 'head_on_gpu' else None
+    of_teacher = source.num_roi_classes() if head is None else head.record.num_classes
+    if of_teacher != num_classes:
         raise InputError(
-            f'tar_head: the teacher of {source.name} tells {head.record.num_classes} classes apart, the student '
-            f'{num_classes}; take a teacher of the classes of data.train'
+            f'tar_head: the teacher of {source.name} tells {of_teacher} classes apart, the student {num_classes}; '
+            'take a teacher of the classes of data.train'
         )
     options = settings.model_dump(exclude={'loss', 'decay'})
     return Responses(
@@ -43,7 +44,7 @@ def build_responses(
         coder=coder,
         num_classes=num_classes,
         head=head,
-        levels=_levels(head.record, source),
+        levels=() if head is None else _levels(head.record, source),
     )
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import dequantise, rotate
 from mtpd.detectors.transforms import Sample
+from mtpd.errors import CacheMismatchError
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.prefetch import prefetched
@@ -62,15 +63,27 @@ class CachedTeacher:
     def roi_head(self) -> RoiHead:
         return self.reader.roi_head()
 
+    def num_roi_classes(self) -> int:
+        record = self.reader.manifest.description.rois
+        if record is None:
+            raise CacheMismatchError(
+                f'{self.name}: holds no proposals of its teacher, which cached_rois needs; extract it with --rois 512, '
+                'or set mode to head_on_gpu'
+            )
+        return record.num_classes
+
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
         require_fit(self.reader, train_set, flip=flip)
 
     def to(self, device: torch.device) -> None:
         del device
 
-    def read_ahead(self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str]) -> Iterator[ReadAhead]:
-        def read(batch: Sequence[Request]) -> list[Encoded]:
-            return [self.reader.read_encoded(one.image_id, one.view, levels=levels) for one in batch]
+    def read_ahead(
+        self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], with_rois: bool = False
+    ) -> Iterator[ReadAhead]:
+        def read(batch: Sequence[Request]) -> ReadAhead:
+            maps = [self.reader.read_encoded(one.image_id, one.view, levels=levels) for one in batch] if levels else ()
+            return ReadAhead(maps, [self.reader.rois(one.image_id) for one in batch] if with_rois else ())
 
         return prefetched(read, batches, num_threads=1, depth=DEPTH)
 
@@ -84,7 +97,7 @@ class CachedTeacher:
         device: torch.device,
     ) -> dict[str, Tensor]:
         del samples
-        return decoded(ahead, levels=levels, padded=padded, device=device)
+        return decoded(ahead.maps, levels=levels, padded=padded, device=device)
 
 
 def decoded(

@@ -64,6 +64,12 @@ class LiveTeacher:
             )
         return RoiHead(self.teacher.roi_head, self.weights())
 
+    def num_roi_classes(self) -> int:
+        raise InputError(
+            f'tar_head: teacher {self.name} in the loop has no stored proposals, which cached_rois needs; set mode to '
+            'head_on_gpu, or train from a cache that was extracted with --rois'
+        )
+
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
         """It can see any image, and any view of it."""
         del train_set, flip
@@ -71,9 +77,11 @@ class LiveTeacher:
     def to(self, device: torch.device) -> None:
         self.teacher.module.to(device)
 
-    def read_ahead(self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str]) -> Iterator[ReadAhead]:
-        del levels
-        return itertools.repeat((), len(batches))
+    def read_ahead(
+        self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], with_rois: bool = False
+    ) -> Iterator[ReadAhead]:
+        del levels, with_rois
+        return itertools.repeat(ReadAhead(), len(batches))
 
     def maps(
         self,

@@ -211,8 +211,8 @@ class TarHeadSettings(Section):
 
     loss: Literal['tar_head']
     """Kind of this loss."""
-    mode: Literal['head_on_gpu'] = 'head_on_gpu'
-    """`head_on_gpu`: the teacher's RoI head, from its cache, runs on its cached maps and the student's proposals."""
+    mode: Literal['head_on_gpu', 'cached_rois'] = 'head_on_gpu'
+    """`head_on_gpu`: the teacher's head judges the student's proposals; `cached_rois`: the student's the teacher's."""
     class_weight: NonNegativeFloat = 1.0
     """Factor of the class term, a divergence averaged over RoIs."""
     box_weight: NonNegativeFloat = 1.0

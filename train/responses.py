@@ -1,18 +1,23 @@
-"""Distillation of responses in a stage: what a teacher's RoI head says, beside its maps."""
+"""Distillation of responses in a stage: what two RoI heads say about the same RoIs, beside the maps.
+
+Letters: B images, C channels, H W grid of a level, K RoIs.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtpd.detectors.roi_capture import CapturedRois
+from mtpd.detectors.roi_capture import CapturedRois, predict_rois
 from mtpd.detectors.transforms import Sample
 from mtpd.heads.boxes import BoxCoder
-from mtpd.heads.roi_head import RoiHead
+from mtpd.heads.roi_head import RoiHead, RoiPredictions
+from mtpd.heads.rois import ImageRois, mirrored, scaled
 from mtpd.losses.response_terms import TarHeadTerm
 from mtpd.losses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.tar_head import answers_of_head, tar_head_losses
+from mtpd.losses.tar_head import answers_of_cache, answers_of_head, tar_head_losses
 from mtpd.pyramid import Level
 
 
@@ -24,20 +29,63 @@ class Responses:
         term: what is asked for.
         coder: the student's box coder.
         num_classes: object classes of student and teacher.
-        head: the teacher's RoI head. It is part of no other module, so nothing trains or saves it.
-        levels: the teacher's levels that the head takes RoIs from, in its order.
+        head: the teacher's RoI head; None where its stored answers are used. It is part of no other module, so nothing
+            trains or saves it.
+        levels: the teacher's levels that the head takes RoIs from, in its order; none without a head.
     """
 
     term: TarHeadTerm
     coder: BoxCoder
     num_classes: int
-    head: RoiHead
+    head: RoiHead | None
     levels: tuple[Level, ...]
+
+
+class SharedRois(NamedTuple):
+    """The RoIs of a batch that both detectors judge.
+
+    Attributes:
+        rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
+        student: what the student says about them.
+        stored: what the teacher said about them; None where its head is to be asked.
+    """
+
+    rois: Tensor
+    student: RoiPredictions
+    stored: ImageRois | None
+
+
+def shared_rois(
+    samples: Sequence[Sample],
+    *,
+    captured: CapturedRois | None,
+    model: nn.Module,
+    maps: Sequence[Tensor],
+    stored: Sequence[ImageRois],
+) -> SharedRois:
+    """The student's own proposals, or the teacher's, on which the student's RoI head is run.
+
+    Args:
+        samples: the images of the batch.
+        captured: what the student did in its forward pass; None for the teacher's proposals.
+        model: the student.
+        maps: (B, C, H, W) of all levels of the student's neck.
+        stored: the teacher's proposals on each image, in px of the original image.
+    """
+    if captured is not None:
+        rois, predictions = captured.require()
+        return SharedRois(rois.float(), predictions, None)
+    images = [_on_sample(one, sample).to(maps[0].device) for one, sample in zip(stored, samples, strict=True)]
+    together = ImageRois(*(torch.cat(column) for column in zip(*images, strict=True)))
+    counts = torch.tensor([len(one.boxes) for one in images], device=maps[0].device)
+    numbers = torch.arange(len(images), device=maps[0].device).repeat_interleave(counts)
+    rois = torch.cat([numbers[:, None].float(), together.boxes], dim=1)
+    return SharedRois(rois, predict_rois(model, maps, rois), together)
 
 
 def response_losses(
     responses: Responses,
-    captured: CapturedRois,
+    shared: SharedRois,
     teacher: Mapping[str, Tensor],
     samples: Sequence[Sample],
     *,
@@ -47,27 +95,35 @@ def response_losses(
 
     Args:
         responses: what is asked for.
-        captured: the student's proposals and what it says about them.
-        teacher: level name -> (B, C, H, W) the teacher's maps.
+        shared: the RoIs and what the student says about them.
+        teacher: level name -> (B, C, H, W) the teacher's maps, for its head.
         samples: the images of the batch, after `collate`.
         progress: share of the stage that is done.
     """
-    rois, student = captured.require()
-    rois = rois.float()
+    rois, head = shared.rois, responses.head
     objects = [_objects(sample, rois.device) for sample in samples]
     matches = match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.term.positive_iou)
-    head = responses.head
-    predictions = head([teacher[level.name] for level in responses.levels], rois)
-    answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
+    if shared.stored is not None:
+        answers = answers_of_cache(shared.stored, matches)
+    else:
+        assert head is not None, 'neither a head nor stored answers'
+        predictions = head([teacher[level.name] for level in responses.levels], rois)
+        answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
     return tar_head_losses(
         responses.term,
         rois=rois,
         matches=matches,
-        student=student,
+        student=shared.student,
         teacher=answers,
         coder=responses.coder,
         progress=progress,
     )
+
+
+def _on_sample(rois: ImageRois, sample: Sample) -> ImageRois:
+    """RoIs in px of the original image, on its resized and perhaps mirrored view."""
+    placed = scaled(rois, source=sample.data_sample.ori_shape, target=sample.resized)
+    return mirrored(placed, width=sample.resized[1]) if sample.view == 'flip' else placed
 
 
 def _objects(sample: Sample, device: torch.device) -> LabelledBoxes:

@@ -65,10 +65,15 @@ class Stage:
         """Moves the networks that the stage runs, in place."""
         self.student.model.to(device)
         self.distiller.to(device)
-        if self.responses is not None:
+        if self.responses is not None and self.responses.head is not None:
             self.responses.head.to(device)
         if self.source is not None and self.teacher_levels:
             self.source.to(device)
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a loss compares the student with a teacher."""
+        return self.source is not None and (bool(self.teacher_levels) or self.responses is not None)
 
     def decay_factors(self, *, progress: float) -> dict[str, float]:
         """What the weights of the decaying losses are multiplied by, by the names of the losses."""

@@ -14,7 +14,7 @@ from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.transforms import Sample
 from mtpd_train.dataset import load_batches
-from mtpd_train.responses import response_losses
+from mtpd_train.responses import response_losses, shared_rois
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
 from mtpd_train.targets import Targets, teacher_targets
@@ -28,9 +28,10 @@ def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sa
     # In this order: the processes are forked before the thread starts.
     samples = load_batches(stage.train_set, batches, num_workers=stage.num_workers)
     source, names = stage.source, [level.name for level in stage.teacher_levels]
-    ahead: Iterable[ReadAhead] = itertools.repeat((), len(batches))
-    if source is not None and names:
-        ahead = source.read_ahead(batches, levels=names)
+    ahead: Iterable[ReadAhead] = itertools.repeat(ReadAhead(), len(batches))
+    with_rois = stage.responses is not None and stage.responses.head is None
+    if source is not None and (names or with_rois):
+        ahead = source.read_ahead(batches, levels=names, with_rois=with_rois)
     for batch, images, one in zip(batches, samples, ahead, strict=True):
         # A teacher's maps of another image would train without an error, to no use.
         assert [(image.image_id, image.view) for image in images] == batch
@@ -44,7 +45,7 @@ class StudentOutputs:
     Attributes:
         losses: the detector's own, by name.
         maps: level name -> (B, C, H, W); empty in plain training.
-        rois: its proposals and what it says about them; None where no loss asks.
+        rois: its proposals and what it says about them; None where no teacher's head is to judge them.
     """
 
     losses: dict[str, Tensor]
@@ -86,7 +87,7 @@ def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> Stu
     """The student's forward pass over `images`, which `collate` has made of the samples."""
     student = stage.student
     with _autocast(stage, images.device):
-        if not stage.teacher_levels:
+        if not stage.is_taught:
             return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
         with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois:
             losses = detection_losses(student.model, images, samples)
@@ -99,17 +100,24 @@ def distillation_losses(
     """The distillation losses by name, weighted and decayed; none in plain training."""
     if targets is None:
         return {}
-    with _autocast(stage, next(iter(targets.maps.values())).device):
+    with _autocast(stage, next(iter(outputs.maps.values())).device):
         losses: dict[str, Tensor] = stage.distiller(
             outputs.maps, targets.maps, targets.masks, boxes=targets.boxes, progress=progress
         )
-        if stage.responses is not None and outputs.rois is not None:
-            losses |= response_losses(stage.responses, outputs.rois, targets.maps, samples, progress=progress)
+        if stage.responses is not None:
+            maps = list(outputs.maps.values())
+            shared = shared_rois(
+                samples, captured=outputs.rois, model=stage.student.model, maps=maps, stored=targets.rois
+            )
+            losses |= response_losses(stage.responses, shared, targets.maps, samples, progress=progress)
     return losses
 
 
 def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
-    return nullcontext() if stage.responses is None else captured_rois(stage.student.model)
+    """Catches the student's proposals where the teacher's head is to judge them."""
+    if stage.responses is None or stage.responses.head is None:
+        return nullcontext()
+    return captured_rois(stage.student.model)
 
 
 def _autocast(stage: Stage, device: torch.device) -> torch.autocast:

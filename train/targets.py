@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
+from mtpd.heads.rois import ImageRois
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 from mtpd_train.stage import Stage
@@ -22,11 +23,13 @@ class Targets:
         maps: level name -> the teacher's float32 maps (B, C, H, W).
         masks: level name -> bool (B, 1, H, W), true at cells that see the image; of the student's levels too.
         boxes: the objects of each image, (N, 4) xyxy in px of the network input.
+        rois: the teacher's stored proposals on each image, in px of the original image; none where no loss asks.
     """
 
     maps: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     boxes: Sequence[Tensor]
+    rois: Sequence[ImageRois]
 
 
 def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, images: Tensor) -> Targets | None:
@@ -38,7 +41,7 @@ def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, i
         ahead: what was read of the teacher for them.
         images: the student's inputs (B, 3, H, W).
     """
-    if stage.source is None or not stage.teacher_levels:
+    if stage.source is None or not stage.is_taught:
         return None
     padded, device = (images.shape[2], images.shape[3]), images.device
     levels = {level.name: level for level in (*stage.student.levels, *stage.teacher_levels)}.values()
@@ -46,6 +49,7 @@ def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, i
         maps=stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=device),
         masks=batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device),
         boxes=[one.data_sample.gt_instances.bboxes.to(device) for one in samples],
+        rois=ahead.rois,
     )
 
 

@@ -1,7 +1,7 @@
 """What a stage learns from: a teacher's maps, out of its cache or from the teacher itself."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,14 +10,25 @@ from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
+from mtpd.heads.rois import ImageRois
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
 
 # The codes of one image by level name.
 Encoded = Mapping[str, EncodedMaps]
-# What is read ahead for a batch: the codes of each of its images, or nothing where there is nothing to read.
-ReadAhead = Sequence[Encoded]
+
+
+class ReadAhead(NamedTuple):
+    """What is read ahead for a batch.
+
+    Attributes:
+        maps: the codes of each of its images, or nothing where there is nothing to read.
+        rois: the teacher's proposals on each of its images, in px of the original image, or nothing.
+    """
+
+    maps: Sequence[Encoded] = ()
+    rois: Sequence[ImageRois] = ()
 
 
 class TeacherSource(Protocol):
@@ -60,6 +71,13 @@ class TeacherSource(Protocol):
             MtpdError: the teacher has none that mtpd can run; says why.
         """
 
+    def num_roi_classes(self) -> int:
+        """Object classes of the teacher's proposals that are stored.
+
+        Raises:
+            MtpdError: none are.
+        """
+
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
         """Checks that it can teach on all images of a data set, in every view that training draws.
 
@@ -70,8 +88,16 @@ class TeacherSource(Protocol):
     def to(self, device: torch.device) -> None:
         """Moves what computes, in place; what is only read stays where it is."""
 
-    def read_ahead(self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str]) -> Iterator[ReadAhead]:
-        """What `maps` needs of each batch, in order, prepared in a thread while the steps before are computed."""
+    def read_ahead(
+        self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], with_rois: bool = False
+    ) -> Iterator[ReadAhead]:
+        """What `maps` needs of each batch, in order, prepared in a thread while the steps before are computed.
+
+        Args:
+            batches: what will be asked for.
+            levels: names of those that `maps` will give.
+            with_rois: whether the proposals are wanted too, if `num_roi_classes` says that there are some.
+        """
 
     def maps(
         self,

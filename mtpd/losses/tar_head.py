@@ -11,10 +11,14 @@ from torch import Tensor
 from mtpd.errors import InputError
 from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
+from mtpd.heads.rois import ImageRois
 from mtpd.losses.decay import decay_factor
 from mtpd.losses.response_terms import TarHeadTerm
 from mtpd.losses.roi_matching import Matches
 from mtpd.losses.tar_response import box_gate, box_term, class_term
+
+# The smallest that half precision tells from 0, which has no logarithm.
+LEAST_PROBABILITY = 2.0**-24
 
 
 class TeacherAnswers(NamedTuple):
@@ -35,6 +39,12 @@ def answers_of_head(predictions: RoiPredictions, matches: Matches, *, coder: Box
     """Of a teacher's RoI head with the box coder `coder`, which says all about every RoI."""
     raw = coder.to_raw(class_slice(predictions.deltas, matches.labels))
     return TeacherAnswers(predictions.logits, raw, torch.ones_like(matches.positive))
+
+
+def answers_of_cache(stored: ImageRois, matches: Matches) -> TeacherAnswers:
+    """Of stored answers: deltas are those of the teacher's favourite class, so known where that is the true one."""
+    logits = stored.probabilities.clamp(min=LEAST_PROBABILITY).log()
+    return TeacherAnswers(logits, stored.deltas, stored.labels == matches.labels)
 
 
 def tar_head_losses(

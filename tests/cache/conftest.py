@@ -12,9 +12,11 @@ from torch import Tensor
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, encode, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
+from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry
+from mtpd.heads.rois import ImageRois
 from mtpd.pyramid import Level
 
 LEVELS = (Level('p3', 8, 4), Level('p4', 16, 6))
@@ -32,6 +34,7 @@ class Recipe:
     images: Sequence[SourceImage] = IMAGES
     shard_bytes: int = 1000
     bias: float = 1.0
+    rois: RoisRecord | None = None
 
     def plan(self) -> CachePlan:
         """Two buckets with two and one rows a shard."""
@@ -53,6 +56,7 @@ class Recipe:
             target_error=DEFAULT_TARGET if self.codec == 'lean' else None,
             views=self.views,
             geometry=GEOMETRY,
+            rois=self.rois,
         )
 
     def writer(self, root: Path, *, part: Part = WHOLE) -> CacheWriter:
@@ -69,6 +73,20 @@ class Recipe:
             for level in LEVELS
         }
 
+    def rois_of(self, image: SourceImage) -> ImageRois:
+        """The teacher's proposals on an image: random in number and in values, but always the same."""
+        assert self.rois is not None
+        generator = torch.Generator().manual_seed(image.image_id)
+        num_rois = image.image_id % (self.rois.num_rois + 1)
+        corners = 90 * torch.rand(num_rois, 2, generator=generator)
+        probabilities = torch.randn(num_rois, self.rois.num_classes + 1, generator=generator).softmax(1)
+        return ImageRois(
+            boxes=torch.cat([corners, corners + 50 * torch.rand(num_rois, 2, generator=generator)], dim=1),
+            probabilities=probabilities.half().float(),
+            labels=probabilities[:, :-1].argmax(1),
+            deltas=torch.randn(num_rois, 4, generator=generator),
+        )
+
     def write(self, root: Path, *, num_groups: int | None = None, part: Part = WHOLE) -> None:
         """Writes all pending groups of a part and the manifest, or only the first `num_groups`."""
         with self.writer(root, part=part) as writer:
@@ -82,6 +100,8 @@ class Recipe:
                             view,
                             {name: encode(one[None], self.codec, basis=bases.get(name)) for name, one in maps.items()},
                         )
+                if self.rois is not None:
+                    group.append_rois([self.rois_of(image) for image in writer.plan.images(key)])
                 writer.commit(group)
             if num_groups is None:
                 writer.finish()
@@ -100,6 +120,12 @@ def random_bases() -> dict[str, Tensor]:
 def recipe() -> Recipe:
     """The default test cache."""
     return Recipe()
+
+
+@pytest.fixture(scope='session')
+def with_rois() -> Recipe:
+    """The recipe of a cache that holds up to 5 proposals an image."""
+    return Recipe(rois=RoisRecord(num_rois=5, num_classes=3))
 
 
 @pytest.fixture(scope='session')

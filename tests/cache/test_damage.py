@@ -26,6 +26,11 @@ def read_everything(root: Path) -> dict[tuple[int, ViewName, str], torch.Tensor]
     }
 
 
+def read_rois(root: Path) -> dict[int, tuple[torch.Tensor, ...]]:
+    cache = mtpd.cache.open(root)
+    return {image_id: cache.rois(image_id) for image_id in cache.image_ids}
+
+
 def data_files(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob('*') if path.is_file() and '/c/' in path.as_posix())
 
@@ -70,6 +75,37 @@ def test_random_damage_is_never_read(cache_root: Path, seed: int) -> None:
     assert refused > 0
 
 
+@pytest.mark.parametrize('kind', ['bit', 'cut', 'missing', 'swapped'])
+@pytest.mark.parametrize('array', ['image_id', 'num_rois', 'crc32c', 'boxes', 'probabilities', 'labels', 'deltas'])
+def test_damaged_rois_are_never_read(tmp_path: Path, with_rois: Any, array: str, kind: str) -> None:
+    root = tmp_path / 'cache'
+    with_rois.write(root)
+    truth = read_rois(root)
+    files = sorted(path for path in (root / 'heads/64x96' / array).rglob('*') if path.is_file() and '/c/' in str(path))
+    path, other = files[0], files[1]
+    content = path.read_bytes()
+    if kind == 'bit':
+        # In the first row, whose image has RoIs: a place beyond these is covered too.
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    elif kind == 'cut':
+        path.write_bytes(content[:-1])
+    elif kind == 'missing':
+        path.unlink()
+    else:
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    cache = mtpd.cache.open(root)
+    refused = 0
+    for image_id, rois in truth.items():
+        try:
+            assert all(torch.equal(one, two) for one, two in zip(cache.rois(image_id), rois, strict=True))
+        except CacheDamagedError:
+            refused += 1
+    assert refused > 0
+    # The maps are as they were.
+    read_everything(root)
+
+
 @pytest.mark.parametrize('name', ['p3', 'image_id', 'crc32c', 'p3.scale'])
 def test_shards_of_another_extraction_are_refused(tmp_path: Path, make_recipe: Callable[..., Any], name: str) -> None:
     make_recipe().write(tmp_path / 'mine')
@@ -109,6 +145,8 @@ def test_an_edited_manifest_is_refused(cache_root: Path) -> None:
         (lambda c: c['description'].update(codec='pickle'), CacheDamagedError, 'codec'),
         (lambda c: c['buckets'][0].update(num_images=10**15), CacheDamagedError, 'num_images'),
         (lambda c: c['files'].pop('index/row/c/0'), CacheDamagedError, 'not in the manifest'),
+        (lambda c: c['description'].update(rois={'num_rois': 10**9, 'num_classes': 3}), CacheDamagedError, 'rois'),
+        (lambda c: c['description'].update(rois={'num_rois': 5}), CacheDamagedError, 'rois.num_classes'),
     ],
 )
 def test_a_hostile_manifest_is_refused(

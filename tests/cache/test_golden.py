@@ -96,6 +96,69 @@ def read_by_the_text(root: Path) -> Maps:
     return maps
 
 
+def read_rois_by_the_text(root: Path) -> dict[str, dict[str, Any]]:
+    """The teacher's proposals by what mtpd/cache/FORMAT.md says alone."""
+    manifest = json.loads((root / 'manifest.json').read_bytes())
+    record = manifest['description']['rois']
+    places, classes = record['num_rois'], record['num_classes']
+    found = {}
+    for bucket in manifest['buckets']:
+        rows = bucket['rows_per_shard']
+        folder = f'{bucket["padded"][0]}x{bucket["padded"][1]}'
+        for shard in range(-(-bucket['num_images'] // rows)):
+            shapes = {
+                'image_id': ('<i8', ()),
+                'num_rois': ('<i4', ()),
+                'crc32c': ('<u4', ()),
+                'boxes': ('<f4', (places, 4)),
+                'probabilities': ('<f2', (places, classes + 1)),
+                'labels': ('<i4', (places,)),
+                'deltas': ('<f4', (places, 4)),
+            }
+            columns = {}
+            for name, (dtype, shape) in shapes.items():
+                file = '/'.join(['heads', folder, name, 'c', str(shard), *['0'] * len(shape)])
+                content = (root / file).read_bytes()
+                assert hashlib.sha256(content).hexdigest() == manifest['files'][file]['sha256']
+                columns[name] = np.frombuffer(content, dtype).reshape(rows, *shape)
+            for row in range(min(rows, bucket['num_images'] - shard * rows)):
+                values = {name: columns[name][row] for name in ('boxes', 'probabilities', 'labels', 'deltas')}
+                together = b''.join(one.tobytes() for one in values.values())
+                assert google_crc32c.value(together) == columns['crc32c'][row]
+                count = columns['num_rois'][row]
+                assert not any(one[count:].any() for one in values.values())
+                found[str(columns['image_id'][row])] = {name: one[:count].tolist() for name, one in values.items()}
+    return found
+
+
+def test_golden_rois() -> None:
+    expected = json.loads((GOLDEN / 'rois.expected.json').read_bytes())
+    assert read_rois_by_the_text(GOLDEN / 'rois') == expected
+    cache = mtpd.cache.open(GOLDEN / 'rois')
+    assert {len(rois['boxes']) for rois in expected.values()} == {0, 1, 2, 3}
+    for image_id in cache.image_ids:
+        rois = cache.rois(image_id)
+        dtypes = [torch.float32, torch.float32, torch.int64, torch.float32]
+        assert [one.dtype for one in rois] == dtypes
+        assert rois.probabilities.shape[1] == 3
+        assert {name: one.tolist() for name, one in rois._asdict().items()} == expected[str(image_id)]
+    damages = verify(read_state(GOLDEN / 'rois'), num_threads=2, advance=lambda _: None)
+    assert [damage for damage in damages if damage.kind != 'metadata'] == []
+
+
+def test_rois_that_are_written_today_are_read_alike(tmp_path: Path, with_rois: Any) -> None:
+    with_rois.write(tmp_path / 'cache')
+    cache = mtpd.cache.open(tmp_path / 'cache')
+    found = read_rois_by_the_text(tmp_path / 'cache')
+    assert len(found) == len(with_rois.images)
+    for image in with_rois.images:
+        rois = {name: one.tolist() for name, one in cache.rois(image.image_id)._asdict().items()}
+        assert found[str(image.image_id)] == rois
+        assert rois == {name: one.tolist() for name, one in with_rois.rois_of(image)._asdict().items()}
+    group: Any = zarr.open_group(LocalStore(tmp_path / 'cache', read_only=True), mode='r', zarr_format=3)
+    assert group['heads/64x96/labels'].shape == (7, 5)
+
+
 @pytest.mark.parametrize('codec', CODECS)
 def test_golden(codec: str) -> None:
     cache = mtpd.cache.open(GOLDEN / codec)

@@ -28,11 +28,27 @@ def test_a_sound_cache(tmp_path: Path, make_recipe: Callable[..., Any], codec: s
     assert find_damages(tmp_path / 'cache', num_threads=num_threads) == []
 
 
+def test_a_sound_cache_with_rois(sound: Path) -> None:
+    assert find_damages(sound) == []
+
+
+@pytest.mark.parametrize('array', ['image_id', 'num_rois', 'crc32c', 'boxes', 'probabilities', 'labels', 'deltas'])
+def test_any_bit_of_the_rois(sound: Path, array: str) -> None:
+    for path in sorted((sound / 'heads').glob(f'*/{array}/c/**/*')):
+        if path.is_file():
+            with flipped_bit(path, random.Random(0)):
+                (damage,) = find_damages(sound)
+            file = path.relative_to(sound).as_posix()
+            place = file_place(file)
+            assert place is not None
+            assert (damage.kind, damage.file, damage.key) == ('shard', file, place.key)
+
+
 @pytest.fixture(scope='module')
-def sound(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[..., Any]) -> Path:
-    """A cache for tests that put back what they change."""
+def sound(tmp_path_factory: pytest.TempPathFactory, with_rois: Any) -> Path:
+    """A cache with proposals, for tests that put back what they change."""
     root = tmp_path_factory.mktemp('sound') / 'cache'
-    make_recipe().write(root)
+    with_rois.write(root)
     return root
 
 

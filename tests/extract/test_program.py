@@ -48,7 +48,7 @@ def test_help_ends_with_examples() -> None:
     assert result.exit_code == 0
     _, examples = result.stdout.split('\n  Examples:\n')
     assert all(line.startswith('    ') for line in examples.splitlines())
-    assert examples.count('mtpd-extract --teacher') == 5
+    assert examples.count('mtpd-extract --teacher') == 6
     assert not result.stderr
 
 

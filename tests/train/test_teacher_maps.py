@@ -159,7 +159,7 @@ def test_only_image_cells_count_in_a_step(stage: Stage) -> None:
     """What the teacher made of padding changes no loss; what it made of the last image cells does."""
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     changed: dict[str, list[Encoded]] = {'padding': [], 'image': []}
-    for sample, maps in zip(samples, encoded, strict=True):
+    for sample, maps in zip(samples, encoded.maps, strict=True):
         for where, list_of_maps in changed.items():
             copies = {}
             for level in stage.teacher_levels:
@@ -173,7 +173,7 @@ def test_only_image_cells_count_in_a_step(stage: Stage) -> None:
             list_of_maps.append(copies)
     before, padding, image = (
         {name: loss.item() for name, loss in step_losses(stage, samples, codes, device=CPU).items()}
-        for codes in (encoded, changed['padding'], changed['image'])
+        for codes in (encoded, ReadAhead(changed['padding']), ReadAhead(changed['image']))
     )
     assert padding == before
     distilled = {name for name in before if name.startswith('distill/')}
@@ -185,7 +185,7 @@ def test_a_batch_of_one_view_only(build_stage: Callable[..., Stage], exact_cache
     stage = build_stage(cache=exact_cache, distill=[{'loss': 'masked_mse', 'levels': ['p4']}], data={'flip': 1.0})
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     assert {sample.view for sample in samples} == {'flip'}
-    assert [set(one) for one in encoded] == [{'p4'}] * len(samples)
+    assert [set(one) for one in encoded.maps] == [{'p4'}] * len(samples)
     sizes = [stage.student.preprocessing.geometry.padded(one.data_sample.ori_shape) for one in samples]
     padded = max(size[0] for size in sizes), max(size[1] for size in sizes)
     (maps,) = batch_maps(stage, samples, encoded, padded=padded).values()

@@ -11,7 +11,7 @@ from mtpd.cache.format.strict_json import read_json, short
 from mtpd.differences import differences
 from mtpd.errors import CacheDamagedError
 
-_FOLDERS_OF_ARRAYS = re.compile(r'index|\d+x\d+')
+_FOLDERS_OF_ARRAYS = re.compile(r'index|heads|\d+x\d+')
 
 
 def stray_files(root: Path, *, expected: Collection[str], is_finished: bool) -> Iterator[str]:

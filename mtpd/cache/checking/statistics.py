@@ -49,8 +49,8 @@ class CacheStatistics:
     Attributes:
         levels: in the cache's order.
         shapes: in the order of writing.
-        num_bytes: by kind: `maps`, `row_tables`, `index`, `teacher_weights`, `rotations` (of the lean codec), and
-            `metadata` (all other files).
+        num_bytes: by kind: `maps`, `row_tables`, `rois`, `index`, `teacher_weights`, `rotations` (of the lean codec),
+            and `metadata` (all other files).
     """
 
     levels: tuple[LevelStatistics, ...]
@@ -81,7 +81,7 @@ class CacheStatistics:
 def measure(state: CacheState) -> CacheStatistics:
     """Adds up a cache's records and the sizes of its files."""
     levels = [level.to_level() for level in state.description.levels]
-    kinds = dict.fromkeys(('maps', 'row_tables', 'index', 'teacher_weights', 'rotations'), 0)
+    kinds = dict.fromkeys(('maps', 'row_tables', 'rois', 'index', 'teacher_weights', 'rotations'), 0)
     of_level: Counter[str] = Counter()
     of_bucket: Counter[str] = Counter()
     committed: set[ShardKey] = set()
@@ -94,7 +94,7 @@ def measure(state: CacheState) -> CacheStatistics:
         committed.add(place.key)
         of_bucket[place.key.bucket] += record.num_bytes
         level = next((level.name for level in levels if place.is_of(level)), None)
-        kinds['row_tables' if level is None else 'maps'] += record.num_bytes
+        kinds['rois' if not place.view else 'row_tables' if level is None else 'maps'] += record.num_bytes
         if level is not None:
             of_level[level] += record.num_bytes
     on_disk = sum(path.stat().st_size for path in state.root.rglob('*') if path.is_file())

@@ -14,6 +14,7 @@ from mtpd.cache.checking.state import CacheState
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
+from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
@@ -103,7 +104,8 @@ def _layout_without_images(state: CacheState) -> CachePlan:
 def _specs(state: CacheState, bucket: Bucket) -> list[ArraySpec]:
     description = state.description
     levels = [level.to_level() for level in description.levels]
-    return arrays.bucket_specs(bucket, views=description.views, levels=levels, codec=description.codec)
+    of_maps = arrays.bucket_specs(bucket, views=description.views, levels=levels, codec=description.codec)
+    return of_maps + roi_specs(bucket, description.rois)
 
 
 def _checks(state: CacheState, layout: CachePlan, *, has_ids: bool) -> Iterator[FileCheck]:

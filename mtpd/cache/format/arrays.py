@@ -30,7 +30,8 @@ SCALE_DTYPES: dict[CodecName, str] = {'int8': 'float32', 'lean': 'float16'}
 # On real int8 features levels 1 and 3 give the same size: there is little but entropy to code. The zeros of `lean`
 # repeat, and level 6 finds 6% more in them at a third of the speed, which the teacher's forward pass hides.
 ZSTD_LEVELS: dict[CodecName, int] = {'fp16': 1, 'int8': 1, 'lean': 6}
-_SHARD_FILE = re.compile(r'(\d+x\d+)/(\w+)/([^/]+)/c/(\d{1,9})(?:/0)*')
+# Of a bucket and view, or of the RoIs of a bucket; see `mtpd.cache.format.roi_arrays`.
+_SHARD_FILE = re.compile(r'(?:(\d+x\d+)/(\w+)|heads/(\d+x\d+))/([^/]+)/c/(\d{1,9})(?:/0)*')
 # A table is read whole. COCO's longest, a column of its index, takes 1 MB.
 MAX_PLAIN_BYTES = 2**30
 INDEX_COLUMNS = ('image_id', 'bucket', 'row', 'original', 'resized', 'padded')
@@ -70,7 +71,7 @@ class ArraySpec:
 
 
 class FilePlace(NamedTuple):
-    """What a file of a shard group holds: rows of one array of one view."""
+    """What a file of a shard group holds: rows of one array of one view, or of the RoIs, which are of none ('')."""
 
     key: ShardKey
     view: str
@@ -84,7 +85,10 @@ class FilePlace(NamedTuple):
 def file_place(file: str) -> FilePlace | None:
     """What the file with this path below the cache's root holds; None for a file of no shard group."""
     match = _SHARD_FILE.fullmatch(file)
-    return FilePlace(ShardKey(match[1], int(match[4])), match[2], match[3]) if match else None
+    if match is None:
+        return None
+    bucket, view, of_rois, array, shard = match.groups()
+    return FilePlace(ShardKey(bucket or of_rois, int(shard)), view or '', array)
 
 
 def level_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:

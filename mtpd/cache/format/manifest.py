@@ -10,10 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
+from mtpd.cache.format.roi_arrays import RoisRecord, fits, roi_specs
 from mtpd.cache.format.strict_json import read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
 from mtpd.files import canonical_json, sha256_bytes, write_atomically
@@ -106,6 +116,7 @@ class Description(_Record):
         provenance: names and versions, for people.
         levels, codec, views, geometry: what is stored.
         target_error: the relative squared error that `lean` was to keep; None with other codecs.
+        rois: the teacher's proposals that are stored too; None, and then not in the file, without.
     """
 
     fingerprint: Facts
@@ -115,6 +126,15 @@ class Description(_Record):
     target_error: Annotated[float, Field(gt=0, lt=1)] | None = None
     views: tuple[ViewName, ...] = Field(strict=False, min_length=1)
     geometry: GeometryRecord
+    rois: RoisRecord | None = None
+
+    @model_serializer(mode='wrap')
+    def _without_absent_rois(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Caches without RoIs are byte for byte as they were before there were any."""
+        content: dict[str, Any] = serialize(self)
+        if content.get('rois', self) is None:
+            del content['rois']
+        return content
 
 
 class Manifest(_Record):
@@ -160,6 +180,7 @@ def describe(
     target_error: float | None = None,
     views: tuple[ViewName, ...],
     geometry: Geometry,
+    rois: RoisRecord | None = None,
 ) -> Description:
     """The description of a cache from the program's own values."""
     return Description(
@@ -170,6 +191,7 @@ def describe(
         target_error=target_error,
         views=views,
         geometry=GeometryRecord(**vars(geometry)),
+        rois=rois,
     )
 
 
@@ -200,9 +222,13 @@ def require_publishable(description: Description, plan: CachePlan) -> None:
         InputError: names the limit.
     """
     # At most three files a level, and two more, for each view of a shard group.
-    num_files = len(plan.shard_keys()) * len(description.views) * (3 * len(description.levels) + 2)
+    num_of_group = len(description.views) * (3 * len(description.levels) + 2)
+    num_of_group += len(roi_specs(plan.buckets[0], description.rois))
+    num_files = len(plan.shard_keys()) * num_of_group
     if num_files > MAX_FILES:
         raise InputError(f'the cache would have up to {num_files} files, at most {MAX_FILES}: make --shard-mb larger')
+    if description.rois is not None and not all(fits(bucket, description.rois) for bucket in plan.buckets):
+        raise InputError('the proposals of a shard would take more than 1 GB: make --rois or --shard-mb smaller')
     try:
         _manifest(description, [bucket_record(bucket) for bucket in plan.buckets], {})
     except ValidationError as error:

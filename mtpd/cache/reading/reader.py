@@ -27,9 +27,11 @@ from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
+from mtpd.cache.reading.roi_rows import RoiReader
 from mtpd.errors import CacheDamagedError, CacheMismatchError
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
+from mtpd.heads.rois import ImageRois
 from mtpd.pyramid import Level
 
 # Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
@@ -101,6 +103,8 @@ class CacheReader:
         self.image_ids: tuple[int, ...] = tuple(self._locations)
         self._table = lru_cache(TABLES_KEPT)(self._load_table)
         self._buckets = plan.by_name
+        record = self.manifest.description.rois
+        self._rois = None if record is None else RoiReader(self._files, record, plan.by_name)
         self.bases: dict[str, Tensor] = {}
         if self.manifest.description.codec == 'lean':
             content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
@@ -149,6 +153,17 @@ class CacheReader:
         bucket, row, table = self._row(image_id, view)
         values = table.errors[row % bucket.rows_per_shard].tolist()
         return {level.name: value for level, value in zip(self.levels, values, strict=True)}
+
+    def rois(self, image_id: int) -> ImageRois:
+        """The teacher's best proposals of one image, in px of the original image, and what it says about them.
+
+        Raises:
+            CacheMismatchError: the image is not in the cache, or the cache holds no proposals.
+            CacheDamagedError: the bytes are not the ones that were written for this image.
+        """
+        if self._rois is None:
+            raise CacheMismatchError(f'{self.path}: holds no proposals of the teacher; extract it with --rois 512')
+        return self._rois.read(*self._locate(image_id), image_id)
 
     def teacher_weights(self) -> dict[str, Tensor]:
         """The teacher's neck and head parameters by their name in the teacher.

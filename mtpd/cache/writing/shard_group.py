@@ -9,8 +9,11 @@ from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ZSTD_LEVELS
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, has_scale, require_storable
 from mtpd.cache.format.plan import Bucket, ShardKey
+from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
+from mtpd.cache.writing.roi_rows import RoiRows
 from mtpd.errors import InputError
+from mtpd.heads.rois import ImageRois
 from mtpd.pyramid import Level
 
 
@@ -30,6 +33,7 @@ class ShardGroup:
         levels: Sequence[Level],
         codec: CodecName,
         compressors: Executor,
+        rois: RoisRecord | None = None,
     ) -> None:
         self.key = key
         self._bucket = bucket
@@ -43,6 +47,7 @@ class ShardGroup:
         self._scales: dict[tuple[str, str], list[np.ndarray]] = {slot: [] for slot in self._chunks}
         self._errors: dict[tuple[str, str], list[float]] = {slot: [] for slot in self._chunks}
         self._views = views
+        self._roi_rows = None if rois is None else RoiRows(bucket=bucket, key=key, record=rois)
 
     def append(self, view: str, maps: Mapping[str, EncodedMaps]) -> None:
         """Appends the next images of a view, in row order.
@@ -73,6 +78,15 @@ class ShardGroup:
         for name, pending in chunks.items():
             self._chunks[view, name] += [one.result() for one in pending]
 
+    def append_rois(self, images: Sequence[ImageRois]) -> None:
+        """Appends the RoIs of the next images, in row order; for a group that was made for RoIs.
+
+        Raises:
+            InputError: values cannot be stored.
+        """
+        assert self._roi_rows is not None, 'this group holds no RoIs'
+        self._roi_rows.append(images)
+
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Path below the cache's root and content of each of the group's files. The group must be full."""
         for view in self._views:
@@ -81,6 +95,8 @@ class ShardGroup:
             yield self._image_id_file(view)
             yield self._checksum_file(view)
             yield self._error_file(view)
+        if self._roi_rows is not None:
+            yield from self._roi_rows.files()
 
     def _level_files(self, view: str, level: Level) -> Iterator[tuple[str, bytes]]:
         chunks = self._chunks[view, level.name]

@@ -142,6 +142,7 @@ class CacheWriter:
             levels=self._levels,
             codec=self.description.codec,
             compressors=self._compressors,
+            rois=self.description.rois,
         )
 
     def commit(self, group: ShardGroup) -> int:

@@ -19,8 +19,10 @@ import torch
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import SourceImage, plan_cache
+from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry
+from mtpd.heads.rois import ImageRois
 from mtpd.pyramid import Level
 
 LEVELS = (Level('p3', 8, 2), Level('p4', 16, 4))
@@ -29,6 +31,7 @@ GEOMETRY = Geometry((32, 16), pad_divisor=16)
 IMAGES = (SourceImage(7, (16, 32)), SourceImage(3, (30, 15)), SourceImage(5, (16, 30)), SourceImage(9, (8, 16)))
 VIEWS: dict[CodecName, tuple[ViewName, ...]] = {'fp16': ('plain',), 'int8': ('plain', 'flip'), 'lean': ('plain',)}
 ERROR = 2.0**-7
+NUM_ROIS = {7: 3, 3: 0, 5: 2, 9: 1}
 # Orthonormal, and every entry a power of two.
 BASES: dict[str, np.ndarray] = {
     'p3': np.array([[0, -1], [1, 0]], dtype=np.float32),
@@ -66,7 +69,20 @@ def encoded_and_expected(image_id: int, view: str, level: Level, codec: CodecNam
     return EncodedMaps(torch.from_numpy(stored)[None], error, torch.from_numpy(scale)[None]), expected
 
 
-def description(codec: CodecName) -> Description:
+def proposals(image_id: int) -> ImageRois:
+    """None, one, two or three RoIs; every value a sum of a few powers of two."""
+    count = NUM_ROIS[image_id]
+    first = torch.arange(4.0 * count).reshape(count, 4) / 4 + image_id
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [0.125, 0.375, 0.5]])[:count]
+    return ImageRois(
+        boxes=first,
+        probabilities=probabilities,
+        labels=probabilities[:, :-1].argmax(1),
+        deltas=first / 8 - 1,
+    )
+
+
+def description(codec: CodecName, rois: RoisRecord | None = None) -> Description:
     """What the manifest says."""
     return describe(
         fingerprint={'teacher': {'weights': '0' * 64}, 'data': {'annotations': '1' * 64}},
@@ -76,10 +92,11 @@ def description(codec: CodecName) -> Description:
         target_error=0.03125 if codec == 'lean' else None,
         views=VIEWS[codec],
         geometry=GEOMETRY,
+        rois=rois,
     )
 
 
-def make(root: Path, codec: CodecName) -> Mapping[str, object]:
+def make(root: Path, codec: CodecName, rois: RoisRecord | None = None) -> Mapping[str, object]:
     """Writes one cache; returns its maps as lists by image, view and level."""
     plan = plan_cache(
         IMAGES,
@@ -90,7 +107,7 @@ def make(root: Path, codec: CodecName) -> Mapping[str, object]:
     )
     weights = safetensors.torch.save({'neck.weight': torch.arange(3.0)})
     expected: dict[str, dict[str, dict[str, object]]] = {}
-    with CacheWriter(root, description=description(codec), plan=plan, teacher_weights=weights) as writer:
+    with CacheWriter(root, description=description(codec, rois), plan=plan, teacher_weights=weights) as writer:
         if codec == 'lean':
             writer.bases(lambda: {name: torch.from_numpy(basis) for name, basis in BASES.items()})
         for key in writer.pending():
@@ -101,6 +118,8 @@ def make(root: Path, codec: CodecName) -> Mapping[str, object]:
                     group.append(view, {name: encoded for name, (encoded, _) in pairs.items()})
                     of_image = expected.setdefault(str(image.image_id), {})
                     of_image[view] = {name: values.tolist() for name, (_, values) in pairs.items()}
+            if rois is not None:
+                group.append_rois([proposals(image.image_id) for image in plan.images(key)])
             writer.commit(group)
         writer.finish()
     for path in root.glob('.lock*'):
@@ -116,7 +135,17 @@ def main(folder: Path) -> None:
     """Writes a cache for each codec and what is to be read from it."""
     for codec in VIEWS:
         expected = make(folder / codec, codec)
-        (folder / f'{codec}.expected.json').write_text(json.dumps(expected, separators=(',', ':')) + '\n')
+        write_expected(folder / f'{codec}.expected.json', expected)
+    # Came later than the others, and leaves them as they are.
+    make(folder / 'rois', 'int8', RoisRecord(num_rois=3, num_classes=2))
+    columns = {image.image_id: proposals(image.image_id)._asdict() for image in IMAGES}
+    values = {str(key): {name: one.tolist() for name, one in column.items()} for key, column in columns.items()}
+    write_expected(folder / 'rois.expected.json', values)
+
+
+def write_expected(path: Path, content: Mapping[str, object]) -> None:
+    """Writes what is to be read."""
+    path.write_text(json.dumps(content, separators=(',', ':')) + '\n')
 
 
 if __name__ == '__main__':
