@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from mtpd.detectors.hook_point import NECK
 from mtpd.detectors.roi_structure import student_box_coder, student_num_classes
 from mtpd.errors import InputError
 from mtpd.heads.record import RoiHeadRecord
@@ -31,6 +32,11 @@ def build_responses(
         raise InputError('distill has tar_head twice; keep one of them')
     (settings,) = entries
     coder, num_classes = student_box_coder(student), student_num_classes(student)
+    if settings.mode == 'head_on_gpu' and source.hook_point != NECK:
+        raise InputError(
+            f'tar_head: the maps of {source.name} are taken before the norms of its neck, and its RoI head works '
+            'on those behind; extract the cache with --hook neck (with a `teacher`: set hook to neck)'
+        )
     head = source.roi_head() if settings.mode == 'head_on_gpu' else None
     of_teacher = source.num_roi_classes() if head is None else head.record.num_classes
     if of_teacher != num_classes:

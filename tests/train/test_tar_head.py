@@ -24,13 +24,14 @@ Make = Callable[..., Path]
 def extract_two_stage(
     extract: Callable[..., Any], synthetic_set: Path, tiny_two_stage: Path, random_weights: Make
 ) -> Make:
-    """`extract_two_stage(out, option, ..., num_classes=6)` makes the cache of a tiny Faster R-CNN."""
+    """`extract_two_stage(out, option, ..., num_classes=6, norms=False)` makes the cache of a tiny Faster R-CNN."""
 
-    def make(out: Path, *options: object, num_classes: int = 6) -> Path:
-        config = tiny_two_stage
-        if num_classes != 6:
-            config = out.with_suffix('.py')
-            config.write_text(tiny_two_stage.read_text().replace("'num_classes': 6", f"'num_classes': {num_classes}"))
+    def make(out: Path, *options: object, num_classes: int = 6, norms: bool = False) -> Path:
+        text = tiny_two_stage.read_text().replace("'num_classes': 6", f"'num_classes': {num_classes}")
+        if norms:
+            text = text.replace("'FPN',", "'FPN', 'norm_cfg': {'type': 'GN', 'num_groups': 4},")
+        config = out.with_suffix('.py')
+        config.write_text(text)
         weights = random_weights(config, num_classes=num_classes)
         source = ('--teacher', config, '--checkpoint', weights, '--coco', synthetic_set, '--codec', 'fp16')
         extract(*source, '--out', out, *options)
@@ -263,6 +264,8 @@ def test_refusals(
     stored = {'loss': 'tar_head', 'mode': 'cached_rois'}
     assert 'has no stored proposals' in error(**live, distill=[stored])
     assert 'extract it with --rois 512, or set mode to head_on_gpu' in error(cache=partial, distill=[stored])
+    norms = extract_two_stage(tmp_path / 'norms', '--views', 'plain', norms=True)
+    assert 'are taken before the norms of its neck' in error(cache=norms)
     assert 'tar_head twice' in error(distill=[{'loss': 'tar_head'}, {'loss': 'tar_head'}])
 
 
