@@ -79,4 +79,7 @@ class MaskedGenerativeDistillation(nn.Module):
         visible = mask & keep.to(mask.device)
         if self.align is not None:
             student = self.align(torch.where(visible, student, 0.0))
-        return masked_mse(self.generation(torch.where(visible, student, 0.0)), teacher, mask)
+        first, activation, second = self.generation
+        hidden = activation(first(torch.where(visible, student, 0.0)))
+        # The first convolution writes into padding beside the image, and the second would read it back.
+        return masked_mse(second(torch.where(mask, hidden, 0.0)), teacher, mask)

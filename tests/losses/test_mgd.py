@@ -42,7 +42,7 @@ def reference(
         if loss.align is not None:
             hidden = convolve(hidden, loss.align)
         hidden = convolve(hidden * (valid & kept), loss.generation[0])
-        generated = convolve(np.maximum(hidden, 0), loss.generation[2])
+        generated = convolve(np.maximum(hidden, 0) * valid, loss.generation[2])
         error = (generated - teacher[index].double().numpy()) ** 2
         total += float((error * valid).sum())
         count += int(valid.sum()) * len(error)
@@ -73,7 +73,7 @@ def test_against_the_formula(channels: tuple[int, int], grid: tuple[int, int], m
 
 def test_hidden_share_is_the_mask_ratio_and_all_channels_share_it() -> None:
     loss = MaskedGenerativeDistillation(2, 2, mask_ratio=0.65)
-    loss.generation = nn.Sequential(nn.Identity())
+    loss.generation = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
     student, mask = torch.ones(4, 2, 50, 50), torch.ones(4, 1, 50, 50, dtype=torch.bool)
     # With G the identity and T = 0 the loss is the share of ones that are left: 10 000 draws.
     kept = loss(student, torch.zeros_like(student), mask, generator=torch.Generator().manual_seed(3))
@@ -114,6 +114,16 @@ def test_nan_in_padding_reaches_no_gradient(channels: tuple[int, int]) -> None:
     loss(student, teacher, mask).backward()
     gradients = [student.grad, *(parameter.grad for parameter in loss.parameters())]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_more_padding_changes_nothing() -> None:
+    torch.manual_seed(1)
+    loss = MaskedGenerativeDistillation(3, 4, mask_ratio=0.0)
+    student, teacher = torch.randn(1, 3, 5, 7), torch.randn(1, 4, 5, 7)
+    mask = torch.ones(1, 1, 5, 7, dtype=torch.bool)
+    bare = loss(student, teacher, mask)
+    padded = loss(*(nn.functional.pad(one, (0, 4, 0, 3)) for one in (student, teacher, mask)))
+    assert padded.item() == pytest.approx(bare.item(), rel=1e-6)
 
 
 def test_gradcheck() -> None:
