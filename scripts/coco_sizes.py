@@ -3,9 +3,9 @@
     python scripts/coco_sizes.py CACHE --annotations data/coco/annotations/instances_train2017.json
 
 The annotation file gives the mix of image sizes; a sample of COCO does, since the result is scaled to the 118287 images
-of train2017. Hours are computed from speeds that mmdet's model zoo publishes for one V100 (fp32): extraction runs the
-teacher twice an image, training is counted over 12 epochs of the 117266 images with objects. Last line: `bits B` per
-element.
+of train2017. Hours are computed from published speeds on V100s (fp32): of extraction, which runs the teacher twice an
+image, from inference in mmdet's model zoo; of training, 12 epochs of the 117266 images with objects, from training in
+Detectron2's, which states seconds an iteration of 16 images on eight GPUs. Last line: `bits B` per element.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PYRAMIDS = {
     'P2-P5, 256 channels (Faster, Mask, Cascade R-CNN)': tuple(Level(level_name(2**k), 2**k, 256) for k in range(2, 6)),
 }
 TEACHER_SPEEDS = {'RetinaNet-R101': 15.0, 'RetinaNet-X101-64x4d': 8.7}
-STUDENT_SPEED = 9.8
+STUDENT_SECONDS = {'RetinaNet-R50': 0.205, 'Faster R-CNN-R50': 0.210, 'Mask R-CNN-R50': 0.261}
 
 
 def bits_per_element(cache_path: Path) -> float:
@@ -51,8 +51,11 @@ def main() -> None:
         print(f'{name:<52}{megabytes:>14.2f}{gigabytes:>7.0f} GB{2 * gigabytes:>9.0f} GB')
     for name, speed in TEACHER_SPEEDS.items():
         print(f'extraction, {name}, both views, one V100 at {speed} images/s: {2 * NUM_IMAGES / speed / 3600:.1f} h')
-    hours = 12 * NUM_TRAINED / STUDENT_SPEED / 3600
-    print(f'a stage of 12 epochs, RetinaNet-R50, one V100 at {STUDENT_SPEED} images/s: {hours:.0f} h')
+    for name, seconds in STUDENT_SECONDS.items():
+        speed = 16 / 8 / seconds
+        print(
+            f'a stage of 12 epochs, {name}, one V100 at {speed:.1f} images/s: {12 * NUM_TRAINED / speed / 3600:.0f} h'
+        )
     print(f'bits {bits:.2f}')
 
 

@@ -16,6 +16,7 @@ from mtpd.detectors.padding import pads_pixels
 from mtpd.detectors.preprocessing import Preprocessing, normalise
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Sample
+from mtpd.errors import InputError
 
 
 def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: torch.device) -> Tensor:
@@ -75,6 +76,9 @@ def predict(
 
     Returns:
         box results (`bbox` is x, y, width, height) and mask results (`segmentation` is run-length code).
+
+    Raises:
+        InputError: the detector knows more classes than `category_ids` has.
     """
     data_samples = [sample.data_sample.to(images.device) for sample in samples]
     boxes: list[dict[str, Any]] = []
@@ -83,7 +87,7 @@ def predict(
         instances = result.pred_instances
         scores, labels = instances.scores.tolist(), instances.labels.tolist()
         shared = [
-            {'image_id': sample.image_id, 'category_id': category_ids[label], 'score': score}
+            {'image_id': sample.image_id, 'category_id': category_of(label, category_ids), 'score': score}
             for score, label in zip(scores, labels, strict=True)
         ]
         for record, (x1, y1, x2, y2) in zip(shared, instances.bboxes.tolist(), strict=True):
@@ -94,6 +98,20 @@ def predict(
                 for record, mask in zip(shared, instances.masks.cpu().numpy(), strict=True)
             ]
     return boxes, masks
+
+
+def category_of(label: int, category_ids: Sequence[int]) -> int:
+    """COCO category id of a detector's label.
+
+    Raises:
+        InputError: the detector knows more classes than the annotations have.
+    """
+    if label >= len(category_ids):
+        raise InputError(
+            f'the detector found an object of its class number {label + 1}, but the annotations have only '
+            f'{len(category_ids)} categories; give annotations with the classes that it was trained on'
+        )
+    return category_ids[label]
 
 
 def _run_length(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtpd.detectors.detection import predict
+from mtpd.detectors.detection import category_of, predict
 from mtpd.detectors.hook_point import neck_outputs
 from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample
@@ -77,7 +77,6 @@ def _from_method(
         scale_y, scale_x = height / sample.resized[0], width / sample.resized[1]
         for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             box = [x1 * scale_x, y1 * scale_y, (x2 - x1) * scale_x, (y2 - y1) * scale_y]
-            results.append(
-                {'image_id': sample.image_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
-            )
+            category_id = category_of(label, category_ids)
+            results.append({'image_id': sample.image_id, 'category_id': category_id, 'bbox': box, 'score': score})
     return results

@@ -112,3 +112,9 @@ def test_a_callable_without_a_head(tmp_path: Path) -> None:
     assert isinstance(teacher.module, nn.Module)
     with pytest.raises(InputError, match='has no head to try; give its module a method predict_from_features'):
         require_head(teacher)
+
+
+def test_more_classes_than_categories(teacher: Teacher) -> None:
+    inputs, samples = batch(teacher)
+    with pytest.raises(InputError, match=r'class number \d+, but the annotations have only 1 categories'):
+        head_detections(teacher, list(teacher.maps(inputs).values()), inputs=inputs, samples=samples, category_ids=[7])
