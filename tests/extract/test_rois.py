@@ -33,7 +33,8 @@ def weights(tiny_two_stage: Path, random_weights: Callable[..., Path]) -> Path:
 @pytest.fixture(scope='module')
 def two_stage(make_command: Callable[..., Any], synthetic_set: Path, tiny_two_stage: Path, weights: Path) -> Any:
     """Extracts it in several shards."""
-    options = ['--checkpoint', weights, '--shard-mb', '0.05', '--rois', NUM_ROIS, '--limit', 12]
+    # Not the size of the images, which would hide a box that is not brought back to it.
+    options = ['--checkpoint', weights, '--shard-mb', '0.05', '--rois', NUM_ROIS, '--limit', 12, '--scale', '192x160']
     return make_command(tiny_two_stage, synthetic_set, options)
 
 
@@ -48,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, two_stage: Any) -> Path:
 def test_they_are_mmdets_own(cache: Path, tiny_two_stage: Path, weights: Path, synthetic_set: Path) -> None:
     reader = mtpd.cache.open(cache)
     assert len(reader) == 12
-    teacher = load_teacher(str(tiny_two_stage), checkpoint=weights, options=InputOptions(), device=CPU)
+    teacher = load_teacher(str(tiny_two_stage), checkpoint=weights, options=InputOptions(scale=(192, 160)), device=CPU)
     module: Any = teacher.module
     coco = read_annotations(synthetic_set / 'annotations' / 'instances_train2017.json')
     for image in coco.images[:12]:

@@ -6,10 +6,11 @@ import torch
 from mtpd.errors import InputError
 from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
+from mtpd.heads.rois import ImageRois
 from mtpd.losses.decay import NO_DECAY
 from mtpd.losses.response_terms import TarHeadTerm
 from mtpd.losses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.tar_head import answers_of_head, decay_factors, tar_head_losses
+from mtpd.losses.tar_head import answers_of_cache, answers_of_head, decay_factors, tar_head_losses
 from mtpd.losses.tar_response import box_term, class_term
 
 CODER = BoxCoder((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
@@ -101,6 +102,22 @@ def test_boxes_are_gated_by_the_proposal() -> None:
     found = tar_head_losses(TarHeadTerm(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
     want = (student.deltas[2, :4] - torch.tensor([0.0, 1.0, 0.0, 1.0])).abs().sum().item()
     assert found['distill/tar_head/box'].item() == pytest.approx(want, rel=1e-5)
+
+
+def test_stored_deltas_are_of_use_where_their_class_is_the_true_one() -> None:
+    matches = match_rois(rois(), objects(), num_classes=NUM_CLASSES, positive_iou=0.5)
+    student = predictions(0, class_agnostic=False)
+    probabilities = torch.tensor([[0.1, 0.2, 0.7, 0.0]]).repeat(6, 1)
+    raw = torch.arange(24.0).view(6, 4) / 100
+    answers = answers_of_cache(ImageRois(rois()[:, 1:], probabilities, torch.full((6,), 2), raw), matches)
+    term = TarHeadTerm(box_gate='none', class_gate='none')
+    losses = tar_head_losses(term, rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
+    # Of four positive RoIs only the first is of class 2.
+    want = (student.deltas[0, 8:] - raw[0] / torch.tensor(CODER.stds)).abs().sum()
+    torch.testing.assert_close(losses['distill/tar_head/box'], want)
+    p, q = probabilities.double(), student.logits.double().log_softmax(1)
+    divergence = (torch.special.xlogy(p, p) - p * q).sum().item() / 6
+    assert losses['distill/tar_head/class'].item() == pytest.approx(divergence, rel=1e-4)
 
 
 def test_other_numbers_of_classes_are_refused() -> None:
