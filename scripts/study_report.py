@@ -70,7 +70,7 @@ def verdict(first: Mapping[int, float], second: Mapping[int, float]) -> str:
     if len(differences) < 2:
         return f'{differences[0]:+.1f} AP in one seed, which says little' if differences else 'not measured'
     mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
-    word = 'no difference that these seeds could tell' if abs(mean) < 2 * error else 'better' if mean > 0 else 'worse'
+    word = 'no difference that these seeds could tell' if abs(mean) <= 2 * error else 'better' if mean > 0 else 'worse'
     return f'{mean:+.1f} AP (standard error {error:.1f}, {len(differences)} seeds): {word}'
 
 
