@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import zarr
 import mtpd.cache
 from mtpd.cache.format.codecs import CodecName, decode, encode
 from mtpd.cache.format.manifest import ViewName
-from mtpd.errors import CacheIncompleteError, CacheMismatchError
+from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError
 
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])
@@ -106,3 +107,43 @@ def test_a_map_of_unexpected_size_is_refused(tmp_path: Path, make_recipe: Callab
         maps = {name: encode(torch.randn(1, channels, 5, 5), 'int8') for name, channels in (('p3', 4), ('p4', 6))}
         with pytest.raises(ValueError, match=r'level p3 .* expected \(4, 8, 12\)'):
             group.append('plain', maps)
+
+
+@pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])
+def test_codes_are_read_into_a_buffer(tmp_path: Path, make_recipe: Callable[..., Any], codec: CodecName) -> None:
+    make_recipe(codec=codec).write(tmp_path / 'cache')
+    cache = mtpd.cache.open(tmp_path / 'cache')
+    longest = max(map(cache.num_codes, cache.image_ids))
+    buffer = torch.full((longest + 3,), 77).to(cache.code_dtype)
+    for image_id in cache.image_ids:
+        for view, levels in product(cache.views, (None, ['p4'])):
+            wanted = cache.read_encoded(image_id, view, levels=levels)
+            found = cache.read_encoded(image_id, view, levels=levels, out=buffer)
+            num_codes = cache.num_codes(image_id, levels=levels)
+            assert num_codes == sum(one.codes.numel() for one in found.values())
+            for name, one in wanted.items():
+                torch.testing.assert_close(found[name].codes, one.codes, rtol=0, atol=0)
+                assert found[name].codes.untyped_storage().data_ptr() == buffer.data_ptr()
+            joined = torch.cat([one.codes.flatten() for one in found.values()])
+            torch.testing.assert_close(buffer[:num_codes], joined, rtol=0, atol=0)
+    assert (buffer[longest:] == 77).all()
+
+
+def test_a_buffer_that_does_not_fit_is_refused(cache_root: Path) -> None:
+    cache = mtpd.cache.open(cache_root)
+    size = cache.num_codes(99)
+    for out in (
+        torch.zeros(size - 1, dtype=torch.int8),
+        torch.zeros(size),
+        torch.zeros(2 * size, dtype=torch.int8)[::2],
+    ):
+        with pytest.raises(InputError, match=rf'contiguous buffer of {size} torch\.int8'):
+            cache.read_encoded(99, out=out)
+
+
+def test_shards_of_images(cache_root: Path) -> None:
+    """Two rows a shard in either bucket."""
+    cache = mtpd.cache.open(cache_root)
+    landscape = [99, 98, 96, 95, 93, 92, 90]
+    assert [cache.shard(one) for one in landscape] == [('64x96', place // 2) for place in range(7)]
+    assert [cache.shard(one) for one in (100, 97, 94, 91)] == [('96x64', place // 2) for place in range(4)]

@@ -17,6 +17,11 @@ from mtpd.errors import CacheDamagedError
 
 MISSING = 2**64 - 1
 CHECKSUM_BYTES = 4
+# The CRC-32C of any bytes followed by their own CRC-32C.
+RESIDUE = 0x48674BC7
+# Of a zstd frame.
+MAX_HEADER_BYTES = 18
+_ZSTD = Zstd()
 
 
 def encode_chunk(values: np.ndarray, *, level: int) -> bytes:
@@ -36,14 +41,14 @@ def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> 
     Raises:
         CacheDamagedError: the checksum differs from the stored or the expected one, or the size is not `out`'s.
     """
-    packed = chunk[:-CHECKSUM_BYTES]
-    if len(chunk) <= CHECKSUM_BYTES or not google_crc32c.value(packed) == chunk_checksum(chunk) == checksum:
+    # Whole and by its residue: without its end it would have to be copied. Of bytes the lock is released.
+    if len(chunk) <= CHECKSUM_BYTES or google_crc32c.value(chunk) != RESIDUE or chunk_checksum(chunk) != checksum:
         raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written')
     # numcodecs accepts a frame that is shorter than the buffer, and unpacks one of unknown size before it looks at it.
-    if _frame_content_size(packed) != out.nbytes:
+    if _frame_content_size(chunk[:MAX_HEADER_BYTES]) != out.nbytes:
         raise CacheDamagedError(f'{name}: decompresses to another size than the {out.nbytes} bytes of its level')
     try:
-        Zstd().decode(packed, out)
+        _ZSTD.decode(memoryview(chunk)[:-CHECKSUM_BYTES], out)
     except (RuntimeError, ValueError) as error:
         raise CacheDamagedError(f'{name}: cannot be decompressed to {out.nbytes} bytes ({error})') from error
 

@@ -85,7 +85,7 @@ class CacheFiles:
             CacheDamagedError: it cannot be read.
         """
         try:
-            descriptor = os.open(self.root / file, os.O_RDONLY)
+            descriptor = os.open(f'{self.root}/{file}', os.O_RDONLY)
             try:
                 return os.pread(descriptor, length, offset)
             finally:

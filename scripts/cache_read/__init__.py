@@ -1,0 +1,1 @@
+"""What `bench_cache_read.py` reads, and how."""
