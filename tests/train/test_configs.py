@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpd_train.loss_settings import MgdSettings, PkdSettings
+from mtpd_train.map_loss_settings import MgdSettings, PkdSettings
 from mtpd_train.stage_file import load_stages
 
 ROOT = Path(__file__).parents[2]

@@ -12,17 +12,10 @@ from pydantic import BaseModel
 from mtpd.errors import InputError
 from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
-from mtpd_train import data_settings, loss_settings, settings
+from mtpd_train import data_settings, loss_options, loss_settings, map_loss_settings, object_loss_settings, settings
 from mtpd_train.data_settings import FilesSettings
-from mtpd_train.loss_settings import (
-    CwdSettings,
-    FgdSettings,
-    FineGrainedSettings,
-    MaskedMseSettings,
-    MgdSettings,
-    PkdSettings,
-    TarFeatureSettings,
-)
+from mtpd_train.map_loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
+from mtpd_train.object_loss_settings import FgdSettings, FineGrainedSettings, TarFeatureSettings
 from mtpd_train.settings import StageSettings
 from mtpd_train.stage_file import dump_stage, load_stages
 
@@ -396,7 +389,8 @@ def test_a_teacher_in_the_loop(load: Loader) -> None:
 
 
 def test_every_field_is_described() -> None:
-    values = [value for module in (settings, data_settings, loss_settings) for value in vars(module).values()]
+    losses = (loss_options, map_loss_settings, object_loss_settings, loss_settings)
+    values = [value for module in (settings, data_settings, *losses) for value in vars(module).values()]
     sections = [value for value in values if isinstance(value, type) and issubclass(value, BaseModel)]
     assert len(sections) > 10
     for section in sections:

@@ -1,0 +1,45 @@
+"""What the entries of a stage's `distill` list have in common: levels, and how a weight falls."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from mtpd_train.section import Section
+
+LevelName = Annotated[str, Field(pattern=r'^[ps]\d+$')]
+Levels = Annotated[tuple[LevelName, ...] | None, Field(min_length=1)]
+Resize = Literal['none', 'student', 'teacher']
+
+
+def _check_pairs(teacher_levels: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+    levels = info.data.get('levels', ())
+    # `levels` is missing from `info.data` when it is itself wrong.
+    if teacher_levels is not None and 'levels' in info.data and len(levels or ()) != len(teacher_levels):
+        raise ValueError(
+            f'needs one level for each of `levels`, which has {len(levels or ())}, got {len(teacher_levels)}'
+        )
+    return teacher_levels
+
+
+TeacherLevels = Annotated[Levels, AfterValidator(_check_pairs)]
+
+
+class DecaySettings(Section):
+    """How the weight of a loss falls from all of it in the first step of a stage to none at its end."""
+
+    kind: Literal['none', 'linear', 'cosine', 'step'] = 'none'
+    """`none`: the weight stays; `linear`; `cosine`: along half a cosine; `step`: in equal stairs."""
+    at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), validate_default=True)
+    """Shares of the stage at which `step` falls by a stair, the last one to 0: [0.5] ends the loss half-way."""
+
+    @field_validator('at')
+    @classmethod
+    def _check_at(cls, at: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        kind = info.data.get('kind')
+        if kind == 'step' and not at:
+            raise ValueError('step needs `at`, such as at: [0.5]')
+        if at and kind not in (None, 'step'):
+            raise ValueError(f'belongs to the step decay, not to {kind}')
+        if list(at) != sorted(set(at)):
+            raise ValueError(f'must rise, got {list(at)}')
+        return at
