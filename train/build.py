@@ -12,6 +12,7 @@ from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
+from mtpd.errors import MtpdError
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.object_terms import FineGrainedTerm
@@ -47,7 +48,12 @@ def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
     read = cached(read_annotations)
     stages: list[Stage] = []
     for number, one in enumerate(settings, start=1):
-        stage = _build_stage(one, number=number, read=read)
+        try:
+            stage = _build_stage(one, number=number, read=read)
+        except MtpdError as error:
+            if len(settings) == 1:
+                raise
+            raise type(error)(f'stage {number}: {error}') from error
         if stage.origin is None:
             require_same_network(stage.student.model, stages[-1].student.model, number=number)
         stages.append(stage)
@@ -68,12 +74,14 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
     terms = [build_term(one) for one in settings.distill if not isinstance(one, TarHeadSettings)]
     if source is not None and settings.distill:
         neck_of(student.model)
-        source.require_fit(train_set, flip=data.flip)
     teacher_levels = source.levels if source else ()
     needs_anchors = any(isinstance(term, FineGrainedTerm) for term in terms)
     anchors = base_anchors(student.model) if needs_anchors else None
     distiller = Distiller(terms, student=student.levels, teacher=teacher_levels, anchors=anchors)
     needed = {*distiller.teacher_levels, *(responses.levels if responses else ())}
+    if source is not None and settings.distill:
+        # Stored proposals are mirrored exactly, so without maps the plain view will do.
+        source.require_fit(train_set, flip=data.flip if needed else 0.0)
     origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
     inheritance: tuple[Inheritance, ...] = ()
     if settings.init.inherit and source is not None:

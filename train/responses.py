@@ -77,9 +77,9 @@ def shared_rois(
         return SharedRois(rois.float(), predictions, None)
     images = [_on_sample(one, sample).to(maps[0].device) for one, sample in zip(stored, samples, strict=True)]
     together = ImageRois(*(torch.cat(column) for column in zip(*images, strict=True)))
-    counts = torch.tensor([len(one.boxes) for one in images], device=maps[0].device)
-    numbers = torch.arange(len(images), device=maps[0].device).repeat_interleave(counts)
-    rois = torch.cat([numbers[:, None].float(), together.boxes], dim=1)
+    # Numbered image by image: `repeat_interleave` with counts on the device would make the host wait for it.
+    numbers = [one.boxes.new_full((len(one.boxes), 1), number) for number, one in enumerate(images)]
+    rois = torch.cat([torch.cat(numbers), together.boxes], dim=1)
     return SharedRois(rois, predict_rois(model, maps, rois), together)
 
 

@@ -110,7 +110,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
 
 def _read(path: Path, allow_pickle: bool) -> Any:
     if not path.is_file():
-        raise InputError(f'checkpoint {path}: there is no such file')
+        raise InputError(f'checkpoint {path}: there is no such file; check the path')
     damaged = f'checkpoint {path}: is damaged or no checkpoint; fetch or copy it again'
     try:
         if path.suffix == '.safetensors':

@@ -62,10 +62,25 @@ def match_levels(
 
     Raises:
         InputError: a wanted level is missing on one side, or they share none; the lists do not fit one another; or
-            strides differ and nothing is to be resized.
+            strides differ and nothing is to be resized, or the other way round.
     """
-    if teacher_wanted is not None:
-        return _pairs_as_asked(student, teacher, wanted or (), teacher_wanted, resize)
+    if teacher_wanted is None:
+        pairs = _pairs_by_stride(student, teacher, wanted)
+    else:
+        pairs = _pairs_as_asked(student, teacher, wanted or (), teacher_wanted, resize)
+    # What was meant is most likely another pairing, which would train on other levels than these.
+    if resize != 'none' and all(pair.resize == 'none' for pair in pairs):
+        names = ', '.join(pair.name for pair in pairs)
+        raise InputError(
+            f'resize is {resize}, but student and teacher have the same strides on {names}; remove it, or name the '
+            "teacher's levels by teacher_levels"
+        )
+    return pairs
+
+
+def _pairs_by_stride(
+    student: Sequence[Level], teacher: Sequence[Level], wanted: Sequence[str] | None
+) -> list[LevelPair]:
     teachers = {level.stride: level for level in teacher}
     shared = {level.name: LevelPair(level, teachers[level.stride]) for level in student if level.stride in teachers}
     both = f'the student has {_names(student)}, the teacher {_names(teacher)}'

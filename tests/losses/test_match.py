@@ -64,6 +64,12 @@ def test_other_strides_without_a_resize() -> None:
     )
 
 
+@pytest.mark.parametrize('teacher_wanted', [None, ['p3', 'p4']])
+def test_a_resize_without_other_strides(teacher_wanted: list[str] | None) -> None:
+    with pytest.raises(InputError, match=r'resize is student, but .* have the same strides on p3, p4; remove it'):
+        match_levels(RETINANET, MASK_RCNN, wanted=['p3', 'p4'], teacher_wanted=teacher_wanted, resize='student')
+
+
 @pytest.mark.parametrize(
     ('wanted', 'teacher_wanted', 'message'),
     [

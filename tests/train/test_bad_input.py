@@ -143,6 +143,10 @@ def test_the_next_stage_needs_the_same_student(
     line = train_error(one, two, '--out', tmp_path / 'run')
     assert 'stage 2 starts from the student of stage 1, but that is another network' in line
     assert 'neck.lateral_convs.0.conv.weight is (32, 8, 1, 1) there and (16, 8, 1, 1) here' in line
+    gone = write_stage(tmp_path / 'gone.yaml', student=str(tmp_path / 'nowhere.py'))
+    line = train_error(one, gone, '--out', tmp_path / 'run')
+    assert line.startswith('Error: stage 2: ')
+    assert 'nowhere.py: there is no such file' in line
     assert not (tmp_path / 'run').exists()
 
 

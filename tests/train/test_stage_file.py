@@ -245,6 +245,14 @@ line 17 optim.lr expected a number, got true
             'line 6 distill.0.teacher_levels needs one level for each of `levels`, which has 0, got 1',
         ),
         (
+            PLAIN + 'cache: c\ndistill: [{loss: pkd, levels: []}]\n',
+            'line 6 distill.0.levels must have at least 1 entries, got 0',
+        ),
+        (
+            PLAIN + 'cache: c\ndistill: [{loss: pkd, levels: [q4]}]\n',
+            "line 6 distill.0.levels.0 expected a level such as p3, got the text 'q4'",
+        ),
+        (
             PLAIN + 'cache: c\ndistill: [{loss: pkd, tau: 1}]\n',
             'line 6 distill.0.tau unknown key; known are loss, levels',
         ),
