@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtpd.detectors.hook_point import NECK
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.errors import InputError
@@ -21,6 +22,11 @@ def proposing_head(teacher: Teacher) -> RoiHead:
     Raises:
         InputError: it has none that can be stored.
     """
+    if teacher.hook_point != NECK:
+        raise InputError(
+            f'--rois: the maps of {teacher.name} are taken before the norms of its neck, and its RoI head works on '
+            'those behind; add --hook neck, or leave --rois out'
+        )
     if teacher.roi_head is None or not hasattr(teacher.module, 'rpn_head'):
         raise InputError(
             f'--rois: teacher {teacher.name} has no proposals, or a RoI head of a kind that mtpd cannot run; take a '

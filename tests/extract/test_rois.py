@@ -108,8 +108,22 @@ def test_fewer_proposals_than_asked_for(tmp_path: Path, two_stage: Any) -> None:
     assert min(counts) > 10
 
 
-def test_refusals(tmp_path: Path, two_stage: Any, command: Any) -> None:
+def test_refusals(
+    tmp_path: Path,
+    two_stage: Any,
+    command: Any,
+    make_command: Callable[..., Any],
+    synthetic_set: Path,
+    tiny_two_stage: Path,
+    random_weights: Callable[..., Path],
+) -> None:
     assert 'has no proposals' in command.error(tmp_path / 'cache', '--rois', 5)
+    config = tmp_path / 'norms.py'
+    config.write_text(
+        tiny_two_stage.read_text().replace("'FPN',", "'FPN', 'norm_cfg': {'type': 'GN', 'num_groups': 4},")
+    )
+    normed = make_command(config, synthetic_set, ['--checkpoint', random_weights(config), '--rois', 5])
+    assert 'before the norms of its neck' in normed.error(tmp_path / 'cache')
     assert 'belong to the plain view' in two_stage.error(tmp_path / 'cache', '--views', 'flip')
     assert not (tmp_path / 'cache').exists()
 

@@ -1,6 +1,7 @@
 """What all losses that look at objects have in common, through the distiller."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,11 @@ def random_case(dtype: torch.dtype = torch.float32) -> tuple[Maps, Maps, Maps, l
     return draw(STUDENT), draw(TEACHER), masks, [torch.tensor([[3.0, 5, 40, 33], [20, 10, 71, 47]]), torch.zeros(0, 4)]
 
 
+def channel_variance(values: Tensor, mask: Tensor) -> float:
+    channels = [values.double()[:, channel][mask[:, 0]] for channel in range(values.shape[1])]
+    return sum(channel.var(correction=0).item() for channel in channels) / len(channels)
+
+
 def build(term: Term) -> Distiller:
     torch.manual_seed(1)
     return Distiller([term], student=STUDENT, teacher=TEACHER, anchors=ANCHORS)
@@ -46,6 +52,35 @@ def build(term: Term) -> Distiller:
 
 def total(losses: Maps) -> Tensor:
     return torch.stack(list(losses.values())).sum()
+
+
+def test_tar_feature_is_a_mean_by_its_mask_and_a_share_of_the_variance() -> None:
+    student, teacher, masks, boxes = random_case()
+    (got,) = build(TarFeatureTerm(levels=('p4',), adapter='auto'))(student, teacher, masks, boxes=boxes).values()
+    squares, weights = 0.0, 0.0
+    for image, row, column in masks['p4'][:, 0].nonzero().tolist():
+        x, y, weight = 16 * column + 8, 16 * row + 8, 0.0
+        for x1, y1, x2, y2 in boxes[image].tolist():
+            if x1 <= x <= x2 and y1 <= y <= y2:
+                along = ((x - (x1 + x2) / 2) / (x2 - x1)) ** 2 + ((y - (y1 + y2) / 2) / (y2 - y1)) ** 2
+                weight = max(weight, math.exp(-along))  # two half widths are the width
+        error = student['p4'][image, :, row, column] - teacher['p4'][image, :, row, column]
+        squares += weight * error.square().mean().item()
+        weights += weight
+    assert got.item() == pytest.approx(squares / weights / channel_variance(teacher['p4'], masks['p4']), rel=1e-5)
+
+
+@pytest.mark.parametrize('term', [TarFeatureTerm(), FineGrainedTerm()], ids=['tar_feature', 'fine_grained'])
+def test_squared_errors_are_shares_of_the_variance_when_asked(term: FineGrainedTerm | TarFeatureTerm) -> None:
+    student, teacher, masks, boxes = random_case()
+    share, error = (
+        build(replace(term, levels=('p4',), scale=scale))(student, teacher, masks, boxes=boxes)[
+            f'distill/{term.loss}/p4'
+        ].item()
+        for scale in ('teacher_std', 'none')
+    )
+    assert error > 0
+    assert share == pytest.approx(error / channel_variance(teacher['p4'], masks['p4']), rel=1e-5)
 
 
 @by_loss

@@ -1,5 +1,6 @@
 """Distillation of a two-stage teacher's responses, from its cache through `mtpd-train`."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 import mtpd.cache
 from mtpd.detectors.detection import collate
 from mtpd.detectors.roi_capture import captured_rois
+from mtpd.heads.boxes import BoxCoder
+from mtpd.heads.roi_head import RoiPredictions
+from mtpd_train.responses import SharedRois, response_losses
 from mtpd_train.stage import Stage
 from mtpd_train.step import add_gradient, loaded, step_losses
 
@@ -165,6 +169,28 @@ def test_the_students_head_runs_on_the_teachers_proposals(
     torch.autograd.backward(losses[NAMES[0]])
     reached = {name.split('.')[0] for name, one in student.named_parameters() if one.grad is not None}
     assert reached == {'backbone', 'neck', 'roi_head'}
+
+
+def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., Stage]) -> None:
+    """A student that says the same as its teacher, with another box coder, has nothing to learn."""
+    stage = build_student(box_gate='none')
+    assert stage.responses is not None
+    head = stage.responses.head
+    assert head is not None
+    assert stage.source is not None
+    samples, ahead = first_batch(stage)
+    collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
+    maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=(128, 128), device=CPU)
+    objects = [sample.data_sample.gt_instances.bboxes for sample in samples]
+    rois = torch.cat([torch.nn.functional.pad(one, (1, 0), value=number) for number, one in enumerate(objects)])
+    answers = head(list(maps.values()), rois)
+    raw = BoxCoder(head.record.means, head.record.stds).to_raw(answers.deltas.view(len(rois), -1, 4))
+    coder = BoxCoder((0.1, 0.0, 0.2, 0.0), (0.4, 0.4, 0.8, 0.6))
+    for units, wanted in ((coder, 0.0), (stage.responses.coder, None)):
+        shared = SharedRois(rois, RoiPredictions(answers.logits, units.from_raw(raw).flatten(1)), None)
+        responses = dataclasses.replace(stage.responses, coder=coder)
+        loss = response_losses(responses, shared, maps, samples, progress=0.0)[NAMES[1]].item()
+        assert loss == pytest.approx(wanted, abs=1e-5) if wanted is not None else loss > 0.1
 
 
 def test_only_the_student_gets_a_gradient(build_student: Callable[..., Stage]) -> None:
