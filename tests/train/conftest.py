@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd.errors import InputError
 from mtpd_extract.cli import main as extract_main
 from mtpd_train.build import build_stages
 from mtpd_train.cli import main as train_main
+from mtpd_train.settings import StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.stage_file import load_stages
 
@@ -173,3 +175,49 @@ def caches(tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[.
     """Caches of the teachers: channels of their neck -> cache."""
     folder = tmp_path_factory.mktemp('caches')
     return {channels: extract_teacher(channels, folder / str(channels)) for channels in (16, 24)}
+
+
+@pytest.fixture(scope='session')
+def extract_two_stage(
+    extract: Train, synthetic_set: Path, tiny_two_stage: Path, random_weights: Callable[..., Path]
+) -> Callable[..., Path]:
+    """`extract_two_stage(out, option, ..., num_classes=6, norms=False)` makes the cache of a tiny Faster R-CNN."""
+
+    def make(out: Path, *options: object, num_classes: int = 6, norms: bool = False) -> Path:
+        text = tiny_two_stage.read_text().replace("'num_classes': 6", f"'num_classes': {num_classes}")
+        if norms:
+            text = text.replace("'FPN',", "'FPN', 'norm_cfg': {'type': 'GN', 'num_groups': 4},")
+        config = out.with_suffix('.py')
+        config.write_text(text)
+        weights = random_weights(config, num_classes=num_classes)
+        source = ('--teacher', config, '--checkpoint', weights, '--coco', synthetic_set, '--codec', 'fp16')
+        extract(*source, '--out', out, *options)
+        return out
+
+    return make
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., StageSettings]:
+    """`load(text, override, ...)` reads a text as a stage file."""
+
+    def read(text: str, *overrides: str) -> StageSettings:
+        path = tmp_path / 'stage.yaml'
+        path.write_text(text)
+        (stage,) = load_stages([path], overrides=overrides)
+        return stage
+
+    return read
+
+
+@pytest.fixture
+def problems(load: Callable[..., StageSettings], tmp_path: Path) -> Callable[..., str]:
+    """`problems(text, override, ...)` is the error's text, without the folder, columns squeezed to single spaces."""
+
+    def read(text: str, *overrides: str) -> str:
+        with pytest.raises(InputError) as caught:
+            load(text, *overrides)
+        lines = str(caught.value).replace(str(tmp_path / 'stage.yaml'), 'stage.yaml').splitlines()
+        return '\n'.join(' '.join(line.split()) for line in lines)
+
+    return read

@@ -1,0 +1,81 @@
+"""What `tar_head` cannot do is said in one line, before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mtpd.cache
+
+ONE_STAGE = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory: pytest.TempPathFactory, extract_two_stage: Make) -> Path:
+    """The cache of a two-stage teacher. Not to be changed."""
+    return extract_two_stage(tmp_path_factory.mktemp('two_stage') / 'cache')
+
+
+def test_refusals(
+    tmp_path: Path,
+    train_error: Callable[..., str],
+    write_stage: Make,
+    cache: Path,
+    extract: Callable[..., Any],
+    random_weights: Make,
+    synthetic_set: Path,
+    tiny_two_stage: Path,
+    extract_two_stage: Make,
+) -> None:
+    two_stage = {'student': str(tiny_two_stage), 'cache': cache, 'distill': [{'loss': 'tar_head'}]}
+
+    def error(**changes: Any) -> str:
+        return train_error(write_stage(tmp_path / 'stage.yaml', **two_stage | changes), '--out', tmp_path / 'run')
+
+    one_stage = write_stage(tmp_path / 'one.yaml', cache=cache, distill=[{'loss': 'tar_head'}])
+    assert 'the student RetinaNet has no RoI head' in train_error(one_stage, '--out', tmp_path / 'run')
+    dense = ('--teacher', ONE_STAGE, '--checkpoint', random_weights(ONE_STAGE), '--coco', synthetic_set)
+    extract(*dense, '--codec', 'int8', '--out', tmp_path / 'dense')
+    assert 'its teacher has no RoI head' in error(cache=tmp_path / 'dense')
+    other = extract_two_stage(tmp_path / 'nine', '--views', 'plain', num_classes=9)
+    message = error(cache=other)
+    assert 'tells 9 classes apart, the student 6' in message
+    partial = extract_two_stage(tmp_path / 'partial', '--levels', 'p3,p4,p5')
+    assert 'none of stride 4' in error(cache=partial)
+    live = {'cache': None, 'teacher': str(ONE_STAGE), 'checkpoint': random_weights(ONE_STAGE)}
+    assert 'has no RoI head, or one of a kind' in error(**live)
+    live |= {
+        'student': str(tiny_two_stage),
+        'teacher': str(tiny_two_stage),
+        'checkpoint': random_weights(tiny_two_stage),
+    }
+    stored = {'loss': 'tar_head', 'mode': 'cached_rois'}
+    assert 'has no stored proposals' in error(**live, distill=[stored])
+    assert 'extract it with --rois 512, or set mode to head_on_gpu' in error(cache=partial, distill=[stored])
+    norms = extract_two_stage(tmp_path / 'norms', '--views', 'plain', norms=True)
+    assert 'are taken before the norms of its neck' in error(cache=norms)
+    assert 'tar_head twice' in error(distill=[{'loss': 'tar_head'}, {'loss': 'tar_head'}])
+
+
+def test_a_cache_without_a_record_is_to_be_extracted_again(
+    tmp_path: Path, train_error: Callable[..., str], write_stage: Make, cache: Path, tiny_two_stage: Path
+) -> None:
+    """As an earlier mtpd left it."""
+    import shutil
+
+    from mtpd.cache.format.manifest import FileRecord, read_manifest, write_manifest
+    from mtpd.cache.format.teacher_tensors import without_record
+    from mtpd.files import sha256_bytes
+
+    old = tmp_path / 'old'
+    shutil.copytree(cache, old)
+    plain = without_record((old / 'teacher.safetensors').read_bytes())
+    (old / 'teacher.safetensors').write_bytes(plain)
+    manifest = read_manifest(old)
+    files = manifest.files | {'teacher.safetensors': FileRecord(num_bytes=len(plain), sha256=sha256_bytes(plain))}
+    write_manifest(old, manifest.description, manifest.buckets, files)
+    assert mtpd.cache.open(old).teacher_weights().keys() == mtpd.cache.open(cache).teacher_weights().keys()
+    stage = write_stage(tmp_path / 'stage.yaml', student=str(tiny_two_stage), cache=old, distill=[{'loss': 'tar_head'}])
+    assert 'extract the cache again' in train_error(stage, '--out', tmp_path / 'run')
