@@ -18,7 +18,7 @@ from mtpd.losses.distiller import Distiller
 from mtpd.losses.object_terms import FineGrainedTerm
 from mtpd_train.build_data import build_sets, split_paths
 from mtpd_train.build_responses import build_responses
-from mtpd_train.build_source import build_source, student_preprocessing
+from mtpd_train.build_source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.build_terms import build_term
 from mtpd_train.loss_settings import TarHeadSettings
 from mtpd_train.optimizer import Recipe
@@ -106,6 +106,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         responses=responses,
         teacher_levels=tuple(level for level in teacher_levels if level in needed),
         flip=data.flip,
+        shards=shards_to_shuffle(data, source, train_set),
         batch_size=data.batch_size,
         num_workers=data.workers,
         evaluate_every=settings.evaluate.every,

@@ -5,12 +5,14 @@ from dataclasses import replace
 import torch
 
 import mtpd.cache
+from mtpd.cache.format.plan import ShardKey
 from mtpd.detectors.padding import at_geometry
 from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.geometry import Geometry
 from mtpd_train.cached_teacher import CachedTeacher
 from mtpd_train.data_settings import DataSettings, GeometrySettings
+from mtpd_train.dataset import DetectionDataset
 from mtpd_train.live_teacher import live_teacher
 from mtpd_train.settings import StageSettings
 from mtpd_train.teacher_source import TeacherSource
@@ -41,6 +43,19 @@ def build_source(settings: StageSettings) -> TeacherSource | None:
         teacher = replace(teacher, preprocessing=replace(teacher.preprocessing, geometry=_geometry(asked)))
     name = settings.teacher if settings.checkpoint is None else f'{settings.teacher} from {settings.checkpoint}'
     return live_teacher(teacher, name=name)
+
+
+def shards_to_shuffle(
+    data: DataSettings, source: TeacherSource | None, train_set: DetectionDataset
+) -> dict[int, ShardKey] | None:
+    """Image id -> shard of the cache, when the stage file asks for a shuffle by shards.
+
+    Raises:
+        CacheMismatchError: an image is not in the cache.
+    """
+    if data.shuffle == 'full' or not isinstance(source, CachedTeacher):
+        return None
+    return {one: source.reader.shard(one) for one in train_set.sizes(with_objects=True)}
 
 
 def student_preprocessing(own: Preprocessing, data: DataSettings, source: TeacherSource | None) -> Preprocessing:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import dequantise, rotate
@@ -14,15 +13,12 @@ from mtpd.detectors.transforms import Sample
 from mtpd.errors import CacheMismatchError
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
-from mtpd.prefetch import prefetched
 from mtpd.pyramid import Level
 from mtpd_train.cache_fit import require_fit
+from mtpd_train.code_stream import batched, stream_codes
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
 from mtpd_train.teacher_source import Encoded, ReadAhead
-
-# Batches of codes that wait in memory.
-DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -79,13 +75,14 @@ class CachedTeacher:
         del device
 
     def read_ahead(
-        self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], with_rois: bool = False
+        self,
+        batches: Sequence[Sequence[Request]],
+        *,
+        levels: Sequence[str],
+        with_rois: bool = False,
+        device: torch.device,
     ) -> Iterator[ReadAhead]:
-        def read(batch: Sequence[Request]) -> ReadAhead:
-            maps = [self.reader.read_encoded(one.image_id, one.view, levels=levels) for one in batch] if levels else ()
-            return ReadAhead(maps, [self.reader.rois(one.image_id) for one in batch] if with_rois else ())
-
-        return prefetched(read, batches, num_threads=1, depth=DEPTH)
+        return stream_codes(self.reader, batches, levels=levels, with_rois=with_rois, device=device)
 
     def maps(
         self,
@@ -106,10 +103,13 @@ def decoded(
     """Codes of a batch as `TeacherSource.maps` gives them."""
     maps = {}
     for level in levels:
-        height, width = level.grid(*padded)
-        moved = [one[level.name].to(device) for one in encoded]
-        values = [dequantise(one) for one in moved]
-        padded_values = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in values]
+        together = batched(encoded, level.name, grid=level.grid(*padded), device=device)
+        values = dequantise(together)
+        for target, one in zip(values, encoded, strict=True):
+            # An offset is no zero.
+            _, height, width = one[level.name].codes.shape
+            target[:, height:] = 0
+            target[:, :, width:] = 0
         # One cache has one basis: the batch is rotated at once.
-        maps[level.name] = rotate(torch.stack(padded_values), moved[0].basis)
+        maps[level.name] = rotate(values, together.basis)
     return maps

@@ -1,7 +1,7 @@
 """What a stage file may say about images: where they are, how they are batched, resized and padded."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, NonNegativeInt, PositiveInt, Tag
 
@@ -60,5 +60,7 @@ class DataSettings(Section):
     """Processes that read images; 0: the training process itself."""
     flip: Share = 0.5
     """Probability of mirroring a training image."""
+    shuffle: Literal['full', 'shards'] = 'full'
+    """What is shuffled together: all images, or 8 shards of the cache at a time, where reading is what takes long."""
     geometry: GeometrySettings | None = None
     """Resize and padding of a stage without a cache; null: those of the student's config, or of its teacher."""

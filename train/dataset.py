@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import torch.utils.data
@@ -92,17 +93,22 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
 
 
 def load_batches(
-    dataset: DetectionDataset, batches: Sequence[Sequence[Request]], *, num_workers: int
+    dataset: DetectionDataset,
+    batches: Sequence[Sequence[Request]],
+    *,
+    num_workers: int,
+    start_method: Literal['fork', 'spawn'] | None = None,
 ) -> Iterator[list[Sample]]:
     """The samples of each batch, in order, read ahead of time by processes that start at once.
 
-    They are forked, because a copy of COCO's annotations for each of them would take gigabytes; so call this while no
-    thread of ours is at work.
+    Where the system can, they are forked, because a copy of COCO's annotations for each of them would take gigabytes.
+    Threads may read a cache meanwhile: they hold no lock that a worker takes.
 
     Args:
         dataset: gives the samples.
         batches: what to load.
         num_workers: processes; 0: none, and each batch is read when it is asked for.
+        start_method: how they start; None: as the system does it.
 
     Raises:
         MtpdError: an image cannot be read.
@@ -114,6 +120,7 @@ def load_batches(
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=_start_worker,
+        multiprocessing_context=start_method if num_workers else None,
     )
     return map(_without_errors, iter(loader))
 
@@ -131,6 +138,7 @@ def _start_worker(number: int) -> None:
     del number
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
+    prepare()  # A process that was not forked has mmdet still to import.
 
 
 def _instance(annotation: CocoAnnotation) -> Instance:

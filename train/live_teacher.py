@@ -78,9 +78,14 @@ class LiveTeacher:
         self.teacher.module.to(device)
 
     def read_ahead(
-        self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], with_rois: bool = False
+        self,
+        batches: Sequence[Sequence[Request]],
+        *,
+        levels: Sequence[str],
+        with_rois: bool = False,
+        device: torch.device,
     ) -> Iterator[ReadAhead]:
-        del levels, with_rois
+        del levels, with_rois, device
         return itertools.repeat(ReadAhead(), len(batches))
 
     def maps(

@@ -1,12 +1,15 @@
 """Which images form which batch: pure functions of a seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mtpd.detectors.transforms import View
 from mtpd.geometry import Size
+
+# Shards whose images are shuffled together where shards are given.
+WINDOW = 8
 
 
 class Request(NamedTuple):
@@ -17,23 +20,38 @@ class Request(NamedTuple):
 
 
 def training_batches(
-    sizes: Mapping[int, Size], *, batch_size: int, flip: float, seed: Sequence[int]
+    sizes: Mapping[int, Size],
+    *,
+    batch_size: int,
+    flip: float,
+    seed: Sequence[int],
+    shards: Mapping[int, Hashable] | None = None,
 ) -> list[list[Request]]:
     """One epoch of shuffled batches. Their number does not depend on the seed.
 
     Landscape and portrait images are batched apart, as mmdet does, since a mixed batch is padded to a square. Images
     left over when an epoch ends fill the last batches together.
 
+    With `shards`, every epoch deals these out anew to windows of WINDOW, and the images are shuffled within a window,
+    so that few files are read at a time. As without, an image may come anywhere in an epoch, any two may meet in a
+    batch, and views are drawn for each image by itself. But two images of one shard are always in one window, so they
+    meet more often; and those of a window come near each other.
+
     Args:
         sizes: image id -> original (height, width), px.
         batch_size: images a batch; the last may be smaller.
         flip: probability of the mirrored view.
         seed: of this epoch.
+        shards: image id -> the shard that its maps are read from; None: all images are shuffled together.
     """
     generator = np.random.default_rng(seed)
     image_ids = np.array(sorted(sizes), dtype=np.int64)
     generator.shuffle(image_ids)
     mirrored = generator.random(len(image_ids)) < flip
+    if shards is not None:
+        windows = _windows([shards[one] for one in image_ids.tolist()], generator)
+        # A stable sort: within a window the images stay shuffled.
+        image_ids = image_ids[np.argsort(windows, kind='stable')]
     batches: list[list[Request]] = []
     open_batches: dict[bool, list[Request]] = {False: [], True: []}
     for image_id, flipped in zip(image_ids.tolist(), mirrored.tolist(), strict=True):
@@ -58,6 +76,15 @@ def evaluation_batches(padded: Mapping[int, Size], *, batch_size: int) -> list[l
     for image_id, size in padded.items():
         groups.setdefault(size, []).append(Request(image_id, 'plain'))
     return [batch for group in groups.values() for batch in _chunks(group, batch_size)]
+
+
+def _windows(shards: Sequence[Hashable], generator: np.random.Generator) -> np.ndarray:
+    """The window of each image, given its shard: (N,) int64."""
+    numbers: dict[Hashable, int] = {}
+    # Numbered in the order in which the shuffled images name them, which is random but not uniform.
+    of_image = np.array([numbers.setdefault(one, len(numbers)) for one in shards], dtype=np.int64)
+    windows: np.ndarray = generator.permutation(len(numbers))[of_image] // WINDOW
+    return windows
 
 
 def _chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:

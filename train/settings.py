@@ -165,6 +165,8 @@ class StageSettings(Section):
     def _check_data(cls, data: DataSettings, info: ValidationInfo) -> DataSettings:
         if data.geometry is not None and info.data.get('cache') is not None:
             raise ValueError('geometry comes from the cache; remove `geometry`')
+        if data.shuffle == 'shards' and info.data.get('cache', '') is None:
+            raise ValueError('shuffle: shards goes by the shards of a cache, but `cache` is not set')
         return data
 
     @model_validator(mode='after')

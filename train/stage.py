@@ -1,5 +1,6 @@
 """One stage of a run, as plain values."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ class Stage:
         responses: the distillation loss on what a RoI head says, or None.
         teacher_levels: the levels of the source that the losses read.
         flip: probability of the mirrored view.
+        shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
         batch_size, num_workers, evaluate_every, seed: as in the stage file.
         recipe: how to train.
     """
@@ -50,6 +52,7 @@ class Stage:
     responses: Responses | None
     teacher_levels: tuple[Level, ...]
     flip: float
+    shards: Mapping[int, Hashable] | None
     batch_size: int
     num_workers: int
     evaluate_every: int
@@ -60,6 +63,11 @@ class Stage:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the student's outputs."""
         return tuple(category.name for category in self.train_set.coco.categories)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return next(self.student.model.parameters()).device
 
     def to(self, device: torch.device) -> None:
         """Moves the networks that the stage runs, in place."""
@@ -87,4 +95,6 @@ class Stage:
     def epoch_batches(self, epoch: int) -> list[list[Request]]:
         """The batches of an epoch, from 0."""
         sizes = self.train_set.sizes(with_objects=True)
-        return training_batches(sizes, batch_size=self.batch_size, flip=self.flip, seed=self.epoch_seed(epoch))
+        return training_batches(
+            sizes, batch_size=self.batch_size, flip=self.flip, seed=self.epoch_seed(epoch), shards=self.shards
+        )

@@ -24,14 +24,17 @@ PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat
 
 
 def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sample], ReadAhead]]:
-    """Samples from worker processes, and what a thread reads of the teacher, both ahead of time."""
-    # In this order: the processes are forked before the thread starts.
+    """Samples from worker processes, and what threads read of the teacher, both ahead of time.
+
+    What is read of the teacher for a batch holds until the next batch is asked for.
+    """
+    # In this order: the processes are forked before the threads start.
     samples = load_batches(stage.train_set, batches, num_workers=stage.num_workers)
     source, names = stage.source, [level.name for level in stage.teacher_levels]
     ahead: Iterable[ReadAhead] = itertools.repeat(ReadAhead(), len(batches))
     with_rois = stage.responses is not None and stage.responses.head is None
     if source is not None and (names or with_rois):
-        ahead = source.read_ahead(batches, levels=names, with_rois=with_rois)
+        ahead = source.read_ahead(batches, levels=names, with_rois=with_rois, device=stage.device)
     for batch, images, one in zip(batches, samples, ahead, strict=True):
         # A teacher's maps of another image would train without an error, to no use.
         assert [(image.image_id, image.view) for image in images] == batch

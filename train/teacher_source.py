@@ -89,14 +89,22 @@ class TeacherSource(Protocol):
         """Moves what computes, in place; what is only read stays where it is."""
 
     def read_ahead(
-        self, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], with_rois: bool = False
+        self,
+        batches: Sequence[Sequence[Request]],
+        *,
+        levels: Sequence[str],
+        with_rois: bool = False,
+        device: torch.device,
     ) -> Iterator[ReadAhead]:
-        """What `maps` needs of each batch, in order, prepared in a thread while the steps before are computed.
+        """What `maps` needs of each batch, in order, prepared by threads while the steps before are computed.
+
+        What is given for a batch holds until the next is asked for.
 
         Args:
             batches: what will be asked for.
             levels: names of those that `maps` will give.
             with_rois: whether the proposals are wanted too, if `num_roi_classes` says that there are some.
+            device: where `maps` will compute; a GPU is copied to while it computes.
         """
 
     def maps(

@@ -169,6 +169,10 @@ line 17 optim.lr expected a number, got true
             PLAIN + 'cache: c\ndistill: []\ndata: {geometry: {}}\n',
             'line 7 data geometry comes from the cache; remove `geometry`',
         ),
+        (
+            PLAIN + 'data: {shuffle: shards}\n',
+            'line 5 data shuffle: shards goes by the shards of a cache, but `cache` is not set',
+        ),
     ],
 )
 def test_single_problems(problems: Problems, text: str, problem: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mtpd.cache
 from mtpd.cache.format.codecs import EncodedMaps, decode, encode
 from mtpd.detectors.detection import collate
 from mtpd.detectors.preprocessing import normalise
@@ -23,7 +24,7 @@ from mtpd.geometry import Size
 from mtpd.pyramid import Level
 from mtpd_train.cached_teacher import decoded
 from mtpd_train.dataset import DetectionDataset
-from mtpd_train.sampling import Request
+from mtpd_train.sampling import WINDOW, Request
 from mtpd_train.stage import Stage
 from mtpd_train.step import loaded, step_losses
 from mtpd_train.targets import batch_masks
@@ -205,6 +206,22 @@ def test_samples_that_are_not_those_of_the_codes_are_noticed(stage: Stage, monke
     monkeypatch.setattr(dataset, '__getitem__', mixed_up)
     with pytest.raises(AssertionError):
         next(loaded(stage, batches))
+
+
+def test_shuffle_by_the_shards_of_the_cache(build_stage: Callable[..., Stage], exact_cache: Path) -> None:
+    data = {'batch_size': 5, 'val': None}
+    full, by_shard = (
+        build_stage(cache=exact_cache, distill=[{'loss': 'masked_mse'}], data=data | {'shuffle': shuffle})
+        for shuffle in ('full', 'shards')
+    )
+    reader = mtpd.cache.open(exact_cache)
+    images = full.train_set.sizes(with_objects=True)
+    assert full.shards is None
+    assert by_shard.shards == {one: reader.shard(one) for one in images}
+    assert len(set(by_shard.shards.values())) > WINDOW
+    orders = [[one for batch in stage.epoch_batches(0) for one in batch] for stage in (full, by_shard)]
+    assert orders[0] != orders[1]
+    assert all({one.image_id for one in order} == set(images) for order in orders)
 
 
 def test_rotated_codes_come_back_in_the_teachers_channels() -> None:

@@ -150,6 +150,10 @@ class CacheReader:
         """How many codes the maps of an image have together."""
         return num_elements(self._wanted(levels), self._locate(image_id).bucket.padded)
 
+    def max_codes(self, *, levels: Sequence[str] | None = None) -> int:
+        """The most codes that the maps of one image have together."""
+        return max(num_elements(self._wanted(levels), bucket.padded) for bucket in self.manifest.buckets)
+
     def shard(self, image_id: int) -> ShardKey:
         """The shard group that an image's maps are in: images of one lie side by side on disk."""
         bucket, row = self._locate(image_id)
