@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+BITS = (0.5, 1, 2, 4, 8, 16)
 METHODS = ('direct weak', 'direct strong', 'progressive', 'wrong order')
 
 
@@ -119,7 +120,9 @@ def save_plot(
     right.axhline(
         statistics.mean(select(results, 'alone', None, usual_codec).values()), color='C0', linewidth=1, linestyle=':'
     )
-    right.set_xscale('log')
+    right.set_xscale('log', base=2)
+    right.set_xticks(BITS, [f'{size:g}' for size in BITS])
+    right.set_xlim(min(bits.values(), default=1) / 1.6, max(bits.values(), default=1) * 1.6)
     right.set_xlabel('bits per element on disk')
     right.set_title('codecs (direct strong, masked_mse; dotted: alone)', fontsize=10)
     figure.savefig(out, dpi=120)
