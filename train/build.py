@@ -15,7 +15,7 @@ from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.errors import MtpdError
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.object_terms import FineGrainedTerm
+from mtpd.losses.objects.terms import FineGrainedTerm
 from mtpd_train.build_data import build_sets, split_paths
 from mtpd_train.build_responses import build_responses
 from mtpd_train.build_source import build_source, shards_to_shuffle, student_preprocessing

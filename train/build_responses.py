@@ -9,7 +9,7 @@ from mtpd.detectors.roi_structure import student_box_coder, student_num_classes
 from mtpd.errors import InputError
 from mtpd.heads.record import RoiHeadRecord
 from mtpd.losses.decay import Decay
-from mtpd.losses.response_terms import TarHeadTerm
+from mtpd.losses.responses.terms import TarHeadTerm
 from mtpd.pyramid import Level
 from mtpd_train.loss_settings import DistillSettings, TarHeadSettings
 from mtpd_train.responses import Responses

@@ -4,7 +4,7 @@ from typing import Any
 
 from mtpd.losses.decay import Decay
 from mtpd.losses.level_loss import Term
-from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
+from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train.loss_settings import LevelLossSettings
 

@@ -57,7 +57,7 @@ class TarFeatureSettings(Section):
 
 
 class FgdSettings(Section):
-    """Focal and global distillation; the defaults are those published for RetinaNet (see `mtpd/losses/fgd.py`)."""
+    """Focal and global distillation; the defaults are those published for RetinaNet (others: `fgd.py`)."""
 
     loss: Literal['fgd']
     """Kind of this loss."""

@@ -15,9 +15,9 @@ from mtpd.detectors.transforms import Sample
 from mtpd.heads.boxes import BoxCoder
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
 from mtpd.heads.rois import ImageRois, mirrored, scaled
-from mtpd.losses.response_terms import TarHeadTerm
-from mtpd.losses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.tar_head import answers_of_cache, answers_of_head, tar_head_losses
+from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
+from mtpd.losses.responses.tar_head import answers_of_cache, answers_of_head, tar_head_losses
+from mtpd.losses.responses.terms import TarHeadTerm
 from mtpd.pyramid import Level
 
 

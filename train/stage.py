@@ -7,7 +7,7 @@ import torch
 
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.tar_head import decay_factors
+from mtpd.losses.responses.tar_head import decay_factors
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.optimizer import Recipe

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mtpd.errors import InputError
 from mtpd.losses.decay import Decay, decay_factor
-from mtpd.losses.fgd import FocalGlobalDistillation
 from mtpd.losses.level_loss import Term, build_loss, constant_factor, is_over_variance
 from mtpd.losses.masked_mse import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.mgd import MaskedGenerativeDistillation
-from mtpd.losses.object_mse import ObjectMse
-from mtpd.losses.objects import Objects
+from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.objects.fgd import FocalGlobalDistillation
+from mtpd.losses.objects.object_mse import ObjectMse
 from mtpd.losses.pair_maps import pair_maps
 from mtpd.pyramid import Level
 

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from mtpd.losses.adapted import AdaptedLoss
 from mtpd.losses.cwd import cwd
-from mtpd.losses.fgd import FgdWeights, FocalGlobalDistillation
-from mtpd.losses.fine_grained import AnchorWeights
 from mtpd.losses.masked_mse import masked_mse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
-from mtpd.losses.object_mse import ObjectMse
-from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, ObjectTerm, TarFeatureTerm
+from mtpd.losses.objects.fgd import FgdWeights, FocalGlobalDistillation
+from mtpd.losses.objects.fine_grained import AnchorWeights
+from mtpd.losses.objects.object_mse import ObjectMse
+from mtpd.losses.objects.tar_feature import gaussian_weights
+from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, ObjectTerm, TarFeatureTerm
 from mtpd.losses.pkd import pkd
-from mtpd.losses.tar_feature import gaussian_weights
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd.pyramid import Level
 
@@ -56,7 +56,7 @@ def build_loss(term: Term, pair: LevelPair, *, anchors: Mapping[int, Tensor]) ->
 
 
 def _fgd_weights(term: FgdTerm, level: Level) -> FgdWeights:
-    """The factors of FGD's means: see `mtpd.losses.fgd`."""
+    """The factors of FGD's means: see `mtpd.losses.objects.fgd`."""
     channels = level.channels if term.normalize == 'published' else 1
     elements = published_elements(level) if term.normalize == 'published' else 1
     return FgdWeights(

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.fgd import FgdWeights, FocalGlobalDistillation
-from mtpd.losses.gc_block import GcBlock
-from mtpd.losses.object_terms import FgdTerm
-from mtpd.losses.objects import Objects
+from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.objects.fgd import FgdWeights, FocalGlobalDistillation
+from mtpd.losses.objects.gc_block import GcBlock
+from mtpd.losses.objects.terms import FgdTerm
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 

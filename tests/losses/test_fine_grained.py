@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
-from mtpd.losses.fine_grained import AnchorWeights, Reference
-from mtpd.losses.object_mse import weighted_mse
-from mtpd.losses.objects import Objects
+from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.objects.fine_grained import AnchorWeights, Reference
+from mtpd.losses.objects.object_mse import weighted_mse
 from mtpd.losses.valid_mask import valid_cells
 
 PADDED = (72, 104)

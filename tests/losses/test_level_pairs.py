@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_loss import Term
-from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
+from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from mtpd.errors import InputError
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_loss import Term
-from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
+from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.losses.object_mse import weighted_mse
-from mtpd.losses.objects import Objects
-from mtpd.losses.tar_feature import gaussian_weights
+from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.objects.object_mse import weighted_mse
+from mtpd.losses.objects.tar_feature import gaussian_weights
 
 STRIDE = 8
 GRIDS = [(5, 7), (1, 13), (25, 34)]

@@ -8,10 +8,10 @@ from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.decay import NO_DECAY
-from mtpd.losses.response_terms import TarHeadTerm
-from mtpd.losses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.tar_head import answers_of_cache, answers_of_head, decay_factors, tar_head_losses
-from mtpd.losses.tar_response import box_term, class_term
+from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
+from mtpd.losses.responses.tar_head import answers_of_cache, answers_of_head, decay_factors, tar_head_losses
+from mtpd.losses.responses.tar_response import box_term, class_term
+from mtpd.losses.responses.terms import TarHeadTerm
 
 CODER = BoxCoder((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
 OTHER = BoxCoder((0.1, 0.0, -0.1, 0.0), (0.05, 0.2, 0.2, 0.4))

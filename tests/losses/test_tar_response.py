@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
-from mtpd.losses.response_terms import BoxGate, ClassGate
-from mtpd.losses.tar_response import box_gate, box_term, class_term
+from mtpd.losses.responses.tar_response import box_gate, box_term, class_term
+from mtpd.losses.responses.terms import BoxGate, ClassGate
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SIZES = [(1, 1), (7, 3), (64, 20)]

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from mtpd.errors import InputError
-from mtpd.losses.object_terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
+from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train import data_settings, loss_options, loss_settings, map_loss_settings, object_loss_settings, settings
 from mtpd_train.data_settings import FilesSettings

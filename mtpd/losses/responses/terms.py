@@ -12,7 +12,7 @@ BoxGate = Literal['proposal', 'student', 'none']
 
 @dataclass(frozen=True)
 class TarHeadTerm:
-    """TAR's class and box terms; see `mtpd.losses.tar_response` for what of it is certain.
+    """TAR's class and box terms; see `mtpd.losses.responses.tar_response` for what of it is certain.
 
     Attributes:
         loss: its name in stage files and logs.

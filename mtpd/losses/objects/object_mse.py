@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtpd.kernels import weighted_mse as kernel
 from mtpd.losses.adapter import build_adapter
 from mtpd.losses.maps import check_shapes
-from mtpd.losses.objects import Objects
+from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.terms import Adapter
 
 # (objects, mask of the level) -> weights (B, 1, H, W), at least 0.

@@ -21,7 +21,7 @@ Legend: B batch, C channels, H W grid of a level, N boxes of an image.
 import torch
 from torch import Tensor
 
-from mtpd.losses.objects import Objects, greatest, has_area
+from mtpd.losses.objects.boxes import Objects, greatest, has_area
 
 
 def gaussian_weights(objects: Objects, mask: Tensor, *, stride: int, spread: tuple[float, float]) -> Tensor:

@@ -7,7 +7,7 @@ attention, and relations between pixels.
     fg   = 1/(N C) sum_bchw Z_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Z = 1 / cells of the smallest box that covers, or 0
     bg   = 1/(N C) sum_bchw Y_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Y = 1 / the image's cells in no box, or 0 in one
     at_s = 1/N sum_b 1/n sum_hw |P(A(S)) - P(T)|                  at_c = 1/(N C) sum_bc |Q(A(S)) - Q(T)|
-    rel  = mean over valid cells and channels of (R_S(A(S)) - R_T(T))^2      R: see `mtpd.losses.gc_block`
+    rel  = mean over valid cells and channels of (R_S(A(S)) - R_T(T))^2      R: see `mtpd.losses.objects.gc_block`
 
 A is a 1x1 adapter where the channels differ; n counts the valid cells of an image, N the images with any. `fg` adds up
 the objects of an image; nothing else grows with resolution, padding or channels. The published losses are sums over h,
@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.kernels.weighted_mse import weighted_mse
-from mtpd.losses.gc_block import GcBlock, softmax_over_cells
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.masked_mse import masked_mse
-from mtpd.losses.objects import Objects, greatest, has_area
+from mtpd.losses.objects.boxes import Objects, greatest, has_area
+from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
 
 
 @dataclass(frozen=True)

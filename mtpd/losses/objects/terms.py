@@ -10,7 +10,7 @@ from mtpd.losses.terms import Adapter, Normalize, Scale
 
 @dataclass(frozen=True)
 class FineGrainedTerm:
-    """Fine-grained feature imitation: squared error where anchors are near objects. See `mtpd.losses.fine_grained`.
+    """Fine-grained feature imitation: squared error where anchors are near objects; see `fine_grained`.
 
     Attributes:
         loss: its name in stage files and logs.
@@ -39,7 +39,7 @@ class FineGrainedTerm:
 
 @dataclass(frozen=True)
 class TarFeatureTerm:
-    """TAR's feature level: squared error under a Gaussian mask of the objects. See `mtpd.losses.tar_feature`.
+    """TAR's feature level: squared error under a Gaussian mask of the objects. See `mtpd.losses.objects.tar_feature`.
 
     Attributes:
         loss: its name in stage files and logs.
@@ -66,7 +66,7 @@ class TarFeatureTerm:
 
 @dataclass(frozen=True)
 class FgdTerm:
-    """Focal and global distillation; the defaults are the published ones for RetinaNet. See `mtpd.losses.fgd`.
+    """Focal and global distillation; the defaults are the published ones for RetinaNet. See `mtpd.losses.objects.fgd`.
 
     Attributes:
         loss: its name in stage files and logs.

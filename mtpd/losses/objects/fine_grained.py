@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
-from mtpd.losses.objects import Objects
+from mtpd.losses.objects.boxes import Objects
 
 Reference = Literal['level', 'pyramid']
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtpd.errors import InputError
 from mtpd.heads.boxes import decode, paired_iou
 from mtpd.losses.maps import accumulation_dtype
-from mtpd.losses.response_terms import BoxGate, ClassGate
+from mtpd.losses.responses.terms import BoxGate, ClassGate
 
 
 def class_term(

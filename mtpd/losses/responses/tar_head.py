@@ -13,9 +13,9 @@ from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.decay import decay_factor
-from mtpd.losses.response_terms import TarHeadTerm
-from mtpd.losses.roi_matching import Matches
-from mtpd.losses.tar_response import box_gate, box_term, class_term
+from mtpd.losses.responses.roi_matching import Matches
+from mtpd.losses.responses.tar_response import box_gate, box_term, class_term
+from mtpd.losses.responses.terms import TarHeadTerm
 
 # The smallest that half precision tells from 0, which has no logarithm.
 LEAST_PROBABILITY = 2.0**-24

@@ -1,0 +1,1 @@
+"""Losses on maps that look at the annotated objects."""

@@ -1,0 +1,1 @@
+"""Losses on what RoI heads say of proposals."""
