@@ -138,8 +138,8 @@ def _require_one_basis(found: Sequence[tuple[Path, JournalEntry]]) -> None:
     for source, entry in found:
         if entry.files[BASIS_FILE] != found[0][1].files[BASIS_FILE]:
             raise CacheMismatchError(
-                f'{source}: its {BASIS_FILE} differs from that of {found[0][0]}; extract it again, with a copy of that '
-                'file in its folder from the start'
+                f'{source}: its {BASIS_FILE} differs from that of {found[0][0]}; copy that one over it and run the '
+                'mtpd-extract command of the part again'
             )
 
 

@@ -126,7 +126,9 @@ def test_places_that_will_not_do(mtpd_cache: Run, parts: list[Path], single: Pat
     assert 'give --out' in mtpd_cache('merge', *parts, code=2).stderr
 
 
-def test_lean_parts_need_one_basis(mtpd_cache: Run, command: Any, many_shards: Any, tmp_path: Path) -> None:
+def test_lean_parts_need_one_basis(
+    mtpd_cache: Run, command: Any, many_shards: Any, tmp_path: Path, contents: Contents
+) -> None:
     parts = [tmp_path / 'part1', tmp_path / 'part2']
     options = (*many_shards, '--codec', 'lean')
     for number, part in enumerate(parts, start=1):
@@ -144,9 +146,14 @@ def test_lean_parts_need_one_basis(mtpd_cache: Run, command: Any, many_shards: A
     plan = plan_of_basis((parts[1] / BASIS_FILE).read_bytes())
     assert plan is not None
     (parts[1] / BASIS_FILE).write_bytes(save_basis(bases, plan=plan))
+    (parts[1] / 'journal.1-of-2.jsonl').unlink()
     command.run(parts[1], *options, '--part', '2/2')
     error = mtpd_cache('merge', '--out', tmp_path / 'again', *parts, code=1).stderr
-    assert f'{parts[1]}: its {BASIS_FILE} differs from that of {parts[0]}' in error
+    assert f'{parts[1]}: its {BASIS_FILE} differs from that of {parts[0]}; copy that one over it and run' in error
+    shutil.copy(parts[0] / BASIS_FILE, parts[1])
+    command.run(parts[1], *options, '--part', '2/2')
+    mtpd_cache('merge', '--out', tmp_path / 'again', *parts)
+    assert contents(tmp_path / 'again') == contents(tmp_path / 'cache')
 
 
 def test_a_cache_in_place(mtpd_cache: Run, parts: list[Path], single: Path, tmp_path: Path, contents: Contents) -> None:
