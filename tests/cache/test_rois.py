@@ -157,6 +157,12 @@ def test_values_that_no_teacher_means_are_not_stored(
             group.append_rois([rois])
 
 
+def test_more_probabilities_than_a_reader_takes(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
+    recipe = make_recipe(rois=RoisRecord(num_rois=4096, num_classes=2048))
+    with pytest.raises(InputError, match='4096 proposals of 2048 classes'), recipe.writer(tmp_path / 'cache'):
+        pass
+
+
 def test_rois_that_would_make_a_file_too_large(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     images = [SourceImage(number, (64, 96)) for number in range(9)]
     rois = RoisRecord(num_rois=4096, num_classes=2**14)

@@ -3,7 +3,7 @@
 What is read is judged by the manifest; of an unfinished cache by the plan and the journal, and only what is committed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +14,11 @@ from mtpd.cache.checking.state import CacheState
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
-from mtpd.cache.format.roi_arrays import roi_specs
+from mtpd.cache.format.roi_arrays import HEADS, roi_specs
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
+from mtpd.cache.reading.roi_rows import RoiReader
 from mtpd.errors import CacheDamagedError
 from mtpd.prefetch import prefetched
 
@@ -61,6 +62,8 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
         advance(record.num_bytes if record else 0)
         if problem is not None:
             damages.append(_damage(state, check, problem))
+    if plan is not None:
+        damages += _damages_of_rois(state, files, plan, known={damage.key for damage in damages})
     # Where a file of the index is damaged, that has been said of the file.
     if index_damage and not any(damage.file.startswith('index/') for damage in damages):
         damages.insert(0, index_damage)
@@ -83,6 +86,25 @@ def _try(files: CacheFiles, check: FileCheck) -> tuple[FileCheck, CacheDamagedEr
     except CacheDamagedError as error:
         return check, error
     return check, None
+
+
+def _damages_of_rois(
+    state: CacheState, files: CacheFiles, plan: CachePlan, *, known: Collection[ShardKey | None]
+) -> Iterator[Damage]:
+    """Shard groups whose files are each as they were written, but hold proposals that no reader takes."""
+    record = state.description.rois
+    if record is None:
+        return
+    reader = RoiReader(files, record, plan.by_name)
+    for key in plan.shard_keys():
+        if key not in state.committed or key in known:
+            continue
+        bucket = plan.by_name[key.bucket]
+        try:
+            for row in bucket.rows(key.shard):
+                reader.read(bucket, row, bucket.images[row].image_id)
+        except CacheDamagedError as error:
+            yield _damage(state, FileCheck(f'{HEADS}/{key.bucket}', key=key), error)
 
 
 def _damage(state: CacheState, check: FileCheck, error: CacheDamagedError) -> Damage:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
-from mtpd.cache.format.roi_arrays import RoisRecord, fits, roi_specs
+from mtpd.cache.format.roi_arrays import MAX_PROBABILITIES, RoisRecord, fits, roi_specs
 from mtpd.cache.format.strict_json import read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
 from mtpd.files import canonical_json, sha256_bytes, write_atomically
@@ -158,6 +158,13 @@ class Manifest(_Record):
         _require_distinct('view', self.description.views)
         if self.num_images > MAX_IMAGES:
             raise ValueError(f'holds {self.num_images} images, at most {MAX_IMAGES} are possible')
+        rois = self.description.rois
+        num_probabilities = 0 if rois is None else rois.num_rois * (rois.num_classes + 1)
+        if rois is not None and num_probabilities > MAX_PROBABILITIES:
+            raise ValueError(
+                f'{rois.num_rois} proposals of {rois.num_classes} classes have {num_probabilities} probabilities, '
+                f'at most {MAX_PROBABILITIES} are possible'
+            )
         for bucket in self.buckets:
             if bucket.rows_per_shard > bucket.num_images:
                 raise ValueError(f'a shard of {bucket.rows_per_shard} rows in a bucket of {bucket.num_images}')

@@ -28,6 +28,7 @@ HEADS = 'heads'
 TABLES = ('image_id', 'num_rois', 'crc32c')
 VALUES = ('boxes', 'probabilities', 'labels', 'deltas')
 MAX_ROIS = 4096
+MAX_PROBABILITIES = 2**23  # of an image: the 1,203 classes of LVIS for as many RoIs as there may be
 
 
 class RoisRecord(BaseModel):
@@ -83,7 +84,10 @@ def encode_row(rois: ImageRois, record: RoisRecord) -> dict[str, np.ndarray]:
 
 def row_checksum(rows: Sequence[bytes]) -> int:
     """CRC-32C of the rows of an image in the four `VALUES`, one after another."""
-    return int(google_crc32c.value(b''.join(rows)))
+    checksum = 0
+    for row in rows:  # not joined: they may be large, and are not to be believed yet
+        checksum = google_crc32c.extend(checksum, row)
+    return int(checksum)
 
 
 def decode_row(rows: Sequence[bytes], record: RoisRecord, *, num_rois: int) -> ImageRois:

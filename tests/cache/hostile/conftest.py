@@ -101,6 +101,20 @@ def forgery(sound: Path, tmp_path: Path) -> Forgery:
     return Forgery(Path(shutil.copytree(sound, tmp_path / 'cache')))
 
 
+@pytest.fixture(scope='session')
+def sound_with_rois(tmp_path_factory: pytest.TempPathFactory, with_rois: Any) -> Path:
+    """A finished cache with proposals that nobody touches."""
+    root = tmp_path_factory.mktemp('sound') / 'cache'
+    with_rois.write(root)
+    return root
+
+
+@pytest.fixture
+def roi_forgery(sound_with_rois: Path, tmp_path: Path) -> Forgery:
+    """A finished cache with proposals to be forged."""
+    return Forgery(Path(shutil.copytree(sound_with_rois, tmp_path / 'cache')))
+
+
 def join_shard(chunks: list[bytes]) -> bytes:
     """A shard of these chunks."""
     lengths = np.array([len(chunk) for chunk in chunks], '<u8')
@@ -144,6 +158,8 @@ def _read_all(root: Path, sender: Connection) -> None:
         for image_id in cache.image_ids:
             for view in cache.views:
                 cache.read(image_id, view)
+            if cache.manifest.description.rois is not None:
+                cache.rois(image_id)
         cache.teacher_weights()
         result = 'read'
     except MtpdError as error:
