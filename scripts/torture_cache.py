@@ -3,12 +3,13 @@
 
     scripts/torture_cache.py                          all of it, some minutes
     scripts/torture_cache.py --only kills --kills 5   one kind
+    scripts/torture_cache.py --rois                   a teacher whose proposals and RoI head are stored too, some more
 
-Every trial ends with reading every map of the cache, each in its own read, and comparing it with the undisturbed
-extraction's. `survivors` read right in all of it; of `losses` some reads were refused by an error that names the cache
-and none was wrong; `failed` is all that must not be: a wrong map, another error, a crash, a hang, memory without end,
-or a resumed extraction that is not the undisturbed one. Exit code 1 if anything failed. The last line is
-`trials N, wrong reads W`.
+Every trial ends with reading all of the cache, each map and each tensor of an image's proposals in its own read, and
+comparing it with the undisturbed extraction's. `survivors` read right in all of it; of `losses` some reads were refused
+by an error that names the cache and none was wrong; `failed` is all that must not be: a wrong value, another error, a
+crash, a hang, memory without end, or a resumed extraction or a merge that does not give the undisturbed cache. Exit
+code 1 if anything failed. The last line is `trials N, wrong reads W`.
 """
 
 import argparse
@@ -26,20 +27,24 @@ from tqdm import tqdm
 from torture import disks
 from torture.damages import damages
 from torture.journals import journals
-from torture.kills import kills, kills_while_publishing, writers
+from torture.kills import kills, kills_between_files, kills_while_publishing, writers
+from torture.merges import merges
 from torture.setting import Setting, make_setting
 from torture.trials import Trial
 
 KINDS: dict[str, Callable[[Setting, int], Iterator[Trial]]] = {
     'kills': kills,
+    'between': kills_between_files,
     'publishing': kills_while_publishing,
     **disks.ALL,
     'damages': damages,
     'journals': journals,
+    'merges': merges,
     'writers': writers,
 }
 DEFAULTS = {
     'kills': 50,
+    'between': 20,
     'publishing': 10,
     'full': 25,
     'limit': 10,
@@ -47,6 +52,7 @@ DEFAULTS = {
     'frozen': 10,
     'damages': 300,
     'journals': 35,
+    'merges': 40,
     'writers': 6,
 }
 
@@ -56,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, number in DEFAULTS.items():
         parser.add_argument(f'--{name}', type=int, default=number, metavar='N', help='trials (%(default)s)')
+    parser.add_argument('--rois', action='store_true', help='of a two-stage teacher, with its proposals')
     parser.add_argument('--only', action='append', choices=DEFAULTS, help='only this kind; repeatable')
     parser.add_argument('--seed', type=int, default=0, help='of the moments and places of harm (%(default)s)')
     options = {name.replace('_', '-'): value for name, value in vars(parser.parse_args()).items()}
@@ -64,7 +71,7 @@ def main() -> int:
     warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
     ends: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix='torture-') as folder:
-        setting = make_setting(Path(folder), seed=options['seed'])
+        setting = make_setting(Path(folder), seed=options['seed'], has_rois=options['rois'])
         print(f'one extraction takes {setting.seconds:.2f} s; {len(setting.truth)} reads a cache', flush=True)
         for name in options['only'] or DEFAULTS:
             start = time.monotonic()

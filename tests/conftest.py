@@ -28,7 +28,7 @@ def real_dir() -> Path:
 @pytest.fixture(scope='session')
 def tiny_two_stage() -> Path:
     """The mmdet config of a tiny Faster R-CNN for the synthetic set."""
-    return REPOSITORY / 'tests' / 'tiny' / 'faster_rcnn.py'
+    return REPOSITORY / 'configs' / 'demo' / 'faster_rcnn_tiny.py'
 
 
 @pytest.fixture(scope='session')

@@ -2,7 +2,7 @@
 
 Someone who edits a manifest and computes all of its hashes anew can make a cache of whatever he likes; no hash without
 a key is proof against that, and it is no accident. Caches that are made to hurt the reader are in
-tests/cache/test_hostile.py.
+tests/cache/hostile.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd.files import canonical_json, sha256_bytes
+from torture import roi_damages
 from torture.setting import Setting
 from torture.trials import Trial, judged
 
@@ -21,8 +22,9 @@ Damage = Callable[[Path, Setting], str]
 
 def damages(setting: Setting, number: int) -> Iterator[Trial]:
     """Each kind of damage in turn, to a copy of the undisturbed cache."""
+    kinds = (roi_damages.KINDS if roi_damages.has_rois(setting.reference['mine']) else {}) | KINDS
     for trial in range(number):
-        kind, damage = list(KINDS.items())[trial % len(KINDS)]
+        kind, damage = list(kinds.items())[trial % len(kinds)]
         root = setting.fresh('damage')
         shutil.copytree(setting.reference['mine'], root)
         yield judged(kind, root, setting, what=damage(root, setting))
@@ -35,8 +37,9 @@ def all_files(root: Path) -> list[Path]:
 
 
 def shards(root: Path) -> list[Path]:
-    """The files with codes."""
-    return sorted(path for path in root.glob('*x*/*/p?/c/**/*') if path.is_file())
+    """The files with codes and with proposals."""
+    patterns = ('*x*/*/p?/c/**/*', 'heads/*x*/*/c/**/*')
+    return sorted(path for pattern in patterns for path in root.glob(pattern) if path.is_file())
 
 
 def swap(one: Path, other: Path) -> None:

@@ -19,11 +19,11 @@ def full_disks(setting: Setting, number: int) -> Iterator[Trial]:
     with _file_system(setting) as disk:
         if disk is None:
             return
-        seconds = duration(setting.folder, below=disk)
+        seconds = duration(setting.subject, below=disk)
         for _ in range(number):
             out, delay = setting.fresh('full', below=disk), setting.random.uniform(0, seconds)
             left = setting.random.randrange(100_000)
-            with extracting(setting.folder, out) as run:
+            with extracting(setting.subject, out) as run:
                 time.sleep(delay)
                 _fill(disk, left=left)
                 code, line = run.wait()
@@ -37,7 +37,7 @@ def size_limits(setting: Setting, number: int) -> Iterator[Trial]:
     """No file may grow beyond a limit; what is written of one stays as it is."""
     for _ in range(number):
         out, limit = setting.fresh('limit'), setting.random.randrange(100, 30_000)
-        with extracting(setting.folder, out, file_size_limit=limit) as run:
+        with extracting(setting.subject, out, file_size_limit=limit) as run:
             code, line = run.wait()
         what = f'no file beyond {limit} bytes, {num_committed(out)} shards'
         yield from _after_refusal('file-size limit', out, setting, code=code, line=line, what=what)
@@ -49,14 +49,14 @@ def read_only(setting: Setting, number: int) -> Iterator[Trial]:
     with _file_system(setting) as disk:
         if disk is None:
             return
-        seconds = duration(setting.folder, below=disk)
+        seconds = duration(setting.subject, below=disk)
         for _ in range(number):
             out, delay = setting.fresh('read-only', below=disk), setting.random.uniform(0, seconds)
-            with extracting(setting.folder, out) as run:
+            with extracting(setting.subject, out) as run:
                 time.sleep(delay)
                 run.kill()
             _run('mount', '-o', 'remount,ro', disk)
-            code, line = extract(setting.folder, out)
+            code, line = extract(setting.subject, out)
             what = f'read-only with {num_committed(out)} shards'
             if code != 1 or 'the file system is read-only' not in line:
                 yield Trial('read-only disk', 'failed', f'{what}: ended with {code}: {line}')
@@ -66,7 +66,7 @@ def read_only(setting: Setting, number: int) -> Iterator[Trial]:
 
 def frozen_folders(setting: Setting, number: int) -> Iterator[Trial]:
     """All folders of a cache are made immutable while it is written, which stops root as well."""
-    probe = setting.folder / 'probe'
+    probe = setting.subject.folder / 'probe'
     probe.mkdir()
     if not _succeeds('chattr', '+i', probe):
         print('frozen folders: skipped, this needs root and a file system that knows chattr +i')
@@ -74,7 +74,7 @@ def frozen_folders(setting: Setting, number: int) -> Iterator[Trial]:
     _run('chattr', '-i', probe)
     for _ in range(number):
         out, delay = setting.fresh('frozen'), setting.random.uniform(0, setting.seconds)
-        with extracting(setting.folder, out) as run, ExitStack() as stack:
+        with extracting(setting.subject, out) as run, ExitStack() as stack:
             time.sleep(delay)
             for folder in [out, *out.rglob('*')]:
                 if folder.is_dir() and _succeeds('chattr', '+i', folder):

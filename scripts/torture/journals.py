@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mtpd.cache.writing.journal import JOURNAL_FILE
+from mtpd.cache.writing.journal import journal_paths
 from torture.damages import flip_bit, shards
 from torture.setting import Setting, contents, extract, extracting, num_committed, wait_until
 from torture.trials import Trial, judged
@@ -18,7 +18,7 @@ def journals(setting: Setting, number: int) -> Iterator[Trial]:
         root = setting.fresh('journal')
         shutil.copytree(partial, root)
         what = damage(root, setting)
-        code, line = extract(setting.folder, root)
+        code, line = extract(setting.subject, root)
         if code == 0:
             yield judged(kind, root, setting, what=what)
         elif code == 1 and str(root) in line and 'this is a bug' not in line:
@@ -31,30 +31,32 @@ def journals(setting: Setting, number: int) -> Iterator[Trial]:
 def _partial(setting: Setting) -> Path:
     """A cache with some of its shards."""
     out = setting.fresh('partial')
-    with extracting(setting.folder, out) as run:
+    with extracting(setting.subject, out) as run:
         wait_until(lambda: num_committed(out) >= 4, run)
         assert run.kill(), 'the extraction was too fast to be killed in the middle'
     return out
 
 
-def _lines(root: Path) -> list[bytes]:
-    return (root / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+def _journal(root: Path) -> Path:
+    """The journal of who wrote here, the whole or a part."""
+    return journal_paths(root)[0]
 
 
 def _flipped(root: Path, setting: Setting) -> str:
-    flip_bit(root / JOURNAL_FILE, setting.random)
+    flip_bit(_journal(root), setting.random)
     return 'a bit of the journal'
 
 
 def _cut(root: Path, setting: Setting) -> str:
-    path = root / JOURNAL_FILE
+    path = _journal(root)
     path.write_bytes(path.read_bytes()[: setting.random.randrange(path.stat().st_size)])
     return 'the journal cut off'
 
 
 def _shuffled(root: Path, setting: Setting) -> str:
-    lines = _lines(root)
-    (root / JOURNAL_FILE).write_bytes(b''.join(setting.random.choices(lines, k=setting.random.randrange(1, 8))))
+    path = _journal(root)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b''.join(setting.random.choices(lines, k=setting.random.randrange(1, 8))))
     return 'lines of the journal in any order, missing and repeated'
 
 
@@ -62,7 +64,7 @@ def _of_another(root: Path, setting: Setting) -> str:
     """Journal and shards of another teacher lie over the folder, by a copy of the wrong one."""
     teacher = setting.random.choice(['shifted', 'other'])
     other = setting.fresh('another')
-    with extracting(setting.folder, other, teacher=teacher) as run:
+    with extracting(setting.subject, other, teacher=teacher) as run:
         wait_until(lambda: num_committed(other) >= 5, run)
         run.kill()
     keep = {'plan.json'} if setting.random.random() < 0.5 else {'plan.json', 'index', 'teacher.safetensors'}

@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 import mtpd.cache
+from mtpd.cache.reading.reader import CacheReader
 from mtpd.errors import MtpdError
+from mtpd.files import canonical_json
 
-# Image, view and level; the teacher's weights stand under image -1.
-Maps = dict[tuple[int, str, str], torch.Tensor]
+# What is asked for, of which image, which tensor of it: ('plain', 7, 'p3'), ('rois', 7, 'boxes'), ('weights', None, ..)
+Key = tuple[str, int | None, str]
+Truth = dict[Key, torch.Tensor]
 TIMEOUT = 60  # seconds
 MEMORY = 512 * 2**20  # bytes beyond what the process has
 
@@ -40,16 +43,33 @@ class Verdict:
         return not self.wrong and not self.num_refused
 
 
-def read_maps(root: Path) -> Maps:
-    """All maps of a sound cache."""
+def read_all(root: Path) -> Truth:
+    """All that a sound cache holds."""
     cache = mtpd.cache.open(root)
-    keys = [(image_id, view) for image_id in cache.image_ids for view in cache.views]
-    maps: Maps = {(*key, name): values for key in keys for name, values in cache.read(*key).items()}
-    return maps | {(-1, 'teacher', name): values for name, values in cache.teacher_weights().items()}
+    asked: list[tuple[str, int | None]] = [(view, image_id) for image_id in cache.image_ids for view in cache.views]
+    asked.append(('weights', None))
+    if cache.manifest.description.rois is not None:
+        asked += [('rois', image_id) for image_id in cache.image_ids]
+        asked.append(('roi head', None))
+    return {(kind, image, name): one for kind, image in asked for name, one in _tensors(cache, kind, image).items()}
 
 
-def judge(root: Path, truth: Maps) -> Verdict:
-    """Reads everything, each level by itself, in a process of its own."""
+def _tensors(cache: CacheReader, kind: str, image_id: int | None, level: str | None = None) -> dict[str, torch.Tensor]:
+    """What one read gives; of maps, `level` asks for one alone."""
+    if kind == 'weights':
+        return cache.teacher_weights()
+    if kind == 'roi head':
+        head = cache.roi_head()
+        record = torch.frombuffer(bytearray(canonical_json(head.record.model_dump(mode='json'))), dtype=torch.uint8)
+        return head.state_dict() | {'record': record}
+    assert image_id is not None
+    if kind == 'rois':
+        return cache.rois(image_id)._asdict()
+    return cache.read(image_id, kind, levels=None if level is None else [level])  # type: ignore[arg-type]
+
+
+def judge(root: Path, truth: Truth) -> Verdict:
+    """Reads everything, each tensor by itself, in a process of its own."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context('fork').Process(target=_judge_here, args=(root, truth, sender))
     process.start()
@@ -65,7 +85,7 @@ def judge(root: Path, truth: Maps) -> Verdict:
     return verdict
 
 
-def _judge_here(root: Path, truth: Maps, sender: Connection) -> None:
+def _judge_here(root: Path, truth: Truth, sender: Connection) -> None:
     torch.set_num_threads(1)
     signal.alarm(TIMEOUT)
     pages = int(Path('/proc/self/statm').read_text().split()[0])
@@ -77,23 +97,24 @@ def _judge_here(root: Path, truth: Maps, sender: Connection) -> None:
         _count_error(verdict, root, error, num_reads=len(truth))
         sender.send(verdict)
         return
-    if set(cache.image_ids) != {image_id for image_id, _, _ in truth if image_id >= 0}:
+    if set(cache.image_ids) != {image_id for _, image_id, _ in truth if image_id is not None}:
         verdict.wrong.append('other images')
-    weights: dict[str, torch.Tensor] | None = None
-    for (image_id, view, name), values in truth.items():
+    if (cache.manifest.description.rois is None) == any(kind == 'rois' for kind, _, _ in truth):
+        verdict.wrong.append('other things stored of the teacher')
+    whole: dict[str, dict[str, torch.Tensor]] = {}
+    for (kind, image_id, name), values in truth.items():
         try:
-            if image_id >= 0:
-                found = cache.read(image_id, view, levels=[name])[name]  # type: ignore[arg-type]
-            else:
-                weights = cache.teacher_weights() if weights is None else weights
-                found = weights[name]
+            if image_id is not None:
+                found = _tensors(cache, kind, image_id, name)
+            else:  # one file, and large: once is enough
+                found = whole[kind] = whole[kind] if kind in whole else _tensors(cache, kind, None)
         except BaseException as error:
             _count_error(verdict, root, error, num_reads=1)
             continue
-        if torch.equal(found, values):
+        if name in found and torch.equal(found[name], values):
             verdict.num_right += 1
         else:
-            verdict.wrong.append(f'another map for image {image_id}, {view}, {name}')
+            verdict.wrong.append(f'another {name} of {kind}, image {image_id}')
     sender.send(verdict)
 
 

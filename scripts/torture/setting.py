@@ -1,64 +1,31 @@
-"""The extraction that is tortured: a synthetic set, tiny teachers, undisturbed caches, runs in their own processes."""
+"""The extraction that is tortured: a synthetic set, undisturbed caches, runs in processes of their own."""
 
 import multiprocessing
 import os
 import random
 import resource
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import cv2
 import torch
+from click import Command
 
+from mtpd.cache.format.arrays import file_place
+from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.journal import JOURNAL_FILE
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd_extract.cli import main
-from torture.judge import Maps, read_maps
+from torture.judge import Truth, read_all
+from torture.teachers import TEACHERS, Subject, only_maps, two_stage
 
 NUM_IMAGES = 24
-TEACHER = """
-import time
-
-import torch
-from torch import nn
-
-
-class Tiny(nn.Module):
-    scale, mean, std = (128, 128), (110.0, 115.0, 120.0), (60.0, 55.0, 50.0)
-
-    def __init__(self, seed, sleep):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.sleep = sleep
-        self.p3 = nn.Conv2d(3, 8, 3, stride=8, padding=1)
-        self.p4 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
-
-    def features(self, images):
-        if images.any():  # mtpd asks for the levels with a black image
-            time.sleep(self.sleep * len(images))
-        p3 = self.p3(images)
-        return [p3, self.p4(p3.relu())]
-
-
-def build(checkpoint):
-    content = torch.load(checkpoint, weights_only=True)
-    model = Tiny(content['seed'], content['sleep'])
-    with torch.no_grad():
-        model.p3.bias += content['shift']
-    return model
-"""
-# The second differs by a bias alone: most of its int8 codes, and the sizes of its shards, are those of the first.
-TEACHERS = {
-    'mine': {'seed': 0, 'sleep': 0.005, 'shift': 0.0},
-    'shifted': {'seed': 0, 'sleep': 0.0, 'shift': 1.0},
-    'other': {'seed': 1, 'sleep': 0.0, 'shift': 0.0},
-    'slow': {'seed': 0, 'sleep': 5.0, 'shift': 0.0},
-}
 
 
 @dataclass(frozen=True)
@@ -66,23 +33,23 @@ class Setting:
     """Where everything is.
 
     Attributes:
-        folder: for all files.
+        subject: what is extracted.
         reference: undisturbed caches of the same data set and plan by teacher; `mine` is what every trial must end in.
-        truth: the maps of `mine`.
+        truth: all that can be read from `mine`.
         seconds: how long its extraction takes.
         random: of the moments and the places of harm.
     """
 
-    folder: Path
+    subject: Subject
     reference: dict[str, Path]
-    truth: Maps
+    truth: Truth
     seconds: float
     random: random.Random
 
     def fresh(self, name: str, *, below: Path | None = None) -> Path:
         """A path for a new cache."""
         number = self.random.getrandbits(48)
-        return (below or self.folder / 'trials') / f'{name}-{number:012x}'
+        return (below or self.subject.folder / 'trials') / f'{name}-{number:012x}'
 
 
 @dataclass(frozen=True)
@@ -98,6 +65,11 @@ class Run:
         self.process.join()
         return self.process.exitcode == -9
 
+    def pause(self) -> None:
+        """Stops it, alive and with all that it holds, until it is killed."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+
     def wait(self) -> tuple[int | None, str]:
         """Exit code and the last line of stderr."""
         self.process.join()
@@ -105,60 +77,61 @@ class Run:
         return self.process.exitcode, lines[-1] if lines else ''
 
 
-def make_setting(folder: Path, *, seed: int) -> Setting:
+def make_setting(folder: Path, *, seed: int, has_rois: bool) -> Setting:
     """Draws the images and extracts the undisturbed caches."""
     sizes = ((128, 128), (96, 128), (128, 80))
     make_synthetic_set(folder / 'coco', SyntheticSpec(num_train=NUM_IMAGES, num_val=1, sizes=sizes))
-    (folder / 'teacher.py').write_text(TEACHER)
+    subject = two_stage(folder) if has_rois else only_maps(folder)
     (folder / 'trials').mkdir()
     (folder / 'stderr').mkdir()
-    for name, content in TEACHERS.items():
-        torch.save(content, folder / f'{name}.pth')
-    reference = {name: folder / f'reference-{name}' for name in ('mine', 'shifted', 'other')}
+    reference = {name: folder / f'reference-{name}' for name in TEACHERS}
     # In this process, so that it imports everything and the forked ones need not.
     with redirect_stdout(None):
-        main(command_line(folder, folder / 'first'), standalone_mode=False)
+        main(subject.command_line(folder / 'first'), standalone_mode=False)
     for name, out in reference.items():
-        require_done(extract(folder, out, teacher=name))
-    return Setting(folder, reference, read_maps(reference['mine']), duration(folder), random.Random(seed))
+        require_done(extract(subject, out, teacher=name))
+    return Setting(subject, reference, read_all(reference['mine']), duration(subject), random.Random(seed))
 
 
-def duration(folder: Path, *, below: Path | None = None) -> float:
+def duration(subject: Subject, *, below: Path | None = None) -> float:
     """Seconds of an undisturbed extraction: the longer one of two."""
     seconds = []
     for number in range(2):
         start = time.monotonic()
-        require_done(extract(folder, (below or folder) / f'timing-{number}'))
+        require_done(extract(subject, (below or subject.folder) / f'timing-{number}'))
         seconds.append(time.monotonic() - start)
     return max(seconds)
 
 
-def extract(folder: Path, out: Path, *options: str, teacher: str = 'mine') -> tuple[int | None, str]:
+def extract(subject: Subject, out: Path, *options: str, teacher: str = 'mine') -> tuple[int | None, str]:
     """Runs `mtpd-extract` to its end: exit code and last line of stderr."""
-    with extracting(folder, out, *options, teacher=teacher) as run:
+    with extracting(subject, out, *options, teacher=teacher) as run:
         return run.wait()
 
 
 def require_done(result: tuple[int | None, str]) -> None:
-    """Ends the program if an extraction that nothing disturbed has failed."""
+    """Ends the program if a command that nothing disturbed has failed."""
     if result[0] != 0:
-        raise SystemExit(f'an undisturbed extraction failed: {result[1]}')
+        raise SystemExit(f'an undisturbed run failed: {result[1]}')
 
 
-def command_line(folder: Path, out: Path, *options: str, teacher: str = 'mine') -> list[str]:
-    """The arguments of `mtpd-extract`."""
-    arguments = ['--teacher', f'{folder / "teacher.py"}:build', '--checkpoint', str(folder / f'{teacher}.pth')]
-    cache = ['--out', str(out), '--codec', 'lean', '--shard-mb', '0.0015']
-    return [*arguments, '--coco', str(folder / 'coco'), *cache, *options]
+def extracting(
+    subject: Subject, out: Path, *options: str, teacher: str = 'mine', file_size_limit: int | None = None
+) -> AbstractContextManager[Run]:
+    """A process that runs `mtpd-extract`."""
+    arguments = subject.command_line(out, *options, teacher=teacher)
+    return running(main, arguments, subject.folder / 'stderr' / out.name, file_size_limit=file_size_limit)
 
 
 @contextmanager
-def extracting(
-    folder: Path, out: Path, *options: str, teacher: str = 'mine', file_size_limit: int | None = None
+def running(
+    program: Command, arguments: Sequence[str], log: Path, *, file_size_limit: int | None = None
 ) -> Iterator[Run]:
-    """A process that runs `mtpd-extract`, forked because importing everything anew costs seconds."""
-    stderr = folder / 'stderr' / f'{out.name}-{time.monotonic_ns()}'
-    arguments = command_line(folder, out, *options, teacher=teacher)
+    """A process that runs a command line, forked because importing everything anew costs seconds.
+
+    What it says on stderr goes into a file whose name begins like that of `log`.
+    """
+    stderr = log.with_name(f'{log.name}-{time.monotonic_ns()}')
 
     def run() -> None:
         torch.set_num_threads(1)
@@ -166,7 +139,7 @@ def extracting(
         if file_size_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
         with stderr.open('w') as sys.stderr, Path(os.devnull).open('w') as sys.stdout:
-            main(arguments)
+            program(list(arguments))
 
     process = multiprocessing.get_context('fork').Process(target=run)
     process.start()
@@ -182,6 +155,15 @@ def wait_until(condition: Callable[[], bool], run: Run) -> None:
     """Waits for something that an extraction does, or for its end."""
     while not condition() and run.process.is_alive():
         time.sleep(0.0005)
+
+
+def group_files(root: Path) -> dict[ShardKey, list[str]]:
+    """The files of each shard group of a finished cache, by path below it."""
+    groups: dict[ShardKey, list[str]] = {}
+    for file in contents(root):
+        if place := file_place(file):
+            groups.setdefault(place.key, []).append(file)
+    return groups
 
 
 def num_committed(out: Path) -> int:

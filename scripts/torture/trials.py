@@ -41,7 +41,7 @@ def resumed(kind: str, root: Path, setting: Setting, *, what: str) -> Trial:
     is_finished = (root / 'manifest.json').exists()
     if before.wrong or is_finished != before.is_right:
         return Trial(kind, 'failed', f'{what}, before the resume: {before}')
-    code, line = extract(setting.folder, root)
+    code, line = extract(setting.subject, root)
     if code != 0:
         return Trial(kind, 'failed', f'{what}: the resume ended with {code}: {line}')
     if contents(root) != contents(setting.reference['mine']):

@@ -80,7 +80,9 @@ def test_a_run(
     assert not [name for name in state if 'tar' in name or 'teacher' in name]
 
 
-def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(build_student: Callable[..., Stage]) -> None:
+def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(
+    build_student: Callable[..., Stage], tiny_two_stage: Path
+) -> None:
     """Against mmdet's own teacher, rebuilt, on the maps out of the cache."""
     stage = build_student(class_gate='none', box_gate='none', decay={'kind': 'none'})
     samples, ahead = first_batch(stage)
@@ -103,7 +105,7 @@ def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(build_stu
     )
     from mtpd.detectors.models import build_detector, load_config
 
-    teacher: Any = build_detector(load_config(str(Path(__file__).parents[1] / 'tiny' / 'faster_rcnn.py')))
+    teacher: Any = build_detector(load_config(str(tiny_two_stage)))
     teacher.load_state_dict(stage.source.weights(), strict=False)
     with torch.no_grad():
         wanted = teacher.roi_head._bbox_forward(tuple(maps.values()), rois)

@@ -1,4 +1,6 @@
-"""A Faster R-CNN of 0.2 M parameters for 128 x 128 px images, as an mmdet config."""
+"""A Faster R-CNN of 0.2 M parameters for 128 x 128 px images, as an mmdet config: no part of the demo, but a two-stage
+detector to try things with; tests and scripts/torture_cache.py do.
+"""
 
 default_scope = 'mmdet'
 
