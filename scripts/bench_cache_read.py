@@ -14,8 +14,9 @@ in half precision. tensorstore joins if it is installed.
 Images are read in random order, or shard by shard in a random order of the shards, by one and by two threads. `cold`:
 the files are dropped from the page cache before each pass. Every round runs all methods one after another, in a new
 order; rates are medians of rounds, ratios medians of the ratios in each round. `per GB`: images/s for each GB that 1000
-images take on disk. Last line: `read/limit R1 read/best-rival R2`: the lowest ratio to the limit of the warm rows, and
-the lowest ratio to the best rival of the cold ones: a cache that is worth having does not fit into memory.
+images take on disk. Processor time hardly depends on what else the machine does. Last line: `read/limit R1
+read/best-rival R2`: the lowest ratio to the limit of the warm rows, and the lowest ratio to the best rival of the cold
+ones: a cache that is worth having does not fit into memory.
 """
 
 import argparse
@@ -107,40 +108,52 @@ def main() -> None:
             f'{len(ids)} images of {codes / 1e6:.2f} MB of codes ({reader.manifest.description.codec}), '
             f'{1000 * gigabytes["read"]:.2f} GB on disk for 1000 images'
         )
-        _report(_measure(reader, ids, methods, options.rounds), gigabytes)
+        _report(*_measure(reader, ids, methods, options.rounds), gigabytes)
 
 
-Rates = dict[Setting, dict[str, list[float]]]
+# Of every setting, method and round.
+Figures = dict[Setting, dict[str, list[float]]]
 
 
-def _measure(reader: CacheReader, ids: Sequence[int], methods: Sequence[Method], num_rounds: int) -> Rates:
-    """Images/s of every setting, method and round; NaN for what a method cannot do."""
-    rates: Rates = {}
+def _measure(
+    reader: CacheReader, ids: Sequence[int], methods: Sequence[Method], num_rounds: int
+) -> tuple[Figures, Figures]:
+    """Images/s, and milliseconds of processor time an image; NaN for what a method cannot do."""
+    rates: Figures = {}
+    processor: Figures = {}
     gone = 1.0
     for number in range(num_rounds + 1):
         for setting in map(Setting._make, product(PAGE_CACHES, ORDERS, THREADS)):
-            of_setting = rates.setdefault(setting, {one.name: [] for one in methods})
+            of_setting, of_processor = (
+                figures.setdefault(setting, {one.name: [] for one in methods}) for figures in (rates, processor)
+            )
             images = ordered(reader, ids, setting.order, seed=number)
             for method in random.Random(number).sample(methods, len(methods)):
                 if method.by_shard and setting.order == 'random':
                     of_setting[method.name].append(math.nan)
+                    of_processor[method.name].append(math.nan)
                     continue
                 if setting.page_cache == 'cold':
                     gone = min(gone, dropped(method.files))
                 parts = list(portions(reader, images, setting.num_threads, by_shard=setting.order == 'shards'))
                 with ThreadPoolExecutor(setting.num_threads) as executor:
-                    start = time.perf_counter()
+                    start, started = time.perf_counter(), time.process_time()
                     list(executor.map(method.read, parts))
                     of_setting[method.name].append(len(ids) / (time.perf_counter() - start))
+                    of_processor[method.name].append(1000 * (time.process_time() - started) / len(ids))
     print(
         f'cold: {100 * gone:.1f}% of the pages were out of memory (mincore); what the disk itself, or the host of a '
         'virtual machine, keeps cannot be seen from here'
     )
     # The first round warms up.
-    return {setting: {name: one[1:] for name, one in found.items()} for setting, found in rates.items()}
+    return _without_first(rates), _without_first(processor)
 
 
-def _report(rates: Rates, gigabytes: Mapping[str, float]) -> None:
+def _without_first(figures: Figures) -> Figures:
+    return {setting: {name: one[1:] for name, one in found.items()} for setting, found in figures.items()}
+
+
+def _report(rates: Figures, processor: Figures, gigabytes: Mapping[str, float]) -> None:
     names = list(gigabytes)
     print(f'\n{"images/s":<18}', *(f'{name:>12}' for name in names), 'read/limit  read/best')
     for setting, found in rates.items():
@@ -155,6 +168,14 @@ def _report(rates: Rates, gigabytes: Mapping[str, float]) -> None:
         per_gb = {name: [rate / (1000 * gigabytes[name]) for rate in found[name]] for name in names if gigabytes[name]}
         values = (f'{statistics.median(per_gb[name]):>12.1f}' if name in per_gb else f'{"-":>12}' for name in names)
         print(f'{" ".join(map(str, setting)):<18}', *values, f'{"":10} {_to_best(per_gb):>10.3f}')
+    print("\nms of processor time an image, and the limit's share of what reading takes")
+    for setting, found in processor.items():
+        share = 1 / _ratio(found, 'limit')
+        print(
+            f'{" ".join(map(str, setting)):<18}',
+            *(f'{statistics.median(found[name]):>12.2f}' for name in names),
+            f'{share:>10.3f}',
+        )
     limit = min(_ratio(found, 'limit') for setting, found in rates.items() if setting.page_cache == 'warm')
     rival = min(_to_best(found) for setting, found in rates.items() if setting.page_cache == 'cold')
     print(f'read/limit {limit:.3f} read/best-rival {rival:.3f}')

@@ -28,7 +28,7 @@ def test_toy(given: bool, tmp_path: Path, cache_root: Path) -> None:
     assert [row[:3] for row in rows[:8]] == [
         [cache, order, threads] for cache in ('warm', 'cold') for order in ('random', 'shards') for threads in '12'
     ]
-    assert len(rows) == 16
+    assert len(rows) == 24
     for page_cache, order, _, *rates in rows[:8]:
         # Only of the tar files is there nothing to tell, where they would have to be searched.
         assert [rate == 'nan' for rate in rates[:7]] == [False] * 6 + [order == 'random'], page_cache
