@@ -48,9 +48,9 @@ from mtpd.detectors.models import build_detector
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd.environment import choose_device, describe_device
 from mtpd_extract.cli import main as mtpd_extract
-from mtpd_train.build import build_stages
+from mtpd_train.building.stages import build_stages
 from mtpd_train.optimizer import build_optimizer
-from mtpd_train.stage_file import load_stages
+from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.step import add_gradient, distillation_losses, loaded, student_pass, to_device
 from mtpd_train.student import student_config
 from mtpd_train.targets import teacher_targets

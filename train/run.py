@@ -12,9 +12,9 @@ from mtpd.environment import choose_device
 from mtpd.errors import InputError
 from mtpd.files import write_atomically
 from mtpd.interrupt import StopFlag, stop_on_signals
-from mtpd_train.build import build_stages
+from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
+from mtpd_train.building.stages import build_stages
 from mtpd_train.checkpoint import save_student
-from mtpd_train.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.run_folder import (
     CONFIG_FILE,
@@ -26,9 +26,9 @@ from mtpd_train.run_folder import (
     describe_run,
     stage_folder,
 )
-from mtpd_train.settings import StageSettings
+from mtpd_train.settings.stage_file import dump_stage, load_stages
+from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
-from mtpd_train.stage_file import dump_stage, load_stages
 from mtpd_train.student import load_student
 
 

@@ -11,7 +11,7 @@ from mtpd.differences import differences
 from mtpd.environment import describe_device, versions
 from mtpd.errors import InputError
 from mtpd.files import write_atomically
-from mtpd_train.settings import StageSettings
+from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 
 STUDENT_FILE, CONFIG_FILE, INHERITANCE_FILE = 'student.pth', 'student_config.py', 'inheritance.txt'

@@ -11,10 +11,10 @@ from mtpd.losses.responses.tar_head import decay_factors
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.optimizer import Recipe
-from mtpd_train.responses import Responses
 from mtpd_train.sampling import Request, training_batches
 from mtpd_train.student import Student
-from mtpd_train.teacher_source import TeacherSource
+from mtpd_train.teachers.responses import Responses
+from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 @dataclass(frozen=True)

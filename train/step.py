@@ -14,11 +14,11 @@ from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.transforms import Sample
 from mtpd_train.dataset import load_batches
-from mtpd_train.responses import response_losses, shared_rois
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
 from mtpd_train.targets import Targets, teacher_targets
-from mtpd_train.teacher_source import ReadAhead
+from mtpd_train.teachers.responses import response_losses, shared_rois
+from mtpd_train.teachers.teacher_source import ReadAhead
 
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 

@@ -12,7 +12,7 @@ from mtpd.heads.rois import ImageRois
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 from mtpd_train.stage import Stage
-from mtpd_train.teacher_source import ReadAhead
+from mtpd_train.teachers.teacher_source import ReadAhead
 
 
 @dataclass(frozen=True)

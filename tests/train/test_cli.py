@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from mtpd_train.cli import main
-from mtpd_train.stage_file import load_stages
+from mtpd_train.settings.stage_file import load_stages
 
 WriteStage = Callable[..., Path]
 

@@ -18,11 +18,11 @@ from mtpd.cache.format.codecs import decode
 from mtpd.data.coco import read_annotations
 from mtpd.errors import CacheDamagedError
 from mtpd.geometry import Geometry
-from mtpd_train.cached_teacher import decoded
-from mtpd_train.code_stream import MAX_DEPTH, depth_within, stream_codes
 from mtpd_train.dataset import DetectionDataset, load_batches
 from mtpd_train.sampling import Request
-from mtpd_train.teacher_source import ReadAhead
+from mtpd_train.teachers.cached_teacher import decoded
+from mtpd_train.teachers.code_stream import MAX_DEPTH, depth_within, stream_codes
+from mtpd_train.teachers.teacher_source import ReadAhead
 
 # From Python 3.12 on, a fork of a process with several threads warns.
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
@@ -78,7 +78,7 @@ def test_every_batch_holds_until_the_next_is_asked_for(reader: CacheReader, part
 
 
 def test_a_tight_budget_of_memory(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('mtpd_train.code_stream.MAX_BYTES', 1)
+    monkeypatch.setattr('mtpd_train.teachers.code_stream.MAX_BYTES', 1)
     names, batches = [level.name for level in reader.levels], some_batches(reader, 12)
     places = set()
     for batch, ahead in zip(batches, streamed(reader, batches, levels=names), strict=True):

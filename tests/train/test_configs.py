@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpd_train.map_loss_settings import MgdSettings, PkdSettings
-from mtpd_train.stage_file import load_stages
+from mtpd_train.settings.map_loss_settings import MgdSettings, PkdSettings
+from mtpd_train.settings.stage_file import load_stages
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / 'configs').rglob('*.yaml'))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from mtpd.interrupt import StopFlag
-from mtpd_train.live_teacher import LiveTeacher
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.stage import Stage
 from mtpd_train.step import loaded, step_losses
+from mtpd_train.teachers.live_teacher import LiveTeacher
 
 CPU = torch.device('cpu')
 DISTILL = [{'loss': 'masked_mse', 'levels': ['p3']}]

@@ -24,10 +24,10 @@ from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
 from mtpd.interrupt import StopFlag
-from mtpd_train.live_teacher import LiveTeacher
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.stage import Stage
 from mtpd_train.step import add_gradient
+from mtpd_train.teachers.live_teacher import LiveTeacher
 
 CPU = torch.device('cpu')
 TOLERANCES = {'fp16': 2**-11, 'int8': 1e-2, 'lean': 1e-1}

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mtpd.detectors.runtime import prepare
-from mtpd_train.build import build_stages
+from mtpd_train.building.stages import build_stages
 from mtpd_train.checkpoint import Trainables
 from mtpd_train.evaluation import detect
-from mtpd_train.stage_file import load_stages
+from mtpd_train.settings.stage_file import load_stages
 
 # mmengine 0.10.7 on Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")

@@ -13,12 +13,19 @@ from pydantic import BaseModel
 from mtpd.errors import InputError
 from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
-from mtpd_train import data_settings, loss_options, loss_settings, map_loss_settings, object_loss_settings, settings
-from mtpd_train.data_settings import FilesSettings
-from mtpd_train.map_loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
-from mtpd_train.object_loss_settings import FgdSettings, FineGrainedSettings, TarFeatureSettings
-from mtpd_train.settings import StageSettings
-from mtpd_train.stage_file import dump_stage, load_stages
+from mtpd_train.settings import (
+    data_settings,
+    loss_options,
+    loss_settings,
+    map_loss_settings,
+    object_loss_settings,
+    stage_settings,
+)
+from mtpd_train.settings.data_settings import FilesSettings
+from mtpd_train.settings.map_loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
+from mtpd_train.settings.object_loss_settings import FgdSettings, FineGrainedSettings, TarFeatureSettings
+from mtpd_train.settings.stage_file import dump_stage, load_stages
+from mtpd_train.settings.stage_settings import StageSettings
 
 # The example of the contract with users; it must load as it is.
 CONTRACT = """\
@@ -171,7 +178,7 @@ def test_a_teacher_in_the_loop(load: Load) -> None:
 
 def test_every_field_is_described() -> None:
     losses = (loss_options, map_loss_settings, object_loss_settings, loss_settings)
-    values = [value for module in (settings, data_settings, *losses) for value in vars(module).values()]
+    values = [value for module in (stage_settings, data_settings, *losses) for value in vars(module).values()]
     sections = [value for value in values if isinstance(value, type) and issubclass(value, BaseModel)]
     assert len(sections) > 10
     for section in sections:
@@ -181,5 +188,5 @@ def test_every_field_is_described() -> None:
 
 
 def test_reading_stages_imports_no_torch() -> None:
-    check = "import sys, mtpd_train.stage_file; sys.exit('torch' in sys.modules)"
+    check = "import sys, mtpd_train.settings.stage_file; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', check], check=False).returncode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mtpd.errors import InputError
-from mtpd_train.stage_file import load_stages
+from mtpd_train.settings.stage_file import load_stages
 
 PLAIN = """\
 student: retinanet_r50_fpn_1x_coco

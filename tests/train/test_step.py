@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mtpd.interrupt import StopFlag
-from mtpd_train.cached_teacher import CachedTeacher
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.stage import Stage
 from mtpd_train.step import loaded, step_losses
+from mtpd_train.teachers.cached_teacher import CachedTeacher
 
 CPU = torch.device('cpu')
 BuildStage = Callable[..., Stage]

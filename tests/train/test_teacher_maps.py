@@ -22,13 +22,13 @@ from mtpd.detectors.transforms import Sample
 from mtpd.errors import MtpdError
 from mtpd.geometry import Size
 from mtpd.pyramid import Level
-from mtpd_train.cached_teacher import decoded
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import WINDOW, Request
 from mtpd_train.stage import Stage
 from mtpd_train.step import loaded, step_losses
 from mtpd_train.targets import batch_masks
-from mtpd_train.teacher_source import Encoded, ReadAhead
+from mtpd_train.teachers.cached_teacher import decoded
+from mtpd_train.teachers.teacher_source import Encoded, ReadAhead
 
 CPU = torch.device('cpu')
 GEOMETRIES = {16: {'scale': '150x112'}, 24: {'scale': '150x112', 'pad_size': [112, 150]}}

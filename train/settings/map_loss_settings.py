@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from mtpd_train.loss_options import DecaySettings, Levels, Resize, TeacherLevels
-from mtpd_train.section import Section, Share
+from mtpd_train.settings.loss_options import DecaySettings, Levels, Resize, TeacherLevels
+from mtpd_train.settings.section import Section, Share
 
 
 class MaskedMseSettings(Section):

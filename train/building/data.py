@@ -6,8 +6,8 @@ from pathlib import Path
 from mtpd.data.coco import CocoSet
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
-from mtpd_train.data_settings import DataSettings, FilesSettings
 from mtpd_train.dataset import DetectionDataset
+from mtpd_train.settings.data_settings import DataSettings, FilesSettings
 
 
 def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:

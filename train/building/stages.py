@@ -16,13 +16,13 @@ from mtpd.errors import MtpdError
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.terms import FineGrainedTerm
-from mtpd_train.build_data import build_sets, split_paths
-from mtpd_train.build_responses import build_responses
-from mtpd_train.build_source import build_source, shards_to_shuffle, student_preprocessing
-from mtpd_train.build_terms import build_term
-from mtpd_train.loss_settings import TarHeadSettings
+from mtpd_train.building.data import build_sets, split_paths
+from mtpd_train.building.responses import build_responses
+from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
+from mtpd_train.building.terms import build_term
 from mtpd_train.optimizer import Recipe
-from mtpd_train.settings import InitSettings, OptimSettings, StageSettings
+from mtpd_train.settings.loss_settings import TarHeadSettings
+from mtpd_train.settings.stage_settings import InitSettings, OptimSettings, StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import (
     build_student,

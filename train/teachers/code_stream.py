@@ -11,7 +11,7 @@ from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.prefetch import prefetched
 from mtpd_train.sampling import Request
-from mtpd_train.teacher_source import Encoded, ReadAhead
+from mtpd_train.teachers.teacher_source import Encoded, ReadAhead
 
 READ_THREADS = 2
 # Batches that wait in memory, fewer where they are large: all buffers together take at most so many bytes, except that

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from mtpd_train.loss_options import DecaySettings, Levels, Resize, TeacherLevels
-from mtpd_train.section import Section
+from mtpd_train.settings.loss_options import DecaySettings, Levels, Resize, TeacherLevels
+from mtpd_train.settings.section import Section
 
 
 class FineGrainedSettings(Section):

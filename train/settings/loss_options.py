@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from mtpd_train.section import Section
+from mtpd_train.settings.section import Section
 
 LevelName = Annotated[str, Field(pattern=r'^[ps]\d+$')]
 Levels = Annotated[tuple[LevelName, ...] | None, Field(min_length=1)]

@@ -19,7 +19,7 @@ from mtpd.heads.roi_head import RoiHead
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
-from mtpd_train.teacher_source import ReadAhead
+from mtpd_train.teachers.teacher_source import ReadAhead
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from mtpd.losses.decay import Decay
 from mtpd.losses.level_loss import Term
 from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
-from mtpd_train.loss_settings import LevelLossSettings
+from mtpd_train.settings.loss_settings import LevelLossSettings
 
 _KINDS: tuple[type[Term], ...] = (
     MaskedMseTerm,

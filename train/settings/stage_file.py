@@ -10,8 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from mtpd.errors import InputError
-from mtpd_train.settings import StageSettings
-from mtpd_train.stage_problems import Problem, explain, line_of, table
+from mtpd_train.settings.stage_problems import Problem, explain, line_of, table
+from mtpd_train.settings.stage_settings import StageSettings
 
 
 def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list[StageSettings]:

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from mtpd_train.loss_options import DecaySettings
-from mtpd_train.map_loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
-from mtpd_train.object_loss_settings import FgdSettings, FineGrainedSettings, TarFeatureSettings
-from mtpd_train.section import Section
+from mtpd_train.settings.loss_options import DecaySettings
+from mtpd_train.settings.map_loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
+from mtpd_train.settings.object_loss_settings import FgdSettings, FineGrainedSettings, TarFeatureSettings
+from mtpd_train.settings.section import Section
 
 
 class TarHeadSettings(Section):

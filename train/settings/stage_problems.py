@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mtpd_train.settings import StageSettings
+from mtpd_train.settings.stage_settings import StageSettings
 
 Key = tuple[str | int, ...]
 

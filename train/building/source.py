@@ -10,12 +10,12 @@ from mtpd.detectors.padding import at_geometry
 from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.geometry import Geometry
-from mtpd_train.cached_teacher import CachedTeacher
-from mtpd_train.data_settings import DataSettings, GeometrySettings
 from mtpd_train.dataset import DetectionDataset
-from mtpd_train.live_teacher import live_teacher
-from mtpd_train.settings import StageSettings
-from mtpd_train.teacher_source import TeacherSource
+from mtpd_train.settings.data_settings import DataSettings, GeometrySettings
+from mtpd_train.settings.stage_settings import StageSettings
+from mtpd_train.teachers.cached_teacher import CachedTeacher
+from mtpd_train.teachers.live_teacher import live_teacher
+from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 def build_source(settings: StageSettings) -> TeacherSource | None:

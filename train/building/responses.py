@@ -11,9 +11,9 @@ from mtpd.heads.record import RoiHeadRecord
 from mtpd.losses.decay import Decay
 from mtpd.losses.responses.terms import TarHeadTerm
 from mtpd.pyramid import Level
-from mtpd_train.loss_settings import DistillSettings, TarHeadSettings
-from mtpd_train.responses import Responses
-from mtpd_train.teacher_source import TeacherSource
+from mtpd_train.settings.loss_settings import DistillSettings, TarHeadSettings
+from mtpd_train.teachers.responses import Responses
+from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 def build_responses(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, NonNegativeInt, PositiveInt, Tag
 
-from mtpd_train.section import Section, Share, UserPath
+from mtpd_train.settings.section import Section, Share, UserPath
 
 
 class FilesSettings(Section):

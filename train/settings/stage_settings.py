@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from mtpd_train.data_settings import DataSettings
-from mtpd_train.loss_settings import DistillSettings
-from mtpd_train.section import Section, UserPath
+from mtpd_train.settings.data_settings import DataSettings
+from mtpd_train.settings.loss_settings import DistillSettings
+from mtpd_train.settings.section import Section, UserPath
 
 
 class InitSettings(Section):

@@ -14,11 +14,11 @@ from mtpd.errors import CacheMismatchError
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.pyramid import Level
-from mtpd_train.cache_fit import require_fit
-from mtpd_train.code_stream import batched, stream_codes
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
-from mtpd_train.teacher_source import Encoded, ReadAhead
+from mtpd_train.teachers.cache_fit import require_fit
+from mtpd_train.teachers.code_stream import batched, stream_codes
+from mtpd_train.teachers.teacher_source import Encoded, ReadAhead
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""From settings to plain values: the only place that sees both."""

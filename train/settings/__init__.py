@@ -1,0 +1,1 @@
+"""What stage files may say, and reading them."""
