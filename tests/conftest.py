@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 
@@ -14,6 +15,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # No example has a deadline: on a busy machine any of them may take long.
 hypothesis.settings.register_profile('suite', deadline=None)
 hypothesis.settings.load_profile('suite')
+
+# With more threads forked processes would wait for those that they do not have, and sums would depend on their number.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')

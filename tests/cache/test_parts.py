@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import mtpd.cache
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
@@ -40,8 +39,6 @@ def run_at_once(work: Callable[[int], object], *, number: int) -> list[int | Non
     barrier: Barrier = FORK.Barrier(number)
 
     def run(index: int) -> None:
-        # A forked process has none of its parent's threads, and OpenMP would wait for them.
-        torch.set_num_threads(1)
         barrier.wait()
         work(index)
 
