@@ -35,7 +35,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     'pkd': {'loss': 'pkd', 'levels': LEVELS, 'weight': 3.0},
     'mgd': {'loss': 'mgd', 'levels': LEVELS, 'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'},
 }
-CODECS = ('fp16', 'int8', 'lean-0.01', 'lean-0.03', 'lean-0.1', 'lean-0.3')
+CODECS = ('fp16', 'int8', 'lean-0.03', 'lean-0.1', 'lean-0.3')
 USUAL_CODEC = 'lean-0.03'
 
 
