@@ -19,7 +19,7 @@ def full_disks(setting: Setting, number: int) -> Iterator[Trial]:
     with _file_system(setting) as disk:
         if disk is None:
             return
-        seconds = duration(setting.subject, below=disk)
+        seconds = duration(setting.subject, disk / 'timing')
         for _ in range(number):
             out, delay = setting.fresh('full', below=disk), setting.random.uniform(0, seconds)
             left = setting.random.randrange(100_000)
@@ -49,7 +49,7 @@ def read_only(setting: Setting, number: int) -> Iterator[Trial]:
     with _file_system(setting) as disk:
         if disk is None:
             return
-        seconds = duration(setting.subject, below=disk)
+        seconds = duration(setting.subject, disk / 'timing')
         for _ in range(number):
             out, delay = setting.fresh('read-only', below=disk), setting.random.uniform(0, seconds)
             with extracting(setting.subject, out) as run:

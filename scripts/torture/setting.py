@@ -36,7 +36,7 @@ class Setting:
         subject: what is extracted.
         reference: undisturbed caches of the same data set and plan by teacher; `mine` is what every trial must end in.
         truth: all that can be read from `mine`.
-        seconds: how long its extraction takes.
+        seconds: how long an extraction takes.
         random: of the moments and the places of harm.
     """
 
@@ -88,19 +88,15 @@ def make_setting(folder: Path, *, seed: int, has_rois: bool) -> Setting:
     # In this process, so that it imports everything and the forked ones need not.
     with redirect_stdout(None):
         main(subject.command_line(folder / 'first'), standalone_mode=False)
-    for name, out in reference.items():
-        require_done(extract(subject, out, teacher=name))
-    return Setting(subject, reference, read_all(reference['mine']), duration(subject), random.Random(seed))
+    seconds = max(duration(subject, out, teacher=name) for name, out in reference.items())
+    return Setting(subject, reference, read_all(reference['mine']), seconds, random.Random(seed))
 
 
-def duration(subject: Subject, *, below: Path | None = None) -> float:
-    """Seconds of an undisturbed extraction: the longer one of two."""
-    seconds = []
-    for number in range(2):
-        start = time.monotonic()
-        require_done(extract(subject, (below or subject.folder) / f'timing-{number}'))
-        seconds.append(time.monotonic() - start)
-    return max(seconds)
+def duration(subject: Subject, out: Path, *, teacher: str = 'mine') -> float:
+    """Seconds of an undisturbed extraction, whose cache is left in `out`."""
+    start = time.monotonic()
+    require_done(extract(subject, out, teacher=teacher))
+    return time.monotonic() - start
 
 
 def extract(subject: Subject, out: Path, *options: str, teacher: str = 'mine') -> tuple[int | None, str]:
