@@ -1,21 +1,40 @@
-"""COCO average precision of detections, by pycocotools."""
+"""COCO average precision of detections, by pycocotools or by its faster twin."""
 
 import contextlib
+import importlib.util
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mtpd.errors import InputError
+from mtpd.errors import InputError, UnavailableError
 
 Kind = Literal['bbox', 'segm']
+# Same numbers; `faster` is faster-coco-eval, an extra of this package, which matches and accumulates in C++.
+Backend = Literal['pycocotools', 'faster']
 
 # The order of COCOeval.stats: AP over IoU 0.5:0.95, at 0.5, at 0.75, and by size (small < 32**2 px, large > 96**2 px);
 # then average recall with at most 1, 10 and 100 detections an image, and by size.
 METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl')
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the COCO benchmark says about detections.
+
+    Attributes:
+        metrics: the twelve numbers by the names of `METRICS`, from 0 to 1; -1 where there is no such object to find.
+        class_ap: AP of each class by its name, in the order of category ids; -1 likewise. A name that several
+            categories have is followed by the id.
+    """
+
+    metrics: Mapping[str, float]
+    class_ap: Mapping[str, float]
 
 
 def evaluate(
@@ -24,8 +43,9 @@ def evaluate(
     *,
     kind: Kind = 'bbox',
     image_ids: Sequence[int] | None = None,
-) -> dict[str, float]:
-    """The twelve numbers of the COCO benchmark, from 0 to 1; -1 where the ground truth has no such object.
+    backend: Backend = 'pycocotools',
+) -> Evaluation:
+    """Evaluates detections as the COCO benchmark does.
 
     Args:
         coco_annotations: the ground truth, a COCO annotation file.
@@ -33,31 +53,73 @@ def evaluate(
             [x, y, width, height] in px or, for `segm`, `segmentation` as a compressed run-length encoding.
         kind: whether boxes or masks are compared.
         image_ids: the images to evaluate; all of the file if None. Detections on others do not count.
+        backend: what computes.
 
     Raises:
         InputError: a detection or `image_ids` names an image that the file does not have.
+        UnavailableError: the backend is not installed.
     """
+    coco_class, evaluator_class = _backend(backend)
     fields = ('image_id', 'category_id', 'score', 'bbox' if kind == 'bbox' else 'segmentation')
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO(str(coco_annotations))
+    with contextlib.redirect_stdout(io.StringIO()):  # both print their progress
+        truth = coco_class(str(coco_annotations))
         known = set(truth.getImgIds())
         strangers = ({detection['image_id'] for detection in detections} | set(image_ids or ())) - known
         if strangers:
             raise InputError(f'{coco_annotations}: has no image {min(strangers)}, which was to be evaluated')
         # Copies, as loadRes writes into its records. A mask goes without its box, whose area would count as its own.
         records = [{key: detection[key] for key in fields} for detection in detections]
-        evaluator = COCOeval(truth, truth.loadRes(records) if records else _without_detections(truth), kind)
+        results = truth.loadRes(records) if records else _without_detections(truth, coco_class)
+        evaluator = evaluator_class(truth, results, kind)
         if image_ids is not None:
             evaluator.params.imgIds = sorted(set(image_ids))
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return dict(zip(METRICS, map(float, evaluator.stats), strict=True))
+    # The fast twin has further numbers behind COCO's twelve.
+    metrics = dict(zip(METRICS, map(float, evaluator.stats[: len(METRICS)]), strict=True))
+    return Evaluation(metrics, _class_ap(evaluator))
 
 
-def _without_detections(truth: COCO) -> COCO:
+def require_backend(backend: Backend) -> None:
+    """Checks, before a run of days, that its evaluations can be computed.
+
+    Raises:
+        UnavailableError: the backend is not installed.
+    """
+    if backend == 'faster' and importlib.util.find_spec('faster_coco_eval') is None:
+        raise UnavailableError(
+            'the backend `faster` needs faster-coco-eval, which is not installed: pip install "mtpd[faster]"'
+        )
+
+
+def _backend(backend: Backend) -> tuple[Any, Any]:
+    require_backend(backend)
+    if backend == 'pycocotools':
+        return COCO, COCOeval
+    import faster_coco_eval
+
+    return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+
+
+def _class_ap(evaluator: Any) -> dict[str, float]:
+    names = {one['id']: one['name'] for one in evaluator.cocoGt.loadCats(evaluator.params.catIds)}
+    count = Counter(names.values())
+    # (IoU thresholds, recalls, categories, sizes, limits of detections): all sizes, up to 100 an image.
+    precision = evaluator.eval['precision'][:, :, :, 0, -1]
+    result = {}
+    for index, category_id in enumerate(evaluator.params.catIds):
+        found = precision[:, :, index]
+        found = found[found > -1]
+        name = names[category_id]
+        label = name if count[name] == 1 else f'{name} ({category_id})'
+        result[label] = float(found.mean()) if found.size else -1.0
+    return result
+
+
+def _without_detections(truth: Any, coco_class: Any) -> Any:
     # loadRes looks into the first record, so it cannot take an empty list.
-    results = COCO()
+    results = coco_class()
     results.dataset = {**truth.dataset, 'annotations': []}
     results.createIndex()
     return results

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from mtpd.detectors.detection import collate, predict
-from mtpd.evaluation import evaluate
+from mtpd.evaluation import Backend, Evaluation, evaluate
 from mtpd_train.dataset import DetectionDataset, load_batches
 from mtpd_train.metrics import EvaluationRecord
 from mtpd_train.sampling import evaluation_batches
@@ -38,24 +38,42 @@ def detect(
 
 
 def evaluate_student(
-    student: Student, dataset: DetectionDataset, *, batch_size: int, num_workers: int, device: torch.device
-) -> Mapping[str, float]:
-    """COCO's numbers by name, `box/AP` and, for a student with masks, `mask/AP` and so on."""
+    student: Student,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    backend: Backend = 'pycocotools',
+) -> dict[str, Evaluation]:
+    """What COCO says of the student's `box` and, if it has masks, of its `mask`."""
     boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=num_workers, device=device)
-    metrics = {f'box/{name}': value for name, value in evaluate(dataset.coco.path, boxes, kind='bbox').items()}
+    found = {'box': evaluate(dataset.coco.path, boxes, kind='bbox', backend=backend)}
     if student.has_masks:
-        metrics |= {f'mask/{name}': value for name, value in evaluate(dataset.coco.path, masks, kind='segm').items()}
-    return metrics
+        found['mask'] = evaluate(dataset.coco.path, masks, kind='segm', backend=backend)
+    return found
+
+
+def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
+    """COCO's numbers of boxes and masks in one: `box/AP` and so on."""
+    return {f'{kind}/{name}': value for kind, one in found.items() for name, value in one.metrics.items()}
 
 
 def evaluate_stage(stage: Stage, *, step: int, epoch: int, device: torch.device) -> EvaluationRecord:
     """Evaluates the student on the stage's val_set, and shows the main numbers above the progress bar."""
     assert stage.val_set is not None
     started = time.perf_counter()
-    metrics = evaluate_student(
-        stage.student, stage.val_set, batch_size=stage.batch_size, num_workers=stage.num_workers, device=device
+    evaluated = evaluate_student(
+        stage.student,
+        stage.val_set,
+        batch_size=stage.batch_size,
+        num_workers=stage.num_workers,
+        device=device,
+        backend=stage.evaluation_backend,
     )
+    metrics = metrics_by_name(evaluated)
     shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]
     found = 'no objects to find' if metrics['box/AP'] < 0 else ', '.join(shown)
     tqdm.write(f'stage {stage.number} epoch {epoch}: {found}')
-    return EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started)
+    class_ap = {kind: one.class_ap for kind, one in evaluated.items()}
+    return EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started, class_ap)

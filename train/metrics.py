@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +58,8 @@ class EvaluationRecord:
         epoch: epochs trained.
         metrics: COCO's numbers by name, such as `box/AP`, from 0 to 1; -1 is COCO's word for "nothing to find".
         seconds: duration of the evaluation.
+        class_ap: AP of each class by kind and name, such as `{'box': {'person': 0.5}}`, from 0 to 1 or -1 likewise;
+            runs of earlier versions have none.
     """
 
     kind: ClassVar[str] = 'evaluation'
@@ -67,6 +69,7 @@ class EvaluationRecord:
     epoch: int
     metrics: Mapping[str, float]
     seconds: float
+    class_ap: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:

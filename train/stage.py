@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mtpd.evaluation import Backend
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.responses.tar_head import decay_factors
@@ -35,7 +36,7 @@ class Stage:
         teacher_levels: the levels of the source that the losses read.
         flip: probability of the mirrored view.
         shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
-        batch_size, num_workers, evaluate_every, seed: as in the stage file.
+        batch_size, num_workers, evaluate_every, evaluation_backend, seed: as in the stage file.
         recipe: how to train.
     """
 
@@ -56,6 +57,7 @@ class Stage:
     batch_size: int
     num_workers: int
     evaluate_every: int
+    evaluation_backend: Backend
     seed: int
     recipe: Recipe
 

@@ -121,7 +121,7 @@ def _measure(
     ap = None
     if options['ap']:
         ids = [image.id for image in images]
-        live_ap, stored_ap = (100 * evaluate(coco.path, found, image_ids=ids)['AP'] for found in detections)
+        live_ap, stored_ap = (100 * evaluate(coco.path, found, image_ids=ids).metrics['AP'] for found in detections)
         ap = live_ap, stored_ap
     return Report(source, len(images), views, mirrored, ap)
 

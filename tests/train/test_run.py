@@ -175,6 +175,14 @@ def test_student_pth_has_plain_values_and_the_students_own_keys(finished: Finish
     assert content['state_dict']['bbox_head.retina_cls.weight'].shape[0] == 2 * 6
 
 
+def test_evaluations_are_recorded_class_by_class(finished: Finished, records: Records) -> None:
+    for record in records(finished.out, 'evaluation'):
+        class_ap = record['class_ap']['box']
+        assert list(class_ap) == ['circle', 'square', 'triangle', 'star', 'cross', 'ring']
+        present = [value for value in class_ap.values() if value >= 0]
+        assert sum(present) / len(present) == pytest.approx(record['metrics']['box/AP'])
+
+
 @pytest.mark.parametrize('number', [1, 2], ids=['divisor', 'letterbox'])
 def test_mmdet_predicts_the_same_boxes(number: int, finished: Finished) -> None:
     """With the student as mmdet loads it: nothing missing, nothing left over."""

@@ -13,6 +13,7 @@ from mtpd.detectors.export import export_config
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.errors import MtpdError
+from mtpd.evaluation import require_backend
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.terms import FineGrainedTerm
@@ -61,6 +62,7 @@ def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
 
 
 def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path], CocoSet]) -> Stage:
+    require_backend(settings.evaluate.backend)
     source = build_source(settings)
     data = settings.data
     train_coco = read(split_paths(data, data.train)[1])
@@ -110,6 +112,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         batch_size=data.batch_size,
         num_workers=data.workers,
         evaluate_every=settings.evaluate.every,
+        evaluation_backend=settings.evaluate.backend,
         seed=settings.seed,
         recipe=_recipe(settings.optim),
     )
