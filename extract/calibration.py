@@ -1,11 +1,9 @@
 """What `lean` must know of a teacher before the first shard: the principal directions of its channels."""
 
-import sys
-
 from torch import Tensor
-from tqdm import tqdm
 
 from mtpd.cache.format.basis import Covariance
+from mtpd.console import progress_bar
 from mtpd_extract.annotated_images import spread
 from mtpd_extract.build import Extraction
 from mtpd_extract.forward import load_images, view_maps
@@ -20,7 +18,7 @@ def compute_bases(extraction: Extraction) -> dict[str, Tensor]:
     # In the order of the buckets, so that each shape has its share.
     everything = [(bucket, image) for bucket in extraction.plan.buckets for image in bucket.images]
     sample = spread(everything, NUM_IMAGES)
-    for bucket, image in tqdm(sample, desc='channel statistics', unit='image', disable=not sys.stderr.isatty()):
+    for bucket, image in progress_bar(sample, desc='channel statistics', unit='image', in_logs=False):
         maps = view_maps(extraction, load_images(extraction, [image]), padded=bucket.padded, view='plain')
         for name, covariance in covariances.items():
             covariance.add(maps[name])

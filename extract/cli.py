@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from mtpd_extract.cli_options import data_options, reported, require_pairs, teacher_options
+from mtpd.console import reported
+from mtpd_extract.cli_options import data_options, output_options, require_pairs, teacher_options
 from mtpd_extract.workers import local_rank, part_of_environment
 
 EXAMPLES = """
@@ -141,8 +142,8 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 )
 @click.option('--overwrite', is_flag=True, help='Delete the cache that is in CACHE and start anew.')
 @click.option('--dry-run', is_flag=True, help='Say what would be done and what it takes; write nothing.')
-@click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
-def main(verbose: bool, **options: Any) -> None:
+@output_options
+def main(verbose: bool, quiet: bool, **options: Any) -> None:
     """Run a teacher once over a data set and keep its feature maps, compressed, in CACHE.
 
     Run the same command again to go on after an interruption. Parts may run at once, one after another, and again in
@@ -157,7 +158,7 @@ def main(verbose: bool, **options: Any) -> None:
         options['local_rank'] = local_rank(os.environ)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.run import run
 
         run(options)

@@ -1,15 +1,10 @@
-"""What several command lines share: options for the teacher and the images, and how a run ends."""
+"""What several command lines share: options for the teacher and the images, and for what is said."""
 
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-
-from mtpd import outcome
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -74,17 +69,13 @@ def require_pairs(options: dict[str, Any]) -> None:
         raise click.UsageError('--images and --annotations go together')
 
 
-@contextmanager
-def reported(*, verbose: bool) -> Iterator[None]:
-    """Ends the program as the contract says when the work inside raises."""
-    try:
-        yield
-    except BaseException as error:
-        if verbose:
-            traceback.print_exc()
-        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
-        click.echo(f'{prefix}{outcome.message(error)}', err=True)
-        sys.exit(outcome.exit_code(error))
+def output_options(command: Command) -> Command:
+    """How much is said, as `mtpd.console.reported` takes it."""
+    return _together(
+        command,
+        click.option('-q', '--quiet', is_flag=True, help='No progress: only results, warnings and errors.'),
+        click.option('-v', '--verbose', is_flag=True, help='Tracebacks of errors.'),
+    )
 
 
 def _together(command: Command, *options: Callable[[Command], Command]) -> Command:

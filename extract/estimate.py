@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket, ShardKey
 from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.shard import compressed_bound, index_bytes
+from mtpd.console import warn
 from mtpd.errors import UnavailableError
 from mtpd_extract.build import Extraction
 
@@ -89,10 +89,9 @@ def require_room(needed: Callable[[PerElement | None], int], out: Path, *, trial
             f'disk has {gigabytes(free)} free; store fewer levels (--levels), one view (--views plain), or a smaller '
             '--scale'
         )
-    print(
-        f'warning: {out}: of {gigabytes(free)} free about {gigabytes(predicted)} will be needed, by a trial on a few '
-        f'images and with a margin, but {gigabytes(bound)} are possible',
-        file=sys.stderr,
+    warn(
+        f'{out}: of {gigabytes(free)} free about {gigabytes(predicted)} will be needed, by a trial on a few '
+        f'images and with a margin, but {gigabytes(bound)} are possible'
     )
 
 

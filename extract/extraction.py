@@ -1,6 +1,5 @@
 """The extraction itself: images in, teacher forward, codes out, shard group by shard group."""
 
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -9,12 +8,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mtpd.cache.format.codecs import EncodedMaps, encode
 from mtpd.cache.format.manifest import ViewName
 from mtpd.cache.format.plan import ShardKey, SourceImage
 from mtpd.cache.writing.shard_group import ShardGroup
+from mtpd.console import progress_bar
 from mtpd.detectors.proposals import teacher_rois
 from mtpd.heads.rois import ImageRois
 from mtpd.interrupt import StopFlag
@@ -168,17 +167,7 @@ class Progress:
     """The progress bar on stderr: images/s, MB/s on disk, time left; without `is_log` only on a terminal."""
 
     def __init__(self, num_images: int, *, done: int = 0, name: str, is_log: bool = True) -> None:
-        # A log file gets few lines, a terminal a moving bar.
-        is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=num_images,
-            initial=done,
-            unit='image',
-            desc=name,
-            mininterval=0.5 if is_terminal else 10,
-            smoothing=0.1,
-            disable=not (is_terminal or is_log),
-        )
+        self._bar = progress_bar(total=num_images, initial=done, unit='image', desc=name, smoothing=0.1, in_logs=is_log)
         self._bytes = 0
 
     def __enter__(self) -> 'Progress':

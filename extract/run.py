@@ -1,6 +1,5 @@
 """One run of `mtpd-extract`, from options to a finished cache."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
+from mtpd.console import say, warn
 from mtpd.interrupt import stop_on_signals
 from mtpd.outcome import Interrupted
 from mtpd_extract.build import Extraction, build_extraction
@@ -28,11 +28,9 @@ def run(options: Mapping[str, Any]) -> None:
     check_target(out, resume=options['resume'], overwrite=options['overwrite'])
     extraction = build_extraction(options)
     if not options['overwrite'] and (begun := without_head_record(extraction, out)):
-        print(
-            f'warning: {out} was begun by an mtpd that kept no record of the RoI head, and goes on so', file=sys.stderr
-        )
+        warn(f'{out} was begun by an mtpd that kept no record of the RoI head, and goes on so')
         extraction = begun
-    print(_summary(extraction, out, part), flush=True)
+    say(_summary(extraction, out, part))
     loading = Loading(batch_size=options['batch_size'], num_threads=options['workers'])
     trial = cache(partial(run_trial, extraction, loading))
     if options['dry_run']:
@@ -50,15 +48,13 @@ def run(options: Mapping[str, Any]) -> None:
         clear_target(out)
     changes = changes_since(out, extraction.description.provenance)
     if changes:
-        print(
-            f'warning: {out} was begun otherwise: {"; ".join(changes)}; its maps may differ a little', file=sys.stderr
-        )
+        warn(f'{out} was begun otherwise: {"; ".join(changes)}; its maps may differ a little')
     left = extract(extraction, out, loading, part=part, trial=trial)
     if left:
-        print(f'{out}: part {part} is done; {_left_to_others(left, extraction, part)}')
+        say(f'{out}: part {part} is done; {_left_to_others(left, extraction, part)}')
         return
     size, num_images = present_bytes(out), extraction.plan.num_images
-    print(f'{out}: {num_images} images, {size / 1e6:.1f} MB, {size / num_images / 1e3:.1f} kB an image')
+    say(f'{out}: {num_images} images, {size / 1e6:.1f} MB, {size / num_images / 1e3:.1f} kB an image')
 
 
 def extract(
@@ -81,7 +77,7 @@ def extract(
         stop_on_signals() as stop,
     ):
         if writer.is_finished:
-            print(f'{out}: is complete already, nothing to do')
+            say(f'{out}: is complete already, nothing to do')
             return []
         pending = writer.pending()
         require_room(partial(groups_bytes, extraction, pending), out, trial=lambda: trial().bytes_per_element)

@@ -1,13 +1,12 @@
 """`mtpd-train`: the command line. Imports nothing heavy, so that --help is instant."""
 
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mtpd import outcome
+from mtpd.console import reported
+from mtpd_train.cli_options import output_options
 
 EXAMPLES = """
 \b
@@ -34,8 +33,8 @@ Examples:
 @click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan, train nothing.')
 @click.option('--print-config', is_flag=True, help='Print every stage with all its defaults and stop.')
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
-@click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
-def main(verbose: bool, **options: Any) -> None:
+@output_options
+def main(verbose: bool, quiet: bool, **options: Any) -> None:
     """Train a student in stages, each learning from one teacher or from none.
 
     A stage reads its teacher's cache (`cache:`), or runs the teacher in the loop (`teacher:`).
@@ -43,13 +42,7 @@ def main(verbose: bool, **options: Any) -> None:
     Stage k starts from the student of stage k-1. RUN gets student.pth, which mmdet loads, metrics.jsonl and run.json.
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
-    try:
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.run import run
 
         run(options)
-    except BaseException as error:
-        if verbose:
-            traceback.print_exc()
-        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
-        click.echo(f'{prefix}{outcome.message(error)}', err=True)
-        sys.exit(outcome.exit_code(error))

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from mtpd.console import progress_bar, say
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import Backend, Evaluation, evaluate
 from mtpd_train.dataset import DetectionDataset, load_batches
@@ -27,7 +27,7 @@ def detect(
     category_ids = [category.id for category in dataset.coco.categories]
     boxes: list[dict[str, Any]] = []
     masks: list[dict[str, Any]] = []
-    with tqdm(total=len(padded), unit='image', desc='evaluate', leave=False, mininterval=0.5) as bar:
+    with progress_bar(total=len(padded), unit='image', desc='evaluate', leave=False) as bar:
         for samples in load_batches(dataset, batches, num_workers=num_workers):
             images = collate(samples, preprocessing=preprocessing, device=device)
             found = predict(student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks)
@@ -74,6 +74,6 @@ def evaluate_stage(stage: Stage, *, step: int, epoch: int, device: torch.device)
     metrics = metrics_by_name(evaluated)
     shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]
     found = 'no objects to find' if metrics['box/AP'] < 0 else ', '.join(shown)
-    tqdm.write(f'stage {stage.number} epoch {epoch}: {found}')
+    say(f'stage {stage.number} epoch {epoch}: {found}')
     class_ap = {kind: one.class_ap for kind, one in evaluated.items()}
     return EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started, class_ap)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
+from mtpd.console import progress_bar
 from mtpd.interrupt import StopFlag
 from mtpd.outcome import Interrupted
 from mtpd_train.checkpoint import Trainables, load_progress, require_finite, save_progress
@@ -73,11 +73,8 @@ def train_stage(stage: Stage, place: Place) -> None:
         batches = stage.epoch_batches(epoch)
         model.train()
         meter = Meter(stage=stage.number, device=device)
-        bar = tqdm(
-            total=sum(map(len, batches)),
-            unit='image',
-            desc=f'stage {stage.number} epoch {epoch + 1}/{recipe.epochs}',
-            mininterval=0.5,
+        bar = progress_bar(
+            total=sum(map(len, batches)), unit='image', desc=f'stage {stage.number} epoch {epoch + 1}/{recipe.epochs}'
         )
         with bar:
             for number, (samples, ahead) in enumerate(meter.timed(loaded(stage, batches))):

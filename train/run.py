@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from mtpd.console import say
 from mtpd.environment import choose_device
 from mtpd.errors import InputError
 from mtpd.files import write_atomically
@@ -43,7 +43,7 @@ def run(options: Mapping[str, Any]) -> None:
     _check_precision(settings, device)
     stages = build_stages(settings)
     for stage in stages:
-        print(_summary(stage))
+        say(_summary(stage))
         if options['dry_run'] and stage.inheritance:
             print(inheritance_table(stage.inheritance))
     if options['dry_run']:
@@ -56,7 +56,7 @@ def run(options: Mapping[str, Any]) -> None:
     last = stage_folder(out, len(stages))
     for name in (STUDENT_FILE, CONFIG_FILE):
         write_atomically(out / name, (last / name).read_bytes())
-    print(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
+    say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
 
 
 def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag) -> None:
@@ -64,7 +64,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag)
     folder = stage_folder(out, number)
     student_file, progress_file = folder / STUDENT_FILE, folder / PROGRESS_FILE
     if student_file.exists():
-        tqdm.write(f'stage {number}: finished before')
+        say(f'stage {number}: finished before')
         return
     if stage.origin is None and not progress_file.exists():
         load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')

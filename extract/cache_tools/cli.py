@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from mtpd_extract.cli_options import data_options, reported, require_pairs, teacher_options
+from mtpd.console import reported
+from mtpd_extract.cli_options import data_options, output_options, require_pairs, teacher_options
 
 CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}
 
@@ -65,7 +66,6 @@ Examples:
 """
 
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
-_verbose = click.option('-v', '--verbose', is_flag=True, help='Tracebacks.')
 
 
 @click.group(epilog=EXAMPLES, context_settings=CONTEXT)
@@ -79,14 +79,14 @@ def main() -> None:
 @main.command(epilog=INFO_EXAMPLES)
 @_caches
 @click.option('--json', 'as_json', is_flag=True, help='A JSON list with one object for each cache.')
-@_verbose
-def info(verbose: bool, **options: Any) -> None:
+@output_options
+def info(verbose: bool, quiet: bool, **options: Any) -> None:
     """Say what each CACHE is, what it holds and what it takes on disk.
 
     Reads the records only, in no time: whether the data is sound is what `verify` finds out. An unfinished cache may
     be looked at while it is written.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.info import run
 
         run(options)
@@ -96,14 +96,14 @@ def info(verbose: bool, **options: Any) -> None:
 @_caches
 @click.option('--repair', is_flag=True, help='Queue what is damaged for mtpd-extract, which writes just that again.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read and decode.')
-@_verbose
-def verify(verbose: bool, **options: Any) -> None:
+@output_options
+def verify(verbose: bool, quiet: bool, **options: Any) -> None:
     """Read every byte of each CACHE and name each damaged shard.
 
     Checks sizes, hashes, counts, image ids and the checksum of every map, and that nothing else lies in the folders.
     Of an unfinished cache it checks what is committed. Exit code 1 when something is damaged and was not repaired.
     """
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.verify import run
 
         run(options)
@@ -122,8 +122,8 @@ def verify(verbose: bool, **options: Any) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="COCO annotation file that names the images; not needed for COCO's own names.",
 )
-@_verbose
-def picture(verbose: bool, **options: Any) -> None:
+@output_options
+def picture(verbose: bool, quiet: bool, **options: Any) -> None:
     """Draw a contact sheet of an image: every level's map and its error, plain beside flip.
 
     Equal colours in a row mean equal features. Where both views are stored, the last column shows how far the plain
@@ -131,7 +131,7 @@ def picture(verbose: bool, **options: Any) -> None:
     """
     if options['annotations'] is not None and options['images'] is None:
         raise click.UsageError('--annotations goes with --images')
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.picture import run
 
         run(options)
@@ -148,15 +148,15 @@ def picture(verbose: bool, **options: Any) -> None:
 @click.option('--ap/--no-ap', default=True, show_default=True, help="Box AP of the teacher's own head on stored maps.")
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option('--json', 'as_json', is_flag=True, help='A JSON object.')
-@_verbose
-def fidelity(verbose: bool, **options: Any) -> None:
+@output_options
+def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
     """Compare what CACHE holds with the live teacher: error, cosine and AP.
 
     The images are those of the cache when the annotation file is the one that it was extracted with. Images of any
     other annotated set go through the cache's codec in memory. The teacher is by default the one that the cache names.
     """
     require_pairs(options)
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.fidelity import run
 
         run(options)
@@ -197,8 +197,8 @@ def fidelity(verbose: bool, **options: Any) -> None:
 )
 @click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Draw the costs.')
 @click.option('--json', 'as_json', is_flag=True, help='A JSON object.')
-@_verbose
-def order(verbose: bool, **options: Any) -> None:
+@output_options
+def order(verbose: bool, quiet: bool, **options: Any) -> None:
     """Say in which order the teachers of some CACHEs should teach, by adaptation cost.
 
     The cost of adapting A to B is the share of the variance of B's features that a linear map of A's does not explain:
@@ -207,7 +207,7 @@ def order(verbose: bool, **options: Any) -> None:
     """
     if len(options['caches']) + (options['student_cache'] is not None) < 2:
         raise click.UsageError('an order takes two caches: name another CACHE, or give --student-cache')
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.order import run
 
         run(options)
@@ -216,8 +216,8 @@ def order(verbose: bool, **options: Any) -> None:
 @main.command(epilog=MERGE_EXAMPLES)
 @_caches
 @click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='Join the CACHEs into this new folder.')
-@_verbose
-def merge(verbose: bool, **options: Any) -> None:
+@output_options
+def merge(verbose: bool, quiet: bool, **options: Any) -> None:
     """Make a finished cache of what parts of one extraction wrote.
 
     Without --out it publishes the one CACHE whose parts are all done; the last part does so itself unless it was killed
@@ -226,7 +226,7 @@ def merge(verbose: bool, **options: Any) -> None:
     """
     if options['out'] is None and len(options['caches']) != 1:
         raise click.UsageError('several CACHEs are joined into a new one: give --out, or name one CACHE')
-    with reported(verbose=verbose):
+    with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.merge import run
 
         run(options)

@@ -1,7 +1,6 @@
 """`mtpd-cache fidelity`: what a cache's maps are worth beside the live teacher's."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import mtpd.cache
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import decode, encode
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
+from mtpd.console import progress_bar
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations
 from mtpd.detectors.hook_point import choice_of
 from mtpd.detectors.own_head import head_detections, require_head
@@ -105,7 +104,7 @@ def _measure(
     views = {(view, level.name): Comparison() for view in cache.views for level in cache.levels}
     mirrored = {level.name: Comparison() for level in cache.levels} if len(cache.views) == 2 else {}
     detections: tuple[list[Any], list[Any]] = ([], [])
-    for image in tqdm(images, unit='image', desc='fidelity', disable=not sys.stderr.isatty()):
+    for image in progress_bar(images, unit='image', desc='fidelity', in_logs=False):
         found = {}
         for view in cache.views:
             seen = view_of(teacher, image, folder=folder, view=view, device=device)

@@ -1,14 +1,12 @@
 """`mtpd-cache merge`: makes a cache of the parts of an extraction."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mtpd.cache.checking.state import read_state
 from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
+from mtpd.console import progress_bar, say
 from mtpd_extract.cache_tools.text import size
 
 
@@ -20,10 +18,8 @@ def run(options: Mapping[str, Any]) -> None:
         publish_parts(root)
         _report(root)
         return
-    # A log file gets few lines, a terminal a moving bar.
-    interval = 0.5 if sys.stderr.isatty() else 10
     total = num_bytes(options['caches'])
-    with tqdm(total=total, unit='B', unit_scale=True, desc=f'merge {out}', mininterval=interval) as progress:
+    with progress_bar(total=total, unit='B', unit_scale=True, desc=f'merge {out}') as progress:
         merge_parts(options['caches'], out, advance=progress.update)
     _report(out)
 
@@ -31,4 +27,4 @@ def run(options: Mapping[str, Any]) -> None:
 def _report(root: Path) -> None:
     state = read_state(root)
     num = sum(record.num_bytes for record in state.manifest.files.values())
-    print(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {size(num)}')
+    say(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {size(num)}')

@@ -3,16 +3,15 @@
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 import mtpd.cache
 from mtpd.cache import CacheReader
+from mtpd.console import progress_bar
 from mtpd.errors import InputError
 from mtpd.ordering.agreement import require_same_images
 from mtpd.ordering.measure import AdaptationCosts, Sampling, adaptation_costs, shared_levels
@@ -55,7 +54,7 @@ def _measure(caches: Sequence[CacheReader], options: Mapping[str, Any]) -> Repor
     image_ids = spread(caches[0].image_ids, options['num_images'])
     sampling = Sampling(num_cells=options['num_cells'], num_resamples=options['resamples'], ridge=options['ridge'])
     total = len(image_ids) * len(shared_levels(caches))
-    with tqdm(total=total, unit='map', desc='order', disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(total=total, unit='map', desc='order', in_logs=False) as bar:
         found = adaptation_costs(caches, image_ids, sampling=sampling, advance=bar.update)
 
     def select(costs: Tensor) -> Selection:

@@ -14,6 +14,7 @@ import mtpd.cache
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import decode
 from mtpd.cache.format.manifest import ViewName
+from mtpd.console import say
 from mtpd.data.coco import image_path, read_annotations
 from mtpd.data.images import read_image
 from mtpd.errors import InputError, UnavailableError
@@ -46,7 +47,7 @@ def run(options: Mapping[str, Any]) -> None:
         write_atomically(out, content.getvalue())
     except OSError as error:
         raise UnavailableError(f'--out {out}: cannot be written ({error.strerror}); choose another place') from error
-    print(f'{out}: image {image_id}, {len(cache.levels)} levels, {sheet.width} x {sheet.height} px')
+    say(f'{out}: image {image_id}, {len(cache.levels)} levels, {sheet.width} x {sheet.height} px')
 
 
 def _title(cache: CacheReader, image_id: int) -> list[str]:

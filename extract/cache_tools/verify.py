@@ -1,18 +1,16 @@
 """`mtpd-cache verify`: reads whole caches, names what is damaged and gives it back to the extraction."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mtpd.cache.checking.repair import no_writers, repair
 from mtpd.cache.checking.state import CacheState, read_state
 from mtpd.cache.checking.verification import Damage, verify
 from mtpd.cache.format.manifest import MANIFEST_FILE
+from mtpd.console import progress_bar, say
 from mtpd.errors import CacheDamagedError
 from mtpd_extract.cache_tools.text import size
 
@@ -46,26 +44,23 @@ def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
     state = read_state(root)
     num_bytes = sum(record.num_bytes for record in state.manifest.files.values())
     start = time.monotonic()
-    # A log file gets few lines, a terminal a moving bar.
-    interval = 0.5 if sys.stderr.isatty() else 10
-    with tqdm(total=num_bytes, unit='B', unit_scale=True, desc=f'verify {root}', mininterval=interval) as progress:
+    with progress_bar(total=num_bytes, unit='B', unit_scale=True, desc=f'verify {root}') as progress:
         damages = verify(state, num_threads=num_threads, advance=progress.update)
     if not damages:
         rate = size(int(num_bytes / max(time.monotonic() - start, 1e-9)))
-        print(f'{root}: sound; {_extent(state)}, {size(num_bytes)} read at {rate}/s', flush=True)
+        say(f'{root}: sound; {_extent(state)}, {size(num_bytes)} read at {rate}/s')
         return []
     if not is_repair:
         return _lines(state, damages, advice='mend with mtpd-cache verify --repair')
-    print('\n'.join(_lines(state, damages)))
+    say('\n'.join(_lines(state, damages)))
     done = repair(state, damages)
     if done.is_unfinished:
-        print(
+        say(
             f'{root}: unfinished now; run the same mtpd-extract command again: it extracts {done.num_queued} of '
-            f'{state.num_shards} shards, mends the rest and publishes the cache',
-            flush=True,
+            f'{state.num_shards} shards, mends the rest and publishes the cache'
         )
     elif any(damage.kind == 'metadata' for damage in damages):
-        print(f'{root}: the zarr.json files are rewritten', flush=True)
+        say(f'{root}: the zarr.json files are rewritten')
     strays = [damage for damage in damages if damage.kind == 'stray']
     return _lines(state, strays, advice='move them away or delete them') if strays else []
 

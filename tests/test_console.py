@@ -1,0 +1,76 @@
+"""What programs print while they work and when they end."""
+
+import sys
+
+import pytest
+
+from mtpd.console import progress_bar, reported, say, warn
+from mtpd.errors import InputError
+from mtpd.outcome import Interrupted
+
+
+def bar() -> None:
+    with progress_bar(total=30, desc='work', unit='image') as progress:
+        for _ in range(3):
+            progress.update(10)
+
+
+def test_a_log_file_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    bar()
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 < len(lines) < 4, 'the first and the last look, and none in between within the interval'
+    assert all(line.startswith('work: ') for line in lines)
+    assert '30/30' in lines[-1]
+
+
+def test_a_bar_that_leaves_nothing_writes_no_empty_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(range(3), desc='work', leave=False) as progress:
+        assert list(progress) == [0, 1, 2]
+    assert '\n\n' not in capsys.readouterr().err
+    assert '\r' not in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_moving_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    bar()
+    assert '\r' in capsys.readouterr().err
+
+
+def test_bars_for_terminals_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress_bar(range(2), in_logs=False)) == [0, 1]
+    assert capsys.readouterr().err == ''
+
+
+def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with reported(verbose=False, quiet=True):
+            bar()
+            say('half done')
+            warn('odd')
+            raise InputError('wrong')
+
+    with pytest.raises(SystemExit) as caught:
+        work()
+    assert caught.value.code == 1
+    assert capsys.readouterr() == ('', 'warning: odd\nError: wrong\n')
+    say('it ends with the program')
+    assert capsys.readouterr().out == 'it ends with the program\n'
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'text'),
+    [
+        (InputError('a is wrong'), 1, 'Error: a is wrong\n'),
+        (Interrupted('stopped; run it again'), 130, 'stopped; run it again\n'),
+        (KeyboardInterrupt(), 130, 'Error: interrupted at once; what was saved before is kept\n'),
+        (ValueError('x'), 1, 'Error: ValueError: x (this is a bug or a broken environment; -v shows where)\n'),
+    ],
+)
+def test_how_programs_end(error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for verbose in (False, True):
+        with pytest.raises(SystemExit) as caught, reported(verbose=verbose):
+            raise error
+        assert caught.value.code == code
+        stderr = capsys.readouterr().err
+        assert stderr.endswith(text)
+        assert ('Traceback' in stderr) == verbose

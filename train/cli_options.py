@@ -1,0 +1,16 @@
+"""What the command lines of the trainer share: options for what is said."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar('Command', bound=Callable[..., Any])
+
+
+def output_options(command: Command) -> Command:
+    """How much is said, as `mtpd.console.reported` takes it."""
+    verbose = click.option('-v', '--verbose', is_flag=True, help='Tracebacks of errors.')
+    quiet = click.option('-q', '--quiet', is_flag=True, help='No progress: only results, warnings and errors.')
+    # The help lists options in the reverse of the order in which they are applied.
+    return quiet(verbose(command))
