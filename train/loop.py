@@ -57,6 +57,7 @@ def train_stage(stage: Stage, place: Place) -> None:
         epochs=recipe.epochs,
         steps_per_epoch=steps_per_epoch,
         milestones=recipe.milestones,
+        min_lr=recipe.min_lr,
         warmup_steps=recipe.warmup_steps,
         warmup_ratio=recipe.warmup_ratio,
     )
@@ -83,7 +84,7 @@ def train_stage(stage: Stage, place: Place) -> None:
                 share = 1 / min(recipe.accumulate, num_batches - begun)
                 progress = step / num_steps
                 losses = add_gradient(
-                    stage, samples, ahead, share=share, progress=progress, scaler=scaler, device=device
+                    stage, samples, ahead, share=share, progress=progress, epoch=epoch, scaler=scaler, device=device
                 )
                 meter.add(losses, num_images=len(samples))
                 bar.update(len(samples))

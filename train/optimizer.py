@@ -1,24 +1,20 @@
 """Optimizer and learning rate, built from torch's own classes."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import (
-    ChainedScheduler,
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    MultiStepLR,
-    OneCycleLR,
-)
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from mtpd.errors import InputError
 
 OptimizerKind = Literal['sgd', 'adamw']
-ScheduleKind = Literal['multistep', 'cosine', 'onecycle']
+ScheduleKind = Literal['multistep', 'cosine', 'linear', 'onecycle']
 Precision = Literal['fp32', 'fp16', 'bf16']
 
 
@@ -29,7 +25,7 @@ class Recipe:
     Attributes:
         optimizer, lr, momentum, weight_decay: see `build_optimizer`.
         epochs: passes over the training images.
-        schedule, milestones, warmup_steps, warmup_ratio: see `build_schedule`.
+        schedule, milestones, min_lr, warmup_steps, warmup_ratio: see `build_schedule`.
         grad_clip: greatest L2 norm of the gradient; None: no clipping.
         accumulate: batches whose gradients make one optimizer step.
         precision: floating-point format of the forward pass.
@@ -42,6 +38,7 @@ class Recipe:
     epochs: int
     schedule: ScheduleKind
     milestones: tuple[int, ...]
+    min_lr: float
     warmup_steps: int | None
     warmup_ratio: float | None
     grad_clip: float | None
@@ -79,6 +76,7 @@ def build_schedule(
     epochs: int,
     steps_per_epoch: int,
     milestones: Sequence[int] = (),
+    min_lr: float = 0.0,
     warmup_steps: int | None = None,
     warmup_ratio: float | None = None,
 ) -> LRScheduler:
@@ -89,11 +87,12 @@ def build_schedule(
 
     Args:
         optimizer: its learning rate is the highest one.
-        kind: `multistep`: a tenth after each milestone; `cosine`: half a cosine to 0; `onecycle`: a cosine up, the
-            warm-up, and a cosine down.
+        kind: `multistep`: a tenth after each milestone; `cosine`: half a cosine to `min_lr`; `linear`: a line to it;
+            `onecycle`: a cosine up, the warm-up, and a cosine down.
         epochs: passes over the training images.
         steps_per_epoch: optimizer steps per epoch (batches / accumulation).
         milestones: epochs after which `multistep` divides by 10.
+        min_lr: what `cosine` and `linear` end at, after the last step.
         warmup_steps: optimizer steps of the warm-up, 0 for none; None: 500 but at most a tenth of all, with `onecycle`
             30% of all.
         warmup_ratio: share of the learning rate that the warm-up starts from; None: 0.001, with `onecycle` 0.04. These
@@ -117,16 +116,21 @@ def build_schedule(
             div_factor=25 if warmup_ratio is None else 1 / warmup_ratio,
             cycle_momentum=False,
         )
-    if kind == 'cosine':
-        main: LRScheduler = CosineAnnealingLR(optimizer, T_max=num_steps)
-    else:
-        main = MultiStepLR(optimizer, milestones=[milestone * steps_per_epoch for milestone in milestones], gamma=0.1)
     if warmup_steps is None:
         warmup_steps = min(500, num_steps // 10)
-    if warmup_steps == 0:
-        return main
     ratio = 1e-3 if warmup_ratio is None else warmup_ratio
-    return ChainedScheduler([main, LinearLR(optimizer, start_factor=ratio, total_iters=warmup_steps)])
+    drops = [milestone * steps_per_epoch for milestone in milestones]
+
+    # In closed form: torch's chained schedulers work from the rate before, which a warm-up and a floor make wrong.
+    def factor(step: int, *, floor: float) -> float:
+        warmup = ratio + (1 - ratio) * step / warmup_steps if step < warmup_steps else 1.0
+        if kind == 'multistep':
+            return float(warmup * 0.1 ** bisect_right(drops, step))
+        done = step / num_steps
+        left = 1 - done if kind == 'linear' else (1 + math.cos(math.pi * done)) / 2
+        return warmup * (floor + (1 - floor) * left)
+
+    return LambdaLR(optimizer, [partial(factor, floor=min_lr / group['lr']) for group in optimizer.param_groups])
 
 
 def _rising_share(warmup_steps: int, num_steps: int) -> float:

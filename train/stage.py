@@ -12,6 +12,7 @@ from mtpd.losses.responses.tar_head import decay_factors
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.optimizer import Recipe
+from mtpd_train.photometric import Photometric
 from mtpd_train.sampling import Request, training_batches
 from mtpd_train.student import Student
 from mtpd_train.teachers.responses import Responses
@@ -35,6 +36,7 @@ class Stage:
         responses: the distillation loss on what a RoI head says, or None.
         teacher_levels: the levels of the source that the losses read.
         flip: probability of the mirrored view.
+        photometric: how the student's training images are recoloured; None: not at all.
         shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
         batch_size, num_workers, evaluate_every, evaluation_backend, seed: as in the stage file.
         recipe: how to train.
@@ -53,6 +55,7 @@ class Stage:
     responses: Responses | None
     teacher_levels: tuple[Level, ...]
     flip: float
+    photometric: Photometric | None
     shards: Mapping[int, Hashable] | None
     batch_size: int
     num_workers: int

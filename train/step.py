@@ -14,6 +14,7 @@ from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.transforms import Sample
 from mtpd_train.dataset import load_batches
+from mtpd_train.photometric import distorted
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
 from mtpd_train.targets import Targets, teacher_targets
@@ -63,6 +64,7 @@ def step_losses(
     *,
     device: torch.device,
     progress: float = 0.0,
+    epoch: int = 0,
 ) -> dict[str, Tensor]:
     """The detector's own losses and the distillation losses of one batch, by name, weighted and decayed.
 
@@ -72,9 +74,12 @@ def step_losses(
         ahead: what was read of the teacher for these images.
         device: where to compute.
         progress: share of the stage's optimizer steps that are done, for the decay of weights.
+        epoch: from 0, for what is drawn for each image.
     """
     samples = to_device(samples, device)
-    images = collate(samples, preprocessing=stage.student.preprocessing, device=device)
+    images = collate(
+        seen_by_student(stage, samples, epoch=epoch), preprocessing=stage.student.preprocessing, device=device
+    )
     # Before the student's forward pass, whose activations then do not add to what a teacher's own pass takes.
     targets = teacher_targets(stage, samples, ahead, images)
     outputs = student_pass(stage, samples, images)
@@ -84,6 +89,13 @@ def step_losses(
 def to_device(samples: Sequence[Sample], device: torch.device) -> list[Sample]:
     """The samples with their pixels on `device`, where student and teacher take them from."""
     return [replace(one, image=one.image.to(device, non_blocking=True)) for one in samples]
+
+
+def seen_by_student(stage: Stage, samples: Sequence[Sample], *, epoch: int) -> Sequence[Sample]:
+    """The samples as the student is to see them; a teacher in the loop gets the clean ones, as a cache's has."""
+    if stage.photometric is None:
+        return samples
+    return distorted(samples, stage.photometric, seed=stage.epoch_seed(epoch))
 
 
 def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> StudentOutputs:
@@ -135,11 +147,12 @@ def add_gradient(
     *,
     share: float,
     progress: float,
+    epoch: int = 0,
     scaler: GradScaler,
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Adds `share` times the gradient of a batch to what the parameters hold; returns the losses of the batch."""
-    losses = step_losses(stage, samples, ahead, device=device, progress=progress)
+    losses = step_losses(stage, samples, ahead, device=device, progress=progress, epoch=epoch)
     total = torch.stack([loss.float() for loss in losses.values()]).sum()
     torch.autograd.backward(scaler.scale(total * share))
     return losses

@@ -39,7 +39,8 @@ SETTINGS = {
     ],
     'optim': {'type': 'sgd', 'lr': 2e-4, 'epochs': 2},
 }
-DATA = {'batch_size': 4, 'val': None}
+DATA: dict[str, Any] = {'batch_size': 4, 'val': None}
+PHOTOMETRIC = {'brightness': 0.3, 'probability': 1.0}
 Losses = list[dict[str, float]]
 Build = Callable[..., Stage]
 
@@ -72,18 +73,20 @@ def losses_of(tmp_path: Path) -> Callable[[Stage], Losses]:
 
 
 @pytest.fixture
-def online(build_stage: Build, live: Callable[[int], dict[str, str]]) -> Callable[[int], Stage]:
-    """`online(channels)` is a stage with that teacher in the loop."""
-    return lambda channels: build_stage(**SETTINGS, **live(channels), data=DATA | {'geometry': GEOMETRIES[channels]})
+def online(build_stage: Build, live: Callable[[int], dict[str, str]]) -> Build:
+    """`online(channels, key=value of data)` is a stage with that teacher in the loop."""
+    return lambda channels, **data: build_stage(
+        **SETTINGS, **live(channels), data=DATA | data | {'geometry': GEOMETRIES[channels]}
+    )
 
 
 @pytest.fixture
-def cached(build_stage: Build, extract_teacher: Callable[..., Path], tmp_path: Path) -> Callable[[int, str], Stage]:
-    """`cached(channels, codec)` is the same stage with the teacher's cache."""
+def cached(build_stage: Build, extract_teacher: Callable[..., Path], tmp_path: Path) -> Build:
+    """`cached(channels, codec, key=value of data)` is the same stage with the teacher's cache."""
 
-    def build(channels: int, codec: str) -> Stage:
+    def build(channels: int, codec: str, **data: Any) -> Stage:
         cache = extract_teacher(channels, tmp_path / codec, '--scale', '150x112', '--codec', codec)
-        return build_stage(**SETTINGS, cache=cache, data=DATA)
+        return build_stage(**SETTINGS, cache=cache, data=DATA | data)
 
     return build
 
@@ -103,8 +106,8 @@ def difference(found: Losses, wanted: Losses) -> float:
 def test_cached_and_online_training_have_the_same_losses(
     channels: int,
     codec: str,
-    cached: Callable[[int, str], Stage],
-    online: Callable[[int], Stage],
+    cached: Build,
+    online: Build,
     losses_of: Callable[[Stage], Losses],
 ) -> None:
     found, wanted = losses_of(cached(channels, codec)), losses_of(online(channels))
@@ -115,6 +118,16 @@ def test_cached_and_online_training_have_the_same_losses(
     measured = difference(found, wanted)
     print(f'{channels} channels, {codec}: the losses differ by up to {measured:.1e}')
     assert 0 < measured < TOLERANCES[codec]
+
+
+def test_with_colours_moved_for_the_student_alone(
+    cached: Build, online: Build, losses_of: Callable[[Stage], Losses]
+) -> None:
+    """The cache holds the maps of the clean images, so the twin's teacher must see those too."""
+    found = losses_of(cached(16, 'fp16', photometric=PHOTOMETRIC))
+    wanted = losses_of(online(16, photometric=PHOTOMETRIC))
+    assert 0 < difference(found, wanted) < TOLERANCES['fp16']
+    assert difference(losses_of(online(16))[:1], wanted[:1]) > 10 * TOLERANCES['fp16']
 
 
 def mirrored(teacher: Teacher) -> Teacher:
@@ -134,7 +147,7 @@ def in_train_mode(teacher: Teacher) -> Teacher:
 
 @pytest.mark.parametrize('spoil', [mirrored, in_other_colours, in_train_mode])
 def test_the_tolerance_notices_another_input_or_mode(
-    spoil: Callable[[Teacher], Teacher], online: Callable[[int], Stage], losses_of: Callable[[Stage], Losses]
+    spoil: Callable[[Teacher], Teacher], online: Build, losses_of: Callable[[Stage], Losses]
 ) -> None:
     """Else the test above could not fail."""
     stage = online(16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from mtpd.errors import InputError
 from mtpd_train.optimizer import build_optimizer, build_schedule
@@ -59,6 +59,23 @@ def test_cosine() -> None:
     assert lrs == pytest.approx(want)
 
 
+def test_linear_with_a_floor() -> None:
+    optimizer = sgd()
+    schedule = build_schedule(
+        optimizer, kind='linear', epochs=2, steps_per_epoch=50, min_lr=LR / 5, warmup_steps=10, warmup_ratio=0.1
+    )
+    want = [LR * (0.2 + 0.8 * (1 - i / 100)) * min(1, 0.1 + 0.9 * i / 10) for i in range(100)]
+    assert all_lrs(optimizer, schedule, 100) == pytest.approx(want)
+    assert schedule.get_last_lr() == pytest.approx([LR / 5])
+
+
+def test_cosine_with_a_floor_is_torchs() -> None:
+    optimizer, reference = sgd(), sgd()
+    schedule = build_schedule(optimizer, kind='cosine', epochs=2, steps_per_epoch=50, min_lr=LR / 20, warmup_steps=0)
+    want = CosineAnnealingLR(reference, T_max=100, eta_min=LR / 20)
+    assert all_lrs(optimizer, schedule, 100) == pytest.approx(all_lrs(reference, want, 100))
+
+
 def test_one_cycle() -> None:
     optimizer = sgd()
     schedule = build_schedule(
@@ -78,7 +95,7 @@ def test_one_cycle_by_default_peaks_at_30_percent() -> None:
     assert lrs.index(max(lrs)) == 29
 
 
-@pytest.mark.parametrize('kind', ['multistep', 'cosine', 'onecycle'])
+@pytest.mark.parametrize('kind', ['multistep', 'cosine', 'linear', 'onecycle'])
 @pytest.mark.parametrize('num_steps', [1, 2, 3, 10])
 @pytest.mark.parametrize('warmup_steps', [None, 0])
 def test_tiny_trainings_keep_a_positive_rate(kind: str, num_steps: int, warmup_steps: int | None) -> None:
@@ -87,7 +104,7 @@ def test_tiny_trainings_keep_a_positive_rate(kind: str, num_steps: int, warmup_s
     assert all(0 < lr <= LR * (1 + 1e-12) for lr in all_lrs(optimizer, schedule, num_steps))
 
 
-@pytest.mark.parametrize('kind', ['multistep', 'cosine', 'onecycle'])
+@pytest.mark.parametrize('kind', ['multistep', 'cosine', 'linear', 'onecycle'])
 def test_resume_goes_on_exactly(kind: str) -> None:
     def build() -> tuple[Optimizer, LRScheduler]:
         optimizer = sgd()

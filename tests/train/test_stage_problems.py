@@ -81,6 +81,26 @@ line 17 optim.lr expected a number, got true
             PLAIN + '  milestones: [8]\n  schedule: cosine\n',
             'line 5 optim.milestones belong to the multistep schedule, not to cosine',
         ),
+        (
+            PLAIN + '  schedule: cosine\n  min_lr: 1\n',
+            'line 6 optim.min_lr must be less than lr, which is 0.001, got 1',
+        ),
+        (
+            PLAIN + '  min_lr: 1e-5\n',
+            'line 5 optim.min_lr belongs to the cosine and linear schedules, not to multistep',
+        ),
+        *(
+            (
+                PLAIN + f'data: {{{key}: 1}}\n',
+                f'line 5 data.{key} images cannot be moved or cut: a cache holds the maps of',
+            )
+            for key in ('rotate', 'random_crop', 'mosaic', 'scale_jitter', 'mixup')
+        ),
+        (PLAIN + 'data: {photometric: {hue: 0.6}}\n', 'line 5 data.photometric.hue must be at most 0.5, got 0.6'),
+        (
+            PLAIN + 'data: {photometric: {brightnes: 0.6}}\n',
+            'line 5 data.photometric.brightnes unknown key; did you mean brightness?',
+        ),
         (PLAIN + 'distill: [{loss: mgd}]\n', "line 5 distill needs a teacher's maps, but neither `cache` nor"),
         (
             PLAIN + 'cache: c\ndistill: [{loss: cwd, temperature: 0}]\n',

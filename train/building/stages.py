@@ -22,6 +22,7 @@ from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.building.terms import build_term
 from mtpd_train.optimizer import Recipe
+from mtpd_train.photometric import Photometric
 from mtpd_train.settings.loss_settings import TarHeadSettings
 from mtpd_train.settings.stage_settings import InitSettings, OptimSettings, StageSettings
 from mtpd_train.stage import Stage
@@ -108,6 +109,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         responses=responses,
         teacher_levels=tuple(level for level in teacher_levels if level in needed),
         flip=data.flip,
+        photometric=None if data.photometric is None else Photometric(**data.photometric.model_dump()),
         shards=shards_to_shuffle(data, source, train_set),
         batch_size=data.batch_size,
         num_workers=data.workers,
@@ -134,6 +136,7 @@ def _recipe(optim: OptimSettings) -> Recipe:
         epochs=optim.epochs,
         schedule=optim.schedule,
         milestones=optim.milestones,
+        min_lr=optim.min_lr,
         warmup_steps=optim.warmup_iters,
         warmup_ratio=optim.warmup_ratio,
         grad_clip=optim.grad_clip,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, NonNegativeInt, PositiveInt, Tag
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag
 
 from mtpd_train.settings.section import Section, Share, UserPath
 
@@ -45,6 +45,21 @@ class GeometrySettings(Section):
     """Height and width in px that the padded input has at least."""
 
 
+class PhotometricSettings(Section):
+    """Random changes of colours; the defaults are those of SSD. A teacher sees the image without them."""
+
+    brightness: Share = 0.125
+    """The factor of brightness is drawn from 1 - this to 1 + this."""
+    contrast: Share = 0.5
+    """The factor of contrast is drawn from 1 - this to 1 + this."""
+    saturation: Share = 0.5
+    """The factor of saturation is drawn from 1 - this to 1 + this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """The shift of hue is drawn from -this to this; 0.5 is the opposite colour."""
+    probability: Share = 0.5
+    """Probability of each of the four, by itself."""
+
+
 class DataSettings(Section):
     """Images and annotations."""
 
@@ -60,6 +75,8 @@ class DataSettings(Section):
     """Processes that read images; 0: the training process itself."""
     flip: Share = 0.5
     """Probability of mirroring a training image."""
+    photometric: PhotometricSettings | None = None
+    """Random changes of a training image's colours, for the student alone; null: none."""
     shuffle: Literal['full', 'shards'] = 'full'
     """What is shuffled together: all images, or 8 shards of the cache at a time, where reading is what takes long."""
     geometry: GeometrySettings | None = None

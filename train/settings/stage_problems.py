@@ -1,6 +1,7 @@
 """Says what is wrong in a stage file in plain words: line, key, what was found and what was wanted."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,15 @@ _TEXTS = {
     'union_tag_not_found': 'needs the key `loss`, got {found}',
     'value_error': '{error}',
 }
+
+# What users of other trainers look for.
+_GEOMETRIC = re.compile(
+    'rotat|scale|crop|mosaic|mixup|cutmix|cutout|eras|copy_?paste|shear|affine|translat|vertical|lsj'
+)
+_NOT_GEOMETRIC = (
+    'images cannot be moved or cut: a cache holds the maps of the plain and the mirrored image alone, and those of '
+    'another view cannot be computed from them; there are flip and photometric, and geometry for the size'
+)
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,8 @@ def line_of(root: yaml.Node, key: Key) -> int:
 
 def _text(detail: ErrorDetails, key: Key) -> str:
     if detail['type'] == 'extra_forbidden':
+        if key[:1] == ('data',) and _GEOMETRIC.search(str(key[-1])):
+            return _NOT_GEOMETRIC
         known = _known_keys(detail['loc'][:-1])
         close = difflib.get_close_matches(str(key[-1]), known, n=1)
         return f'unknown key; did you mean {close[0]}?' if close else f'unknown key; known are {", ".join(known)}'

@@ -4,6 +4,7 @@ Paths are relative to the current directory, not to the stage file; `~` is the h
 The text under a field describes it to users. Types are strict: '12' is no number, true is none either.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -47,10 +48,12 @@ class OptimSettings(Section):
     """Weight decay."""
     epochs: PositiveInt
     """Passes over the training images."""
-    schedule: Literal['multistep', 'cosine', 'onecycle'] = 'multistep'
-    """Learning rate after the warm-up: a tenth after each milestone, or falling along a cosine to about 0."""
+    schedule: Literal['multistep', 'cosine', 'linear', 'onecycle'] = 'multistep'
+    """Learning rate after the warm-up: a tenth after each milestone, or falling along a cosine or a line."""
     milestones: tuple[PositiveInt, ...] = ()
     """Epochs after which `multistep` divides the learning rate by 10."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate that `cosine` and `linear` end at."""
     warmup_iters: NonNegativeInt | None = None
     """Optimizer steps of the warm-up; null: 500 but at most a tenth of the training, or 30% of it with onecycle."""
     warmup_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -73,6 +76,16 @@ class OptimSettings(Section):
         if milestones and info.data.get('schedule', 'multistep') != 'multistep':
             raise ValueError(f'belong to the multistep schedule, not to {info.data["schedule"]}')
         return milestones
+
+    @field_validator('min_lr')
+    @classmethod
+    def _check_min_lr(cls, min_lr: float, info: ValidationInfo) -> float:
+        schedule = info.data.get('schedule')
+        if min_lr and schedule in ('multistep', 'onecycle'):
+            raise ValueError(f'belongs to the cosine and linear schedules, not to {schedule}')
+        if min_lr >= info.data.get('lr', math.inf):
+            raise ValueError(f'must be less than lr, which is {info.data["lr"]:g}, got {min_lr:g}')
+        return min_lr
 
 
 class EvaluateSettings(Section):
