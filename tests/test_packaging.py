@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = {'mtpd': 'mtpd', 'extract': 'mtpd_extract', 'train': 'mtpd_train'}
 PROGRAMS = {
     'mtpd-cache': 'mtpd_extract.cache_tools',
+    'mtpd-eval': 'mtpd_train.evaluator',
     'mtpd-extract': 'mtpd_extract',
     'mtpd-train': 'mtpd_train',
 }

@@ -1,7 +1,8 @@
 """COCO AP of a student on a split."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +18,24 @@ from mtpd_train.student import Student
 
 
 def detect(
-    student: Student, dataset: DetectionDataset, *, batch_size: int, num_workers: int, device: torch.device
+    student: Student,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    category_ids: Sequence[int] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Box and mask results of every image of `dataset`, in COCO's result format. Leaves the student in eval mode."""
+    """Box and mask results of every image of `dataset`, in COCO's result format. Leaves the student in eval mode.
+
+    `category_ids` are those of the student's labels; None: those of the dataset, ascending.
+    """
     student.model.eval()
     preprocessing = student.preprocessing
     padded = {image_id: preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
     batches = evaluation_batches(padded, batch_size=batch_size)
-    category_ids = [category.id for category in dataset.coco.categories]
+    if category_ids is None:
+        category_ids = [category.id for category in dataset.coco.categories]
     boxes: list[dict[str, Any]] = []
     masks: list[dict[str, Any]] = []
     with progress_bar(total=len(padded), unit='image', desc='evaluate', leave=False) as bar:
@@ -48,9 +59,20 @@ def evaluate_student(
 ) -> dict[str, Evaluation]:
     """What COCO says of the student's `box` and, if it has masks, of its `mask`."""
     boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=num_workers, device=device)
-    found = {'box': evaluate(dataset.coco.path, boxes, kind='bbox', backend=backend)}
-    if student.has_masks:
-        found['mask'] = evaluate(dataset.coco.path, masks, kind='segm', backend=backend)
+    return evaluate_detections(dataset.coco.path, boxes, masks if student.has_masks else None, backend=backend)
+
+
+def evaluate_detections(
+    annotations: Path,
+    boxes: Sequence[Mapping[str, Any]],
+    masks: Sequence[Mapping[str, Any]] | None,
+    *,
+    backend: Backend,
+) -> dict[str, Evaluation]:
+    """What COCO says of boxes and, where there are any to be had, of masks."""
+    found = {'box': evaluate(annotations, boxes, kind='bbox', backend=backend)}
+    if masks is not None:
+        found['mask'] = evaluate(annotations, masks, kind='segm', backend=backend)
     return found
 
 

@@ -73,6 +73,13 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False) -> dict[str, Tens
     return state
 
 
+def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, Any]:
+    """What a checkpoint says of itself in `meta`, if anything. Arguments and errors are those of `load_checkpoint`."""
+    content = _read(path, allow_pickle)
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
+
+
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> LoadReport:
     """Loads all of `state` into all of `model`.
 

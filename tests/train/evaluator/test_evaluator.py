@@ -1,0 +1,261 @@
+"""`mtpd-eval` on students and teachers, with the numbers that training recorded, and what it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd.evaluation import evaluate
+from mtpd_train.evaluator.cli import EXAMPLES, main
+
+Records = Callable[..., list[dict[str, Any]]]
+DETECTS_ALL = {'test_cfg.score_thr': 0.0}
+TINY_MASK_RCNN: dict[str, Any] = {
+    'student': 'mask-rcnn_r50_fpn_1x_coco',
+    'model': {
+        'backbone.depth': 18,
+        'backbone.base_channels': 8,
+        'neck.in_channels': [8, 16, 32, 64],
+        'neck.out_channels': 16,
+        'rpn_head.in_channels': 16,
+        'rpn_head.feat_channels': 16,
+        'roi_head.bbox_roi_extractor.out_channels': 16,
+        'roi_head.bbox_head.in_channels': 16,
+        'roi_head.bbox_head.fc_out_channels': 32,
+        'roi_head.mask_roi_extractor.out_channels': 16,
+        'roi_head.mask_head.in_channels': 16,
+        'roi_head.mask_head.conv_out_channels': 16,
+        'roi_head.mask_head.num_convs': 1,
+        'test_cfg.rpn.max_per_img': 20,
+        'test_cfg.rcnn.score_thr': 0.01,
+    },
+}
+
+
+def evaluated(*arguments: object) -> Result:
+    with known_warnings_ignored():
+        return CliRunner().invoke(main, [str(one) for one in arguments] + ['--workers', '0', '-q'])
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a refused evaluation leaves on stderr."""
+    result = evaluated(*arguments)
+    assert result.exit_code == 1, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith('Error: ')
+    assert 'this is a bug' not in line
+    return line
+
+
+@pytest.fixture(scope='module')
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, train: Callable[..., Any], write_stage: Callable[..., Path]
+) -> Path:
+    """A run of one stage, with a letterbox, whose student finds at least something."""
+    folder = tmp_path_factory.mktemp('evaluated')
+    geometry = {'scale': '128x128', 'pad_size': [128, 160]}
+    stage = write_stage(folder / 'stage.yaml', model=DETECTS_ALL, data={'geometry': geometry}, optim={'epochs': 3})
+    train(stage, '--out', folder / 'run')
+    return folder / 'run'
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The run, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / 'run'))
+
+
+def test_a_student_gets_the_numbers_of_its_training(finished: Path, records: Records, tmp_path: Path) -> None:
+    recorded = records(finished, 'evaluation')[-1]
+    assert recorded['metrics']['box/AP50'] > 0
+    for folder in (finished, finished / 'stage1'):
+        out = tmp_path / 'scores.json'
+        result = evaluated(folder, '--json', out)
+        assert result.exit_code == 0, result.output
+        found = json.loads(out.read_text())
+        assert found['metrics'] == pytest.approx(recorded['metrics'], abs=1e-6)
+        assert found['class_ap']['box'] == pytest.approx(recorded['class_ap']['box'], abs=1e-6)
+        assert found['num_images'] == 8
+        assert f'{100 * found["metrics"]["box/AP"]:.1f}' in result.stdout
+
+
+def test_the_results_file_is_coco_s(finished: Path, synthetic_set: Path, records: Records, tmp_path: Path) -> None:
+    out = tmp_path / 'results.json'
+    assert evaluated(finished, '--results', out).exit_code == 0
+    annotations = synthetic_set / 'annotations' / 'instances_val2017.json'
+    metrics = evaluate(annotations, json.loads(out.read_text())).metrics
+    recorded = records(finished, 'evaluation')[-1]['metrics']
+    assert metrics == pytest.approx({name: recorded[f'box/{name}'] for name in metrics}, abs=1e-6)
+
+
+def test_another_set(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / 'one.json', tmp_path / 'other.json'
+    assert evaluated(finished, '--coco', synthetic_set, '--split', 'train2017', '--json', one).exit_code == 0
+    annotations = synthetic_set / 'annotations' / 'instances_train2017.json'
+    files = ('--images', synthetic_set / 'train2017', '--annotations', annotations)
+    assert evaluated(finished, *files, '--json', other).exit_code == 0
+    found = [json.loads(path.read_text()) for path in (one, other)]
+    assert found[0]['num_images'] == 24
+    assert found[0]['metrics'] == found[1]['metrics']
+
+
+def test_classes_of_another_order_and_other_ids(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """Labels are matched by name: the numbers of every class stay what they were."""
+    document = json.loads((synthetic_set / 'annotations' / 'instances_val2017.json').read_text())
+    for record, key in [(one, 'id') for one in document['categories']] + [
+        (one, 'category_id') for one in document['annotations']
+    ]:
+        record[key] = 100 - record[key]
+    changed = tmp_path / 'changed.json'
+    changed.write_text(json.dumps(document))
+    out, other = tmp_path / 'own.json', tmp_path / 'other.json'
+    assert evaluated(finished, '--json', out).exit_code == 0
+    files = ('--images', synthetic_set / 'val2017', '--annotations', changed)
+    assert evaluated(finished, *files, '--json', other).exit_code == 0
+    found, again = (json.loads(path.read_text())['class_ap']['box'] for path in (out, other))
+    assert list(again) == list(found)[::-1]
+    assert again == pytest.approx(found)
+    assert len({value for value in found.values() if value >= 0}) > 1
+
+
+def test_a_config_with_its_checkpoint(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """As a teacher is evaluated; the model's own config says how inputs are made."""
+    out, other = tmp_path / 'own.json', tmp_path / 'other.json'
+    assert evaluated(finished, '--json', out).exit_code == 0
+    model = ('--model', finished / 'student_config.py', '--checkpoint', finished / 'student.pth')
+    assert evaluated(*model, '--coco', synthetic_set, '--json', other).exit_code == 0
+    assert json.loads(out.read_text())['metrics'] == json.loads(other.read_text())['metrics']
+
+
+def test_faster_backend(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip('faster_coco_eval', reason='the extra `faster` is not installed')
+    out, other = tmp_path / 'own.json', tmp_path / 'other.json'
+    assert evaluated(finished, '--json', out).exit_code == 0
+    assert evaluated(finished, '--json', other, '--backend', 'faster').exit_code == 0
+    one, two = (json.loads(path.read_text())['metrics'] for path in (out, other))
+    assert one == pytest.approx(two, abs=1e-9)
+
+
+def test_class_table(finished: Path) -> None:
+    lines = evaluated(finished, '--classes').stdout.splitlines()
+    table = lines[next(number for number, line in enumerate(lines) if line.startswith('class')) :]
+    assert {line.split()[0] for line in table[1:]} == {'circle', 'square', 'triangle', 'star', 'cross', 'ring'}
+
+
+def test_masks(
+    train: Callable[..., Any],
+    write_stage: Callable[..., Path],
+    records: Records,
+    synthetic_set: Path,
+    tmp_path: Path,
+) -> None:
+    """Boxes and masks; on a set without masks, boxes alone."""
+    train(write_stage(tmp_path / 'stage.yaml', **TINY_MASK_RCNN), '--out', tmp_path / 'run')
+    recorded = records(tmp_path / 'run', 'evaluation')[-1]['metrics']
+    out, results = tmp_path / 'scores.json', tmp_path / 'results.json'
+    assert evaluated(tmp_path / 'run', '--json', out, '--results', results).exit_code == 0
+    assert json.loads(out.read_text())['metrics'] == pytest.approx(recorded, abs=1e-6)
+    detections = json.loads(results.read_text())
+    assert detections
+    assert all({'bbox', 'segmentation'} <= record.keys() for record in detections)
+    assert 'mask/AP' in recorded
+
+    path = synthetic_set / 'annotations' / 'instances_val2017.json'
+    document = json.loads(path.read_text())
+    for one in document['annotations']:
+        del one['segmentation']
+    boxes_only = tmp_path / 'boxes.json'
+    boxes_only.write_text(json.dumps(document))
+    result = evaluated(tmp_path / 'run', '--images', synthetic_set / 'val2017', '--annotations', boxes_only)
+    assert result.exit_code == 0, result.output
+    assert 'masks are not evaluated' in result.stdout
+
+
+def test_other_classes(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    path = synthetic_set / 'annotations' / 'instances_val2017.json'
+    changed = tmp_path / 'changed.json'
+    changed.write_text(path.read_text().replace('"star"', '"moon"'))
+    files = ('--images', synthetic_set / 'val2017', '--annotations', changed)
+    assert 'only it knows star, only they have moon' in refused(finished, *files)
+    document = json.loads(path.read_text())
+    document['categories'].append({'id': 99, 'name': 'moon'})
+    changed.write_text(json.dumps(document))
+    assert 'tells 6 classes apart, but the annotations have 7' in refused(finished, *files)
+
+
+def test_a_checkpoint_of_other_classes(copied: Path) -> None:
+    content = torch.load(copied / 'student.pth', weights_only=True)
+    content['meta']['dataset_meta']['classes'] = ('a', 'b', 'c', 'd', 'e', 'f')
+    torch.save(content, copied / 'student.pth')
+    assert 'was trained on 6 classes (a, ...), its config names 6 (circle, ...)' in refused(copied)
+
+
+def test_a_checkpoint_of_another_network(copied: Path) -> None:
+    content = torch.load(copied / 'student.pth', weights_only=True)
+    del content['state_dict']['backbone.conv1.weight']
+    torch.save(content, copied / 'student.pth')
+    assert '1 tensors are missing (backbone.conv1.weight)' in refused(copied)
+
+
+def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    assert 'is no run or stage of one' in refused(tmp_path)
+    assert 'there is no such file' in refused(finished, '--checkpoint', tmp_path / 'none.pth')
+    assert 'cannot read the annotation file' in refused(finished, '--coco', tmp_path)
+    annotations = synthetic_set / 'annotations' / 'instances_val2017.json'
+    files = ('--images', tmp_path, '--annotations', annotations)
+    assert '8 of 8 images of instances_val2017.json are missing' in refused(finished, *files)
+    (copied / 'student.pth').unlink()
+    assert f'the run has not finished; give a stage that has, as {copied / "stage1"}' in refused(copied)
+    assert 'add --checkpoint FILE' in refused('--model', finished / 'student_config.py')
+    assert 'only mmdet detectors are evaluated' in refused('--model', 'my.py:build')
+    nowhere = tmp_path / 'no' / 'folder'
+    (tmp_path / 'no').write_text('')
+    assert 'cannot be written' in refused(finished, '--json', nowhere)
+
+
+def test_an_empty_set(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    document = json.loads((synthetic_set / 'annotations' / 'instances_val2017.json').read_text())
+    document |= {'images': [], 'annotations': []}
+    (tmp_path / 'empty.json').write_text(json.dumps(document))
+    assert 'lists no images' in refused(finished, '--images', tmp_path, '--annotations', tmp_path / 'empty.json')
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['run', '--model', 'r50'],
+        ['run', '--images', 'images'],
+        ['run', '--coco', 'a', '--images', 'b', '--annotations', 'c'],
+        ['run', '--backend', 'slower'],
+        ['run', '--scale', '800'],
+    ],
+)
+def test_usage_errors(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert 'Usage:' in result.stderr
+
+
+def test_examples_are_accepted() -> None:
+    for line in filter(None, (one.strip() for one in EXAMPLES.splitlines())):
+        if line.startswith('mtpd-eval '):
+            assert main.make_context('mtpd-eval', line.split()[1:]).params['device'] == 'auto'
+
+
+@pytest.mark.real
+def test_a_real_teacher(real_dir: Path, tmp_path: Path) -> None:
+    """YOLOX-nano on 66 real images: the AP that was measured with mmdet's own loop."""
+    teacher = real_dir / 'teachers' / 'yolox_nano_mmdet'
+    model = ('--model', teacher.with_suffix('.py'), '--checkpoint', teacher.with_suffix('.pth'))
+    out = tmp_path / 'scores.json'
+    result = evaluated(*model, '--coco', real_dir / 'coco_mini', '--json', out)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(out.read_text())['metrics']
+    assert (metrics['box/AP'], metrics['box/AP50']) == pytest.approx((0.306, 0.482), abs=2e-3)

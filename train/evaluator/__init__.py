@@ -1,0 +1,1 @@
+"""The program that evaluates a checkpoint on an annotated set."""

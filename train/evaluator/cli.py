@@ -1,0 +1,83 @@
+"""`mtpd-eval`: the command line. Imports nothing heavy, so that --help is instant."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtpd.console import reported
+from mtpd_train.cli_options import output_options
+
+EXAMPLES = """
+\b
+Examples:
+  mtpd-eval runs/progressive
+  mtpd-eval runs/progressive/stage1 --coco data/coco --classes
+  mtpd-eval --model r101 --coco data/coco --batch-size 8
+  mtpd-eval --model my_config.py --checkpoint my.pth --images data/my/images --annotations data/my/val.json
+  mtpd-eval runs/progressive --json scores.json --results detections.json --backend faster
+"""
+
+_folder = click.Path(path_type=Path, file_okay=False)
+_file = click.Path(path_type=Path, dir_okay=False)
+
+
+def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    parts = value.lower().split('x')
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f'{value!r}: expected two whole numbers of pixels, for instance 1333x800')
+    return int(parts[0]), int(parts[1])
+
+
+@click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.argument('run', required=False, metavar='[RUN]', type=_folder)
+@click.option(
+    '--model', metavar='M', help='In place of RUN: zoo model, alias (r101, swin_l, ...) or mmdet config (.py).'
+)
+@click.option('--checkpoint', type=_file, help="Weights.  [default: the run's, or the zoo's]")
+@click.option(
+    '--trust-checkpoint',
+    is_flag=True,
+    help='Unpickle a checkpoint that holds more than tensors. This can run code in it.',
+)
+@click.option(
+    '--coco', type=_folder, help="Data set in COCO's own layout.  [default: the run's; with --model data/coco]"
+)
+@click.option('--split', default='val2017', show_default=True, help='Split of --coco.')
+@click.option('--images', type=_folder, help='Image folder, in place of --coco and --split.')
+@click.option('--annotations', type=_file, help='COCO annotation file, together with --images.')
+@click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the config's]")
+@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images a forward pass.')
+@click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Processes that read images.')
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option(
+    '--backend',
+    type=click.Choice(['pycocotools', 'faster']),
+    default='pycocotools',
+    show_default=True,
+    help='What computes AP; faster is faster-coco-eval, with equal numbers: pip install "mtpd[faster]".',
+)
+@click.option('--classes', is_flag=True, help='Print AP of each class, too.')
+@click.option('--json', type=_file, metavar='OUT.json', help='Write the numbers, with AP of each class.')
+@click.option('--results', type=_file, metavar='OUT.json', help="Write all detections in COCO's result format.")
+@output_options
+def main(verbose: bool, quiet: bool, **options: Any) -> None:
+    """Evaluate a student or teacher on an annotated set: COCO's AP of boxes and masks.
+
+    RUN is the folder of a run of mtpd-train, or of one of its stages. Without a data set, it is evaluated on the one
+    that the run was evaluated on. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+    """
+    if (options['run'] is None) == (options['model'] is None):
+        raise click.UsageError('give either the folder of a run or --model')
+    if (options['images'] is None) != (options['annotations'] is None):
+        raise click.UsageError('--images and --annotations go together')
+    if options['images'] is not None and options['coco'] is not None:
+        raise click.UsageError('--images stands in place of --coco: leave one of them out')
+    if options['model'] is not None and options['images'] is None and options['coco'] is None:
+        options['coco'] = Path('data/coco')
+    with reported(verbose=verbose, quiet=quiet):
+        from mtpd_train.evaluator.run import run
+
+        run(options)

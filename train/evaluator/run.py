@@ -1,0 +1,100 @@
+"""One evaluation, from the options to the tables."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtpd.data.coco import CocoSet, read_annotations
+from mtpd.environment import choose_device, describe_device, versions
+from mtpd.errors import InputError, UnavailableError
+from mtpd.evaluation import Evaluation, require_backend
+from mtpd.files import write_atomically
+from mtpd_train.dataset import DetectionDataset
+from mtpd_train.evaluation import detect, evaluate_detections, metrics_by_name
+from mtpd_train.evaluator.detector import build_target, category_ids
+from mtpd_train.evaluator.target import find_files, find_target
+from mtpd_train.evaluator.text import class_table, metrics_table
+
+LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'pycocotools')
+
+
+def run(options: Mapping[str, Any]) -> None:
+    """Evaluates a detector, prints the tables and writes the files that were asked for."""
+    require_backend(options['backend'])
+    device = choose_device(options['device'])
+    target = find_target(options)
+    files = find_files(options, target)
+    coco = read_annotations(files.annotations)
+    if not coco.images:
+        raise InputError(f'{coco.path}: lists no images; give another annotation file')
+    student = build_target(target, scale=options['scale'], trust_checkpoint=options['trust_checkpoint'], device=device)
+    ids = category_ids(target, student, coco, trust_checkpoint=options['trust_checkpoint'])
+    dataset = DetectionDataset(
+        coco, files.images, geometry=student.preprocessing.geometry, for_training=False, with_masks=False
+    )
+
+    started = time.perf_counter()
+    boxes, masks = detect(
+        student,
+        dataset,
+        batch_size=options['batch_size'],
+        num_workers=options['workers'],
+        device=device,
+        category_ids=ids,
+    )
+    seconds = time.perf_counter() - started
+    if options['results'] is not None:
+        _write('--results', options['results'], _together(boxes, masks))
+    with_masks = student.has_masks and _has_segmentations(coco)
+    found = evaluate_detections(coco.path, boxes, masks if with_masks else None, backend=options['backend'])
+
+    if options['json'] is not None:
+        record = {
+            'model': target.name,
+            'checkpoint': str(target.checkpoint),
+            'images': str(files.images),
+            'annotations': str(coco.path),
+            'num_images': len(coco.images),
+            **_numbers(found),
+            'seconds': seconds,
+            'backend': options['backend'],
+            'device': describe_device(device),
+            'versions': versions(LIBRARIES),
+        }
+        _write('--json', options['json'], record)
+    print(f'{target.name} from {target.checkpoint} on {coco.path}')
+    print(f'{len(coco.images)} images in {seconds:.1f} s ({len(coco.images) / seconds:.1f} images/s)')
+    if student.has_masks and not with_masks:
+        print('masks are not evaluated: the annotations have none')
+    print('\n'.join(metrics_table(found)))
+    if options['classes']:
+        print('\n' + '\n'.join(class_table(found)))
+
+
+def _numbers(found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    return {
+        'metrics': metrics_by_name(found),
+        'class_ap': {kind: dict(one.class_ap) for kind, one in found.items()},
+    }
+
+
+def _together(boxes: Sequence[Mapping[str, Any]], masks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One result record for each detection, with its mask where there are masks."""
+    if not masks:
+        return [dict(box) for box in boxes]
+    return [{**box, 'segmentation': mask['segmentation']} for box, mask in zip(boxes, masks, strict=True)]
+
+
+def _has_segmentations(coco: CocoSet) -> bool:
+    return any(one.segmentation is not None for several in coco.annotations.values() for one in several)
+
+
+def _write(option: str, path: Path, content: Any) -> None:
+    try:
+        write_atomically(path, json.dumps(content).encode())
+    except OSError as error:
+        raise UnavailableError(
+            f'{option} {path}: cannot be written ({error.strerror}); choose another place'
+        ) from error

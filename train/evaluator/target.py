@@ -1,0 +1,106 @@
+"""What is to be evaluated, and on what: from a run's folder or from a model's name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mtpd.detectors.models import load_config
+from mtpd.detectors.weights import fetch_weights
+from mtpd.detectors.zoo import find_model
+from mtpd.errors import InputError
+from mtpd_train.run_folder import CONFIG_FILE, RUN_FILE, STUDENT_FILE
+
+
+@dataclass(frozen=True)
+class Files:
+    """An annotated set.
+
+    Attributes:
+        images: the folder that `file_name` starts from.
+        annotations: the COCO annotation file.
+    """
+
+    images: Path
+    annotations: Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """A detector.
+
+    Attributes:
+        name: for people.
+        config: its mmengine Config.
+        checkpoint: its weights.
+        files: what it was evaluated on when it was trained, if that is known.
+    """
+
+    name: str
+    config: Any
+    checkpoint: Path
+    files: Files | None = None
+
+
+def find_target(options: Mapping[str, Any]) -> Target:
+    """The detector that the command line names.
+
+    Raises:
+        InputError: there is no such run or model, or it has no weights.
+        UnavailableError: the weights of a zoo model cannot be fetched.
+    """
+    if options['run'] is not None:
+        target = _of_run(options['run'])
+        return target if options['checkpoint'] is None else replace(target, checkpoint=options['checkpoint'])
+    reference = options['model']
+    if '.py:' in reference:
+        raise InputError(
+            f'--model {reference}: only mmdet detectors are evaluated; for the head of a file.py:callable, extract a '
+            'cache and use mtpd-cache fidelity'
+        )
+    config, checkpoint = load_config(reference), options['checkpoint']
+    if checkpoint is None:
+        entry = find_model(reference)
+        if entry is None:
+            raise InputError(f'--model {reference}: a config file needs its weights: add --checkpoint FILE')
+        checkpoint = fetch_weights(entry)
+    return Target(reference, config, checkpoint)
+
+
+def find_files(options: Mapping[str, Any], target: Target) -> Files:
+    """The set that the command line names, or else the one of the run.
+
+    Raises:
+        InputError: neither names one.
+    """
+    if options['images'] is not None:
+        return Files(options['images'], options['annotations'])
+    if options['coco'] is not None:
+        folder, split = options['coco'], options['split']
+        return Files(folder / split, folder / 'annotations' / f'instances_{split}.json')
+    if target.files is None:
+        raise InputError(
+            f'{target.name}: says nothing of a set to evaluate on; add --coco DIR, or --images DIR --annotations FILE'
+        )
+    return target.files
+
+
+def _of_run(folder: Path) -> Target:
+    config_file, student_file = folder / CONFIG_FILE, folder / STUDENT_FILE
+    if not config_file.is_file() or not student_file.is_file():
+        if (folder / RUN_FILE).is_file():
+            raise InputError(
+                f'{folder}: has no {STUDENT_FILE}, as the run has not finished; give a stage that has, as '
+                f'{folder / "stage1"}'
+            )
+        raise InputError(f'{folder}: is no run or stage of one (no {STUDENT_FILE} beside a {CONFIG_FILE}); see --help')
+    config = load_config(str(config_file))
+    return Target(str(folder), config, student_file, _files_of(config))
+
+
+def _files_of(config: Any) -> Files | None:
+    """The validation set that a student's config carries for mmdet's test tool."""
+    dataset = config.test_dataloader.dataset
+    if 'ann_file' not in dataset:
+        return None
+    return Files(Path(dataset.data_prefix['img']), Path(dataset.ann_file))
