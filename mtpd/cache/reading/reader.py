@@ -6,7 +6,6 @@ that was damaged, truncated, swapped with another or put back from an older cach
 it touches.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,13 +77,13 @@ class CacheReader:
             for row, image in enumerate(bucket.images):
                 self._locations[image.image_id] = Location(bucket, row)
         self.image_ids: tuple[int, ...] = tuple(self._locations)
-        self._maps = MapReader(self._files, self.manifest.description, self.levels, plan.by_name)
-        record = self.manifest.description.rois
-        self._rois = None if record is None else RoiReader(self._files, record, plan.by_name)
         self.bases: dict[str, Tensor] = {}
         if self.manifest.description.codec == 'lean':
             content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
             self.bases = load_basis(content, self.levels, name=str(path / BASIS_FILE))
+        description, buckets = self.manifest.description, plan.by_name
+        self._maps = MapReader(self._files, description, self.levels, buckets, bases=self.bases)
+        self._rois = None if description.rois is None else RoiReader(self._files, description.rois, buckets)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -137,14 +136,7 @@ class CacheReader:
             out = torch.empty(num_elements(wanted, place.bucket.padded), dtype=self.code_dtype)
         else:
             self._require_room(out, num_elements(wanted, place.bucket.padded))
-        encoded, start = {}, 0
-        for level in wanted:
-            shape = level.channels, *level.grid(*place.bucket.padded)
-            end = start + math.prod(shape)
-            codes, basis = out[start:end].view(shape), self.bases.get(level.name)
-            encoded[level.name] = self._maps.read(*place, image_id, view, level, codes, basis)
-            start = end
-        return encoded
+        return self._maps.read(*place, image_id, view, levels=wanted, out=out)
 
     def num_codes(self, image_id: int, *, levels: Sequence[str] | None = None) -> int:
         """How many codes the maps of an image have together."""
