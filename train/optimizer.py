@@ -29,6 +29,7 @@ class Recipe:
         grad_clip: greatest L2 norm of the gradient; None: no clipping.
         accumulate: batches whose gradients make one optimizer step.
         precision: floating-point format of the forward pass.
+        channels_last: whether the student's inputs and weights lie in memory pixel by pixel.
     """
 
     optimizer: OptimizerKind
@@ -44,6 +45,7 @@ class Recipe:
     grad_clip: float | None
     accumulate: int
     precision: Precision
+    channels_last: bool
 
 
 def build_optimizer(

@@ -101,6 +101,8 @@ def seen_by_student(stage: Stage, samples: Sequence[Sample], *, epoch: int) -> S
 def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> StudentOutputs:
     """The student's forward pass over `images`, which `collate` has made of the samples."""
     student = stage.student
+    if stage.recipe.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
     with _autocast(stage, images.device):
         if not stage.is_taught:
             return StudentOutputs(detection_losses(student.model, images, samples), {}, None)

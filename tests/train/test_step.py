@@ -277,3 +277,25 @@ def test_gradients_that_overflow_half_precision_are_skipped(
     assert [record['lr'] for record in records] == pytest.approx([1e-3] * num_skipped + schedule[: 5 - num_skipped])
     # One clipped step, or several with momentum: only those that were taken moved the weights.
     assert 0 < moved(before, state(stage)).norm() < 1e-3 * (5 - num_skipped) ** 2
+
+
+@pytest.mark.parametrize('option', ['channels_last', 'activation_checkpointing'])
+def test_options_that_change_no_result(
+    option: str, caches: dict[int, Path], build_stage: BuildStage, run_stage: Any
+) -> None:
+    """Losses and weights of two distilled steps."""
+    distill = [{'loss': 'masked_mse'}, {'loss': 'mgd'}]
+    stages = [
+        build_stage(cache=caches[24], distill=distill, data={'val': None}, optim={option: one}) for one in (False, True)
+    ]
+    before = state(stages[0])
+    records = [run_stage(stage) for stage in stages]
+    for one, other in zip(*records, strict=True):
+        assert other['losses'] == pytest.approx(one['losses'], rel=1e-4)
+    one, other = (moved(before, state(stage)) for stage in stages)
+    assert one.norm() > 0
+    assert (one - other).norm() < 1e-3 * one.norm()
+    convolutions = [one for one in stages[1].student.model.parameters() if one.dim() == 4 and one.shape[2] > 1]
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in convolutions) is (
+        option == 'channels_last'
+    )

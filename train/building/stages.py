@@ -5,9 +5,11 @@ from functools import cache as cached
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mtpd.data.coco import CocoSet, read_annotations
+from mtpd.detectors.activation_checkpointing import checkpoint_activations
 from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
@@ -72,6 +74,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
     student = build_student(
         config, preprocessing=preprocessing, num_classes=len(train_coco.categories), seed=settings.seed
     )
+    _save_memory(student.model, settings.optim)
     train_set, val_set = build_sets(data, geometry=preprocessing.geometry, with_masks=student.has_masks, read=read)
     responses = build_responses(settings.distill, student=student.model, source=source)
     terms = [build_term(one) for one in settings.distill if not isinstance(one, TarHeadSettings)]
@@ -127,6 +130,13 @@ def _first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_firs
     return load_backbone(model, init.backbone, config=config) if is_first else None
 
 
+def _save_memory(model: nn.Module, optim: OptimSettings) -> None:
+    if optim.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if optim.activation_checkpointing:
+        checkpoint_activations(model)
+
+
 def _recipe(optim: OptimSettings) -> Recipe:
     return Recipe(
         optimizer=optim.type,
@@ -142,4 +152,5 @@ def _recipe(optim: OptimSettings) -> Recipe:
         grad_clip=optim.grad_clip,
         accumulate=optim.accumulate,
         precision=optim.precision,
+        channels_last=optim.channels_last,
     )

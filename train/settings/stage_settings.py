@@ -64,6 +64,10 @@ class OptimSettings(Section):
     """Iterations whose gradients make one optimizer step."""
     precision: Literal['fp32', 'fp16', 'bf16'] = 'fp32'
     """Floating-point format of the forward pass; fp16 scales the loss."""
+    channels_last: bool = False
+    """Whether maps lie in memory pixel by pixel, which GPUs prefer in half precision."""
+    activation_checkpointing: bool = False
+    """Whether the backbone is computed again in the backward pass: slower, in less memory, with the same gradients."""
 
     @field_validator('milestones')
     @classmethod
