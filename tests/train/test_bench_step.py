@@ -17,6 +17,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setitem(sys.modules, 'bench_step', module)  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
@@ -29,7 +30,7 @@ def test_the_three_ways(
         sys, 'argv', ['bench_step', *['--device', 'cpu', '--images', '8', '--size', '128x96', '--loss', 'mgd']]
     )
     options = script._options()
-    files = script._prepare(tmp_path, options)
+    files = script.prepare(tmp_path, options)
     assert list(files) == ['plain', 'cached', 'online']
     turns = {way: script.Trainer(file, torch.device('cpu')).turn(4) for way, file in files.items()}
     for way, turn in turns.items():

@@ -1,0 +1,1 @@
+"""The parts of `bench_step.py` and `bench_memory.py`."""
