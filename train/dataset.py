@@ -97,6 +97,7 @@ def load_batches(
     batches: Sequence[Sequence[Request]],
     *,
     num_workers: int,
+    pin_memory: bool = False,
     start_method: Literal['fork', 'spawn'] | None = None,
 ) -> Iterator[list[Sample]]:
     """The samples of each batch, in order, read ahead of time by processes that start at once.
@@ -108,6 +109,7 @@ def load_batches(
         dataset: gives the samples.
         batches: what to load.
         num_workers: processes; 0: none, and each batch is read when it is asked for.
+        pin_memory: whether pixels are put where a GPU can fetch them while it computes; needs one.
         start_method: how they start; None: as the system does it.
 
     Raises:
@@ -119,6 +121,7 @@ def load_batches(
         batch_sampler=batches,  # type: ignore[arg-type]  # any list of lists of keys does
         num_workers=num_workers,
         collate_fn=list,
+        pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         multiprocessing_context=start_method if num_workers else None,
     )

@@ -30,7 +30,9 @@ def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sa
     What is read of the teacher for a batch holds until the next batch is asked for.
     """
     # In this order: the processes are forked before the threads start.
-    samples = load_batches(stage.train_set, batches, num_workers=stage.num_workers)
+    samples = load_batches(
+        stage.train_set, batches, num_workers=stage.num_workers, pin_memory=stage.device.type == 'cuda'
+    )
     source, names = stage.source, [level.name for level in stage.teacher_levels]
     ahead: Iterable[ReadAhead] = itertools.repeat(ReadAhead(), len(batches))
     with_rois = stage.responses is not None and stage.responses.head is None

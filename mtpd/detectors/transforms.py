@@ -4,7 +4,7 @@ A view of an image is one of the two that a cache holds: `plain`, the resized im
 mirrored left to right. Padding comes after that, when a batch is normalised.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -56,6 +56,10 @@ class Sample:
     def resized(self) -> Size:
         """Size of the image without padding."""
         return int(self.image.shape[1]), int(self.image.shape[2])
+
+    def pin_memory(self) -> 'Sample':
+        """The sample with its pixels where a GPU can fetch them by itself; torch's DataLoader looks for this method."""
+        return replace(self, image=self.image.pin_memory())
 
 
 def image_view(image: np.ndarray, *, geometry: Geometry, view: View) -> Tensor:

@@ -137,6 +137,15 @@ def test_batches_come_in_order(num_workers: int, make_set: MakeSet) -> None:
     assert [[(one.image_id, one.view) for one in samples] for samples in found] == batches
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_pixels_are_pinned_for_a_gpu(num_workers: int, make_set: MakeSet) -> None:
+    dataset = dataset_of(make_set({'a.png': picture()}, {}))
+    for pinned in (False, True):
+        (samples,) = load_batches(dataset, [[Request(1, 'plain')]], num_workers=num_workers, pin_memory=pinned)
+        assert samples[0].image.is_pinned() == pinned
+
+
 class Recording(DetectionDataset):
     """Notes the process that reads each image."""
 
