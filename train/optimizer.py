@@ -104,11 +104,7 @@ def build_schedule(
         InputError: the warm-up is not over before the training is.
     """
     num_steps = epochs * steps_per_epoch
-    if warmup_steps and warmup_steps + 1 >= num_steps:
-        raise InputError(
-            f'optim.warmup_iters is {warmup_steps}, but the training has only {num_steps} optimizer steps '
-            f'({epochs} epochs of {steps_per_epoch}); lower it'
-        )
+    require_warmup_ends(warmup_steps, epochs=epochs, steps_per_epoch=steps_per_epoch)
     if kind == 'onecycle':
         return OneCycleLR(
             optimizer,
@@ -133,6 +129,20 @@ def build_schedule(
         return warmup * (floor + (1 - floor) * left)
 
     return LambdaLR(optimizer, [partial(factor, floor=min_lr / group['lr']) for group in optimizer.param_groups])
+
+
+def require_warmup_ends(warmup_steps: int | None, *, epochs: int, steps_per_epoch: int) -> None:
+    """Checks that the warm-up of `build_schedule` is over before the training is.
+
+    Raises:
+        InputError: it is not.
+    """
+    num_steps = epochs * steps_per_epoch
+    if warmup_steps and warmup_steps + 1 >= num_steps:
+        raise InputError(
+            f'optim.warmup_iters is {warmup_steps}, but the training has only {num_steps} optimizer steps '
+            f'({epochs} epochs of {steps_per_epoch}); lower it'
+        )
 
 
 def _rising_share(warmup_steps: int, num_steps: int) -> float:

@@ -1,6 +1,7 @@
 """One run of `mtpd-train`: the stages one after another, each starting from the student of the one before."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mtpd_train.run_folder import (
     describe_run,
     stage_folder,
 )
-from mtpd_train.settings.stage_file import dump_stage, load_stages
+from mtpd_train.settings.stage_file import dump_stage, load_stages, place_of
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import load_student
@@ -41,7 +42,7 @@ def run(options: Mapping[str, Any]) -> None:
     out: Path = options['out']
     device = choose_device(options['device'])
     _check_precision(settings, device)
-    stages = build_stages(settings)
+    stages = build_stages(settings, place=partial(place_of, options['stages'], options['overrides']))
     for stage in stages:
         say(_summary(stage))
         if options['dry_run'] and stage.inheritance:

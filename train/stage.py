@@ -97,6 +97,11 @@ class Stage:
         """Seed of everything random in an epoch, from 0: what is drawn does not depend on the epochs before."""
         return self.seed, self.number, epoch
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return -(-len(self.epoch_batches(0)) // self.recipe.accumulate)
+
     def epoch_batches(self, epoch: int) -> list[list[Request]]:
         """The batches of an epoch, from 0."""
         sizes = self.train_set.sizes(with_objects=True)

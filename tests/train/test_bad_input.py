@@ -1,6 +1,7 @@
 """What users get wrong: one clear line, exit code 1, and nothing left behind; and odd input that must simply work."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,8 +146,43 @@ def test_the_next_stage_needs_the_same_student(
     assert 'neck.lateral_convs.0.conv.weight is (32, 8, 1, 1) there and (16, 8, 1, 1) here' in line
     gone = write_stage(tmp_path / 'gone.yaml', student=str(tmp_path / 'nowhere.py'))
     line = train_error(one, gone, '--out', tmp_path / 'run')
-    assert line.startswith('Error: stage 2: ')
+    assert line.startswith(f'Error: {gone} line 1, student: ')
     assert 'nowhere.py: there is no such file' in line
+    assert not (tmp_path / 'run').exists()
+
+
+def test_all_stages_at_once(write_stage: WriteStage, copied_set: Path, caches: dict[int, Path], tmp_path: Path) -> None:
+    """Each problem with its file, line and key, and nothing that only follows from another problem."""
+    (copied_set / 'train2017' / '000000000003.jpg').unlink()
+    files = [
+        write_stage(tmp_path / 'one.yaml', student='retinanet_r5_fpn_1x_coco', data={'coco': str(tmp_path)}),
+        write_stage(tmp_path / 'two.yaml', cache=caches[16], distill=[{'loss': 'mgd', 'levels': ['p9']}]),
+        write_stage(tmp_path / 'three.yaml'),
+        write_stage(tmp_path / 'four.yaml', data={'coco': str(copied_set)}, init={'checkpoint': 'nowhere.pth'}),
+    ]
+    for path in files:
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    options = ['--set', 'data.val=val2016', '--out', str(tmp_path / 'run')]
+    result = CliRunner().invoke(main, [*map(str, files), *options])
+    assert result.exit_code == 1
+    first, *rows = result.stderr.splitlines()
+    assert first == 'Error: the stages have 8 problems'
+    found = [re.split('  +', row.strip(), maxsplit=2) for row in rows]
+    assert [(where.replace(f'{tmp_path}/', ''), key) for where, key, _ in found] == [
+        ('one.yaml line 7', 'data.train'),
+        ('one.yaml line 2', 'student'),
+        ('two.yaml with --set', 'data.val'),
+        ('two.yaml line 19', 'distill'),
+        ('three.yaml with --set', 'data.val'),
+        ('four.yaml line 8', 'data.train'),
+        ('four.yaml with --set', 'data.val'),
+        ('four.yaml line 4', 'init'),
+    ]
+    texts = [text for _, _, text in found]
+    assert 'did you mean' in texts[1]
+    assert 'instances_val2016.json: cannot read' in texts[2]
+    assert 'cannot distil p9' in texts[3]
+    assert '1 of 24 images' in texts[5]
     assert not (tmp_path / 'run').exists()
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / 'configs' / 'coco').glob('*.yaml'))
 TEACHERS = sorted((ROOT / 'configs' / 'teachers').glob('*.yaml'))
 CPU = torch.device('cpu')
-SMALL = ('data.batch_size=1', 'data.workers=0', 'data.val=null', 'init.backbone=none')
+SMALL = ('data.batch_size=1', 'data.workers=0', 'data.val=null', 'init.backbone=none', 'optim.warmup_iters=0')
 
 Extracted = Callable[[Path], Path]
 HeadCommands = Callable[[Path], list[list[str]]]

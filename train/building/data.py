@@ -17,33 +17,46 @@ def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, P
     return split.images, split.annotations
 
 
-def build_sets(
-    data: DataSettings, *, geometry: Geometry, with_masks: bool, read: Callable[[Path], CocoSet]
-) -> tuple[DetectionDataset, DetectionDataset | None]:
-    """The images to train on, and those to evaluate on, if any.
+def build_train_set(data: DataSettings, coco: CocoSet, *, geometry: Geometry, with_masks: bool) -> DetectionDataset:
+    """The images to train on.
 
     Args:
         data: what the stage file says.
+        coco: the annotations.
         geometry: resize of the images.
         with_masks: whether the student wants masks.
-        read: reads annotation files.
 
     Raises:
-        InputError: images are missing, there is nothing to train on, or the two sets have different categories.
+        InputError: images are missing, or there is nothing to train on.
     """
     folder, annotations = split_paths(data, data.train)
-    coco = read(annotations)
     train_set = DetectionDataset(coco, folder, geometry=geometry, for_training=True, with_masks=with_masks)
     if not train_set.sizes(with_objects=True):
         raise InputError(f'{annotations}: no image has an object to train on; choose another training set')
+    return train_set
+
+
+def build_val_set(
+    data: DataSettings, train_coco: CocoSet, *, geometry: Geometry, read: Callable[[Path], CocoSet]
+) -> DetectionDataset | None:
+    """The images to evaluate on, if any.
+
+    Args:
+        data: what the stage file says.
+        train_coco: the annotations of the images to train on.
+        geometry: resize of the images.
+        read: reads annotation files.
+
+    Raises:
+        InputError: images are missing, or the categories are not those of the training set.
+    """
     if data.val is None:
-        return train_set, None
-    val_folder, val_annotations = split_paths(data, data.val)
-    val_coco = read(val_annotations)
-    if val_coco.categories != coco.categories:
+        return None
+    folder, annotations = split_paths(data, data.val)
+    coco = read(annotations)
+    if coco.categories != train_coco.categories:
         raise InputError(
-            f'{val_annotations}: its categories differ from those of {annotations}; '
+            f'{annotations}: its categories differ from those of {train_coco.path}; '
             'choose another data.val, or null for no evaluation'
         )
-    val_set = DetectionDataset(val_coco, val_folder, geometry=geometry, for_training=False, with_masks=False)
-    return train_set, val_set
+    return DetectionDataset(coco, folder, geometry=geometry, for_training=False, with_masks=False)

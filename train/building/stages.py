@@ -1,6 +1,7 @@
 """From a run's settings to the plain values that training needs. The last place where settings are seen."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache as cached
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,22 @@ from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
-from mtpd.errors import MtpdError
 from mtpd.evaluation import require_backend
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.terms import FineGrainedTerm
-from mtpd_train.building.data import build_sets, split_paths
+from mtpd_train.building.data import build_train_set, build_val_set, split_paths
+from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.building.terms import build_term
-from mtpd_train.optimizer import Recipe
+from mtpd_train.optimizer import Recipe, require_warmup_ends
 from mtpd_train.photometric import Photometric
 from mtpd_train.settings.loss_settings import TarHeadSettings
 from mtpd_train.settings.stage_settings import InitSettings, OptimSettings, StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import (
+    Student,
     build_student,
     inherit,
     load_backbone,
@@ -36,12 +38,18 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
+from mtpd_train.teachers.teacher_source import TeacherSource
 
 
-def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
+def build_stages(settings: Sequence[StageSettings], *, place: Place = 'stage {}'.format) -> list[Stage]:
     """Opens the caches, reads the data sets, builds the students, and checks that everything fits.
 
-    All stages are built before the first is trained: a slip in the last must not show after two days.
+    All stages are built before the first is trained: a slip in the last must not show after two days. What is wrong
+    with them comes in one error.
+
+    Args:
+        settings: of the stages, in the order of training.
+        place: where a key of a stage is written, for the error.
 
     Raises:
         InputError: something in a stage file does not fit.
@@ -50,49 +58,69 @@ def build_stages(settings: Sequence[StageSettings]) -> list[Stage]:
     """
     # Stages mostly share their data, and COCO's annotations take seconds to read and gigabytes to hold.
     read = cached(read_annotations)
-    stages: list[Stage] = []
+    stages: list[Stage | None] = []
+    found: list[Problem] = []
     for number, one in enumerate(settings, start=1):
-        try:
-            stage = _build_stage(one, number=number, read=read)
-        except MtpdError as error:
-            if len(settings) == 1:
-                raise
-            raise type(error)(f'stage {number}: {error}') from error
-        if stage.origin is None:
-            require_same_network(stage.student.model, stages[-1].student.model, number=number)
+        problems = Problems(number)
+        stage = None
+        # What the stage itself blames on no key is mostly about what the student can and cannot do.
+        with problems.at('student'), suppress(Unbuildable):
+            stage = _build_stage(one, number=number, read=read, problems=problems)
+        previous = stages[-1] if stages else None
+        if stage is not None and previous is not None and stage.origin is None:
+            with problems.at('student'):
+                require_same_network(stage.student.model, previous.student.model, number=number)
         stages.append(stage)
-    return stages
+        found += problems.found
+    raise_problems(found, place)
+    return [stage for stage in stages if stage is not None]
 
 
-def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path], CocoSet]) -> Stage:
-    require_backend(settings.evaluate.backend)
-    source = build_source(settings)
+def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path], CocoSet], problems: Problems) -> Stage:
     data = settings.data
-    train_coco = read(split_paths(data, data.train)[1])
-    config = student_config(settings.student, changes=settings.model)
-    preprocessing = student_preprocessing(read_preprocessing(config), data, source)
-    student = build_student(
-        config, preprocessing=preprocessing, num_classes=len(train_coco.categories), seed=settings.seed
-    )
-    _save_memory(student.model, settings.optim)
-    train_set, val_set = build_sets(data, geometry=preprocessing.geometry, with_masks=student.has_masks, read=read)
-    responses = build_responses(settings.distill, student=student.model, source=source)
-    terms = [build_term(one) for one in settings.distill if not isinstance(one, TarHeadSettings)]
-    if source is not None and settings.distill:
-        neck_of(student.model)
-    teacher_levels = source.levels if source else ()
-    needs_anchors = any(isinstance(term, FineGrainedTerm) for term in terms)
-    anchors = base_anchors(student.model) if needs_anchors else None
-    distiller = Distiller(terms, student=student.levels, teacher=teacher_levels, anchors=anchors)
-    needed = {*distiller.teacher_levels, *(responses.levels if responses else ())}
-    if source is not None and settings.distill:
-        # Stored proposals are mirrored exactly, so without maps the plain view will do.
-        source.require_fit(train_set, flip=data.flip if needed else 0.0)
-    origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
+    with problems.at('evaluate.backend'):
+        require_backend(settings.evaluate.backend)
+    with problems.at('cache' if settings.teacher is None else 'teacher'):
+        source = build_source(settings)
+    with problems.at('data.train'):
+        train_coco = read(split_paths(data, data.train)[1])
+    with problems.at('student'):
+        config = student_config(settings.student, changes=settings.model)
+        own = read_preprocessing(config)
+    problems.require_none()
+
+    with problems.at('student'):
+        preprocessing = student_preprocessing(own, data, source)
+        student = build_student(
+            config, preprocessing=preprocessing, num_classes=len(train_coco.categories), seed=settings.seed
+        )
+    problems.require_none()
+
+    with problems.at('optim.activation_checkpointing'):
+        _save_memory(student.model, settings.optim)
+    with problems.at('data.train'):
+        train_set = build_train_set(data, train_coco, geometry=preprocessing.geometry, with_masks=student.has_masks)
+    with problems.at('data.val'):
+        val_set = build_val_set(data, train_coco, geometry=preprocessing.geometry, read=read)
+    with problems.at('distill'):
+        responses = build_responses(settings.distill, student=student.model, source=source)
+        distiller = _build_distiller(settings, student, source)
+    with problems.at('init'):
+        origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
     inheritance: tuple[Inheritance, ...] = ()
-    if settings.init.inherit and source is not None:
-        inheritance = inherit(student.model, source.weights(), settings.init.inherit)
-    return Stage(
+    with problems.at('init.inherit'):
+        if settings.init.inherit and source is not None:
+            inheritance = inherit(student.model, source.weights(), settings.init.inherit)
+    problems.require_none()
+
+    teacher_levels = source.levels if source else ()
+    needed = {*distiller.teacher_levels, *(responses.levels if responses else ())}
+    with problems.at('cache'):
+        if source is not None and settings.distill:
+            # Stored proposals are mirrored exactly, so without maps the plain view will do.
+            source.require_fit(train_set, flip=data.flip if needed else 0.0)
+    problems.require_none()
+    stage = Stage(
         number=number,
         student=student,
         origin=origin,
@@ -121,6 +149,20 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         seed=settings.seed,
         recipe=_recipe(settings.optim),
     )
+    recipe = stage.recipe
+    with problems.at('optim.warmup_iters'):
+        require_warmup_ends(recipe.warmup_steps, epochs=recipe.epochs, steps_per_epoch=stage.steps_per_epoch)
+    return stage
+
+
+def _build_distiller(settings: StageSettings, student: Student, source: TeacherSource | None) -> Distiller:
+    """The losses on maps, matched to the levels of both sides."""
+    if source is not None and settings.distill:
+        neck_of(student.model)
+    terms = [build_term(one) for one in settings.distill if not isinstance(one, TarHeadSettings)]
+    needs_anchors = any(isinstance(term, FineGrainedTerm) for term in terms)
+    anchors = base_anchors(student.model) if needs_anchors else None
+    return Distiller(terms, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
 
 
 def _first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first: bool) -> str | None:

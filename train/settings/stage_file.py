@@ -37,6 +37,21 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
     return stages
 
 
+def place_of(paths: Sequence[Path], overrides: Sequence[str], number: int, key: str) -> str:
+    """Where a key of stage `number`, from 1, was written, in words: its file and line, or the command line.
+
+    Args:
+        paths, overrides: as `load_stages` had them.
+        number: of the stage.
+        key: dotted.
+    """
+    path = paths[number - 1]
+    changed = [override.partition('=')[0].replace('[', '.').replace(']', '') for override in overrides]
+    if any(f'{key}.'.startswith(f'{one}.') or one.startswith(f'{key}.') for one in changed):
+        return f'{path} with --set'
+    return f'{path} line {line_of(_read_yaml(path)[0], tuple(key.split(".")))}'
+
+
 def dump_stage(stage: StageSettings) -> str:
     """A stage with all its defaults as YAML that `load_stages` reads as the same stage."""
     return OmegaConf.to_yaml(OmegaConf.create(stage.model_dump(mode='json')))
