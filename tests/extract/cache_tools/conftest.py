@@ -1,6 +1,9 @@
 """Runs of `mtpd-cache`."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,3 +22,18 @@ def mtpd_cache() -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture(scope='session')
+def sharded(tmp_path_factory: pytest.TempPathFactory, command: Any, many_shards: Any) -> Path:
+    """A cache of eight shards. Not to be changed."""
+    out = tmp_path_factory.mktemp('sharded') / 'cache'
+    command.run(out, *many_shards)
+    return out
+
+
+@pytest.fixture
+def cache(sharded: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(sharded, tmp_path / 'cache', ignore=shutil.ignore_patterns('.lock*'))
+    return tmp_path / 'cache'
