@@ -14,14 +14,21 @@ Examples:
   mtpd-train stage1.yaml stage2.yaml --out runs/progressive
   mtpd-train stage1.yaml --out runs/try --set optim.lr=0.005 --set data.workers=8 --dry-run
   mtpd-train stage1.yaml stage2.yaml --out runs/progressive --resume
+  mtpd-train stage1.yaml --print-config > all_settings.yaml
 """
+
+
+def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from mtpd_train.settings.schema import schema_text
+
+        click.echo(schema_text(), nl=False)
+        context.exit()
 
 
 @click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
 @click.argument('stages', nargs=-1, required=True, metavar='STAGE.yaml...', type=click.Path(path_type=Path))
-@click.option(
-    '--out', required=True, type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Folder of the run.'
-)
+@click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Folder of the run.')
 @click.option(
     '--set',
     'overrides',
@@ -31,7 +38,15 @@ Examples:
 )
 @click.option('--resume', is_flag=True, help='Go on with the run in RUN from its last finished epoch.')
 @click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan, train nothing.')
-@click.option('--print-config', is_flag=True, help='Print every stage with all its defaults and stop.')
+@click.option('--print-config', is_flag=True, help='Print every stage with all settings explained and stop.')
+@click.option(
+    '--print-schema',
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help='Print the JSON schema of stage files, for editors, and stop.',
+)
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
 def main(verbose: bool, quiet: bool, **options: Any) -> None:
@@ -42,6 +57,8 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
     Stage k starts from the student of stage k-1. RUN gets student.pth, which mmdet loads, metrics.jsonl and run.json.
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
+    if options['out'] is None and not options['print_config']:
+        raise click.UsageError("Missing option '--out'.")
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.run import run
 

@@ -27,7 +27,8 @@ from mtpd_train.run_folder import (
     describe_run,
     stage_folder,
 )
-from mtpd_train.settings.stage_file import dump_stage, load_stages, place_of
+from mtpd_train.settings.commented import dump_stage
+from mtpd_train.settings.stage_file import load_stages, place_of
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import load_student

@@ -21,10 +21,11 @@ from mtpd_train.settings import (
     object_loss_settings,
     stage_settings,
 )
+from mtpd_train.settings.commented import dump_stage
 from mtpd_train.settings.data_settings import FilesSettings
 from mtpd_train.settings.map_loss_settings import CwdSettings, MaskedMseSettings, MgdSettings, PkdSettings
 from mtpd_train.settings.object_loss_settings import FgdSettings, FineGrainedSettings, TarFeatureSettings
-from mtpd_train.settings.stage_file import dump_stage, load_stages
+from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.settings.stage_settings import StageSettings
 
 # The example of the contract with users; it must load as it is.

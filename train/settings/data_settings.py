@@ -24,6 +24,9 @@ Split = Annotated[
 ]
 
 
+Edges = tuple[PositiveInt, PositiveInt]
+
+
 def _read_scale(value: Any) -> Any:
     """Reads `1333x800` and [1333, 800] as (1333, 800); what is neither is left to the check of the type."""
     if isinstance(value, str):
@@ -35,13 +38,16 @@ def _read_scale(value: Any) -> Any:
 class GeometrySettings(Section):
     """Resize and padding of the network input, as in mmdet's `Resize` and `Pad`."""
 
-    scale: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_read_scale)] = (1333, 800)
+    scale: Annotated[
+        tuple[PositiveInt, PositiveInt],
+        BeforeValidator(_read_scale, json_schema_input_type=str | tuple[PositiveInt, PositiveInt]),
+    ] = (1333, 800)
     """Edges in px that the image must fit, as 1333x800 or [1333, 800]; without keep_ratio its width and height."""
     keep_ratio: bool = True
     """Whether the aspect ratio is kept."""
     pad_divisor: PositiveInt = 32
     """The padded sides are multiples of this many px."""
-    pad_size: tuple[PositiveInt, PositiveInt] | None = None
+    pad_size: Edges | None = None
     """Height and width in px that the padded input has at least."""
 
 

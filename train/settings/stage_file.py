@@ -52,11 +52,6 @@ def place_of(paths: Sequence[Path], overrides: Sequence[str], number: int, key: 
     return f'{path} line {line_of(_read_yaml(path)[0], tuple(key.split(".")))}'
 
 
-def dump_stage(stage: StageSettings) -> str:
-    """A stage with all its defaults as YAML that `load_stages` reads as the same stage."""
-    return OmegaConf.to_yaml(OmegaConf.create(stage.model_dump(mode='json')))
-
-
 def _load_stage(path: Path, overrides: Sequence[str], *, is_first: bool) -> StageSettings:
     root, config = _read_yaml(path)
     _unfold_model(config)

@@ -1,0 +1,66 @@
+"""A stage as YAML that explains itself: every setting with its meaning above it and, where it differs, its default."""
+
+import math
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from mtpd_train.settings.stage_settings import StageSettings
+
+HEADER = '# All settings of a stage. Where a value is not the default, the default is said behind it.\n'
+# No line is broken, which would take a comment behind it along.
+_AS_IT_IS: dict[str, Any] = {'sort_keys': False, 'allow_unicode': True, 'width': math.inf}
+
+
+def dump_stage(stage: StageSettings) -> str:
+    """A stage with all its defaults as YAML that `load_stages` reads as the same stage."""
+    return HEADER + '\n'.join(_section(stage, indent='')) + '\n'
+
+
+def _section(section: BaseModel, *, indent: str, defaults: Any = None) -> list[str]:
+    """Lines of a section; `defaults` is the one that stands there by default, where there is one."""
+    plain = section.model_dump(mode='json')
+    lines = []
+    for name, field in type(section).model_fields.items():
+        lines.append(f'{indent}# {field.description}')
+        value = getattr(section, name)
+        default = getattr(defaults, name, field.get_default(call_default_factory=True))
+        if isinstance(value, BaseModel):
+            lines += [f'{indent}{name}:', *_section(value, indent=f'{indent}  ', defaults=default)]
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            lines.append(f'{indent}{name}:')
+            for entry in value:
+                lines += _entry(entry, indent=f'{indent}  ')
+        else:
+            lines += _leaf(name, plain[name], default, indent=indent)
+    return lines
+
+
+def _entry(entry: BaseModel, *, indent: str) -> list[str]:
+    """A section as an entry of a list: its first key stands behind the dash."""
+    comment, first, *rest = _section(entry, indent=f'{indent}  ')
+    return [f'{indent}{comment.lstrip()}', f'{indent}- {first.lstrip()}', *rest]
+
+
+def _leaf(name: str, value: Any, default: Any, *, indent: str) -> list[str]:
+    if isinstance(value, dict) and value:
+        block: str = yaml.safe_dump({name: value}, default_flow_style=None, **_AS_IT_IS)
+        return [f'{indent}{line}' for line in block.splitlines()]
+    line = f'{indent}{name}: {_inline(value)}'
+    if default is not PydanticUndefined and _plain(default) != value:
+        line += f'  # default: {_inline(_plain(default))}'
+    return [line]
+
+
+def _plain(default: Any) -> Any:
+    """A default as JSON has it."""
+    if isinstance(default, tuple):
+        return [_plain(one) for one in default]
+    return default if isinstance(default, bool | int | float | dict | None) else str(default)
+
+
+def _inline(value: Any) -> str:
+    text: str = yaml.safe_dump([value], default_flow_style=True, **_AS_IT_IS)
+    return text.strip()[1:-1]
