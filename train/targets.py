@@ -9,6 +9,7 @@ from torch import Tensor
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
 from mtpd.heads.rois import ImageRois
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 from mtpd_train.stage import Stage
@@ -20,13 +21,13 @@ class Targets:
     """The teacher's side of a batch.
 
     Attributes:
-        maps: level name -> the teacher's float32 maps (B, C, H, W).
+        maps: level name -> the teacher's maps (B, C, H, W).
         masks: level name -> bool (B, 1, H, W), true at cells that see the image; of the student's levels too.
         boxes: the objects of each image, (N, 4) xyxy in px of the network input.
         rois: the teacher's stored proposals on each image, in px of the original image; none where no loss asks.
     """
 
-    maps: Mapping[str, Tensor]
+    maps: Mapping[str, TeacherMap]
     masks: Mapping[str, Tensor]
     boxes: Sequence[Tensor]
     rois: Sequence[ImageRois]
@@ -48,7 +49,7 @@ def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, i
     return Targets(
         maps=stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=device),
         masks=batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device),
-        boxes=[one.data_sample.gt_instances.bboxes.to(device) for one in samples],
+        boxes=[one.data_sample.gt_instances.bboxes.to(device, non_blocking=True) for one in samples],
         rois=ahead.rois,
     )
 

@@ -28,11 +28,18 @@ class BoxCoder:
 
     def to_raw(self, deltas: Tensor) -> Tensor:
         """Raw deltas (..., 4) of a head's deltas."""
-        return deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
+        means, stds = self._units(deltas)
+        return deltas * stds + means
 
     def from_raw(self, raw: Tensor) -> Tensor:
         """A head's deltas of raw ones (..., 4)."""
-        return (raw - raw.new_tensor(self.means)) / raw.new_tensor(self.stds)
+        means, stds = self._units(raw)
+        return (raw - means) / stds
+
+    def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and stds beside a tensor; `new_tensor` would wait for what its device is at."""
+        units = torch.tensor([self.means, self.stds], dtype=like.dtype).to(like.device, non_blocking=True)
+        return units[0], units[1]
 
 
 def decode(proposals: Tensor, raw: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.losses.adapter import build_adapter
+from mtpd.losses.squared_error import squared_error
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.terms import Adapter
 
 MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class AdaptedLoss(nn.Module):
-    """One loss of one level behind a 1x1 adapter; with `masked_mse` it is FitNet's (Romero et al. 2015)."""
+    """One loss of one level behind a 1x1 adapter."""
 
     def __init__(
         self, student_channels: int, teacher_channels: int, *, loss: MapLoss, adapter: Adapter = 'auto'
@@ -22,14 +24,14 @@ class AdaptedLoss(nn.Module):
         Args:
             student_channels: channels of the student's map.
             teacher_channels: channels of the teacher's map.
-            loss: (student, teacher, mask) -> scalar, with student and teacher of one shape.
+            loss: (student, teacher, mask) -> scalar, with the values of student and teacher of one shape.
             adapter: see `build_adapter`.
         """
         super().__init__()
         self._loss = loss
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor) -> Tensor:
         """The loss over valid cells.
 
         Args:
@@ -46,4 +48,19 @@ class AdaptedLoss(nn.Module):
         if self.adapter is not None:
             # Before the adapter, or a NaN in the padding would reach the gradient of its weight as 0 * NaN.
             student = self.adapter(torch.where(mask, student, 0.0))
-        return self._loss(student, teacher, mask)
+        return self._loss(student, teacher.values(), mask)
+
+
+class AdaptedMse(nn.Module):
+    """FitNet's loss of one level (Romero et al. 2015): squared error behind a 1x1 adapter, on the teacher's codes."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto') -> None:
+        """Builds the adapter: see `build_adapter`."""
+        super().__init__()
+        self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
+
+    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor) -> Tensor:
+        """The loss over valid cells; see `AdaptedLoss`."""
+        if self.adapter is not None:
+            student = torch.where(mask, student, 0.0)  # as in `AdaptedLoss`
+        return squared_error(student, teacher, mask, layer=self.adapter)

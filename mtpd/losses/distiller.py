@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from mtpd.errors import InputError
 from mtpd.losses.decay import Decay, decay_factor
 from mtpd.losses.level_loss import Term, build_loss, constant_factor, is_over_variance
-from mtpd.losses.masked_mse import masked_variance
+from mtpd.losses.masked_variance import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.mgd import MaskedGenerativeDistillation
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.objects.fgd import FocalGlobalDistillation
 from mtpd.losses.objects.object_mse import ObjectMse
 from mtpd.losses.pair_maps import pair_maps
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 
 
@@ -82,7 +83,7 @@ class Distiller(nn.Module):
     def forward(
         self,
         student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
+        teacher: Mapping[str, TeacherMap | Tensor],
         masks: Mapping[str, Tensor],
         *,
         boxes: Sequence[Tensor] | None = None,
@@ -91,11 +92,13 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor]:
         """The losses of one batch, weighted and decayed: their sum is what joins the detection loss.
 
+        A loss whose weight has decayed to 0 is 0 and not computed: its layers get no gradient.
+
         Half-precision student maps need an autocast region around this call, as any layer does.
 
         Args:
             student: level name -> (B, C of the student, H, W).
-            teacher: level name -> (B, C of the teacher, H, W), of the same padded input.
+            teacher: level name -> codes or values (B, C of the teacher, H, W), of the same padded input.
             masks: level name -> bool (B, 1, H, W), True at cells that show the image; of all levels of both sides that
                 are compared, and for losses that look at objects of all levels of the student.
             boxes: the objects of each image (N, 4), absolute xyxy in px of the padded input, mirrored where the view
@@ -111,9 +114,14 @@ class Distiller(nn.Module):
         """
         by_stride = {level.stride: masks[level.name] for level in self._student if level.name in masks}
         objects = None if boxes is None else Objects(boxes, by_stride)
+        given = {name: one if isinstance(one, TeacherMap) else TeacherMap(one) for name, one in teacher.items()}
         losses: dict[str, Tensor] = {}
         for part in self._parts:
-            maps = pair_maps(part.pair, student, teacher, masks)
+            factor = part.factor * decay_factor(part.decay, progress=progress)
+            if factor == 0:
+                losses[part.name] = next(iter(masks.values())).new_zeros((), dtype=torch.float32)
+                continue
+            maps = pair_maps(part.pair, student, given, masks)
             module = self.losses[part.key]
             if isinstance(module, MaskedGenerativeDistillation):
                 loss = module(*maps, generator=generator)
@@ -125,7 +133,7 @@ class Distiller(nn.Module):
                 loss = module(*maps)
             if part.over_variance:
                 loss = loss / masked_variance(maps[1], maps[2])
-            losses[part.name] = part.factor * decay_factor(part.decay, progress=progress) * loss
+            losses[part.name] = factor * loss
         return losses
 
     @property

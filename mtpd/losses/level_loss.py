@@ -5,9 +5,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from mtpd.losses.adapted import AdaptedLoss
+from mtpd.losses.adapted import AdaptedLoss, AdaptedMse
 from mtpd.losses.cwd import cwd
-from mtpd.losses.masked_mse import masked_mse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
 from mtpd.losses.objects.fgd import FgdWeights, FocalGlobalDistillation
@@ -52,7 +51,7 @@ def build_loss(term: Term, pair: LevelPair, *, anchors: Mapping[int, Tensor]) ->
     if isinstance(term, FgdTerm):
         weights = _fgd_weights(term, pair.compared)
         return FocalGlobalDistillation(*channels, stride=pair.stride, weights=weights, temperature=term.temperature)
-    return AdaptedLoss(*channels, loss=masked_mse, adapter=term.adapter)
+    return AdaptedMse(*channels, adapter=term.adapter)
 
 
 def _fgd_weights(term: FgdTerm, level: Level) -> FgdWeights:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
-from mtpd.losses.masked_mse import masked_mse
+from mtpd.losses.squared_error import squared_error
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
@@ -55,7 +56,7 @@ class MaskedGenerativeDistillation(nn.Module):
         )
 
     def forward(
-        self, student: Tensor, teacher: Tensor, mask: Tensor, *, generator: torch.Generator | None = None
+        self, student: Tensor, teacher: TeacherMap, mask: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """The loss of one batch.
 
@@ -82,4 +83,4 @@ class MaskedGenerativeDistillation(nn.Module):
         first, activation, second = self.generation
         hidden = activation(first(torch.where(visible, student, 0.0)))
         # The first convolution writes into padding beside the image, and the second would read it back.
-        return masked_mse(second(torch.where(mask, hidden, 0.0)), teacher, mask)
+        return squared_error(torch.where(mask, hidden, 0.0), teacher, mask, layer=second)

@@ -4,18 +4,24 @@ Legend: B batch, C channels, H W grid of a level.
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
 from mtpd.losses.match import LevelPair
 from mtpd.losses.resize import resize_map
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 
 Maps = Mapping[str, Tensor]
+Map = TypeVar('Map', Tensor, TeacherMap)
 
 
-def pair_maps(pair: LevelPair, student: Maps, teacher: Maps, masks: Maps) -> tuple[Tensor, Tensor, Tensor]:
+def pair_maps(
+    pair: LevelPair, student: Maps, teacher: Mapping[str, TeacherMap], masks: Maps
+) -> tuple[Tensor, TeacherMap, Tensor]:
     """Picks the maps of a pair and resizes one where their strides differ.
 
     Args:
@@ -40,27 +46,30 @@ def pair_maps(pair: LevelPair, student: Maps, teacher: Maps, masks: Maps) -> tup
             )
         return student_map, teacher_map, student_mask
     if pair.resize == 'student':
-        student_map, valid = _resize(student_map, student_mask, pair.student, teacher_map, pair.teacher)
+        student_map, valid = _resize(student_map, student_mask, pair.student, teacher_map.shape, pair.teacher)
         return student_map, teacher_map, teacher_mask & valid
-    teacher_map, valid = _resize(teacher_map, teacher_mask, pair.teacher, student_map, pair.student)
-    return student_map, teacher_map, student_mask & valid
+    resized, valid = _resize(teacher_map.values(), teacher_mask, pair.teacher, student_map.shape, pair.student)
+    return student_map, TeacherMap(resized), student_mask & valid
 
 
-def _resize(values: Tensor, mask: Tensor, level: Level, target: Tensor, target_level: Level) -> tuple[Tensor, Tensor]:
-    grid = target.shape[2], target.shape[3]
+def _resize(
+    values: Tensor, mask: Tensor, level: Level, target: torch.Size, target_level: Level
+) -> tuple[Tensor, Tensor]:
+    grid = target[2], target[3]
     return resize_map(values, mask, stride=level.stride, target_stride=target_level.stride, target_grid=grid)
 
 
-def _pick(level: Level, owner: str, maps: Maps, masks: Maps) -> tuple[Tensor, Tensor]:
+def _pick(level: Level, owner: str, maps: Mapping[str, Map], masks: Maps) -> tuple[Map, Tensor]:
     """A level's map and mask, or an InputError that names the level and what is wrong with it."""
     for giver, given in ((owner, maps), ('masks', masks)):
         if level.name not in given:
             raise InputError(f'{giver} gives {", ".join(given) or "no level"}, but {level.name} is to be distilled')
-    values, mask = maps[level.name], masks[level.name]
+    mask = masks[level.name]
+    found = maps[level.name]
     wanted = (mask.shape[0], level.channels, *mask.shape[2:])
-    if mask.ndim != 4 or mask.shape[1] != 1 or values.shape != wanted:
+    if mask.ndim != 4 or mask.shape[1] != 1 or found.shape != wanted:
         raise InputError(
-            f'{level.name} of the {owner} has the shape {tuple(values.shape)}, wanted {wanted} (batch, channels, rows, '
+            f'{level.name} of the {owner} has the shape {tuple(found.shape)}, wanted {wanted} (batch, channels, rows, '
             f'columns) for a mask of {tuple(mask.shape)}; pad the teacher and the mask to the grid of the student'
         )
-    return values, mask
+    return found, mask

@@ -28,7 +28,8 @@ def valid_cells(
     Returns:
         Bool (B, 1, H, W).
     """
-    sizes = torch.tensor(resized_sizes, dtype=torch.int64).reshape(-1, 2)
-    rows = torch.arange(grid[0]) * stride < sizes[:, :1]
-    columns = torch.arange(grid[1]) * stride < sizes[:, 1:]
-    return (rows[:, None, :, None] & columns[:, None, None, :]).to(device)
+    # The sizes are copied and not the mask, without waiting for what the device is at.
+    sizes = torch.tensor(resized_sizes, dtype=torch.int64).reshape(-1, 2).to(device, non_blocking=True)
+    rows = torch.arange(grid[0], device=sizes.device) * stride < sizes[:, :1]
+    columns = torch.arange(grid[1], device=sizes.device) * stride < sizes[:, 1:]
+    return rows[:, None, :, None] & columns[:, None, None, :]

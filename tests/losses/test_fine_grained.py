@@ -7,7 +7,8 @@ from torch import Tensor
 from mtpd.errors import InputError
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.objects.fine_grained import AnchorWeights, Reference
-from mtpd.losses.objects.object_mse import weighted_mse
+from mtpd.losses.squared_error import squared_error
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.valid_mask import valid_cells
 
 PADDED = (72, 104)
@@ -103,14 +104,16 @@ def test_the_loss_against_the_formula(dtype: torch.dtype) -> None:
         error = student[index, :, row, column].double() - teacher[index, :, row, column].double()
         total += error.square().sum().item()
         count += 1
-    loss = weighted_mse(student, teacher, objects().masks[8], weigh(8))
+    loss = squared_error(student, TeacherMap(teacher), objects().masks[8], weights=weigh(8))
     assert loss.item() == pytest.approx(total / (3 * count), rel=1e-5)
 
 
 def test_gradcheck() -> None:
     student, teacher = (torch.randn(2, 2, *grid(16), dtype=torch.float64, requires_grad=True) for _ in range(2))
     mask, weights = objects().masks[16], weigh(16)
-    assert torch.autograd.gradcheck(lambda a, b: weighted_mse(a, b, mask, weights), (student, teacher))
+    assert torch.autograd.gradcheck(
+        lambda a, b: squared_error(a, TeacherMap(b), mask, weights=weights), (student, teacher)
+    )
 
 
 def test_on_the_grid_of_another_stride() -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.object_mse import weighted_mse
 from mtpd.losses.objects.tar_feature import gaussian_weights
+from mtpd.losses.squared_error import squared_error
+from mtpd.losses.teacher_map import TeacherMap
 
 STRIDE = 8
 GRIDS = [(5, 7), (1, 13), (25, 34)]
@@ -55,8 +56,9 @@ def reference(
 
 
 def tar_feature(maps: tuple[Tensor, Tensor, Tensor], boxes: list[Tensor], spread: tuple[float, float]) -> Tensor:
-    weights = gaussian_weights(Objects(boxes, {}), maps[2], stride=STRIDE, spread=spread)
-    return weighted_mse(*maps, weights)
+    student, teacher, mask = maps
+    weights = gaussian_weights(Objects(boxes, {}), mask, stride=STRIDE, spread=spread)
+    return squared_error(student, TeacherMap(teacher), mask, weights=weights)
 
 
 @pytest.mark.parametrize('spread', [(2.0, 2.0), (0.7, 1.3)])

@@ -20,7 +20,7 @@ from mtpd.errors import CacheDamagedError
 from mtpd.geometry import Geometry
 from mtpd_train.dataset import DetectionDataset, load_batches
 from mtpd_train.sampling import Request
-from mtpd_train.teachers.cached_teacher import decoded
+from mtpd_train.teachers.code_batch import teacher_maps
 from mtpd_train.teachers.code_stream import MAX_DEPTH, depth_within, stream_codes
 from mtpd_train.teachers.teacher_source import ReadAhead
 
@@ -54,13 +54,13 @@ def require_maps(reader: CacheReader, batch: Sequence[Request], ahead: ReadAhead
     levels = [level for level in reader.levels if level.name in names]
     padded = tuple(max(reader.sizes(one.image_id).padded[side] + 8 for one in batch) for side in (0, 1))
     device = next(iter(ahead.maps[0].values())).codes.device
-    found = decoded(ahead.maps, levels=levels, padded=(padded[0], padded[1]), device=device)
+    found = teacher_maps(ahead.maps, levels=levels, padded=(padded[0], padded[1]), device=device)
     for number, (one, maps) in enumerate(zip(batch, ahead.maps, strict=True)):
         wanted = reader.read_encoded(one.image_id, one.view, levels=names)
         assert list(maps) == list(wanted) == [level.name for level in levels]
         for name, encoded in wanted.items():
             torch.testing.assert_close(maps[name].codes.cpu(), encoded.codes, rtol=0, atol=0)
-            whole, (_, height, width) = found[name][number].cpu(), encoded.codes.shape
+            whole, (_, height, width) = found[name].values()[number].cpu(), encoded.codes.shape
             torch.testing.assert_close(whole[:, :height, :width], decode(encoded), rtol=1e-5, atol=1e-5)
             assert not whole[:, height:].any()
             assert not whole[:, :, width:].any()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mtpd.interrupt import StopFlag
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.stage import Stage
 from mtpd_train.step import loaded, step_losses
@@ -83,11 +84,11 @@ def test_its_maps_are_float32_in_half_precision_training_too(
     given = []
     maps_of = LiveTeacher.maps
 
-    def watched(self: LiveTeacher, *arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+    def watched(self: LiveTeacher, *arguments: Any, **options: Any) -> dict[str, TeacherMap]:
         maps = maps_of(self, *arguments, **options)
         with torch.autocast('cpu', torch.bfloat16):
             inside = maps_of(self, *arguments, **options)
-        assert all(torch.equal(inside[name], one) for name, one in maps.items())
+        assert all(torch.equal(inside[name].values(), one.values()) for name, one in maps.items())
         given.append(maps)
         return maps
 
@@ -96,9 +97,9 @@ def test_its_maps_are_float32_in_half_precision_training_too(
         stage = build_stage(**live(16), distill=DISTILL, optim={'precision': precision})
         samples, ahead = next(loaded(stage, stage.epoch_batches(0)))
         step_losses(stage, samples, ahead, device=CPU)
-    assert [maps['p3'].dtype for maps in given] == [torch.float32] * 2
-    assert torch.equal(given[0]['p3'], given[1]['p3'])
-    assert not given[1]['p3'].requires_grad
+    assert [maps['p3'].codes.dtype for maps in given] == [torch.float32] * 2
+    assert torch.equal(given[0]['p3'].codes, given[1]['p3'].codes)
+    assert not given[1]['p3'].codes.requires_grad
 
 
 def test_inheritance_is_that_of_the_cache(

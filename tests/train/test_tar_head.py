@@ -108,7 +108,7 @@ def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(
     teacher: Any = build_detector(load_config(str(tiny_two_stage)))
     teacher.load_state_dict(stage.source.weights(), strict=False)
     with torch.no_grad():
-        wanted = teacher.roi_head._bbox_forward(tuple(maps.values()), rois)
+        wanted = teacher.roi_head._bbox_forward(tuple(one.values() for one in maps.values()), rois)
     p = wanted['cls_score'].double().log_softmax(1)
     q = predictions.logits.double().log_softmax(1)
     divergence = (p.exp() * (p - q)).sum().item() / len(rois)
@@ -165,7 +165,7 @@ def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., S
     maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=(128, 128), device=CPU)
     objects = [sample.data_sample.gt_instances.bboxes for sample in samples]
     rois = torch.cat([torch.nn.functional.pad(one, (1, 0), value=number) for number, one in enumerate(objects)])
-    answers = head(list(maps.values()), rois)
+    answers = head([one.values() for one in maps.values()], rois)
     raw = BoxCoder(head.record.means, head.record.stds).to_raw(answers.deltas.view(len(rois), -1, 4))
     coder = BoxCoder((0.1, 0.0, 0.2, 0.0), (0.4, 0.4, 0.8, 0.6))
     for units, wanted in ((coder, 0.0), (stage.responses.coder, None)):

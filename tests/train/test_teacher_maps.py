@@ -27,7 +27,7 @@ from mtpd_train.sampling import WINDOW, Request
 from mtpd_train.stage import Stage
 from mtpd_train.step import loaded, step_losses
 from mtpd_train.targets import batch_masks
-from mtpd_train.teachers.cached_teacher import decoded
+from mtpd_train.teachers.code_batch import teacher_maps
 from mtpd_train.teachers.teacher_source import Encoded, ReadAhead
 
 CPU = torch.device('cpu')
@@ -89,7 +89,8 @@ def live_maps(teacher: Teacher, sample: Sample) -> dict[str, Tensor]:
 
 def batch_maps(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, *, padded: Size) -> dict[str, Tensor]:
     assert stage.source is not None
-    return stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=CPU)
+    maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=CPU)
+    return {name: one.values() for name, one in maps.items()}
 
 
 def test_maps_are_those_of_the_drawn_samples(either: Stage, teacher: Teacher) -> None:
@@ -233,7 +234,7 @@ def test_rotated_codes_come_back_in_the_teachers_channels() -> None:
         batch = encode(one[None], 'lean', basis=basis)
         assert batch.scale is not None
         encoded.append({'p3': EncodedMaps(batch.codes[0], batch.error[0], batch.scale[0], batch.basis)})
-    found = decoded(encoded, levels=[level], padded=(32, 40), device=CPU)['p3']
+    found = teacher_maps(encoded, levels=[level], padded=(32, 40), device=CPU)['p3'].values()
     for number, codes in enumerate(encoded):
         height, width = maps[number].shape[1:]
         torch.testing.assert_close(found[number, :, :height, :width], decode(codes['p3']))

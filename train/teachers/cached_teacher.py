@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from mtpd.cache import CacheReader
-from mtpd.cache.format.codecs import dequantise, rotate
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import CacheMismatchError
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
 from mtpd_train.teachers.cache_fit import require_fit
-from mtpd_train.teachers.code_stream import batched, stream_codes
-from mtpd_train.teachers.teacher_source import Encoded, ReadAhead
+from mtpd_train.teachers.code_batch import teacher_maps
+from mtpd_train.teachers.code_stream import stream_codes
+from mtpd_train.teachers.teacher_source import ReadAhead
 
 
 @dataclass(frozen=True)
@@ -92,24 +93,6 @@ class CachedTeacher:
         levels: Sequence[Level],
         padded: Size,
         device: torch.device,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, TeacherMap]:
         del samples
-        return decoded(ahead.maps, levels=levels, padded=padded, device=device)
-
-
-def decoded(
-    encoded: Sequence[Encoded], *, levels: Sequence[Level], padded: Size, device: torch.device
-) -> dict[str, Tensor]:
-    """Codes of a batch as `TeacherSource.maps` gives them."""
-    maps = {}
-    for level in levels:
-        together = batched(encoded, level.name, grid=level.grid(*padded), device=device)
-        values = dequantise(together)
-        for target, one in zip(values, encoded, strict=True):
-            # An offset is no zero.
-            _, height, width = one[level.name].codes.shape
-            target[:, height:] = 0
-            target[:, :, width:] = 0
-        # One cache has one basis: the batch is rotated at once.
-        maps[level.name] = rotate(values, together.basis)
-    return maps
+        return teacher_maps(ahead.maps, levels=levels, padded=padded, device=device)

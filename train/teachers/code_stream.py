@@ -11,7 +11,7 @@ from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.prefetch import prefetched
 from mtpd_train.sampling import Request
-from mtpd_train.teachers.teacher_source import Encoded, ReadAhead
+from mtpd_train.teachers.teacher_source import ReadAhead
 
 READ_THREADS = 2
 # Batches that wait in memory, fewer where they are large: all buffers together take at most so many bytes, except that
@@ -103,18 +103,3 @@ def _moved(maps: EncodedMaps, codes: Tensor, basis: Tensor | None) -> EncodedMap
     """The maps as views of the batch's codes on the GPU."""
     view = codes.as_strided(maps.codes.shape, maps.codes.stride(), maps.codes.storage_offset())
     return replace(maps, codes=view, basis=basis)
-
-
-def batched(encoded: Sequence[Encoded], name: str, *, grid: tuple[int, int], device: torch.device) -> EncodedMaps:
-    """The codes of one level of a batch together, (B, C, H, W), beyond an image's own map zero."""
-    ones = [one[name] for one in encoded]
-    codes = torch.zeros((len(ones), ones[0].codes.shape[0], *grid), dtype=ones[0].codes.dtype, device=device)
-    for target, one in zip(codes, ones, strict=True):
-        target[:, : one.codes.shape[1], : one.codes.shape[2]] = one.codes
-    scales = [one.scale for one in ones if one.scale is not None]
-    return EncodedMaps(
-        codes=codes,
-        error=torch.stack([one.error for one in ones]),
-        scale=torch.stack(scales).to(device) if scales else None,
-        basis=None if ones[0].basis is None else ones[0].basis.to(device),
-    )

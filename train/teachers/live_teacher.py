@@ -16,6 +16,7 @@ from mtpd.errors import InputError
 from mtpd.files import canonical_json
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
@@ -96,7 +97,7 @@ class LiveTeacher:
         levels: Sequence[Level],
         padded: Size,
         device: torch.device,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, TeacherMap]:
         del ahead
         # A forward pass for each padded size, as in extraction: with more padding the cells at the edge would differ.
         groups: dict[Size, list[int]] = {}
@@ -116,7 +117,7 @@ class LiveTeacher:
                     found[level.name] = torch.zeros(shape, device=device)
                 for number, one in zip(numbers, values, strict=True):
                     found[level.name][number, :, : one.shape[1], : one.shape[2]] = one
-        return found
+        return {name: TeacherMap(values) for name, values in found.items()}
 
 
 def live_teacher(teacher: Teacher, *, name: str) -> LiveTeacher:

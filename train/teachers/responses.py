@@ -18,6 +18,7 @@ from mtpd.heads.rois import ImageRois, mirrored, scaled
 from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
 from mtpd.losses.responses.tar_head import answers_of_cache, answers_of_head, tar_head_losses
 from mtpd.losses.responses.terms import TarHeadTerm
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 
 
@@ -75,10 +76,11 @@ def shared_rois(
     if captured is not None:
         rois, predictions = captured.require()
         return SharedRois(rois.float(), predictions, None)
-    images = [_on_sample(one, sample).to(maps[0].device) for one, sample in zip(stored, samples, strict=True)]
-    together = ImageRois(*(torch.cat(column) for column in zip(*images, strict=True)))
+    # On the host, and then copied once for the batch.
+    images = [_on_sample(one, sample) for one, sample in zip(stored, samples, strict=True)]
+    together = ImageRois(*(torch.cat(column) for column in zip(*images, strict=True))).to(maps[0].device)
     # Numbered image by image: `repeat_interleave` with counts on the device would make the host wait for it.
-    numbers = [one.boxes.new_full((len(one.boxes), 1), number) for number, one in enumerate(images)]
+    numbers = [together.boxes.new_full((len(one.boxes), 1), number) for number, one in enumerate(images)]
     rois = torch.cat([torch.cat(numbers), together.boxes], dim=1)
     return SharedRois(rois, predict_rois(model, maps, rois), together)
 
@@ -86,7 +88,7 @@ def shared_rois(
 def response_losses(
     responses: Responses,
     shared: SharedRois,
-    teacher: Mapping[str, Tensor],
+    teacher: Mapping[str, TeacherMap],
     samples: Sequence[Sample],
     *,
     progress: float,
@@ -96,7 +98,7 @@ def response_losses(
     Args:
         responses: what is asked for.
         shared: the RoIs and what the student says about them.
-        teacher: level name -> (B, C, H, W) the teacher's maps, for its head.
+        teacher: level name -> the teacher's maps (B, C, H, W), for its head.
         samples: the images of the batch, after `collate`.
         progress: share of the stage that is done.
     """
@@ -107,7 +109,7 @@ def response_losses(
         answers = answers_of_cache(shared.stored, matches)
     else:
         assert head is not None, 'neither a head nor stored answers'
-        predictions = head([teacher[level.name] for level in responses.levels], rois)
+        predictions = head([teacher[level.name].values() for level in responses.levels], rois)
         answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
     return tar_head_losses(
         responses.term,
@@ -128,4 +130,5 @@ def _on_sample(rois: ImageRois, sample: Sample) -> ImageRois:
 
 def _objects(sample: Sample, device: torch.device) -> LabelledBoxes:
     instances = sample.data_sample.gt_instances
-    return LabelledBoxes(instances.bboxes.to(device), instances.labels.to(device))
+    # Without waiting for what the device is at.
+    return LabelledBoxes(*(one.to(device, non_blocking=True) for one in (instances.bboxes, instances.labels)))

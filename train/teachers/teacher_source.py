@@ -11,6 +11,7 @@ from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 from mtpd_train.dataset import DetectionDataset
 from mtpd_train.sampling import Request
@@ -115,11 +116,11 @@ class TeacherSource(Protocol):
         levels: Sequence[Level],
         padded: Size,
         device: torch.device,
-    ) -> dict[str, Tensor]:
-        """Level name -> float32 maps (B, C, H, W) on `device`, without gradient; call it outside of autocast.
+    ) -> dict[str, TeacherMap]:
+        """Level name -> maps (B, C, H, W) on `device`, without gradient; call it outside of autocast.
 
-        An image's map covers its own padded input; the batch may be padded further, and the cells beyond are zero.
-        They, like all padding, are masked out of every loss.
+        An image's map covers its own padded input; the batch may be padded further, and the values beyond are zero.
+        They, like all padding, are masked out of every loss. The maps hold as long as `ahead` does.
 
         Args:
             samples: the images of the batch.

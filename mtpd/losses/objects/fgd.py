@@ -39,6 +39,7 @@ from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.masked_mse import masked_mse
 from mtpd.losses.objects.boxes import Objects, greatest, has_area
 from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
+from mtpd.losses.teacher_map import TeacherMap
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,12 @@ class FocalGlobalDistillation(nn.Module):
         self.student_relation = GcBlock(teacher_channels)
         self.teacher_relation = GcBlock(teacher_channels)
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor, *, objects: Objects) -> Tensor:
+    def forward(self, student: Tensor, teacher_map: TeacherMap, mask: Tensor, *, objects: Objects) -> Tensor:
         """The loss of one batch.
 
         Args:
             student: (B, C of the student, H, W).
-            teacher: (B, C of the teacher, H, W).
+            teacher_map: (B, C of the teacher, H, W).
             mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the
                 loss nor a gradient.
             objects: of the batch.
@@ -89,6 +90,8 @@ class FocalGlobalDistillation(nn.Module):
         Raises:
             InputError: the shapes do not fit.
         """
+        # Attention and relations look at the teacher's channels, so its values are needed.
+        teacher = teacher_map.values()
         dtype = accumulation_dtype(student, teacher)
         student, teacher = (torch.where(mask, values, 0.0).to(dtype) for values in (student, teacher))
         if self.align is not None:

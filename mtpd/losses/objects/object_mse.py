@@ -8,36 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtpd.kernels import weighted_mse as kernel
 from mtpd.losses.adapter import build_adapter
-from mtpd.losses.maps import check_shapes
 from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.squared_error import squared_error
+from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.terms import Adapter
 
 # (objects, mask of the level) -> weights (B, 1, H, W), at least 0.
 Weigh = Callable[[Objects, Tensor], Tensor]
-
-
-def weighted_mse(student: Tensor, teacher: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Mean squared error over valid cells and channels, each cell with its weight.
-
-        L = sum_bchw W_bhw M_bhw (S_bchw - T_bchw)^2 / (C sum_bhw W_bhw M_bhw)
-
-    Args:
-        student: (B, C, H, W), any floating dtype.
-        teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
-            nor a gradient.
-        weights: (B, 1, H, W), at least 0; no gradient flows to them.
-
-    Returns:
-        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell has a weight.
-
-    Raises:
-        InputError: the shapes do not fit.
-    """
-    check_shapes(student, teacher, mask)
-    return kernel.weighted_mse(student, teacher, torch.where(mask, weights.detach(), 0.0))
 
 
 class ObjectMse(nn.Module):
@@ -56,7 +34,7 @@ class ObjectMse(nn.Module):
         self.weigh = weigh
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor, *, objects: Objects) -> Tensor:
+    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, *, objects: Objects) -> Tensor:
         """The loss over valid cells.
 
         Args:
@@ -73,5 +51,5 @@ class ObjectMse(nn.Module):
         """
         if self.adapter is not None:
             # Before the adapter, or a NaN in the padding would reach the gradient of its weight as 0 * NaN.
-            student = self.adapter(torch.where(mask, student, 0.0))
-        return weighted_mse(student, teacher, mask, self.weigh(objects, mask))
+            student = torch.where(mask, student, 0.0)
+        return squared_error(student, teacher, mask, weights=self.weigh(objects, mask), layer=self.adapter)
