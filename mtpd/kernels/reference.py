@@ -11,12 +11,10 @@ def reference_weighted_mse(
     is_double = torch.float64 in (student.dtype, teacher.dtype)
     # Half precision is too coarse to add up in.
     dtype = torch.float64 if is_double else torch.float32
-    target = teacher.to(dtype)
-    if scale is not None:
-        step, offset = scale.to(dtype)[..., None, None].unbind(1)
-        target = torch.addcmul(offset, target, step)
+    error = _error(student.to(dtype), teacher, None if scale is None else scale.to(dtype))
     # Chosen, not multiplied: 0 * NaN is NaN.
-    squares = torch.where(weights != 0, student.to(dtype) - target, 0.0).square()
+    error = error.masked_fill_(weights == 0, 0.0)
+    squares = error.square() if error.requires_grad else error.square_()
     if weights.dtype != torch.bool:
         squares = squares * weights.to(dtype)
     if channel_weights is not None:
@@ -24,3 +22,20 @@ def reference_weighted_mse(
     total = weights.sum() if weights.dtype == torch.bool else weights.sum(dtype=dtype)
     # Chosen on the device: reading the sum here would make the host wait for the GPU.
     return squares.sum() / (student.shape[1] * torch.where(total > 0, total, 1))
+
+
+def _error(student: Tensor, teacher: Tensor, scale: Tensor | None) -> Tensor:
+    """S - (teacher step + offset) in the student's dtype, in memory of its own.
+
+    In place where it can be: on a CPU fresh memory takes longer than what is computed in it.
+    """
+    if teacher.dtype == student.dtype:
+        if scale is None:
+            return student - teacher
+        step, offset = scale[..., None, None].unbind(1)
+        return (teacher * -step).sub_(offset).add_(student)
+    target = teacher.to(student.dtype)
+    if scale is None:
+        return target.neg_().add_(student)
+    step, offset = scale[..., None, None].unbind(1)
+    return target.mul_(-step).sub_(offset).add_(student)

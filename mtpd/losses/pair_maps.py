@@ -64,7 +64,7 @@ def _pick(level: Level, owner: str, maps: Mapping[str, Map], masks: Maps) -> tup
     for giver, given in ((owner, maps), ('masks', masks)):
         if level.name not in given:
             raise InputError(f'{giver} gives {", ".join(given) or "no level"}, but {level.name} is to be distilled')
-    mask = masks[level.name]
+    mask: Tensor = masks[level.name]
     found = maps[level.name]
     wanted = (mask.shape[0], level.channels, *mask.shape[2:])
     if mask.ndim != 4 or mask.shape[1] != 1 or found.shape != wanted:

@@ -58,22 +58,14 @@ class TeacherMap:
         """T (B, C, H, W) in `dtype`: computed anew by every call, as most losses need none."""
         # Half precision would be the rounding of all values, not of a layer's output.
         with torch.no_grad(), torch.autocast(self.codes.device.type, enabled=False):
-            values = self.codes.to(self.dtype, copy=self.sizes is not None)
-            if self.basis is not None:
-                values = self._turned(values, self.basis.to(self.dtype))
-            elif self.scale is not None:
+            values = self.codes.to(self.dtype, copy=self.scale is not None or self.sizes is not None)
+            if self.scale is not None:
                 step, offset = self.scale.to(self.dtype)[..., None, None].unbind(1)
-                values = torch.addcmul(offset, values, step)
+                values = values.mul_(step).add_(offset)
+            if self.basis is not None:
+                values = torch.matmul(self.basis.to(self.dtype), values.flatten(2)).view_as(values)
             for image, (rows, columns) in zip(values, self.sizes or (), strict=False):
                 # An offset is no zero.
                 image[:, rows:] = 0
                 image[:, :, columns:] = 0
             return values
-
-    def _turned(self, codes: Tensor, basis: Tensor) -> Tensor:
-        """T by one product: basis (codes step + offset) = (basis diag step) codes + basis offset."""
-        if self.scale is None:
-            return torch.matmul(basis, codes.flatten(2)).view_as(codes)
-        step, offset = self.scale.to(codes.dtype).unbind(1)
-        turned = torch.baddbmm((offset @ basis.T)[..., None], basis * step[:, None], codes.flatten(2))
-        return turned.view(codes.shape)
