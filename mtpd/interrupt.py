@@ -1,9 +1,17 @@
 """Stopping long work where it can be taken up again."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# A launcher passes on what the terminal or the scheduler sent to all processes: twice within so many seconds is once.
+ONE_PRESS_SECONDS = 1.0
+
+
+class StopRequested(Exception):
+    """Work broke off because a `StopFlag` was set."""
 
 
 class StopFlag:
@@ -22,13 +30,18 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Turns the first Ctrl-C (or SIGTERM) into a flag; a second one interrupts at once. Main thread only."""
+    """Turns Ctrl-C and SIGTERM into a flag; another Ctrl-C, some time later, interrupts at once. Main thread only."""
     flag = StopFlag()
+    first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         del frame
-        if flag:
+        now = time.monotonic()
+        if flag and number == signal.SIGINT and now - first > ONE_PRESS_SECONDS:
             raise KeyboardInterrupt
+        if not flag:
+            first = now
         flag.set()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

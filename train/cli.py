@@ -36,7 +36,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
     metavar='KEY.PATH=VALUE',
     help='Change a setting of every stage; may be repeated.',
 )
-@click.option('--resume', is_flag=True, help='Go on with the run in RUN from its last finished epoch.')
+@click.option('--resume', is_flag=True, help='Go on with the run in RUN from where it was saved last.')
 @click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan, train nothing.')
 @click.option('--print-config', is_flag=True, help='Print every stage with all settings explained and stop.')
 @click.option(

@@ -10,11 +10,14 @@ import torch
 from mtpd.console import progress_bar, say
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import Backend, Evaluation, evaluate
+from mtpd.interrupt import StopFlag, StopRequested
 from mtpd_train.dataset import DetectionDataset, load_batches
 from mtpd_train.metrics import EvaluationRecord
 from mtpd_train.sampling import evaluation_batches
 from mtpd_train.stage import Stage
 from mtpd_train.student import Student
+
+NEVER = StopFlag()
 
 
 def detect(
@@ -25,10 +28,14 @@ def detect(
     num_workers: int,
     device: torch.device,
     category_ids: Sequence[int] | None = None,
+    stop: StopFlag = NEVER,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Box and mask results of every image of `dataset`, in COCO's result format. Leaves the student in eval mode.
 
     `category_ids` are those of the student's labels; None: those of the dataset, ascending.
+
+    Raises:
+        StopRequested: `stop` was set.
     """
     student.model.eval()
     preprocessing = student.preprocessing
@@ -45,6 +52,8 @@ def detect(
             boxes += found[0]
             masks += found[1]
             bar.update(len(samples))
+            if stop:
+                raise StopRequested
     return boxes, masks
 
 
@@ -56,9 +65,14 @@ def evaluate_student(
     num_workers: int,
     device: torch.device,
     backend: Backend = 'pycocotools',
+    stop: StopFlag = NEVER,
 ) -> dict[str, Evaluation]:
-    """What COCO says of the student's `box` and, if it has masks, of its `mask`."""
-    boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=num_workers, device=device)
+    """What COCO says of the student's `box` and, if it has masks, of its `mask`.
+
+    Raises:
+        StopRequested: `stop` was set.
+    """
+    boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=num_workers, device=device, stop=stop)
     return evaluate_detections(dataset.coco.path, boxes, masks if student.has_masks else None, backend=backend)
 
 
@@ -81,8 +95,14 @@ def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
     return {f'{kind}/{name}': value for kind, one in found.items() for name, value in one.metrics.items()}
 
 
-def evaluate_stage(stage: Stage, *, step: int, epoch: int, device: torch.device) -> EvaluationRecord:
-    """Evaluates the student on the stage's val_set, and shows the main numbers above the progress bar."""
+def evaluate_stage(
+    stage: Stage, *, step: int, epoch: int, device: torch.device, stop: StopFlag = NEVER
+) -> EvaluationRecord:
+    """Evaluates the student on the stage's val_set, and shows the main numbers above the progress bar.
+
+    Raises:
+        StopRequested: the user asked for it.
+    """
     assert stage.val_set is not None
     started = time.perf_counter()
     evaluated = evaluate_student(
@@ -92,6 +112,7 @@ def evaluate_stage(stage: Stage, *, step: int, epoch: int, device: torch.device)
         num_workers=stage.num_workers,
         device=device,
         backend=stage.evaluation_backend,
+        stop=stop,
     )
     metrics = metrics_by_name(evaluated)
     shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]

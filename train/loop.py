@@ -1,22 +1,25 @@
 """Training one stage, from top to bottom."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 
 from mtpd.console import progress_bar
-from mtpd.interrupt import StopFlag
+from mtpd.interrupt import StopFlag, StopRequested
 from mtpd.outcome import Interrupted
-from mtpd_train.checkpoint import Trainables, load_progress, require_finite, save_progress
 from mtpd_train.evaluation import evaluate_stage
 from mtpd_train.meter import Meter
-from mtpd_train.metrics import append_record, truncate_metrics
+from mtpd_train.metrics import append_record
 from mtpd_train.optimizer import build_optimizer, build_schedule
+from mtpd_train.progress import Position, Trainables
+from mtpd_train.saving import Saver
+from mtpd_train.seeding import seed_everything
 from mtpd_train.stage import Stage
 from mtpd_train.step import add_gradient, loaded
 
@@ -37,15 +40,14 @@ def train_stage(stage: Stage, place: Place) -> None:
     """Trains the stage's student in place, going on from `place.progress_file` when that is there.
 
     Raises:
-        Interrupted: the user asked to stop; the last finished epoch is saved.
-        MtpdError: a loss is not finite, an image cannot be read, the cache is damaged.
+        Interrupted: the user asked to stop; the last optimizer step is saved.
+        MtpdError: the training has diverged, an image cannot be read, the cache is damaged, the disk is full.
     """
-    device, recipe = place.device, stage.recipe
+    device, recipe, stop = place.device, stage.recipe, place.stop
     stage.to(device)
     model, distiller = stage.student.model, stage.distiller
     parameters = [one for one in itertools.chain(model.parameters(), distiller.parameters()) if one.requires_grad]
-    num_batches = len(stage.epoch_batches(0))
-    steps_per_epoch = -(-num_batches // recipe.accumulate)
+    num_batches, steps_per_epoch = len(stage.epoch_batches(0)), stage.steps_per_epoch
     num_steps = recipe.epochs * steps_per_epoch
 
     optimizer = build_optimizer(
@@ -62,23 +64,21 @@ def train_stage(stage: Stage, place: Place) -> None:
         warmup_ratio=recipe.warmup_ratio,
     )
     scaler = GradScaler(device.type, enabled=recipe.precision == 'fp16')
-    trainables = Trainables(model, distiller, optimizer, schedule, scaler)
-    first_epoch, step = 0, 0
-    if place.progress_file.exists():
-        first_epoch, step = load_progress(place.progress_file, trainables)
-    truncate_metrics(place.metrics_file, stage=stage.number, step=step)
+    meter = Meter(stage=stage.number, device=device)
+    trainables = Trainables(model, distiller, optimizer, schedule, scaler, meter)
+    saver = Saver(stage, trainables, progress_file=place.progress_file)
+    start = saver.go_on(place.metrics_file)
+    step = start.step
 
-    for epoch in range(first_epoch, recipe.epochs):
-        # Seeded epoch by epoch, so that a resumed run draws what an uninterrupted one would have drawn.
-        torch.manual_seed(int(np.random.default_rng(stage.epoch_seed(epoch)).integers(2**63)))
+    for epoch in range(start.epoch, recipe.epochs):
         batches = stage.epoch_batches(epoch)
+        # Batches are known without those before them, so a resumed epoch begins in its middle.
+        done = (step - epoch * steps_per_epoch) * recipe.accumulate
         model.train()
-        meter = Meter(stage=stage.number, device=device)
-        bar = progress_bar(
-            total=sum(map(len, batches)), unit='image', desc=f'stage {stage.number} epoch {epoch + 1}/{recipe.epochs}'
-        )
-        with bar:
-            for number, (samples, ahead) in enumerate(meter.timed(loaded(stage, batches))):
+        meter.start_clock()
+        with _progress_bar(stage, epoch, num_images=[len(batch) for batch in batches], done=done) as bar:
+            for number, (samples, ahead) in enumerate(meter.timed(loaded(stage, batches[done:])), start=done):
+                seed_everything((*stage.epoch_seed(epoch), number))
                 # The last step of an epoch may have fewer batches than the others.
                 begun = number // recipe.accumulate * recipe.accumulate
                 share = 1 / min(recipe.accumulate, num_batches - begun)
@@ -86,10 +86,8 @@ def train_stage(stage: Stage, place: Place) -> None:
                 losses = add_gradient(
                     stage, samples, ahead, share=share, progress=progress, epoch=epoch, scaler=scaler, device=device
                 )
-                meter.add(losses, num_images=len(samples))
+                meter.add(losses, step=step + 1, image_ids=[sample.image_id for sample in samples])
                 bar.update(len(samples))
-                if place.stop:
-                    raise Interrupted(_how_to_go_on(stage, epoch))
                 if (number + 1) % recipe.accumulate and number + 1 < num_batches:
                     continue
 
@@ -106,18 +104,36 @@ def train_stage(stage: Stage, place: Place) -> None:
                     schedule.step()
                 step += 1
                 if step % LOG_EVERY == 0 or number + 1 == num_batches:
-                    image_ids = [sample.image_id for sample in samples]
-                    decay = stage.decay_factors(progress=progress)
-                    record = meter.record(step=step, epoch=epoch + 1, lr=lr, decay=decay, image_ids=image_ids)
+                    record = meter.record(
+                        step=step, epoch=epoch + 1, lr=lr, decay=stage.decay_factors(progress=progress)
+                    )
                     append_record(place.metrics_file, record)
                     bar.set_postfix_str(f'loss {record.losses["total"]:.3f}', refresh=False)
+                stopped = bool(stop)
+                if stopped or saver.is_due:
+                    saver.save(Position(epoch, step))
+                if stopped:
+                    raise Interrupted(_how_to_go_on(stage, epoch, step))
 
-        require_finite(model, stage=stage.number, step=step)
+        metrics: Mapping[str, float] = {}
         if stage.val_set is not None and ((epoch + 1) % stage.evaluate_every == 0 or epoch + 1 == recipe.epochs):
-            append_record(place.metrics_file, evaluate_stage(stage, step=step, epoch=epoch + 1, device=device))
-        save_progress(place.progress_file, trainables, epoch=epoch + 1, step=step)
+            try:
+                evaluation = evaluate_stage(stage, step=step, epoch=epoch + 1, device=device, stop=stop)
+            except StopRequested:
+                saver.save(Position(epoch, step))
+                raise Interrupted(_how_to_go_on(stage, epoch, step)) from None
+            append_record(place.metrics_file, evaluation)
+            metrics = evaluation.metrics
+        saver.finish_epoch(Position(epoch + 1, step), metrics)
 
 
-def _how_to_go_on(stage: Stage, epoch: int) -> str:
-    saved = f'its finished epochs ({epoch}) are saved' if epoch else 'no epoch of it had finished'
-    return f'stopped in epoch {epoch + 1} of stage {stage.number}; {saved}; run the same command with --resume to go on'
+def _progress_bar(stage: Stage, epoch: int, *, num_images: list[int], done: int) -> Any:
+    title = f'stage {stage.number} epoch {epoch + 1}/{stage.recipe.epochs}'
+    return progress_bar(total=sum(num_images), initial=sum(num_images[:done]), unit='image', desc=title)
+
+
+def _how_to_go_on(stage: Stage, epoch: int, step: int) -> str:
+    return (
+        f'stopped in epoch {epoch + 1} of stage {stage.number}, step {step}; all of it is saved; '
+        'run the same command with --resume to go on'
+    )

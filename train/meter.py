@@ -1,22 +1,22 @@
 """What happened since the last record: mean losses, speed, waiting, memory."""
 
-import math
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mtpd.errors import MtpdError
+from mtpd_train.divergence import SeenBatch, require_sound
 from mtpd_train.metrics import TrainRecord
 
 Item = TypeVar('Item')
 
 
 class Meter:
-    """Adds up what the steps report. Reading it is the only moment that waits for the GPU.
+    """Collects what the steps report. Looking at it is the only moment that waits for the GPU.
 
     Attributes:
         grad_norm: norm of the last gradient before clipping; None where it was not computed.
@@ -25,8 +25,17 @@ class Meter:
     def __init__(self, *, stage: int, device: torch.device) -> None:
         self._stage = stage
         self._device = device
+        self._first_total: float | None = None
         self.grad_norm: Tensor | None = None
-        self._reset()
+        self._unseen: list[tuple[int, tuple[int, ...], Mapping[str, Tensor]]] = []
+        self._seen: list[SeenBatch] = []
+        self._waited = 0.0
+        self._elapsed = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Time counts from here: what lies between two epochs is no training."""
+        self._started = time.perf_counter()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Passes items on and counts the time spent waiting for them."""
@@ -40,29 +49,45 @@ class Meter:
             self._waited += time.perf_counter() - started
             yield item
 
-    def add(self, losses: Mapping[str, Tensor], *, num_images: int) -> None:
-        """Adds the losses of a batch."""
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
-        self._num_batches += 1
-        self._num_images += num_images
+    def add(self, losses: Mapping[str, Tensor], *, step: int, image_ids: Sequence[int]) -> None:
+        """Adds the losses of a batch; they stay where they were computed until someone looks.
 
-    def record(
-        self, *, step: int, epoch: int, lr: float, decay: Mapping[str, float], image_ids: Sequence[int]
-    ) -> TrainRecord:
+        Args:
+            losses: by name.
+            step: optimizer step that the batch belongs to, from 1.
+            image_ids: its images.
+        """
+        self._unseen.append((step, tuple(image_ids), {name: value.detach().float() for name, value in losses.items()}))
+
+    def look(self) -> None:
+        """Brings the losses to the host, all at once, and checks them.
+
+        Raises:
+            DivergedError: see `require_sound`.
+        """
+        if not self._unseen:
+            return
+        values = iter(torch.stack([one for _, _, losses in self._unseen for one in losses.values()]).tolist())
+        for step, image_ids, losses in self._unseen:
+            self._seen.append(SeenBatch(step, image_ids, {name: next(values) for name in losses}))
+        self._unseen = []
+        if self._first_total is None:
+            self._first_total = self._seen[0].total
+        require_sound(self._seen, first_total=self._first_total, stage=self._stage)
+
+    def record(self, *, step: int, epoch: int, lr: float, decay: Mapping[str, float]) -> TrainRecord:
         """The record since the last one; starts the next.
 
         Raises:
-            MtpdError: a loss is not finite; it names the loss, the step and the images of the last batch.
+            DivergedError: as `look`.
         """
-        losses = {name: float(value) / self._num_batches for name, value in self._sums.items()}
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise MtpdError(
-                    f'stage {self._stage}: {name} is {value} by step {step} (last images {list(image_ids)}); '
-                    'lower optim.lr or the weight of the loss, or clip gradients with optim.grad_clip'
-                )
-        elapsed = time.perf_counter() - self._started
+        self.look()
+        sums: dict[str, float] = {}
+        for batch in self._seen:
+            for name, value in batch.losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+        losses = {name: value / len(self._seen) for name, value in sums.items()}
+        elapsed = self._elapsed_now()
         result = TrainRecord(
             stage=self._stage,
             step=step,
@@ -70,22 +95,36 @@ class Meter:
             losses=losses | {'total': sum(losses.values())},
             lr=lr,
             decay=decay,
-            images_per_second=self._num_images / elapsed,
+            images_per_second=sum(len(batch.image_ids) for batch in self._seen) / elapsed,
             data_wait=self._waited / elapsed,
             peak_memory=self._peak_memory(),
             grad_norm=None if self.grad_norm is None else float(self.grad_norm),
         )
-        self._reset()
+        self._seen, self._waited, self._elapsed = [], 0.0, 0.0
+        self.start_clock()
         return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values with which a resumed run writes the record that an uninterrupted one would. Look before."""
+        assert not self._unseen, 'what nobody looked at is not to be saved'
+        return {
+            'first_total': self._first_total,
+            'seen': [asdict(batch) for batch in self._seen],
+            'waited': self._waited,
+            'elapsed': self._elapsed_now(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._first_total = state['first_total']
+        self._seen = [SeenBatch(**batch) for batch in state['seen']]
+        self._waited, self._elapsed = state['waited'], state['elapsed']
+        self.start_clock()
+
+    def _elapsed_now(self) -> float:
+        return self._elapsed + time.perf_counter() - self._started
 
     def _peak_memory(self) -> int:
         if self._device.type == 'cuda':
             return torch.cuda.max_memory_allocated(self._device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._num_batches = 0
-        self._num_images = 0
-        self._waited = 0.0
-        self._started = time.perf_counter()

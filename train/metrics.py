@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mtpd.errors import InputError
+from mtpd.errors import InputError, UnavailableError
 from mtpd.files import write_atomically
 
 
@@ -76,16 +76,24 @@ def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
     """Appends a record, whole and visible to readers at once; the file is made when it is not there.
 
     JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`.
+
+    Raises:
+        UnavailableError: the disk is full or cannot be written.
     """
     content, not_finite = _finite({'kind': record.kind, **dataclasses.asdict(record)})
     if not_finite:
         content['not_finite'] = not_finite
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('a', encoding='utf-8') as file:
-        file.write(json.dumps(content, allow_nan=False) + '\n')
+    try:
+        with path.open('a', encoding='utf-8') as file:
+            file.write(json.dumps(content, allow_nan=False) + '\n')
+    except OSError as error:
+        raise UnavailableError(
+            f'{path}: cannot be written ({error.strerror}); make room, then run the same command with --resume'
+        ) from error
 
 
-def truncate_metrics(path: Path, *, stage: int, step: int) -> None:
+def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
     """Drops the records after a checkpoint, so that a resumed run writes them again and none stands twice.
 
     The last line may be torn, as after a kill; it is dropped too. A missing file is left missing.
@@ -94,6 +102,7 @@ def truncate_metrics(path: Path, *, stage: int, step: int) -> None:
         path: the `metrics.jsonl`.
         stage: stage of the checkpoint, from 1.
         step: step of the checkpoint; its own records stay.
+        epoch: epochs of the stage that are finished, their evaluations done; later evaluations go.
 
     Raises:
         InputError: a line other than the last is no record.
@@ -106,11 +115,12 @@ def truncate_metrics(path: Path, *, stage: int, step: int) -> None:
         try:
             record = json.loads(line)
             place = record['stage'], record['step']
+            repeated = (record['kind'], record['stage']) == ('evaluation', stage) and record['epoch'] > epoch
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break
             raise InputError(f'{path} line {number} is no metrics record; move the file away to resume') from None
-        if line.endswith(b'\n') and place <= (stage, step):
+        if line.endswith(b'\n') and place <= (stage, step) and not repeated:
             kept.append(line)
     if len(kept) < len(lines):
         write_atomically(path, b''.join(kept))

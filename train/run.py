@@ -13,18 +13,22 @@ from mtpd.environment import choose_device
 from mtpd.errors import InputError
 from mtpd.files import write_atomically
 from mtpd.interrupt import StopFlag, stop_on_signals
+from mtpd.outcome import Interrupted
 from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.building.stages import build_stages
 from mtpd_train.checkpoint import save_student
+from mtpd_train.divergence import DivergedError, describe
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.run_folder import (
     CONFIG_FILE,
+    DIVERGED_FILE,
     INHERITANCE_FILE,
     METRICS_FILE,
     PROGRESS_FILE,
     STUDENT_FILE,
     claim_folder,
     describe_run,
+    held_folder,
     stage_folder,
 )
 from mtpd_train.settings.commented import dump_stage
@@ -51,11 +55,20 @@ def run(options: Mapping[str, Any]) -> None:
     if options['dry_run']:
         print('Dry run: nothing was trained or written.')
         return
-    claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
-    with stop_on_signals() as stop:
+    with held_folder(out), stop_on_signals() as stop:
+        claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
         for stage in stages:
             _run_stage(stage, out=out, device=device, stop=stop)
-    last = stage_folder(out, len(stages))
+            if stop and stage is not stages[-1]:
+                raise Interrupted(
+                    f'stopped after stage {stage.number}, which is done; run the same command with --resume to go on'
+                )
+        _publish(out, num_stages=len(stages))
+
+
+def _publish(out: Path, *, num_stages: int) -> None:
+    """The last stage's student is the run's."""
+    last = stage_folder(out, num_stages)
     for name in (STUDENT_FILE, CONFIG_FILE):
         write_atomically(out / name, (last / name).read_bytes())
     say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
@@ -66,17 +79,23 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag)
     folder = stage_folder(out, number)
     student_file, progress_file = folder / STUDENT_FILE, folder / PROGRESS_FILE
     if student_file.exists():
+        # A kill may have come between the two.
+        progress_file.unlink(missing_ok=True)
         say(f'stage {number}: finished before')
         return
     if stage.origin is None and not progress_file.exists():
         load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
     if stage.inheritance:
         write_atomically(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
-    train_stage(stage, Place(device=device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop))
+    place = Place(device=device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop)
+    try:
+        train_stage(stage, place)
+    except DivergedError as error:
+        raise describe(error, losses_file=folder / DIVERGED_FILE, progress_file=progress_file) from error
     write_atomically(folder / CONFIG_FILE, stage.config_text.encode())
     meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
     save_student(student_file, model, classes=stage.classes, meta=meta)
-    progress_file.unlink()
+    progress_file.unlink(missing_ok=True)
     stage.to(torch.device('cpu'))  # The networks of all stages would fill the GPU.
 
 

@@ -1,7 +1,8 @@
 """The folder of a run: what lies where in it, and whether a new run may use it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import torch
 
 from mtpd.differences import differences
 from mtpd.environment import describe_device, versions
-from mtpd.errors import InputError
-from mtpd.files import write_atomically
+from mtpd.errors import InputError, UnavailableError
+from mtpd.files import TEMPORARY, write_atomically
+from mtpd.locks import HolderLock, LockHeldError
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 
 STUDENT_FILE, CONFIG_FILE, INHERITANCE_FILE = 'student.pth', 'student_config.py', 'inheritance.txt'
 PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'
+DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
 SOURCES = ('caches', 'teachers')
+# Settings that change nothing in what is learned, so that they may change under a run.
+HARMLESS = ('.save.', '.data.workers.')
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')
 
 
@@ -36,19 +41,38 @@ def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], dev
     }
 
 
-def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
-    """Makes the run's folder, or checks that what is there is this run.
+@contextmanager
+def held_folder(out: Path) -> Iterator[None]:
+    """Makes the run's folder, and keeps other processes from writing into it; tidies up after one that was killed.
 
     Raises:
-        InputError: the folder holds another run, or one that was not asked to go on, or something else.
+        InputError: the folder holds something else.
+        UnavailableError: another process writes this run.
+    """
+    is_taken = out.exists() and any(not path.name.startswith((LOCK_FILE, TEMPORARY)) for path in out.iterdir())
+    if is_taken and not (out / RUN_FILE).exists():
+        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with HolderLock(out / LOCK_FILE):
+            for half_written in out.rglob(f'{TEMPORARY}*'):
+                half_written.unlink()
+            yield
+    except LockHeldError as error:
+        raise UnavailableError(f'{out}: {error} is writing this run; wait for it, or choose another --out') from None
+
+
+def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
+    """Makes the folder this run's, or checks that what is there is this run. The folder is held.
+
+    Raises:
+        InputError: the folder holds another run, or one that was not asked to go on.
     """
     run_file = out / RUN_FILE
     if run_file.exists():
         if not resume:
             raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
         _require_same(out, json.loads(run_file.read_bytes()), description)
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
     else:
         write_atomically(run_file, json.dumps(description, indent=1).encode())
 
@@ -58,6 +82,8 @@ def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     for part in ('stages', *SOURCES):
         for field, before, now in differences(found.get(part, {}), wanted[part]):
             if part in SOURCES and '.provenance.' in field:
+                continue
+            if part == 'stages' and any(one in f'.{field}.' for one in HARMLESS):
                 continue
             raise InputError(
                 f'{out}: --resume needs the same configuration, but {part}.{field} was {before} and is {now}; '

@@ -39,6 +39,7 @@ class Stage:
         photometric: how the student's training images are recoloured; None: not at all.
         shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
         batch_size, num_workers, evaluate_every, evaluation_backend, seed: as in the stage file.
+        save_minutes, keep_epochs: as `save.every_minutes` and `save.keep` in the stage file.
         recipe: how to train.
     """
 
@@ -62,6 +63,8 @@ class Stage:
     evaluate_every: int
     evaluation_backend: Backend
     seed: int
+    save_minutes: float | None
+    keep_epochs: int
     recipe: Recipe
 
     @property

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 
 from mtpd.cache.writing.journal import JOURNAL_FILE, recorded_entries
+from mtpd.interrupt import ONE_PRESS_SECONDS
 
 # From Python 3.12 on; the child is careful, see `Command.forked`.
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
@@ -102,9 +103,9 @@ def test_a_second_interrupt_stops_at_once(command: Any, tmp_path: Path) -> None:
             child.require_running()
             time.sleep(0.01)
         child.signal(signal.SIGINT)
-        time.sleep(0.2)
+        time.sleep(ONE_PRESS_SECONDS + 0.1)
         child.require_running()
-        child.signal(signal.SIGTERM)
+        child.signal(signal.SIGINT)
         start = time.monotonic()
         code, errors = child.wait()
     assert time.monotonic() - start < 30

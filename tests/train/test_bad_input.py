@@ -237,7 +237,7 @@ def test_a_training_that_diverges(
     optim = {'type': 'sgd', 'lr': 1e30, 'warmup_iters': 0, 'grad_clip': grad_clip, 'epochs': 3}
     stage = write_stage(tmp_path / 'stage.yaml', optim=optim)
     line = train_error(stage, '--out', tmp_path / 'run')
-    assert 'stage 1: loss_cls is nan by step 3' in line
+    assert 'stage 1: loss_cls, nan in step 2 on the images ' in line
     assert 'lower optim.lr' in line
     assert not list(tmp_path.rglob('*.pth'))
 

@@ -65,14 +65,14 @@ def test_finite_records_have_no_flag(log_path: Path) -> None:
 
 def test_truncation_keeps_the_checkpoints_own_records(log_path: Path) -> None:
     before = places(log_path)
-    truncate_metrics(log_path, stage=2, step=20)
+    truncate_metrics(log_path, stage=2, step=20, epoch=1)
     assert places(log_path) == before[:-1]
     append_record(log_path, train_record(2, 30))
     assert places(log_path) == before
 
 
 def test_truncation_to_an_earlier_stage(log_path: Path) -> None:
-    truncate_metrics(log_path, stage=1, step=10)
+    truncate_metrics(log_path, stage=1, step=10, epoch=0)
     assert places(log_path) == [(1, 10, 'train')]
 
 
@@ -82,22 +82,22 @@ def test_a_torn_last_line_goes(log_path: Path) -> None:
     last = len(whole.splitlines(keepends=True)[-1])
     for missing in (1, 2, last // 2, last - 1):
         log_path.write_bytes(whole[:-missing])
-        truncate_metrics(log_path, stage=2, step=30)
+        truncate_metrics(log_path, stage=2, step=30, epoch=1)
         assert places(log_path) == before[:-1]
 
 
 def test_nothing_to_drop_leaves_the_file_alone(log_path: Path) -> None:
     before = log_path.stat()
-    truncate_metrics(log_path, stage=2, step=30)
+    truncate_metrics(log_path, stage=2, step=30, epoch=1)
     assert log_path.stat().st_ino == before.st_ino
 
 
 def test_a_missing_log_stays_missing(tmp_path: Path) -> None:
-    truncate_metrics(tmp_path / 'metrics.jsonl', stage=1, step=10)
+    truncate_metrics(tmp_path / 'metrics.jsonl', stage=1, step=10, epoch=0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_something_else_in_the_file(log_path: Path) -> None:
     log_path.write_text('hello\n' + log_path.read_text())
     with pytest.raises(InputError, match=r'metrics\.jsonl line 1 is no metrics record'):
-        truncate_metrics(log_path, stage=1, step=10)
+        truncate_metrics(log_path, stage=1, step=10, epoch=0)

@@ -12,8 +12,8 @@ import torch
 
 from mtpd.detectors.runtime import prepare
 from mtpd_train.building.stages import build_stages
-from mtpd_train.checkpoint import Trainables
 from mtpd_train.evaluation import detect
+from mtpd_train.progress import Trainables
 from mtpd_train.settings.stage_file import load_stages
 
 # mmengine 0.10.7 on Python 3.12.
@@ -75,7 +75,9 @@ def load(path: Path) -> Any:
 def test_what_is_in_the_folder(finished: Finished) -> None:
     names = {str(path.relative_to(finished.out)) for path in finished.out.rglob('*') if path.is_file()}
     student = {'student.pth', 'student_config.py'}
-    assert names == {'metrics.jsonl', 'run.json'} | student | {f'stage{k}/{name}' for k in (1, 2) for name in student}
+    of_stage = student | {'epoch_1.pth', 'epoch_2.pth', 'best.pth'}
+    in_stages = {f'stage{k}/{name}' for k in (1, 2) for name in of_stage}
+    assert names == {'.lock', 'metrics.jsonl', 'run.json'} | student | in_stages
     assert (finished.out / 'student.pth').read_bytes() == (finished.out / 'stage2' / 'student.pth').read_bytes()
 
 
@@ -134,11 +136,11 @@ def test_every_stage_has_new_adapters_optimizer_and_schedule(
     class Watched(Trainables):
         """Built at the start of each stage."""
 
-        def __init__(self, model: Any, distiller: Any, optimizer: Any, schedule: Any, scaler: Any) -> None:
+        def __init__(self, model: Any, distiller: Any, optimizer: Any, schedule: Any, *rest: Any) -> None:
             adapters = {name: value.clone() for name, value in distiller.state_dict().items()}
             starts.append((adapters, len(optimizer.state), schedule.get_last_lr()))
             parts.append((distiller, optimizer, schedule))
-            super().__init__(model, distiller, optimizer, schedule, scaler)
+            super().__init__(model, distiller, optimizer, schedule, *rest)
 
     monkeypatch.setattr('mtpd_train.loop.Trainables', Watched)
     settings = {'data': {'val': None}, 'optim': {'schedule': 'onecycle'}, 'distill': [{'loss': 'masked_mse'}]}

@@ -294,6 +294,7 @@ def test_options_that_change_no_result(
         assert other['losses'] == pytest.approx(one['losses'], rel=1e-4)
     one, other = (moved(before, state(stage)) for stage in stages)
     assert one.norm() > 0
-    assert (one - other).norm() < 1e-3 * one.norm()
+    # Adam makes whole steps of gradients that are all rounding.
+    assert (one - other).norm() < 3e-3 * one.norm()
     weight: Tensor = stages[1].student.model.get_parameter('backbone.conv1.weight')
     assert weight.is_contiguous(memory_format=torch.channels_last) is (option == 'channels_last')

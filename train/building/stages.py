@@ -147,6 +147,8 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         evaluate_every=settings.evaluate.every,
         evaluation_backend=settings.evaluate.backend,
         seed=settings.seed,
+        save_minutes=settings.save.every_minutes,
+        keep_epochs=settings.save.keep,
         recipe=_recipe(settings.optim),
     )
     recipe = stage.recipe

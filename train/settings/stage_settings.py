@@ -21,6 +21,7 @@ from pydantic import (
 
 from mtpd_train.settings.data_settings import DataSettings
 from mtpd_train.settings.loss_settings import DistillSettings
+from mtpd_train.settings.save_settings import SaveSettings
 from mtpd_train.settings.section import Section, UserPath
 
 
@@ -128,6 +129,8 @@ class StageSettings(Section):
     """Optimizer, learning rate and length of the training."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """When the student is evaluated."""
+    save: SaveSettings = SaveSettings()
+    """What is saved beside the last student."""
     seed: NonNegativeInt = 0
     """Seed of everything random."""
 

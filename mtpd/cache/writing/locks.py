@@ -5,11 +5,9 @@ runs, and the operating system lets go of a dead writer's. `.lock.gate` is held 
 whether others are alive that it must not work beside, or publishes. Beside each lock a `.holder` file says who has it.
 """
 
-import os
 import re
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.errors import UnavailableError
+from mtpd.locks import HolderLock, LockHeldError
 
 LOCK_FILE = '.lock'
 GATE_FILE = '.lock.gate'
@@ -34,7 +33,7 @@ class CacheLock:
     def __init__(self, root: Path, *, part: Part = WHOLE) -> None:
         self._root = root
         self._part = part
-        self._lock = FileLock(_lock_path(root, part), timeout=0)
+        self._lock = HolderLock(_lock_path(root, part), role='' if part.is_whole else f' as part {part}')
 
     def __enter__(self) -> 'CacheLock':
         with self.gate():
@@ -42,25 +41,15 @@ class CacheLock:
                 if other != self._part and other.excludes(self._part):
                     self._require_dead(other)
             try:
-                self._lock.acquire()
-            except Timeout:
-                raise self._busy(self._part) from None
-            try:
-                role = '' if self._part.is_whole else f' as part {self._part}'
-                _holder_path(self._root, self._part).write_text(
-                    f'process {os.getpid()} on {socket.gethostname()}{role}\n'
-                )
-            except BaseException:
-                self._lock.release()
-                raise
+                self._lock.__enter__()
+            except LockHeldError as error:
+                raise self._busy(self._part, str(error)) from None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # the disk may have become read-only
-            _holder_path(self._root, self._part).unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.__exit__(kind, error, traceback)
 
     @contextmanager
     def gate(self) -> Iterator[None]:
@@ -84,17 +73,14 @@ class CacheLock:
 
     def _require_dead(self, other: Part) -> None:
         try:
-            with FileLock(_lock_path(self._root, other), timeout=0):
+            with HolderLock(_lock_path(self._root, other)):
                 pass
-        except Timeout:
-            raise self._busy(other) from None
+        except LockHeldError as error:
+            raise self._busy(other, str(error)) from None
         # Locks are only taken by who holds the gate, so nobody is waiting for these.
-        _holder_path(self._root, other).unlink(missing_ok=True)
         _lock_path(self._root, other).unlink(missing_ok=True)
 
-    def _busy(self, other: Part) -> UnavailableError:
-        holder = _holder_path(self._root, other)
-        who = holder.read_text().strip() if holder.exists() else 'another process'
+    def _busy(self, other: Part, who: str) -> UnavailableError:
         is_of_others = not other.is_whole and not self._part.is_whole and other.count != self._part.count
         advice = f'give --part I/{other.count}, or wait for it' if is_of_others else 'wait for it'
         return UnavailableError(f'{self._root}: {who} is writing this cache; {advice}, or choose another --out')
@@ -102,11 +88,6 @@ class CacheLock:
 
 def _lock_path(root: Path, part: Part) -> Path:
     return root / (LOCK_FILE if part.is_whole else f'{LOCK_FILE}.{part.label}')
-
-
-def _holder_path(root: Path, part: Part) -> Path:
-    lock = _lock_path(root, part)
-    return lock.with_name(f'{lock.name}.holder')
 
 
 def _present_locks(root: Path) -> list[Part]:

@@ -1,0 +1,310 @@
+"""Runs that are stopped, killed and taken up again."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtpd.detectors.detection import predict
+from mtpd_train.saving import Saver
+from mtpd_train.step import add_gradient
+
+EVERY_STEP = ('--set', 'save.every_minutes=1e-9')
+
+
+@pytest.fixture
+def position(tmp_path: Path) -> Callable[[], tuple[int, int]]:
+    """`position()` is the last saved place of stage 1: finished epochs and optimizer steps; (0, 0) where none is."""
+
+    def read() -> tuple[int, int]:
+        path = tmp_path / 'run' / 'stage1' / 'progress.pth'
+        if not path.exists():
+            return 0, 0
+        content = torch.load(path, weights_only=True)
+        return content['epoch'], content['step']
+
+    return read
+
+
+def test_kills_at_any_moment(
+    stages: list[Path], assert_same_run: Callable[[Path], None], start: Any, tmp_path: Path
+) -> None:
+    """Building, reading, training, evaluating, saving, between stages: each process lives a little longer."""
+    out, num_kills = tmp_path / 'run', 0
+    options = ('--out', out, *EVERY_STEP)
+    generator = random.Random(0)
+    while True:
+        program = start(*stages, *options, *(['--resume'] if (out / 'run.json').exists() else []))
+        time.sleep(generator.uniform(0.2, 0.8) * 1.3**num_kills)
+        program.kill()
+        code = program.wait()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, program.stderr
+        num_kills += 1
+    assert num_kills >= 3
+    assert_same_run(out)
+
+
+@pytest.mark.parametrize('save', [EVERY_STEP, ()], ids=['every step', 'epochs'])
+def test_kill_9_in_mid_epoch(
+    save: tuple[str, ...],
+    stages: list[Path],
+    assert_same_run: Callable[[Path], None],
+    start: Any,
+    wait_for: Any,
+    position: Callable[[], tuple[int, int]],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / 'run'
+    program = start(*stages, '--out', out, *save)
+    wait_for(lambda: position() > ((1, 6) if save else (0, 6)))
+    program.kill()
+    assert program.wait() == -signal.SIGKILL
+    epoch, step = position()
+    assert step % 6 or not save
+    # As if it had died just after records of steps that will be done again, and while it wrote another.
+    records = [{'kind': kind, 'stage': 1, 'step': step + 1, 'epoch': epoch + 1} for kind in ('train', 'evaluation')]
+    with (out / 'metrics.jsonl').open('a') as file:
+        file.write(''.join(json.dumps(one) + '\n' for one in records) + '{"kind": "tr')
+    (out / 'stage1' / '.tmp--abc-progress.pth').write_bytes(b'half')
+    # How often a state is saved may change under a run.
+    program = start(*stages, '--out', out, '--resume')
+    assert program.wait() == 0, program.stderr
+    assert_same_run(out)
+
+
+def test_a_kill_between_an_evaluation_and_the_end_of_its_epoch(
+    stages: list[Path], assert_same_run: Callable[[Path], None], train: Any, tmp_path: Path
+) -> None:
+    """The evaluation is done again, and its record stands once."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    out = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saver, 'finish_epoch', die)
+        with pytest.raises(AssertionError, match='Killed'):
+            train(*stages, '--out', out, *EVERY_STEP)
+    assert [json.loads(line)['kind'] for line in (out / 'metrics.jsonl').read_text().splitlines()][-1] == 'evaluation'
+    train(*stages, '--out', out, '--resume')
+    assert_same_run(out)
+
+
+def test_finished_stages_are_skipped(
+    stages: list[Path],
+    train: Callable[..., Any],
+    train_error: Callable[..., str],
+    assert_same_run: Callable[[Path], None],
+    tmp_path: Path,
+) -> None:
+    """The run stops in stage 2, which cannot read an image, and goes on when the image is there again."""
+    out = tmp_path / 'run'
+    content = json.loads(stages[1].read_text())
+    image = Path(content['data']['coco']) / 'train2017' / '000000000007.jpg'
+    pixels = image.read_bytes()
+    calls = itertools.count()
+
+    def train_stage(*arguments: Any) -> None:
+        from mtpd_train.loop import train_stage
+
+        if next(calls) == 1:
+            image.write_bytes(pixels[:-99])
+        try:
+            train_stage(*arguments)
+        finally:
+            image.write_bytes(pixels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mtpd_train.run.train_stage', train_stage)
+        assert '000000000007.jpg: not a complete image' in train_error(*stages, '--out', out)
+    assert (out / 'stage1' / 'student.pth').exists()
+    assert not (out / 'student.pth').exists()
+    before = (out / 'stage1' / 'student.pth').stat().st_mtime_ns
+    assert 'stage 1: finished before' in train(*stages, '--out', out, '--resume').output
+    assert (out / 'stage1' / 'student.pth').stat().st_mtime_ns == before
+    assert_same_run(out)
+
+
+def test_a_finished_run_is_finished(stages: list[Path], whole: Path, train: Callable[..., Any]) -> None:
+    metrics = (whole / 'metrics.jsonl').read_bytes()
+    output = train(*stages, '--out', whole, '--resume').output
+    assert 'stage 1: finished before' in output
+    assert 'stage 2: finished before' in output
+    assert (whole / 'metrics.jsonl').read_bytes() == metrics
+
+
+def test_a_run_is_not_written_over(
+    stages: list[Path], whole: Path, train_error: Callable[..., str], tmp_path: Path
+) -> None:
+    assert f'{whole}: already holds a run; add --resume to go on' in train_error(*stages, '--out', whole)
+    (tmp_path / 'notes.txt').write_text('mine')
+    assert 'not empty and holds no run' in train_error(*stages, '--out', tmp_path, '--resume')
+
+
+def test_a_changed_configuration_is_refused(stages: list[Path], whole: Path, train_error: Callable[..., str]) -> None:
+    line = train_error(*stages, '--out', whole, '--resume', '--set', 'optim.lr=0.5')
+    assert 'stages.1.optim.lr was 0.002 and is 0.5' in line
+    assert 'stages.2 was' in train_error(stages[0], '--out', whole, '--resume')
+
+
+@pytest.mark.parametrize('field', ['fingerprint', 'codec', 'provenance'])
+def test_a_changed_cache_is_refused(
+    field: str,
+    stages: list[Path],
+    whole: Path,
+    train: Callable[..., Any],
+    train_error: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """Another teacher at the same path; who made it with which versions does not matter."""
+    out = tmp_path / 'run'
+    shutil.copytree(whole, out)
+    run = json.loads((out / 'run.json').read_bytes())
+    ((path, description),) = run['caches'].items()
+    if field == 'codec':
+        description['codec'] = 'fp16'
+    elif field == 'fingerprint':
+        description['fingerprint']['teacher']['weights'] = 'other'
+    else:
+        description['provenance']['versions']['torch'] = '1.0'
+    (out / 'run.json').write_text(json.dumps(run))
+    if field == 'provenance':
+        train(*stages, '--out', out, '--resume')
+    else:
+        assert f'caches.{path}.{field}' in train_error(*stages, '--out', out, '--resume')
+
+
+def test_progress_that_is_damaged(
+    stages: list[Path], whole: Path, train_error: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / 'stage1').mkdir()
+    (tmp_path / 'run.json').write_bytes((whole / 'run.json').read_bytes())
+    (tmp_path / 'stage1' / 'progress.pth').write_bytes(b'nothing')
+    line = train_error(*stages, '--out', tmp_path, '--resume')
+    assert 'progress.pth: cannot be resumed from' in line
+    assert 'delete it to start this stage anew' in line
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_says_how_to_go_on(
+    number: signal.Signals,
+    stages: list[Path],
+    assert_same_run: Callable[[Path], None],
+    start: Any,
+    wait_for: Any,
+    position: Callable[[], tuple[int, int]],
+    tmp_path: Path,
+) -> None:
+    """In the second epoch; twice at once, as launchers do."""
+    out = tmp_path / 'run'
+    program = start(*stages, '--out', out)
+    wait_for(lambda: position() == (1, 6))
+    program.kill(number)
+    program.kill(number)
+    assert program.wait() == 130, program.stderr
+    epoch, step = position()
+    assert (epoch, step) > (1, 6)
+    assert program.last_line == (
+        f'stopped in epoch {epoch + 1} of stage 1, step {step}; all of it is saved; '
+        'run the same command with --resume to go on'
+    )
+    program = start(*stages, '--out', out, '--resume')
+    assert program.wait() == 0, program.stderr
+    assert_same_run(out)
+
+
+def test_a_signal_in_an_evaluation(
+    stages: list[Path], assert_same_run: Callable[[Path], None], train: Any, train_error: Any, tmp_path: Path
+) -> None:
+    """It breaks off, and a resumed run begins with it."""
+    out = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+
+        def pressed(*arguments: Any, **options: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return predict(*arguments, **options)
+
+        patch.setattr('mtpd_train.evaluation.predict', pressed)
+        assert 'stopped in epoch 1 of stage 1, step 6' in train_error(*stages, '--out', out, code=130)
+    assert 'evaluation' not in (out / 'metrics.jsonl').read_text()
+    train(*stages, '--out', out, '--resume')
+    assert_same_run(out)
+
+
+def test_steps_are_saved_whole(stages: list[Path], train: Any, train_error: Any, whole: Path, tmp_path: Path) -> None:
+    """Stage 2 makes a step of two batches: a signal in the first of them waits for the second."""
+    out = tmp_path / 'run'
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / 'stage2')
+    calls = []
+
+    def pressed(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add_gradient(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mtpd_train.loop.add_gradient', pressed)
+        assert 'stage 2, step 1;' in train_error(*stages, '--out', out, '--resume', code=130)
+    assert len(calls) == 2
+
+
+def test_ctrl_c_reaches_workers_too(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
+    """A terminal sends it to the whole group of processes; the workers must not answer with tracebacks."""
+    program = start(stages[0], '--out', tmp_path, '--set', 'data.workers=1', '--set', 'optim.epochs=50')
+    wait_for(lambda: (tmp_path / 'stage1' / 'progress.pth').exists())
+    os.killpg(program.pid, signal.SIGINT)
+    assert program.wait() == 130, program.stderr
+    assert 'Traceback' not in program.stderr
+    assert program.last_line.startswith('stopped in epoch ')
+
+
+def test_one_process_writes_a_run(
+    stages: list[Path], start: Any, wait_for: Any, train_error: Any, tmp_path: Path
+) -> None:
+    first = start(*stages, '--out', tmp_path, '--set', 'optim.epochs=50')
+    wait_for((tmp_path / 'run.json').exists)
+    line = train_error(*stages, '--out', tmp_path, '--resume')
+    assert f'{tmp_path}: process {first.pid} on ' in line
+    assert 'is writing this run; wait for it, or choose another --out' in line
+    first.kill()
+    first.wait()
+    # The lock of a dead process is free.
+    assert 'optim.epochs was 50' in train_error(*stages, '--out', tmp_path, '--resume')
+
+
+def test_a_full_disk(
+    stages: list[Path], assert_same_run: Callable[[Path], None], start: Any, wait_for: Any, tmp_path: Path
+) -> None:
+    """Files may grow to half of what the state takes: it cannot be saved again, and what was saved is intact."""
+    out = tmp_path / 'run'
+    file = out / 'stage1' / 'progress.pth'
+    stopped = start(*stages, '--out', out, *EVERY_STEP)
+    wait_for(file.exists)
+    stopped.kill(signal.SIGTERM)
+    assert stopped.wait() == 130
+    before = file.read_bytes()
+    full = start(*stages, '--out', out, '--resume', *EVERY_STEP, file_size_limit=len(before) // 2)
+    assert full.wait() == 1
+    assert full.last_line.startswith(f'Error: {file}: cannot be saved (File too large, ')
+    advice = 'what was saved before is intact: make room, then run the same command with --resume'
+    assert full.last_line.endswith(advice)
+    assert file.read_bytes() == before
+    program = start(*stages, '--out', out, '--resume')
+    assert program.wait() == 0, program.stderr
+    assert_same_run(out)
