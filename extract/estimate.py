@@ -1,7 +1,6 @@
 """What an extraction will take on disk, and whether there is room for it."""
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.shard import compressed_bound, index_bytes
 from mtpd.console import warn
 from mtpd.errors import UnavailableError
+from mtpd.files import free_bytes
 from mtpd_extract.build import Extraction
 
 # What a file or a folder takes at least on common file systems.
@@ -55,12 +55,6 @@ def total_bytes(extraction: Extraction, per_element: PerElement | None = None) -
     # Each array has its folder, its zarr.json and a folder for its files; each group the first two.
     metadata = BLOCK_BYTES * (3 * num_arrays + 2 * num_groups)
     return groups_bytes(extraction, plan.shard_keys(), per_element) + index + metadata + len(extraction.teacher_weights)
-
-
-def free_bytes(path: Path) -> int:
-    """Free space of the file system that `path` is, or would be, on."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
 
 
 def require_room(needed: Callable[[PerElement | None], int], out: Path, *, trial: Callable[[], PerElement]) -> None:

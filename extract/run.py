@@ -9,11 +9,12 @@ from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.console import say, warn
+from mtpd.files import free_bytes
 from mtpd.interrupt import stop_on_signals
 from mtpd.outcome import Interrupted
 from mtpd_extract.build import Extraction, build_extraction
 from mtpd_extract.earlier import without_head_record
-from mtpd_extract.estimate import free_bytes, gigabytes, groups_bytes, require_room, total_bytes
+from mtpd_extract.estimate import gigabytes, groups_bytes, require_room, total_bytes
 from mtpd_extract.extraction import Loading, Progress, extract_groups
 from mtpd_extract.fingerprint import changes_since
 from mtpd_extract.prediction import NUM_COCO_IMAGES, predict, predict_coco

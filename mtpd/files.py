@@ -1,9 +1,10 @@
-"""Writing files so that a reader sees all of a file or none of it, and hashing them."""
+"""Writing files so that a reader sees all of a file or none of it, hashing them, and the room for them."""
 
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +64,12 @@ def _temporary(path: Path, content: bytes, *, owner: str, flush: bool) -> Iterat
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the file system that `path` is, or would be, on."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -38,6 +38,14 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
 )
 @click.option('--resume', is_flag=True, help='Go on with the run in RUN from where it was saved last.')
 @click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan, train nothing.')
+@click.option(
+    '--trial-steps',
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    metavar='N',
+    help='Of --dry-run: steps of each stage that are timed, to tell hours and memory; 0: none.',
+)
 @click.option('--print-config', is_flag=True, help='Print every stage with all settings explained and stop.')
 @click.option(
     '--print-schema',

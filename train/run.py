@@ -19,6 +19,9 @@ from mtpd_train.building.stages import build_stages
 from mtpd_train.checkpoint import save_student
 from mtpd_train.divergence import DivergedError, describe
 from mtpd_train.loop import Place, train_stage
+from mtpd_train.planning.account import plan_lines, require_room
+from mtpd_train.planning.dry_run import dry_run
+from mtpd_train.planning.plan import plan_stage
 from mtpd_train.run_folder import (
     CONFIG_FILE,
     DIVERGED_FILE,
@@ -50,11 +53,13 @@ def run(options: Mapping[str, Any]) -> None:
     stages = build_stages(settings, place=partial(place_of, options['stages'], options['overrides']))
     for stage in stages:
         say(_summary(stage))
-        if options['dry_run'] and stage.inheritance:
-            print(inheritance_table(stage.inheritance))
+    plans = [plan_stage(stage) for stage in stages]
     if options['dry_run']:
-        print('Dry run: nothing was trained or written.')
+        dry_run(stages, plans, out=out, device=device, num_trial_steps=options['trial_steps'])
         return
+    say('\n'.join(plan_lines(plans)))
+    if not options['resume']:
+        require_room(plans, out)
     with held_folder(out), stop_on_signals() as stop:
         claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
         for stage in stages:

@@ -23,9 +23,9 @@ from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.environment import choose_device
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate
+from mtpd.text import table
 from mtpd_extract.annotated_images import AnnotatedImage, spread, view_of
 from mtpd_extract.build import data_set
-from mtpd_extract.cache_tools.text import table
 
 Maps = dict[str, Tensor]
 # (image id, view, live maps (1, C, H, W)) -> the maps (C, H, W) that the cache gives for them.

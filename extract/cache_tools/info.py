@@ -9,7 +9,7 @@ from mtpd.cache.checking.state import CacheState, read_state
 from mtpd.cache.checking.statistics import CacheStatistics, measure
 from mtpd.cache.format.manifest import VERSION
 from mtpd.files import canonical_json, sha256_bytes
-from mtpd_extract.cache_tools.text import size, table
+from mtpd.text import size, table
 
 GO_ON = 'run the same mtpd-extract command again to go on'
 

@@ -7,7 +7,7 @@ from typing import Any
 from mtpd.cache.checking.state import read_state
 from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
 from mtpd.console import progress_bar, say
-from mtpd_extract.cache_tools.text import size
+from mtpd.text import size
 
 
 def run(options: Mapping[str, Any]) -> None:

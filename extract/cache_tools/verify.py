@@ -12,7 +12,7 @@ from mtpd.cache.checking.verification import Damage, verify
 from mtpd.cache.format.manifest import MANIFEST_FILE
 from mtpd.console import progress_bar, say
 from mtpd.errors import CacheDamagedError
-from mtpd_extract.cache_tools.text import size
+from mtpd.text import size
 
 STRAYS_NAMED = 20
 

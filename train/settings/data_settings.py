@@ -38,10 +38,7 @@ def _read_scale(value: Any) -> Any:
 class GeometrySettings(Section):
     """Resize and padding of the network input, as in mmdet's `Resize` and `Pad`."""
 
-    scale: Annotated[
-        tuple[PositiveInt, PositiveInt],
-        BeforeValidator(_read_scale, json_schema_input_type=str | tuple[PositiveInt, PositiveInt]),
-    ] = (1333, 800)
+    scale: Annotated[Edges, BeforeValidator(_read_scale, json_schema_input_type=str | Edges)] = (1333, 800)
     """Edges in px that the image must fit, as 1333x800 or [1333, 800]; without keep_ratio its width and height."""
     keep_ratio: bool = True
     """Whether the aspect ratio is kept."""

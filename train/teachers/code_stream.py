@@ -64,6 +64,12 @@ def stream_codes(
     return _on_gpu(ahead, buffers, bases=reader.bases, device=device) if on_gpu and levels else ahead
 
 
+def buffer_bytes(reader: CacheReader, *, levels: Sequence[str], batch_size: int) -> int:
+    """What the buffers of `stream_codes` take on the host."""
+    batch_bytes = reader.max_codes(levels=levels) * batch_size * reader.code_dtype.itemsize
+    return (depth_within(MAX_BYTES, batch_bytes) + 1) * batch_bytes
+
+
 def depth_within(max_bytes: int, batch_bytes: int) -> int:
     """How many batches are read ahead, beside the one that is computed with."""
     return max(1, min(MAX_DEPTH, max_bytes // max(1, batch_bytes) - 1))

@@ -1,0 +1,83 @@
+"""The plan of a run for people, and whether the machine has room for it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mtpd.errors import UnavailableError
+from mtpd.files import free_bytes
+from mtpd.text import size, table
+from mtpd_train.planning.plan import StagePlan, disk_bytes
+from mtpd_train.planning.trial import Trial
+
+# Kept free for logs and whatever else writes to the disk.
+MARGIN_BYTES = 64 * 2**20
+
+
+def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list[str]:
+    """A table with a row for each stage; with trials of all of them hours and GPU memory too, and what they rest on."""
+    header = ['stage', 'images', 'epochs', 'steps', 'read/epoch', 'student', 'state', 'RAM']
+    rows = [
+        [
+            str(plan.number), f'{plan.num_images:,}', str(plan.epochs), f'{plan.num_steps:,}',
+            size(plan.cache_bytes) if plan.cache_bytes else '-', size(plan.student_bytes), size(plan.progress_bytes),
+            size(plan.host_bytes),
+        ]
+        for plan in plans
+    ]  # fmt: skip
+    if not trials:
+        return table(header, rows)
+    seconds = [plan.num_steps * trial.seconds_per_step for plan, trial in zip(plans, trials, strict=True)]
+    rows = [
+        [*row, f'{trial.seconds_per_step:.3g}', _hours(one), '-' if trial.gpu_bytes is None else size(trial.gpu_bytes)]
+        for row, trial, one in zip(rows, trials, seconds, strict=True)
+    ]
+    num_steps = min(trial.num_steps for trial in trials)
+    return [
+        *table([*header, 's/step', 'time', 'GPU'], rows),
+        f'time     {_hours(sum(seconds))} in all, without evaluations; an estimate, by {num_steps} timed steps a stage',
+    ]
+
+
+def room_lines(plans: Sequence[StagePlan], out: Path, device: torch.device) -> list[str]:
+    """What the run takes of the machine, beside what there is."""
+    needed = max(plan.host_bytes for plan in plans)
+    lines = [
+        f'disk     {size(disk_bytes(plans))} at most, {size(free_bytes(out))} free at {out}',
+        f'memory   {size(needed)} for what is read ahead, at most, of {size(_ram_bytes())}; an estimate',
+    ]
+    if device.type == 'cuda':
+        free, total = torch.cuda.mem_get_info(device)
+        lines.append(f'GPU      {size(free)} free of {size(total)}; batches of larger images take more than the trial')
+    return lines
+
+
+def require_room(plans: Sequence[StagePlan], out: Path) -> None:
+    """Refuses to start a run that will fill the disk, or whose buffers alone are more than the memory.
+
+    Raises:
+        UnavailableError: names what is needed and what there is.
+    """
+    needed, free = disk_bytes(plans) + MARGIN_BYTES, free_bytes(out)
+    if needed > free:
+        raise UnavailableError(
+            f'{out}: its checkpoints need {size(needed)}, and the disk has {size(free)} free; make room, or choose '
+            'another --out'
+        )
+    worst = max(plans, key=lambda plan: plan.host_bytes)
+    if worst.host_bytes > _ram_bytes():
+        raise UnavailableError(
+            f'stage {worst.number}: what is read ahead needs {size(worst.host_bytes)} of memory, and this machine has '
+            f'{size(_ram_bytes())}; lower data.batch_size or data.workers'
+        )
+
+
+def _ram_bytes() -> int:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f'{minutes // 60}:{minutes % 60:02} h' if minutes else f'{seconds:.0f} s'
