@@ -96,9 +96,9 @@ def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
 
 
 def evaluate_stage(
-    stage: Stage, *, step: int, epoch: int, device: torch.device, stop: StopFlag = NEVER
+    stage: Stage, student: Student, *, step: int, epoch: int, device: torch.device, stop: StopFlag = NEVER
 ) -> EvaluationRecord:
-    """Evaluates the student on the stage's val_set, and shows the main numbers above the progress bar.
+    """Evaluates a student of the stage on the stage's val_set, and shows the main numbers above the progress bar.
 
     Raises:
         StopRequested: the user asked for it.
@@ -106,7 +106,7 @@ def evaluate_stage(
     assert stage.val_set is not None
     started = time.perf_counter()
     evaluated = evaluate_student(
-        stage.student,
+        student,
         stage.val_set,
         batch_size=stage.batch_size,
         num_workers=stage.num_workers,

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from mtpd.console import progress_bar
 from mtpd.interrupt import StopFlag, StopRequested
 from mtpd.outcome import Interrupted
+from mtpd_train.averaging import build_average, update_average
 from mtpd_train.evaluation import evaluate_stage
 from mtpd_train.meter import Meter
 from mtpd_train.metrics import append_record
@@ -38,6 +39,8 @@ class Place:
 
 def train_stage(stage: Stage, place: Place) -> None:
     """Trains the stage's student in place, going on from `place.progress_file` when that is there.
+
+    Where the recipe asks for a moving average the student has the averaged weights in the end.
 
     Raises:
         Interrupted: the user asked to stop; the last optimizer step is saved.
@@ -65,8 +68,11 @@ def train_stage(stage: Stage, place: Place) -> None:
     )
     scaler = GradScaler(device.type, enabled=recipe.precision == 'fp16')
     meter = Meter(stage=stage.number, device=device)
-    trainables = Trainables(model, distiller, optimizer, schedule, scaler, meter)
-    saver = Saver(stage, trainables, progress_file=place.progress_file)
+    average = None if recipe.ema is None else build_average(model)
+    # What is evaluated and saved: the moving average where there is one, else what is trained.
+    student = stage.student if average is None else replace(stage.student, model=average.module)
+    trainables = Trainables(model, distiller, optimizer, schedule, scaler, meter, average)
+    saver = Saver(stage, trainables, student=student.model, progress_file=place.progress_file)
     start = saver.go_on(place.metrics_file)
     step = start.step
 
@@ -103,6 +109,8 @@ def train_stage(stage: Stage, place: Place) -> None:
                 if scaler.get_scale() >= loss_scale:
                     schedule.step()
                 step += 1
+                if average is not None and recipe.ema is not None:
+                    update_average(average, model, decay=recipe.ema, step=step)
                 if step % LOG_EVERY == 0 or number + 1 == num_batches:
                     record = meter.record(
                         step=step, epoch=epoch + 1, lr=lr, decay=stage.decay_factors(progress=progress)
@@ -118,13 +126,15 @@ def train_stage(stage: Stage, place: Place) -> None:
         metrics: Mapping[str, float] = {}
         if stage.val_set is not None and ((epoch + 1) % stage.evaluate_every == 0 or epoch + 1 == recipe.epochs):
             try:
-                evaluation = evaluate_stage(stage, step=step, epoch=epoch + 1, device=device, stop=stop)
+                evaluation = evaluate_stage(stage, student, step=step, epoch=epoch + 1, device=device, stop=stop)
             except StopRequested:
                 saver.save(Position(epoch, step))
                 raise Interrupted(_how_to_go_on(stage, epoch, step)) from None
             append_record(place.metrics_file, evaluation)
             metrics = evaluation.metrics
         saver.finish_epoch(Position(epoch + 1, step), metrics)
+    if average is not None:
+        model.load_state_dict(student.model.state_dict())
 
 
 def _progress_bar(stage: Stage, epoch: int, *, num_images: list[int], done: int) -> Any:

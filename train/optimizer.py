@@ -29,6 +29,7 @@ class Recipe:
         grad_clip: greatest L2 norm of the gradient; None: no clipping.
         accumulate: batches whose gradients make one optimizer step.
         precision: floating-point format of the forward pass.
+        ema: decay of the moving average of the weights, see `mtpd_train.averaging`; None: none.
         channels_last: whether the student's inputs and weights lie in memory pixel by pixel.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     grad_clip: float | None
     accumulate: int
     precision: Precision
+    ema: float | None
     channels_last: bool
 
 

@@ -35,7 +35,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Trainables:
-    """Everything whose state a resumed stage needs."""
+    """Everything whose state a resumed stage needs; `average` is None where no moving average is kept."""
 
     model: nn.Module
     distiller: nn.Module
@@ -43,6 +43,11 @@ class Trainables:
     schedule: LRScheduler
     scaler: GradScaler
     meter: Meter
+    average: nn.Module | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state, by the names that it has in the file."""
+        return {name: part for name, part in vars(self).items() if part is not None}
 
 
 def save_progress(path: Path, trainables: Trainables, position: Position) -> None:
@@ -53,7 +58,7 @@ def save_progress(path: Path, trainables: Trainables, position: Position) -> Non
     Raises:
         UnavailableError: as `write_checkpoint`.
     """
-    states = {name: part.state_dict() for name, part in vars(trainables).items()}
+    states = {name: part.state_dict() for name, part in trainables.parts().items()}
     write_checkpoint(path, {**asdict(position), **states})
 
 
@@ -84,7 +89,7 @@ def restore(content: Mapping[str, Any], trainables: Trainables, *, path: Path) -
         InputError: the state belongs to another stage.
     """
     try:
-        for name, part in vars(trainables).items():
+        for name, part in trainables.parts().items():
             part.load_state_dict(content[name])
         return Position(epoch=content['epoch'], step=content['step'])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:

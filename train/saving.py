@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import nn
+
 from mtpd_train.checkpoint import require_finite, save_student
 from mtpd_train.kept_students import BEST_FILE, drop_all, drop_old, epoch_file, is_best
 from mtpd_train.metrics import truncate_metrics
@@ -16,9 +18,18 @@ from mtpd_train.stage import Stage
 class Saver:
     """Saves one stage in the folder of its progress file. Only a state whose losses were looked at is saved."""
 
-    def __init__(self, stage: Stage, trainables: Trainables, *, progress_file: Path) -> None:
+    def __init__(self, stage: Stage, trainables: Trainables, *, student: nn.Module, progress_file: Path) -> None:
+        """Writes nothing yet.
+
+        Args:
+            stage: what is trained.
+            trainables: its state.
+            student: the network whose weights make the students.
+            progress_file: where the state is saved.
+        """
         self._stage = stage
         self._trainables = trainables
+        self._student = student
         self._file = progress_file
         self._every = math.inf if stage.save_minutes is None else 60 * stage.save_minutes
         self._saved = time.monotonic()
@@ -60,7 +71,7 @@ class Saver:
         Raises:
             DivergedError, UnavailableError: as `save`.
         """
-        stage, folder, model = self._stage, self._file.parent, self._trainables.model
+        stage, folder, model = self._stage, self._file.parent, self._student
         require_finite(model, stage=stage.number, step=position.step)
         meta = {
             'mtpd_version': version('mtpd'), 'stage': stage.number, 'epoch': position.epoch, 'metrics': dict(metrics)

@@ -196,5 +196,6 @@ def _recipe(optim: OptimSettings) -> Recipe:
         grad_clip=optim.grad_clip,
         accumulate=optim.accumulate,
         precision=optim.precision,
+        ema=optim.ema,
         channels_last=optim.channels_last,
     )

@@ -65,6 +65,8 @@ class OptimSettings(Section):
     """Iterations whose gradients make one optimizer step."""
     precision: Literal['fp32', 'fp16', 'bf16'] = 'fp32'
     """Floating-point format of the forward pass; fp16 scales the loss."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights (0.9998), which is evaluated, saved and passed on; null: no average."""
     channels_last: bool = False
     """Whether maps lie in memory pixel by pixel, which GPUs prefer in half precision."""
     activation_checkpointing: bool = False
