@@ -1,9 +1,7 @@
 """Annotated images as a teacher sees them, one by one: for measuring what features are worth."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +12,6 @@ from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
 from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample, make_sample
-
-Image = TypeVar('Image')
 
 
 @dataclass(frozen=True)
@@ -29,12 +25,6 @@ class AnnotatedImage:
 
     sample: Sample
     inputs: Tensor
-
-
-def spread(images: Sequence[Image], num_images: int) -> tuple[Image, ...]:
-    """Up to `num_images` of `images`, or of their ids, at equal distances."""
-    count = min(num_images, len(images))
-    return tuple(images[number * len(images) // count] for number in range(count))
 
 
 def view_of(

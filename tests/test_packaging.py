@@ -20,6 +20,7 @@ PROGRAMS = {
     'mtpd-cache': 'mtpd_extract.cache_tools',
     'mtpd-eval': 'mtpd_train.evaluator',
     'mtpd-extract': 'mtpd_extract',
+    'mtpd-report': 'mtpd_train.report',
     'mtpd-train': 'mtpd_train',
 }
 HEAVY = ('cv2', 'mmcv', 'mmdet', 'mmengine', 'numpy', 'torch', 'torchvision', 'zarr')

@@ -21,7 +21,7 @@ PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.js
 DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
 SOURCES = ('caches', 'teachers')
 # Settings that change nothing in what is learned, so that they may change under a run.
-HARMLESS = ('.save.', '.data.workers.')
+HARMLESS = ('.save.', '.data.workers.', '.evaluate.backend.')
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')
 
 

@@ -16,6 +16,7 @@ from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.console import progress_bar
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations
+from mtpd.data.spread import spread
 from mtpd.detectors.hook_point import choice_of
 from mtpd.detectors.own_head import head_detections, require_head
 from mtpd.detectors.teacher_fingerprint import state_sha256
@@ -24,7 +25,7 @@ from mtpd.environment import choose_device
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate
 from mtpd.text import table
-from mtpd_extract.annotated_images import AnnotatedImage, spread, view_of
+from mtpd_extract.annotated_images import AnnotatedImage, view_of
 from mtpd_extract.build import data_set
 
 Maps = dict[str, Tensor]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
+from mtpd import map_images
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import decode
 from mtpd.cache.format.manifest import ViewName
@@ -19,9 +20,8 @@ from mtpd.data.coco import image_path, read_annotations
 from mtpd.data.images import read_image
 from mtpd.errors import InputError, UnavailableError
 from mtpd.files import write_atomically
+from mtpd.map_images import LEAST_ERROR, MOST_ERROR, Picture
 from mtpd.pyramid import Level
-from mtpd_extract.cache_tools import map_images
-from mtpd_extract.cache_tools.map_images import LEAST_ERROR, MOST_ERROR, Picture
 from mtpd_extract.cache_tools.sheet import Panel, draw_sheet
 
 PADDING_GREY = 128

@@ -50,7 +50,7 @@ def find_target(options: Mapping[str, Any]) -> Target:
         UnavailableError: the weights of a zoo model cannot be fetched.
     """
     if options['run'] is not None:
-        target = _of_run(options['run'])
+        target = target_of_run(options['run'])
         return target if options['checkpoint'] is None else replace(target, checkpoint=options['checkpoint'])
     reference = options['model']
     if '.py:' in reference:
@@ -85,7 +85,7 @@ def find_files(options: Mapping[str, Any], target: Target) -> Files:
     return target.files
 
 
-def _of_run(folder: Path) -> Target:
+def target_of_run(folder: Path) -> Target:
     config_file, student_file = folder / CONFIG_FILE, folder / STUDENT_FILE
     if not config_file.is_file() or not student_file.is_file():
         if (folder / RUN_FILE).is_file():

@@ -1,0 +1,90 @@
+"""Charts are well-formed SVG that holds its texts, whatever they are, and nothing from elsewhere."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from mtpd_train.report import curves
+from mtpd_train.report.charts import MAX_POINTS, Line, bar_chart, line_chart, thinned
+from mtpd_train.report.run_log import read_run
+from mtpd_train.report.summary import summarise
+
+WriteRun = Callable[..., Path]
+HOSTILE = '<script>alert("$\\frac")</script>'
+
+
+def texts(svg: bytes) -> set[str]:
+    root = ElementTree.fromstring(svg)
+    for element in root.iter():
+        assert not element.tag.endswith('script')
+        for name, value in element.attrib.items():
+            assert not name.endswith('href') or value.startswith('#')
+    return {''.join(element.itertext()).strip() for element in root.iter() if element.tag.endswith('text')}
+
+
+def test_names_are_text() -> None:
+    points = [(1.0, 2.0), (2.0, 3.0)]
+    svg = line_chart([Line(HOSTILE, points), Line('other', points)], y_label='loss', borders={'stage 1': 0})
+    assert {HOSTILE, 'other', 'loss', 'stage 1'} <= texts(svg)
+    assert b'<script' not in svg
+
+
+def test_equal_charts_are_equal_files() -> None:
+    charts = [line_chart([Line('a', [(0.0, 1.0), (1.0, 0.5)])], y_label='y', is_log=True) for _ in range(2)]
+    assert charts[0] == charts[1]
+
+
+def test_what_cannot_be_drawn_is_a_gap() -> None:
+    points = [(0.0, math.nan), (1.0, 0.0), (2.0, -1.0), (3.0, math.inf), (4.0, 2.0)]
+    for is_log in (False, True):
+        texts(line_chart([Line('a', points)], y_label='y', is_log=is_log))
+    texts(line_chart([Line('a', [(0.0, math.nan)]), Line('b', [])], y_label='y', is_log=True))
+
+
+def test_bars() -> None:
+    svg = bar_chart({'stage 1': [10.0, None], HOSTILE: [12.5, 30.0]}, names=['small', 'medium'], y_label='AP')
+    assert {'stage 1', HOSTILE, 'small', 'medium', '12.5', '30.0'} <= texts(svg)
+
+
+def test_thinned() -> None:
+    points = [(float(x), 2.0 * x) for x in range(10 * MAX_POINTS + 3)]
+    thin = thinned(points)
+    assert len(thin) <= MAX_POINTS
+    assert thin[0] == pytest.approx((5.0, 10.0))
+    assert thin[-1][0] > points[-12][0]
+    assert thinned(points[:7]) == points[:7]
+    assert thinned([]) == []
+
+
+def test_charts_of_a_run(write_run: WriteRun, tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / 'run'))
+    ap, loss, size = curves.ap_chart(run), curves.loss_chart(run), curves.size_chart(summarise(run), kind='box')
+    assert ap is not None
+    assert loss is not None
+    assert size is not None
+    assert {'box AP', 'box AP50', 'stage 1', 'stage 2'} <= texts(ap)
+    assert {'loss_cls', 'distill/mgd/p3', 'total'} <= texts(loss)
+    assert {'small', 'medium', '20.0'} <= texts(size)
+    assert 'large' not in texts(size)  # there are none
+    points = curves.ap_points(run, 'box/AP')
+    assert [(x, round(y, 9)) for x, y in points] == [(10, 15), (20, 10), (30, 25), (40, 20)]
+
+
+def test_many_losses_are_summed_over_levels(write_run: WriteRun, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / 'run')
+    log = folder / 'metrics.jsonl'
+    more = ', '.join(f'"distill/mgd/p{level}": 0.1' for level in range(5, 12))
+    log.write_text(log.read_text().replace('"distill/mgd/p3"', f'{more}, "distill/mgd/p3"'))
+    loss = curves.loss_chart(read_run(folder))
+    assert loss is not None
+    assert 'distill/mgd' in texts(loss)
+    assert 'distill/mgd/p3' not in texts(loss)
+
+
+def test_nothing_to_draw(write_run: WriteRun, tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / 'run', begun=0, finished=0))
+    drawn = [curves.ap_chart(run), curves.loss_chart(run), curves.speed_chart(run), curves.size_chart([], kind='box')]
+    assert drawn == [None] * 4

@@ -1,0 +1,135 @@
+"""The page of a run that was really trained: predictions, and maps of teacher and student."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mtpd.data.coco import CocoAnnotation, read_annotations
+from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd_train.report.cli import main
+from mtpd_train.report.feature_maps import stage_maps
+from mtpd_train.report.predictions import match_detections, predicted_images
+from mtpd_train.report.run_log import read_run
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    train: Callable[..., Any],
+    write_stage: Callable[..., Path],
+    caches: dict[int, Path],
+) -> Path:
+    """A run of a distilled and a plain stage."""
+    folder = tmp_path_factory.mktemp('reported')
+    detects_all = {'test_cfg.score_thr': 0.0}
+    distill = [{'loss': 'masked_mse', 'levels': ['p3']}]
+    files = [
+        write_stage(folder / 'one.yaml', model=detects_all, cache=caches[16], distill=distill),
+        write_stage(folder / 'two.yaml', model=detects_all),
+    ]
+    train(*files, '--out', folder / 'run')
+    return folder / 'run'
+
+
+def page_of(run: Path) -> str:
+    with known_warnings_ignored():
+        result = CliRunner().invoke(main, [str(run), '--images', '2', '--min-score', '0', '-q'])
+    assert result.exit_code == 0, result.output
+    return (run / 'report.html').read_text()
+
+
+def test_the_page_has_everything(finished: Path) -> None:
+    text = page_of(finished)
+    assert 'No predictions' not in text
+    assert re.findall('No maps: ([^<]*)', text) == ['it learned from no cache']
+    assert text.count('as the student of stage 1 sees it') == 2
+    assert text.count('as the student of stage 2 sees it') == 2
+    assert text.count('p3 of the student on') == 2
+    for name in ('circle', 'square', 'triangle', 'star', 'cross', 'ring'):
+        assert f'<th scope="row">{name}</th>' in text
+
+
+def test_predictions_are_counted(finished: Path) -> None:
+    images = predicted_images(read_run(finished), num_images=3, min_score=0.0, device=CPU, read=read_annotations)
+    assert len(images) == 3
+    for image in images:
+        assert image.num_objects > 0
+        assert [number for number, *_ in image.found] == [1, 2]
+        for _, uri, hits, misses in image.found:
+            assert uri.startswith('data:image/jpeg;base64,')
+            assert 0 <= hits <= image.num_objects
+            assert hits + misses > 0
+    nothing = predicted_images(read_run(finished), num_images=1, min_score=1.0, device=CPU, read=read_annotations)
+    assert all(found[2:] == (0, 0) for found in nothing[0].found)
+
+
+def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path) -> None:
+    coco = read_annotations(synthetic_set / 'annotations' / 'instances_val2017.json')
+    truth = [
+        CocoAnnotation((10, 10, 50, 50), 0, False, 1600, None),
+        CocoAnnotation((60, 10, 99, 50), 1, False, 1560, None),
+    ]
+    first, second = (category.id for category in coco.categories[:2])
+
+    def detection(category_id: int, x: float) -> dict[str, Any]:
+        return {'category_id': category_id, 'bbox': [x, 10.0, 40.0, 40.0]}
+
+    found = [
+        detection(first, 12),  # the first object
+        detection(first, 10),  # again
+        detection(first, 60),  # where the second is, of another class
+        detection(second, 85),  # of its class, but too far off
+        detection(second, 60),  # the second object
+    ]
+    assert match_detections(found, truth, coco) == [True, False, False, False, True]
+    assert match_detections(found, [], coco) == [False] * 5
+    assert match_detections([], truth, coco) == []
+
+
+def test_maps_that_are_equal_are_explained_and_look_equal(
+    finished: Path, teachers: dict[int, Path], tmp_path: Path
+) -> None:
+    """With the teacher's own weights in the student's place: what is left is what the codec and the ridge take away."""
+    copied = Path(shutil.copytree(finished, tmp_path / 'run'))
+    run = read_run(copied)
+    own = stage_maps(run, run.stages[0], num_images=2, device=CPU, read=read_annotations)
+    for name in ('student.pth', 'student_config.py'):
+        shutil.copy(teachers[16] / name, copied / 'stage1' / name)
+    same = stage_maps(run, run.stages[0], num_images=2, device=CPU, read=read_annotations)
+    assert list(same.explained) == list(own.explained)
+    assert 'p3' in same.explained
+    assert all(share > 0.95 for share in same.explained.values())
+    assert all(own.explained[level] < same.explained[level] for level in same.explained)
+    assert [image.name for image in same.images] == [image.name for image in own.images]
+
+
+@pytest.mark.parametrize('what', ['cache', 'images', 'weights'])
+def test_what_is_gone_is_named(
+    what: str, finished: Path, extract_teacher: Callable[..., Path], synthetic_set: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(finished, tmp_path / 'run'))
+    if what == 'cache':
+        other = extract_teacher(24, tmp_path / 'other')
+        facts = (copied / 'run.json').read_text()
+        own = next(iter(read_run(copied).facts['caches']))
+        (copied / 'run.json').write_text(facts.replace(own, str(other)))
+        assert f'No maps: {other}: is another cache than the stage learned from' in page_of(copied)
+    elif what == 'weights':
+        (copied / 'stage1' / 'student.pth').write_bytes(b'damaged')
+        text = page_of(copied)
+        assert 'No predictions: checkpoint' in text
+        assert 'is damaged or no checkpoint' in text
+    else:
+        for path in [copied / 'run.json', *copied.glob('stage?/student_config.py')]:
+            path.write_text(path.read_text().replace(str(synthetic_set), '/nowhere'))
+        text = page_of(copied)
+        assert 'No predictions: /nowhere/annotations/instances_val2017.json: cannot read' in text
+        assert 'No maps: /nowhere/annotations/instances_train2017.json: cannot read' in text

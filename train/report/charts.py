@@ -1,0 +1,148 @@
+"""Charts as SVG: lines over steps, with the borders of stages, and groups of bars.
+
+Colours are those of Okabe and Ito, which colour-blind people can tell apart; dashes tell lines apart without any.
+"""
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#8c6d1f')
+DASHES = ('-', '--', '-.', ':')
+GRID, INK = '#d9d9d9', '#1a1a1a'
+WIDTH, HEIGHT = 6.6, 3.6  # inches of 72 units
+# More than the eye can see on such a width, and a page stays small after any number of steps.
+MAX_POINTS = 300
+STYLE: Any = {
+    'svg.fonttype': 'none',  # text stays text
+    'svg.hashsalt': 'mtpd',  # equal charts are equal files
+    'font.family': 'sans-serif',
+    'font.sans-serif': ['DejaVu Sans', 'Arial', 'Helvetica'],
+    'font.size': 10,
+    'text.parse_math': False,  # names may hold dollars
+    'axes.edgecolor': INK,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': GRID,
+    'legend.frameon': False,
+}
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line of (x, y); with marks when there are few points. What is not finite is a gap."""
+
+    name: str
+    points: Points
+    has_marks: bool = False
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    y_label: str,
+    x_label: str = 'optimizer steps',
+    borders: Mapping[str, float] | None = None,
+    is_log: bool = False,
+    from_zero: bool = False,
+) -> bytes:
+    """Lines in one chart, as SVG.
+
+    Args:
+        lines: what to draw.
+        y_label: what is drawn, with its unit.
+        x_label: what it is drawn over.
+        borders: name of a stage -> x at which it begins; a vertical line stands there.
+        is_log: a logarithmic scale; what is not above zero is a gap.
+        from_zero: the scale begins at zero.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    with _figure() as (figure, axes):
+        styles = cycle((colour, dash) for dash in DASHES for colour in COLOURS)
+        for line, (colour, dash) in zip(lines, styles, strict=False):
+            points = thinned(line.points)
+            xs = [x for x, _ in points]
+            ys = [y if math.isfinite(y) and (y > 0 or not is_log) else math.nan for _, y in points]
+            axes.plot(
+                xs, ys, dash, color=colour, linewidth=1.6, marker='o' if line.has_marks else None, markersize=4,
+                label=line.name.replace('_', '\u200b_', 1) if line.name.startswith('_') else line.name,
+            )  # fmt: skip
+        if is_log:
+            axes.set_yscale('log')
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        elif from_zero:
+            axes.set_ylim(bottom=0)
+        for name, x in (borders or {}).items():
+            axes.axvline(x, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+            axes.annotate(
+                name, (x, 1), xycoords=('data', 'axes fraction'), xytext=(4, 1), textcoords='offset points', fontsize=9
+            )
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(lines) > 1:
+            columns = min(3, len(lines))
+            figure.legend(loc='outside upper left', ncols=columns, handlelength=2.6, fontsize=9)
+        return _svg(figure)
+
+
+def bar_chart(groups: Mapping[str, Sequence[float | None]], *, names: Sequence[str], y_label: str) -> bytes:
+    """Groups of bars, as SVG.
+
+    Args:
+        groups: name of a group -> a value for each of `names`; None leaves a gap.
+        names: of the bars within each group.
+        y_label: what is drawn, with its unit.
+    """
+    hatches = ('', '///', '...', 'xx')
+    with _figure() as (figure, axes):
+        width = 0.8 / max(len(names), 1)
+        for index, name in enumerate(names):
+            xs = [position + (index - (len(names) - 1) / 2) * width for position in range(len(groups))]
+            heights = [math.nan if (value := values[index]) is None else value for values in groups.values()]
+            bars = axes.bar(
+                xs, heights, width * 0.92, color=COLOURS[index % len(COLOURS)], label=name, edgecolor='white',
+                hatch=hatches[index % len(hatches)],
+            )  # fmt: skip
+            axes.bar_label(bars, [f'{one:.1f}' if math.isfinite(one) else '' for one in heights], fontsize=8, padding=1)
+        axes.set_xticks(range(len(groups)), list(groups))
+        axes.margins(y=0.1)
+        axes.grid(visible=False, axis='x')
+        axes.set_ylabel(y_label)
+        figure.legend(loc='outside upper left', ncols=max(len(names), 1), fontsize=9)
+        return _svg(figure)
+
+
+def thinned(points: Points) -> list[tuple[float, float]]:
+    """At most `MAX_POINTS` points: means over runs of neighbours. A run that holds a gap is a gap."""
+    size = -(-len(points) // MAX_POINTS) if points else 1
+    runs = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(math.fsum(x for x, _ in one) / len(one), sum(y for _, y in one) / len(one)) for one in runs]
+
+
+@contextmanager
+def _figure() -> Iterator[tuple[Any, Any]]:
+    """A figure with axes; the style must hold while it is drawn and saved."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout='constrained')
+        yield figure, figure.add_subplot()
+
+
+def _svg(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format='svg', metadata={'Date': None, 'Creator': None})
+    return content.getvalue()

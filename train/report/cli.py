@@ -1,0 +1,124 @@
+"""`mtpd-report`: the command line. Imports nothing heavy, so that --help is instant."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mtpd.console import reported
+from mtpd_train.cli_options import output_options
+
+HELP = ['-h', '--help']
+CONTEXT = {'help_option_names': HELP, 'max_content_width': 110}
+PAGE = 'page'
+
+EXAMPLES = """
+\b
+Examples:
+  mtpd-report runs/progressive
+  mtpd-report runs/progressive --out progressive.html --images 12
+  mtpd-report compare runs/alone runs/direct runs/progressive
+  mtpd-report tensorboard runs/progressive
+"""
+
+PAGE_EXAMPLES = """
+\b
+Examples:
+  mtpd-report runs/progressive
+  mtpd-report page runs/progressive --out progressive.html --images 12
+"""
+
+COMPARE_EXAMPLES = """
+\b
+Examples:
+  mtpd-report compare runs/alone runs/direct runs/progressive
+  mtpd-report compare runs/* --json
+  mtpd-report compare runs/alone runs/direct --html compare.html
+"""
+
+TENSORBOARD_EXAMPLES = """
+\b
+Examples:
+  mtpd-report tensorboard runs/progressive && tensorboard --logdir runs/progressive/tensorboard
+"""
+
+_folder = click.Path(path_type=Path, file_okay=False)
+_html = click.Path(path_type=Path, dir_okay=False)
+_run = click.argument('run', type=_folder, metavar='RUN')
+
+
+class _PageByDefault(click.Group):
+    """`mtpd-report RUN` is short for `mtpd-report page RUN`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *HELP}:
+            args = [PAGE, *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_PageByDefault, epilog=EXAMPLES, context_settings=CONTEXT, subcommand_metavar='[COMMAND] RUN...')
+def main() -> None:
+    """Show runs of mtpd-train, finished or not: as a page, side by side, in TensorBoard.
+
+    Without a COMMAND it writes the page. Run it where mtpd-train ran: paths of data and caches are those of the stage
+    files. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+    """
+
+
+@main.command(PAGE, epilog=PAGE_EXAMPLES)
+@_run
+@click.option('--out', type=_html, metavar='FILE.html', help='The page.  [default: RUN/report.html]')
+@click.option(
+    '--images',
+    type=click.IntRange(0, 100),
+    default=4,
+    show_default=True,
+    help='Images to show predictions and feature maps on.',
+)
+@click.option(
+    '--min-score',
+    type=click.FloatRange(0, 1),
+    default=0.4,
+    show_default=True,
+    help='Score that a detection needs to be shown.',
+)
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@output_options
+def page(verbose: bool, quiet: bool, **options: Any) -> None:
+    """Write one HTML page about RUN that needs no network and no other file.
+
+    Curves, AP by class and size, speed and memory come from RUN/metrics.jsonl. Predictions and feature maps need the
+    weights, the images and the caches; what is gone is left out, and the page says why.
+    """
+    with reported(verbose=verbose, quiet=quiet):
+        from mtpd_train.report.run import write_page
+
+        write_page(options)
+
+
+@main.command(epilog=COMPARE_EXAMPLES)
+@click.argument('runs', nargs=-1, required=True, type=_folder, metavar='RUN...')
+@click.option('--json', 'as_json', is_flag=True, help='A JSON list with one object for each run.')
+@click.option('--html', type=_html, metavar='FILE.html', help='Write the table and the AP curves as a page, too.')
+@output_options
+def compare(verbose: bool, quiet: bool, **options: Any) -> None:
+    """Set RUNs side by side: AP, length, speed and memory of each stage."""
+    with reported(verbose=verbose, quiet=quiet):
+        from mtpd_train.report.run import compare
+
+        compare(options)
+
+
+@main.command(epilog=TENSORBOARD_EXAMPLES)
+@_run
+@click.option('--out', type=_folder, metavar='DIR', help='Folder of the event files.  [default: RUN/tensorboard]')
+@output_options
+def tensorboard(verbose: bool, quiet: bool, **options: Any) -> None:
+    """Export what RUN measured to TensorBoard; event files of an earlier export are replaced.
+
+    Needs the package tensorboard: pip install "mtpd[tensorboard]".
+    """
+    with reported(verbose=verbose, quiet=quiet):
+        from mtpd_train.report.run import export_events
+
+        export_events(options)

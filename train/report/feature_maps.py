@@ -1,0 +1,206 @@
+"""A teacher's maps from its cache beside those of the student that learned from them.
+
+Letters: C channels of the teacher, S of the student, N cells.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mtpd.cache
+from mtpd import map_images
+from mtpd.cache import CacheReader
+from mtpd.data.coco import CocoImage, CocoSet, image_path
+from mtpd.data.images import read_image
+from mtpd.data.spread import spread
+from mtpd.detectors.detection import collate
+from mtpd.detectors.features import neck_features, probe_levels
+from mtpd.detectors.hook_point import NECK, student_hook_point
+from mtpd.detectors.transforms import make_sample
+from mtpd.errors import CacheMismatchError, InputError
+from mtpd_train.evaluator.detector import build_target
+from mtpd_train.evaluator.target import target_of_run
+from mtpd_train.report.images import map_uri, photo_uri
+from mtpd_train.report.run_log import RunLog, StageLog, entries, section
+from mtpd_train.run_folder import stage_folder
+from mtpd_train.student import Student
+
+# A linear map of S to C channels is fitted on these.
+NUM_FITTED, CELLS_PER_IMAGE, RIDGE = 12, 2048, 1e-3
+MAX_LEVELS = 3
+
+Maps = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ImageMaps:
+    """An image, and a level's maps on it as data URIs: level -> (teacher's, student's)."""
+
+    name: str
+    photo: str
+    levels: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class StageMaps:
+    """The maps of a stage; `explained` is the share of the teacher's variance that the student's maps explain."""
+
+    number: int
+    images: Sequence[ImageMaps]
+    explained: Mapping[str, float]
+
+
+@torch.no_grad()
+def stage_maps(
+    run: RunLog, stage: StageLog, *, num_images: int, device: torch.device, read: Callable[[Path], CocoSet]
+) -> StageMaps:
+    """The maps of the teacher that a finished stage's cache holds, and of its student, on training images.
+
+    Args:
+        run: the run.
+        stage: one of its stages.
+        num_images: to be shown, at most.
+        device: where the student runs.
+        read: reads annotation files.
+
+    Raises:
+        InputError: the stage has no cache, has not finished, or its images are gone.
+        CacheError: the cache is gone or another one than the stage learned from.
+    """
+    if stage.settings.get('cache') is None:
+        raise InputError('it learned from no cache')
+    if not stage.is_finished:
+        raise InputError('it has not finished, so there are no weights')
+    cache = _own_cache(stage)
+    folder, annotations = _train_files(stage)
+    coco = read(annotations)
+    images = [
+        image
+        for image in coco.images
+        if image.id in cache and any(not one.is_crowd for one in coco.annotations[image.id])
+    ]
+    target = target_of_run(stage_folder(run.folder, stage.number))
+    student = build_target(target, scale=None, trust_checkpoint=False, device=device)
+    pairs = {
+        image.id: _maps(cache, student, image, folder, device=device)
+        for image in spread(images, max(num_images, NUM_FITTED))
+    }
+    shown = spread(images, num_images)
+    for image in shown:
+        if image.id not in pairs:
+            pairs[image.id] = _maps(cache, student, image, folder, device=device)
+    levels = _levels(stage, next(iter(pairs.values()))[1].keys() if pairs else ())
+    if not levels:
+        raise InputError('student and teacher have no level in common on any image')
+    pictures: dict[str, Sequence[tuple[str, str]]] = {}
+    explained = {}
+    for level in levels:
+        fitted = _fit([(student_maps[level], maps[level]) for maps, student_maps in pairs.values()])
+        explained[level] = fitted.explained
+        ours = [pairs[image.id] for image in shown]
+        pictures[level] = _pictures([maps[level] for maps, _ in ours], [fitted(own[level]) for _, own in ours])
+    return StageMaps(
+        number=stage.number,
+        images=[
+            ImageMaps(image.file_name, _photo(image, folder), {level: pictures[level][index] for level in levels})
+            for index, image in enumerate(shown)
+        ],
+        explained=explained,
+    )
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """A linear map of a student's channels to its teacher's: the best there is on the cells it was fitted to."""
+
+    weights: Tensor  # (S, C)
+    student_mean: Tensor  # (S,)
+    teacher_mean: Tensor  # (C,)
+    explained: float
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """(S, H, W) -> (C, H, W)."""
+        adapted = (maps.flatten(1).T - self.student_mean) @ self.weights + self.teacher_mean
+        return adapted.T.reshape(-1, *maps.shape[1:])
+
+
+def _fit(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Adapter:
+    """Ridge regression over cells of all images, from (S, H, W) to (C, H, W)."""
+    columns = [torch.linspace(0, one[0].numel() - 1, min(CELLS_PER_IMAGE, one[0].numel())).long() for one, _ in pairs]
+    own, taught = (
+        torch.cat([pair[side].flatten(1)[:, index] for pair, index in zip(pairs, columns, strict=True)], dim=1).T
+        for side in (0, 1)
+    )
+    own_mean, taught_mean = own.mean(0), taught.mean(0)
+    own, taught = own - own_mean, taught - taught_mean
+    among = own.T @ own
+    penalty = RIDGE * among.diagonal().mean().clamp(min=1e-12) * torch.eye(len(among))
+    weights = torch.linalg.solve(among + penalty, own.T @ taught)
+    left = (taught - own @ weights).square().sum() / taught.square().sum().clamp(min=1e-30)
+    return _Adapter(weights, own_mean, taught_mean, explained=float(1 - left))
+
+
+def _pictures(taught: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[str, str]]:
+    coloured = map_images.principal_colours([*taught, *own], fitted_to=taught)
+    uris = [map_uri(picture) for picture in coloured]
+    return list(zip(uris[: len(taught)], uris[len(taught) :], strict=True))
+
+
+def _maps(
+    cache: CacheReader, student: Student, image: CocoImage, folder: Path, *, device: torch.device
+) -> tuple[Maps, Maps]:
+    """The teacher's and the student's maps of an image, without padding, on the CPU, of the levels that both have."""
+    pixels = read_image(image_path(folder, image.file_name), size=(image.height, image.width))
+    sample = make_sample(pixels, image_id=image.id, path='', geometry=cache.geometry, view='plain')
+    inputs = collate([sample], preprocessing=student.preprocessing, device=device)
+    hook_point = section(cache.manifest.description.fingerprint, 'teacher').get('hook_point', NECK)
+    found = neck_features(student.model, inputs, hook_point=student_hook_point(student.model, str(hook_point)))
+    names = [level.name for level in probe_levels(student.model)]
+    own = {name: maps[0].cpu() for name, maps in zip(names, found, strict=False)}
+    taught = cache.read(image.id)
+    common = {}
+    for level in cache.levels:
+        if level.name in own and own[level.name].shape[1:] == taught[level.name].shape[1:]:
+            rows, columns = level.grid(*sample.resized)
+            common[level.name] = (taught[level.name][:, :rows, :columns], own[level.name][:, :rows, :columns])
+    return {name: pair[0] for name, pair in common.items()}, {name: pair[1] for name, pair in common.items()}
+
+
+def _own_cache(stage: StageLog) -> CacheReader:
+    cache = mtpd.cache.open(stage.settings['cache'])
+    if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
+        raise CacheMismatchError(f'{cache.path}: is another cache than the stage learned from')
+    return cache
+
+
+def _train_files(stage: StageLog) -> tuple[Path, Path]:
+    """Image folder and annotation file of the training set, as the stage file has them."""
+    data = section(stage.settings, 'data')
+    train: Any = data.get('train')
+    if isinstance(train, Mapping):
+        return Path(str(train.get('images'))), Path(str(train.get('annotations')))
+    coco = Path(str(data.get('coco')))
+    return coco / str(train), coco / 'annotations' / f'instances_{train}.json'
+
+
+def _levels(stage: StageLog, common: Iterable[str]) -> list[str]:
+    """The finest common levels, those first that a loss names."""
+    named = {
+        str(level)
+        for entry in entries(stage.settings, 'distill')
+        if isinstance(entry, Mapping)
+        for level in entries(entry, 'levels')
+    }
+    names = list(common)
+    chosen = sorted(names, key=lambda name: name not in named)[:MAX_LEVELS]
+    return [name for name in names if name in chosen]
+
+
+def _photo(image: CocoImage, folder: Path) -> str:
+    pixels = read_image(image_path(folder, image.file_name), size=(image.height, image.width))
+    return photo_uri(np.ascontiguousarray(pixels[..., ::-1]), [])

@@ -1,0 +1,83 @@
+"""Pictures in a page: photographs with boxes, and whatever else is pixels, as data URIs."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mtpd.map_images import Picture
+
+# Of the longer side in px; small images are enlarged, so that names of classes can be read on them.
+PHOTO_SIZE = 420
+MAX_ENLARGEMENT = 4
+FONT_SIZE, LINE_WIDTH = 16, 3
+JPEG_QUALITY = 82
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """A box on a photograph.
+
+    Attributes:
+        box: xyxy in px of the photograph.
+        label: written at its upper left corner.
+        colour: of line and label.
+        is_dashed: how the line looks without colour.
+    """
+
+    box: Box
+    label: str
+    colour: str
+    is_dashed: bool = False
+
+
+def photo_uri(pixels: Picture, boxes: Sequence[DrawnBox]) -> str:
+    """A photograph (H, W, 3) RGB with boxes on it, as a JPEG in a data URI."""
+    height, width = pixels.shape[:2]
+    factor = min(PHOTO_SIZE / max(height, width), MAX_ENLARGEMENT)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE)
+    for one in boxes:
+        x1, y1, x2, y2 = (value * factor for value in one.box)
+        _rectangle(draw, (x1, y1, x2, y2), one.colour, is_dashed=one.is_dashed)
+    for one in boxes:  # above all lines
+        left, top, right, bottom = draw.textbbox((0, 0), one.label, font=font)
+        x = min(max(one.box[0] * factor, 0), max(size[0] - (right - left) - 4, 0))
+        y = min(max(one.box[1] * factor - (bottom - top) - 4, 0), max(size[1] - (bottom - top) - 4, 0))
+        draw.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=one.colour)
+        draw.text((x + 2 - left, y + 2 - top), one.label, 'white', font)
+    content = io.BytesIO()
+    image.save(content, format='JPEG', quality=JPEG_QUALITY)
+    return data_uri(content.getvalue(), 'image/jpeg')
+
+
+def map_uri(picture: Picture) -> str:
+    """A small picture (H, W, 3) RGB, pixel for pixel, as a PNG in a data URI; the page enlarges it."""
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(content, format='PNG', optimize=True)
+    return data_uri(content.getvalue(), 'image/png')
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A file inside an address."""
+    return f'data:{kind};base64,{base64.b64encode(content).decode()}'
+
+
+def _rectangle(draw: ImageDraw.ImageDraw, box: Box, colour: str, *, is_dashed: bool) -> None:
+    x1, y1, x2, y2 = box
+    if not is_dashed:
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=LINE_WIDTH)
+        return
+    dash = 6.0
+    for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
+        length = abs(end[0] - start[0]) + abs(end[1] - start[1])
+        for number in range(0, int(length // dash) + 1, 2):
+            shares = (min(number * dash / max(length, 1), 1), min((number + 1) * dash / max(length, 1), 1))
+            points = [tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)) for share in shares]
+            draw.line([points[0], points[1]], fill=colour, width=LINE_WIDTH)

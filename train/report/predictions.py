@@ -1,0 +1,144 @@
+"""What the students of a run find on images of the validation set, beside what is there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, image_path
+from mtpd.data.images import read_image
+from mtpd.data.spread import spread
+from mtpd.errors import InputError
+from mtpd_train.dataset import DetectionDataset
+from mtpd_train.evaluation import detect
+from mtpd_train.evaluator.detector import build_target, category_ids
+from mtpd_train.evaluator.target import Files, Target, target_of_run
+from mtpd_train.report.images import DrawnBox, photo_uri
+from mtpd_train.report.run_log import RunLog
+from mtpd_train.run_folder import stage_folder
+
+FOUND, MISTAKEN, TRUE = '#0072b2', '#b34700', '#00664a'  # dark enough for white letters
+MIN_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """An image with its truth and what each student finds.
+
+    Attributes:
+        name: of the file.
+        truth: data URI.
+        num_objects: in truth.
+        found: (stage, data URI, objects found, boxes that are no object's) for each stage.
+    """
+
+    name: str
+    truth: str
+    num_objects: int
+    found: Sequence[tuple[int, str, int, int]]
+
+
+def predicted_images(
+    run: RunLog, *, num_images: int, min_score: float, device: torch.device, read: Callable[[Path], CocoSet]
+) -> list[PredictedImage]:
+    """Images with objects, at equal distances in the validation set, as the finished stages' students see them.
+
+    Args:
+        run: the run.
+        num_images: at most.
+        min_score: of detections that are drawn.
+        device: where students run.
+        read: reads annotation files.
+
+    Raises:
+        InputError: no stage has finished, the images are gone, or a student cannot be loaded.
+    """
+    targets = {
+        stage.number: target_of_run(stage_folder(run.folder, stage.number)) for stage in run.stages if stage.is_finished
+    }
+    if not targets:
+        raise InputError('no stage has finished yet, so there are no weights')
+    files = targets[max(targets)].files
+    if files is None:
+        raise InputError('the run had no validation set')
+    coco = read(files.annotations)
+    with_objects = [image for image in coco.images if any(not one.is_crowd for one in coco.annotations[image.id])]
+    chosen = replace(coco, images=spread(with_objects, num_images))
+    found = {
+        number: _detections(target, chosen, files, min_score=min_score, device=device)
+        for number, target in targets.items()
+    }
+    return [
+        _drawn(image, chosen, files, {number: one[image.id] for number, one in found.items()})
+        for image in chosen.images
+    ]
+
+
+def _detections(
+    target: Target, coco: CocoSet, files: Files, *, min_score: float, device: torch.device
+) -> dict[int, list[dict[str, Any]]]:
+    """Image id -> a student's detections, the surest first."""
+    student = build_target(target, scale=None, trust_checkpoint=False, device=device)
+    ids = category_ids(target, student, coco, trust_checkpoint=False)
+    geometry = student.preprocessing.geometry
+    dataset = DetectionDataset(coco, files.images, geometry=geometry, for_training=False, with_masks=False)
+    boxes, _ = detect(student, dataset, batch_size=1, num_workers=0, device=device, category_ids=ids)
+    result: dict[int, list[dict[str, Any]]] = {image.id: [] for image in coco.images}
+    for one in sorted(boxes, key=lambda record: -record['score']):
+        if one['score'] >= min_score:
+            result[one['image_id']].append(one)
+    return result
+
+
+def _drawn(
+    image: CocoImage, coco: CocoSet, files: Files, found: Mapping[int, Sequence[Mapping[str, Any]]]
+) -> PredictedImage:
+    pixels = read_image(image_path(files.images, image.file_name), size=(image.height, image.width))
+    photo = np.ascontiguousarray(pixels[..., ::-1])
+    truth = [one for one in coco.annotations[image.id] if not one.is_crowd]
+    names = {category.id: category.name for category in coco.categories}
+    true_boxes = [DrawnBox(one.box, coco.categories[one.category].name, TRUE) for one in truth]
+    students = []
+    for number, detections in found.items():
+        matched = match_detections(detections, truth, coco)
+        boxes = [
+            DrawnBox(
+                _corners(one['bbox']),
+                f'{names[one["category_id"]]} {one["score"]:.2f}',
+                FOUND if is_object else MISTAKEN,
+                is_dashed=not is_object,
+            )
+            for one, is_object in zip(detections, matched, strict=True)
+        ]
+        # The surest on top.
+        students.append((number, photo_uri(photo, boxes[::-1]), sum(matched), len(matched) - sum(matched)))
+    return PredictedImage(image.file_name, photo_uri(photo, true_boxes), len(truth), students)
+
+
+def match_detections(
+    detections: Sequence[Mapping[str, Any]], truth: Sequence[CocoAnnotation], coco: CocoSet
+) -> list[bool]:
+    """Whether each detection, the surest first, is that of an object of its class that no surer one has."""
+    if not detections or not truth:
+        return [False] * len(detections)
+    overlaps = box_iou(
+        torch.tensor([_corners(one['bbox']) for one in detections]), torch.tensor([one.box for one in truth])
+    )
+    free, result = set(range(len(truth))), []
+    for one, ious in zip(detections, overlaps.tolist(), strict=True):
+        own = [index for index in free if coco.categories[truth[index].category].id == one['category_id']]
+        best = max(own, key=lambda index: ious[index], default=None)
+        is_object = best is not None and ious[best] >= MIN_IOU
+        if best is not None and is_object:
+            free.remove(best)
+        result.append(is_object)
+    return result
+
+
+def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = box
+    return x, y, x + width, y + height
