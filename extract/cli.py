@@ -20,6 +20,7 @@ Examples:
       --images data/my/images --annotations data/my/train.json
   torchrun --nproc-per-node 4 --no-python mtpd-extract --teacher r101 --out cache/r101
   mtpd-extract --teacher r101 --out cache/r101 --part 2/4
+  eval "$(_MTPD_EXTRACT_COMPLETE=bash_source mtpd-extract)"   # completion; also zsh_source, fish_source
 """
 
 

@@ -15,6 +15,7 @@ Examples:
   mtpd-train stage1.yaml --out runs/try --set optim.lr=0.005 --set data.workers=8 --dry-run
   mtpd-train stage1.yaml stage2.yaml --out runs/progressive --resume
   mtpd-train stage1.yaml --print-config > all_settings.yaml
+  eval "$(_MTPD_TRAIN_COMPLETE=bash_source mtpd-train)"   # completion; also zsh_source, fish_source
 """
 
 

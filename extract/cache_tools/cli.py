@@ -18,6 +18,7 @@ Examples:
   mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017
   mtpd-cache fidelity cache/r101 --split val2017
   mtpd-cache order cache/r101 cache/x101 --student-cache cache/r50
+  eval "$(_MTPD_CACHE_COMPLETE=bash_source mtpd-cache)"   # completion; also zsh_source, fish_source
 """
 
 INFO_EXAMPLES = """

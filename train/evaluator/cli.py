@@ -16,6 +16,7 @@ Examples:
   mtpd-eval --model r101 --coco data/coco --batch-size 8
   mtpd-eval --model my_config.py --checkpoint my.pth --images data/my/images --annotations data/my/val.json
   mtpd-eval runs/progressive --json scores.json --results detections.json --backend faster
+  eval "$(_MTPD_EVAL_COMPLETE=bash_source mtpd-eval)"   # completion; also zsh_source, fish_source
 """
 
 _folder = click.Path(path_type=Path, file_okay=False)

@@ -1,0 +1,158 @@
+"""The command lines: what users' scripts rely on is frozen, and every command keeps the same manners.
+
+`tests/cli_surface.txt` holds every command with its arguments, options, types and defaults. Whoever changes it on
+purpose runs `python tests/test_cli_surface.py`, which writes it anew, and says in the CHANGELOG what users must change.
+"""
+
+import difflib
+import importlib
+import os
+import resource
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / 'tests' / 'cli_surface.txt'
+BIN = Path(sys.executable).parent
+NOWHERE = '/nonexistent/file'
+# How each command is asked for something that is not there.
+FAILURES = {
+    'mtpd-cache fidelity': [NOWHERE],
+    'mtpd-cache info': [NOWHERE],
+    'mtpd-cache merge': [NOWHERE],
+    'mtpd-cache order': [NOWHERE, NOWHERE],
+    'mtpd-cache picture': [NOWHERE, '--out', 'sheet.png'],
+    'mtpd-cache verify': [NOWHERE],
+    'mtpd-eval': [NOWHERE],
+    'mtpd-extract': ['--teacher', 'r101', '--coco', NOWHERE, '--out', 'cache'],
+    'mtpd-train': [f'{NOWHERE}.yaml', '--out', 'run'],
+}
+
+
+def programs() -> dict[str, click.Command]:
+    """The programs that the project installs, by name."""
+    scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
+    found = {}
+    for name, target in sorted(scripts.items()):
+        module, _, attribute = target.partition(':')
+        found[name] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """All that can be run: programs, or the commands of one that has some."""
+    for name, program in programs().items():
+        if isinstance(program, click.Group):
+            yield from ((f'{name} {one}', command) for one, command in sorted(program.commands.items()))
+        else:
+            yield name, program
+
+
+def surface() -> str:
+    """The content of `cli_surface.txt`."""
+    blocks = []
+    for name, command in commands():
+        rows = sorted((_names(one), _facts(one)) for one in command.params)
+        width = max(len(row[0]) for row in rows)
+        blocks.append('\n'.join([name, *(f'  {names:{width}}  {facts}' for names, facts in rows)]))
+    return '\n\n'.join(blocks) + '\n'
+
+
+def _names(one: click.Parameter) -> str:
+    if isinstance(one, click.Argument):
+        return one.name or ''
+    return ', '.join(sorted([*one.opts, *one.secondary_opts]))
+
+
+def _facts(one: click.Parameter) -> str:
+    kind: Any = one.type
+    words = [kind.name]
+    if isinstance(kind, click.Choice):
+        words = ['one of ' + ', '.join(kind.choices)]
+    elif isinstance(kind, click.IntRange | click.FloatRange):
+        low, high = ('(' if kind.min_open else '[', ')' if kind.max_open else ']')
+        words = [f'{kind.name} {low}{kind.min}, {kind.max}{high}']
+    if isinstance(one, click.Option) and one.is_flag:
+        words = ['flag']
+    words += ['required'] * one.required + ['many'] * (one.multiple or one.nargs == -1)
+    default = one.to_info_dict().get('default')
+    return '; '.join(words + ([] if default is None or default is False else [f'default {default}']))
+
+
+COMMANDS = dict(commands())
+
+
+def invoke(name: str, *arguments: str) -> Result:
+    """Runs `mtpd-x` or `mtpd-x command` in this process."""
+    program, *command = name.split()
+    return CliRunner().invoke(programs()[program], [*command, *arguments])
+
+
+def test_the_command_lines_are_what_they_were() -> None:
+    wanted, found = GOLDEN.read_text(), surface()
+    changes = difflib.unified_diff(wanted.splitlines(), found.splitlines(), 'cli_surface.txt', 'the programs', n=0)
+    assert found == wanted, '\n'.join([*changes, f'if that is meant: python tests/{Path(__file__).name}'])
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_manners_of_every_command(name: str) -> None:
+    command = COMMANDS[name]
+    options = {option for one in command.params for option in one.opts}
+    assert {'-q', '--quiet', '-v', '--verbose'} <= options
+    result = invoke(name, '-h')
+    assert result.exit_code == 0
+    *_, examples = result.output.split('\n\n')
+    assert examples.strip().startswith('Examples:')
+    assert all(len(line) <= 120 for line in result.output.splitlines())
+    for one in command.params:
+        # What needs no word explains itself by its name and its choices.
+        assert not isinstance(one, click.Option) or one.help or one.name in ('device', 'out'), one.name
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_usage_errors_and_failures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    usage = invoke(name, '--no-such-option')
+    assert usage.exit_code == 2
+    assert 'No such option' in usage.stderr
+    failed = invoke(name, *FAILURES[name])
+    assert failed.exit_code == 1
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith('Error: ')
+    assert NOWHERE in line
+    assert 'this is a bug' not in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('program', programs())
+def test_completion(program: str) -> None:
+    """click's own: the help shows the line that turns it on."""
+    variable = f'_{program.upper().replace("-", "_")}_COMPLETE'
+    request = {variable: 'bash_complete', 'COMP_WORDS': f'{program} --', 'COMP_CWORD': '1'}
+    result = subprocess.run([BIN / program], env=os.environ | request, capture_output=True, text=True, check=True)
+    assert 'plain,--help' in result.stdout.splitlines()
+    assert f'{variable}=bash_source {program}' in invoke(program, '--help').output
+
+
+@pytest.mark.parametrize('program', programs())
+def test_help_is_instant(program: str) -> None:
+    """Measured in time of the processor, since others may be using it; `scripts/bench_help.py` has the clock's."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([BIN / program, '--help'], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.3
+
+
+if __name__ == '__main__':
+    GOLDEN.write_text(surface())
