@@ -19,6 +19,7 @@ Examples:
   mtpd-report runs/progressive --out progressive.html --images 12
   mtpd-report compare runs/alone runs/direct runs/progressive
   mtpd-report tensorboard runs/progressive
+  eval "$(_MTPD_REPORT_COMPLETE=bash_source mtpd-report)"   # completion; also zsh_source, fish_source
 """
 
 PAGE_EXAMPLES = """
