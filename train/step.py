@@ -13,12 +13,13 @@ from mtpd.detectors.detection import collate, detection_losses
 from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.transforms import Sample
+from mtpd.losses.responses.tar_head import no_losses
 from mtpd_train.dataset import load_batches
 from mtpd_train.photometric import distorted
 from mtpd_train.sampling import Request
 from mtpd_train.stage import Stage
 from mtpd_train.targets import Targets, teacher_targets
-from mtpd_train.teachers.responses import response_losses, shared_rois
+from mtpd_train.teachers.responses import Responses, response_losses, shared_rois
 from mtpd_train.teachers.teacher_source import ReadAhead
 
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -124,12 +125,25 @@ def distillation_losses(
             outputs.maps, targets.maps, targets.masks, boxes=targets.boxes, progress=progress
         )
         if stage.responses is not None:
-            maps = list(outputs.maps.values())
-            shared = shared_rois(
-                samples, captured=outputs.rois, model=stage.student.model, maps=maps, stored=targets.rois
-            )
-            losses |= response_losses(stage.responses, shared, targets.maps, samples, progress=progress)
+            losses |= _response_losses(stage, stage.responses, samples, outputs, targets, progress=progress)
     return losses
+
+
+def _response_losses(
+    stage: Stage,
+    responses: Responses,
+    samples: Sequence[Sample],
+    outputs: StudentOutputs,
+    targets: Targets,
+    *,
+    progress: float,
+) -> dict[str, Tensor]:
+    maps = list(outputs.maps.values())
+    nothing = no_losses(responses.term, progress=progress, device=maps[0].device)
+    if nothing is not None:
+        return nothing
+    shared = shared_rois(samples, captured=outputs.rois, model=stage.student.model, maps=maps, stored=targets.rois)
+    return response_losses(responses, shared, targets.maps, samples, progress=progress)
 
 
 def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:

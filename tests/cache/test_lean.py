@@ -1,5 +1,7 @@
 """The lean codec: its promise about the error, its economy, and the rotation of the channels."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -154,3 +156,13 @@ def test_a_basis_file_that_was_changed_is_refused() -> None:
             load_basis(changed, levels, name='b')
     with pytest.raises(CacheDamagedError):
         load_basis(content, levels[::-1][:1], name='b')
+
+
+@pytest.mark.parametrize('factor', [1.01, math.nan])
+def test_a_basis_that_is_no_rotation_is_refused(factor: float) -> None:
+    covariance = Covariance(3)
+    covariance.add(correlated((2, 3, 5, 4), seed=7))
+    levels, basis = (Level('p3', 8, 3),), covariance.basis()
+    assert torch.equal(load_basis(save_basis({'p3': basis}, plan='a'), levels, name='b')['p3'], basis)
+    with pytest.raises(CacheDamagedError, match='b: the basis of p3 is not orthonormal'):
+        load_basis(save_basis({'p3': factor * basis}, plan='a'), levels, name='b')

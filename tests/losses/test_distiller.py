@@ -151,6 +151,29 @@ def test_only_what_decays_does() -> None:
             assert loss.item() == pytest.approx(factors.get(name, 1) * start[name].item(), rel=1e-6)
 
 
+def test_what_has_decayed_to_nothing_is_not_computed() -> None:
+    """The loss is recorded as 0; a NaN shows that its maps are not looked at, a missing gradient that no layer is."""
+    student, teacher, masks = random_maps()
+    student['p3'].requires_grad_()
+    teacher['p3'] = torch.full_like(teacher['p3'], torch.nan)
+    decay = Decay('step', (0.5,))
+    terms: list[Term] = [
+        MaskedMseTerm(levels=('p3',), decay=decay),
+        MgdTerm(levels=('p3',), decay=decay),
+        PkdTerm(levels=('p3',), decay=decay),
+        MaskedMseTerm(levels=('p4',)),
+    ]
+    distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
+    before = distiller(student, teacher, masks, progress=0.4)
+    assert sum(loss.isnan().item() for loss in before.values()) == 3
+    after = distiller(student, teacher, masks, progress=0.5)
+    assert list(after) == list(before)
+    assert [loss.item() for loss in list(after.values())[:3]] == [0, 0, 0]
+    assert all(loss.dtype == torch.float32 for loss in after.values())
+    assert after['distill/masked_mse/p4'] > 0
+    assert not torch.stack(list(after.values())).sum().requires_grad
+
+
 def test_several_terms_train_all_their_layers() -> None:
     student, teacher, masks = random_maps()
     for values in student.values():

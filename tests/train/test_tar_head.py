@@ -13,7 +13,7 @@ import mtpd.cache
 from mtpd.detectors.detection import collate
 from mtpd.detectors.roi_capture import captured_rois
 from mtpd.heads.boxes import BoxCoder
-from mtpd.heads.roi_head import RoiPredictions
+from mtpd.heads.roi_head import RoiHead, RoiPredictions
 from mtpd_train.stage import Stage
 from mtpd_train.step import add_gradient, loaded, step_losses
 from mtpd_train.teachers.responses import SharedRois, response_losses
@@ -151,6 +151,22 @@ def test_the_students_head_runs_on_the_teachers_proposals(
     torch.autograd.backward(losses[NAMES[0]])
     reached = {name.split('.')[0] for name, one in student.named_parameters() if one.grad is not None}
     assert reached == {'backbone', 'neck', 'roi_head'}
+
+
+def test_heads_do_not_run_for_weights_that_have_decayed_to_nothing(
+    build_student: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = build_student(decay={'kind': 'step', 'at': [0.5]})
+    samples, ahead = first_batch(stage)
+    assert step_losses(stage, samples, ahead, device=CPU, progress=0.4)[NAMES[0]] > 0
+
+    def refused(self: RoiHead, *_: Any) -> RoiPredictions:
+        raise AssertionError('the head ran')
+
+    monkeypatch.setattr(RoiHead, 'forward', refused)
+    losses = step_losses(stage, samples, ahead, device=CPU, progress=0.5)
+    assert [losses[name].item() for name in NAMES] == [0, 0]
+    assert stage.decay_factors(progress=0.5) == dict.fromkeys(NAMES, 0)
 
 
 def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., Stage]) -> None:

@@ -23,6 +23,8 @@ from mtpd.pyramid import Level
 BASIS_FILE = 'basis.safetensors'
 METADATA_KEY = 'mtpd'
 HEADER_BYTES = 1024
+# Of the entries of B^T B from those of 1, in float32.
+MAX_DEVIATION = 1e-3
 
 
 class Covariance:
@@ -66,7 +68,7 @@ def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[st
     """Level name -> basis (C, C) float32.
 
     Raises:
-        CacheDamagedError: it is not what `save_basis` wrote for these levels.
+        CacheDamagedError: it is not what `save_basis` wrote for these levels, or no rotation.
     """
     try:
         tensors = safetensors.torch.load(content)
@@ -77,6 +79,14 @@ def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[st
     found = {level: (values.shape, values.dtype) for level, values in tensors.items()}
     if found != wanted or stated != _digest(tensors):
         raise CacheDamagedError(f'{name}: its content differs from what was written; extract the cache again')
+    for level, basis in tensors.items():
+        # Losses compare codes in the directions of the basis: in another one squared errors would not be those of maps.
+        deviation = float((basis.T @ basis - torch.eye(len(basis))).abs().max())
+        if not deviation < MAX_DEVIATION:
+            raise CacheDamagedError(
+                f'{name}: the basis of {level} is not orthonormal (B^T B differs from 1 by {deviation:.2g}, at most '
+                f'{MAX_DEVIATION:g} is rounding); extract the cache again'
+            )
     return tensors
 
 

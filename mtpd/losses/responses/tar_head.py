@@ -99,6 +99,13 @@ def tar_head_losses(
     return {f'distill/{term.loss}/{name}': factor * loss for name, loss in losses.items()}
 
 
+def no_losses(term: TarHeadTerm, *, progress: float, device: torch.device) -> dict[str, Tensor] | None:
+    """The losses where their weight has decayed to 0, so that nothing need be computed; else None."""
+    if decay_factor(term.decay, progress=progress):
+        return None
+    return {f'distill/{term.loss}/{name}': torch.zeros((), device=device) for name in ('class', 'box')}
+
+
 def decay_factors(term: TarHeadTerm, *, progress: float) -> dict[str, float]:
     """What the weights of decaying losses are multiplied by, by the names of `tar_head_losses`."""
     if term.decay.kind == 'none':
