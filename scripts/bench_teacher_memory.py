@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""What a batch of a teacher takes on the device: the codes that losses are given, or decoded maps in their place.
+
+    scripts/bench_teacher_memory.py                       # tensors of a CPU, as many bytes as on a GPU, about a minute
+    scripts/bench_teacher_memory.py --device cuda         # as the GPU's allocator counts them
+
+P3 to P7 of an input of 800x1333, padded to 800x1344, 256 channels; in `mixed` batches every second image is narrower,
+so that codes are padded together. MB: `stream`, the codes as they arrive; `held` beside them until the step is over,
+and `peak` beside them while that is made: of codes, and of float32 maps. Bytes are those of the tensors that live, each
+memory counted once. Last line: `codes/decoded R`, of all bytes held, `lean` in the largest batch of one size.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
+from mtpd.losses.teacher_map import TeacherMap
+from mtpd.pyramid import Level
+from mtpd_train.teachers.code_batch import teacher_maps
+
+CODECS: tuple[CodecName, ...] = ('fp16', 'int8', 'lean')
+STRIDES = (8, 16, 32, 64, 128)
+Encoded = Mapping[str, EncodedMaps]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory that operators give out while it lives, on a CPU, whose allocator does not say."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        given = {id_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        for one in tree_leaves(result):
+            if isinstance(one, Tensor) and id_of(one) not in given:
+                storage = one.untyped_storage()
+                self._storages[id_of(one)] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
+        self.peak = max(self.peak, self.live())
+        return result
+
+    def live(self) -> int:
+        """Bytes now."""
+        self._storages = {key: one for key, one in self._storages.items() if not one[0].expired()}  # type: ignore[no-untyped-call]
+        return sum(size for _, size in self._storages.values())
+
+
+def id_of(tensor: Tensor) -> int:
+    """Of its memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table."""
+
+    codec: CodecName
+    batch: int
+    mixed: bool
+
+
+def image_codes(codec: CodecName, levels: tuple[Level, ...], padded: tuple[int, int]) -> Encoded:
+    """The codes of one image of random maps."""
+    encoded = {}
+    for level in levels:
+        maps = torch.randn(1, level.channels, *level.grid(*padded))
+        one = encode(maps, codec, basis=torch.linalg.qr(torch.randn(level.channels, level.channels))[0])
+        encoded[level.name] = EncodedMaps(
+            one.codes[0], one.error[0], None if one.scale is None else one.scale[0], one.basis
+        )
+    return encoded
+
+
+def streamed(images: list[Encoded], device: torch.device) -> tuple[list[Encoded], Tensor]:
+    """The images as the stream of codes gives them: one after another in one memory; and that memory."""
+    buffer = torch.cat([one.codes.flatten() for image in images for one in image.values()]).to(device)
+    start = 0
+    moved: list[Encoded] = []
+    bases = {name: None if one.basis is None else one.basis.to(device) for name, one in images[0].items()}
+    for image in images:
+        views: dict[str, EncodedMaps] = {}
+        for name, one in image.items():
+            codes = buffer[start : start + one.codes.numel()].view(one.codes.shape)
+            views[name] = replace(one, codes=codes, basis=bases[name])
+            start += one.codes.numel()
+        moved.append(views)
+    return moved, buffer
+
+
+def bytes_of(make: Callable[[], Any], device: torch.device) -> tuple[int, int]:
+    """Bytes that live when it is made, and the most while it is made."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        held = make()
+        now, peak = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+    else:
+        with LiveBytes() as counter:
+            held = make()
+            now, peak = counter.live(), counter.peak
+    del held
+    return now, peak
+
+
+def main() -> None:
+    """Measures every setting and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
+    parser.add_argument('--channels', type=int, default=256)
+    parser.add_argument('--padded', nargs=2, type=int, default=[800, 1344], metavar=('H', 'W'))
+    options = parser.parse_args()
+    device, (height, width) = torch.device(options.device), options.padded
+    levels = tuple(Level(f'p{number}', stride, options.channels) for number, stride in enumerate(STRIDES, 3))
+    columns = ('stream', 'held: codes', 'decoded', 'peak: codes', 'decoded')
+    print(f'{"codec":<6}{"batch":>6}{"":>7}' + ''.join(f'{name:>13}' for name in columns))
+    ratio = 0.0
+    for codec in CODECS:
+        whole, narrow = (image_codes(codec, levels, (height, one)) for one in (width, width * 3 // 4))
+        for setting in (Setting(codec, *one) for one in product(sorted(options.batches), (True, False))):
+            images = [narrow if setting.mixed and number % 2 else whole for number in range(setting.batch)]
+            encoded, buffer = streamed(images, device)
+            make = partial(teacher_maps, encoded, levels=levels, padded=(height, width), device=device)
+            codes, codes_peak = bytes_of(make, device)
+            decoded, decoded_peak = bytes_of(partial(_decoded, make), device)
+            row = (buffer.nbytes, codes, decoded, codes_peak, decoded_peak)
+            shown = ''.join(f'{one / 1e6:>13.2f}' for one in row)
+            print(f'{codec:<6}{setting.batch:>6}{"mixed" if setting.mixed else "":>7}{shown}', flush=True)
+            ratio = (buffer.nbytes + codes) / (buffer.nbytes + decoded)
+    print(f'codes/decoded {ratio:.3f}')
+
+
+def _decoded(make: Callable[[], dict[str, TeacherMap]]) -> list[Tensor]:
+    return [one.values() for one in make().values()]
+
+
+if __name__ == '__main__':
+    main()
