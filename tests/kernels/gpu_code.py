@@ -3,7 +3,8 @@
 
     tests/kernels/gpu_code.py CAPABILITY        e.g. 90: H100
 
-One line for each call of CALLS: [forward, backward], each with the number of instructions by name.
+One line for each call of CALLS: [forward, backward], each with the number of instructions by name. Then one line for
+the forward pass against 0 as `mtpd.losses.masked_variance` calls it, on codes of a stream, whose images lie apart.
 """
 
 import collections
@@ -78,6 +79,12 @@ def main() -> None:
         launch.backward(loss, inputs, denominator)
         forward, _, backward = compiled
         print(json.dumps([forward, backward]))
+    compiled.clear()
+    shape = (2, 256, 100, 168)
+    codes = torch.zeros(2, 5_734_400, dtype=CODES)[:, : 256 * 100 * 168].view(shape)
+    nothing, mask = torch.zeros(()).expand(shape), torch.ones((2, 1, 100, 168), dtype=torch.bool)
+    launch.forward(launch.Inputs(nothing, codes, mask, torch.ones(2, 2, 256), None))
+    print(json.dumps(compiled[0]))
 
 
 if __name__ == '__main__':

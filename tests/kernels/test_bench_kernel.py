@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'bench_kernel.py'
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec('triton') is None, reason='Triton is not installed')
 def test_toy(tmp_path: Path) -> None:
-    options = ['--toy', '--pyramids', 'p3-p7', '--batches', '2', '--dtypes', 'bfloat16/int8', 'float16/int8']
+    options = ['--toy', '--pyramids', 'p3-p7', '--batches', '2', '--dtypes', 'bfloat16/int8', 'float16/lean']
     result = subprocess.run(
         [sys.executable, SCRIPT, *options, '--csv', tmp_path / 'kernel.csv'],
         env=os.environ | {'OMP_NUM_THREADS': '1'},
@@ -33,8 +33,8 @@ def test_toy(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     # The interpreter has no bfloat16.
     assert [(row['dtypes'], row['layout']) for row in rows] == [
-        ('float16/int8', 'contiguous'),
-        ('float16/int8', 'channels_last'),
+        ('float16/lean', 'contiguous'),
+        ('float16/lean', 'channels_last'),
     ]
     for row in rows:
         assert 'CPU' in row['device']

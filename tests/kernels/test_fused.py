@@ -224,6 +224,28 @@ def test_empty_maps(shape: tuple[int, int, int, int], device: torch.device) -> N
     assert gradient.shape == shape
 
 
+@pytest.mark.parametrize('teacher', [torch.int8, torch.float16, torch.float32])
+def test_against_nothing(teacher: torch.dtype, device: torch.device) -> None:
+    """As variances are computed: the student is one 0 for all, and values have a scale too."""
+    call = make(Case((2, 5, 6, 7), teacher=teacher), device)
+    scale = torch.rand((2, 2, 5), generator=torch.Generator().manual_seed(0)).to(device)
+    call = replace(call, student=torch.zeros((), device=device).expand(2, 5, 6, 7), scale=scale)
+    wanted, _ = formula(call)
+    loss, _ = fused_weighted_mse(*call.full)
+    torch.testing.assert_close(loss.cpu().double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_images_that_lie_apart(device: torch.device) -> None:
+    """As the codes of a stream do, between those of other levels."""
+    call = make(Case((3, 4, 5, 7)), device)
+    around = torch.full((3, 1000), 99, dtype=torch.int8, device=device)
+    teacher = around[:, 120:260].view(call.teacher.shape).copy_(call.teacher)
+    assert teacher.stride(0) == 1000
+    near, far = run(call), run(replace(call, teacher=teacher))
+    assert torch.equal(far[0], near[0])
+    assert torch.equal(far[1], near[1])
+
+
 def test_the_same_bits_in_every_run(device: torch.device) -> None:
     shape = (4, 64, 50, 84) if device.type == 'cuda' else (2, 37, 9, 15)
     call = make(Case(shape, torch.float16, weights='weights'), device)

@@ -24,7 +24,7 @@ def test_maps_are_read_and_written_in_vectors(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    contiguous, channels_last, *others = [json.loads(line) for line in result.stdout.splitlines()]
+    contiguous, channels_last, *others, variance = [json.loads(line) for line in result.stdout.splitlines()]
     for forward, backward in (contiguous, channels_last):
         # 32 elements for a thread: 4 loads of 8 halves, and 2 of 16 codes; nothing of the maps one by one.
         assert forward['ld.global.v4.b32'] >= 6
@@ -32,3 +32,5 @@ def test_maps_are_read_and_written_in_vectors(tmp_path: Path) -> None:
         assert backward['st.global.v4.b32'] == 4
         assert not {'ld.global.b16', 'st.global.b16'} & (forward.keys() | backward.keys())
     assert len(others) == 3
+    # The codes; nothing else is as large.
+    assert variance['ld.global.v4.b32'] == 2
