@@ -109,11 +109,9 @@ def _class_ap(evaluator: Any) -> dict[str, float]:
     precision = evaluator.eval['precision'][:, :, :, 0, -1]
     result = {}
     for index, category_id in enumerate(evaluator.params.catIds):
-        found = precision[:, :, index]
-        found = found[found > -1]
         name = names[category_id]
         label = name if count[name] == 1 else f'{name} ({category_id})'
-        result[label] = float(found.mean()) if found.size else -1.0
+        result[label] = float(precision[:, :, index].mean())  # -1 all over where there is no such object
     return result
 
 

@@ -49,4 +49,6 @@ echo '=== 3 of 4: the caches'
 both extract_weak extract_strong extract_weak
 echo '=== 4 of 4: the student, directly from the strong teacher and progressively'
 both progressive direct progressive
+mtpd-report compare "$folder"/{teacher_weak,teacher_strong,alone,direct,progressive}
+mtpd-report "$folder/progressive"
 python scripts/demo_table.py "$folder"

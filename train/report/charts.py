@@ -79,7 +79,6 @@ def line_chart(
         if is_log:
             axes.set_yscale('log')
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
             axes.yaxis.set_minor_formatter(NullFormatter())
         elif from_zero:
             axes.set_ylim(bottom=0)
@@ -90,7 +89,10 @@ def line_chart(
             )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        # Plain numbers: a power of ten in a corner is easily overlooked.
+        axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
+        axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
         if len(lines) > 1:
             columns = min(3, len(lines))
             figure.legend(loc='outside upper left', ncols=columns, handlelength=2.6, fontsize=9)

@@ -43,9 +43,9 @@ def loss_chart(run: RunLog) -> bytes | None:
 def learning_rate_chart(run: RunLog) -> bytes | None:
     """The learning rate over all stages."""
     points = _over_steps(run, lambda record: record.lr)
-    return (
-        line_chart([Line('learning rate', points)], y_label='learning rate', borders=_borders(run)) if points else None
-    )
+    if not points:
+        return None
+    return line_chart([Line('lr', points)], y_label='learning rate', borders=_borders(run), from_zero=True)
 
 
 def speed_chart(run: RunLog) -> bytes | None:

@@ -14,6 +14,8 @@ from mtpd.map_images import Picture
 PHOTO_SIZE = 420
 MAX_ENLARGEMENT = 4
 FONT_SIZE, LINE_WIDTH = 16, 3
+# With more boxes than this, letters and lines are smaller, and small boxes go without a label.
+MANY_BOXES, SMALL_FONT_SIZE, SMALL_LINE_WIDTH, LABELLED_SIDE = 8, 12, 2, 32
 JPEG_QUALITY = 82
 
 Box = tuple[float, float, float, float]
@@ -42,11 +44,16 @@ def photo_uri(pixels: Picture, boxes: Sequence[DrawnBox]) -> str:
     factor = min(PHOTO_SIZE / max(height, width), MAX_ENLARGEMENT)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE)
+    is_crowded = len(boxes) > MANY_BOXES
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(SMALL_FONT_SIZE if is_crowded else FONT_SIZE)
+    line_width = SMALL_LINE_WIDTH if is_crowded else LINE_WIDTH
     for one in boxes:
         x1, y1, x2, y2 = (value * factor for value in one.box)
-        _rectangle(draw, (x1, y1, x2, y2), one.colour, is_dashed=one.is_dashed)
+        _rectangle(draw, (x1, y1, x2, y2), one.colour, width=line_width, is_dashed=one.is_dashed)
     for one in boxes:  # above all lines
+        longer_side = factor * max(one.box[2] - one.box[0], one.box[3] - one.box[1])
+        if is_crowded and longer_side < LABELLED_SIDE:
+            continue
         left, top, right, bottom = draw.textbbox((0, 0), one.label, font=font)
         x = min(max(one.box[0] * factor, 0), max(size[0] - (right - left) - 4, 0))
         y = min(max(one.box[1] * factor - (bottom - top) - 4, 0), max(size[1] - (bottom - top) - 4, 0))
@@ -69,10 +76,10 @@ def data_uri(content: bytes, kind: str) -> str:
     return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
-def _rectangle(draw: ImageDraw.ImageDraw, box: Box, colour: str, *, is_dashed: bool) -> None:
+def _rectangle(draw: ImageDraw.ImageDraw, box: Box, colour: str, *, width: int, is_dashed: bool) -> None:
     x1, y1, x2, y2 = box
     if not is_dashed:
-        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=LINE_WIDTH)
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
         return
     dash = 6.0
     for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
@@ -80,4 +87,4 @@ def _rectangle(draw: ImageDraw.ImageDraw, box: Box, colour: str, *, is_dashed: b
         for number in range(0, int(length // dash) + 1, 2):
             shares = (min(number * dash / max(length, 1), 1), min((number + 1) * dash / max(length, 1), 1))
             points = [tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)) for share in shares]
-            draw.line([points[0], points[1]], fill=colour, width=LINE_WIDTH)
+            draw.line([points[0], points[1]], fill=colour, width=width)

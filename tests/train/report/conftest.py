@@ -25,6 +25,7 @@ def write_run() -> WriteRun:
         finished: int = 2,
         classes: tuple[str, ...] = CLASSES,
         cache: str = 'cache/r101',
+        teacher: str = 'r101',
     ) -> Path:
         folder.mkdir(parents=True)
         stage: dict[str, Any] = {
@@ -36,7 +37,7 @@ def write_run() -> WriteRun:
         }
         teaching = {
             'fingerprint': {'teacher': {'weights': 'ab' * 32, 'hook_point': 'neck'}},
-            'provenance': {'teacher': 'r101', 'device': 'a card', 'versions': {'torch': '2.11'}},
+            'provenance': {'teacher': teacher, 'device': 'a card', 'versions': {'torch': '2.11'}},
             'levels': [{'name': 'p3', 'stride': 8, 'channels': 256}],
             'codec': 'lean',
             'target_error': 0.03,

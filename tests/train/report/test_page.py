@@ -66,7 +66,9 @@ def test_a_finished_run(write_run: WriteRun, tmp_path: Path) -> None:
 
 
 def test_hostile_names_are_text(write_run: WriteRun, tmp_path: Path) -> None:
-    folder = write_run(tmp_path / HOSTILE.replace('/', '|'), classes=(HOSTILE, '{{ 7 * 7 }}'), cache=HOSTILE_PATH)
+    folder = write_run(
+        tmp_path / HOSTILE.replace('/', '|'), classes=(HOSTILE, '{{ 7 * 7 }}'), cache=HOSTILE_PATH, teacher=HOSTILE
+    )
     page = page_of(folder)
     require_self_contained(page)
     assert HOSTILE in page.text

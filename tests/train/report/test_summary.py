@@ -35,6 +35,15 @@ def test_classes_are_sorted_by_what_they_gained_last(write_run: WriteRun, tmp_pa
     assert rows[0].changes[1] == pytest.approx(60)
 
 
+def test_what_gained_more_stands_above_what_is_better(write_run: WriteRun, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / 'run')
+    log = folder / 'metrics.jsonl'
+    log.write_text(log.read_text().replace('"dog": 0.2', '"dog": 0.75'))  # so that it gains 5, and cat 30
+    rows = class_rows(summarise(read_run(folder)), kind='box')
+    assert [row.name for row in rows] == ['cat', 'dog']
+    assert rows[1].values[1] == pytest.approx(80)
+
+
 def test_a_class_that_is_unknown_comes_last(write_run: WriteRun, tmp_path: Path) -> None:
     folder = write_run(tmp_path / 'run')
     log = folder / 'metrics.jsonl'
