@@ -1,6 +1,7 @@
 """The student: an mmdet detector, its input, and where its first weights come from."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import probe_levels
 from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
-from mtpd.detectors.weights import backbone_weights
+from mtpd.detectors.weights import backbone_weights, fetch_weights
+from mtpd.detectors.zoo import resolve
 from mtpd.errors import InputError
 from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
 from mtpd.pyramid import Level
@@ -114,6 +116,39 @@ def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
     """Loads a whole student, strictly, and says so; `name` is what errors call the file."""
     load_into(model, load_checkpoint(checkpoint), name=f'{name} {checkpoint}')
     return f'student from {checkpoint}'
+
+
+def load_for_other_classes(model: nn.Module, reference: str) -> str:
+    """Loads a network that was trained on other classes, all but what depends on their number, and says so.
+
+    Args:
+        model: the student's network.
+        reference: zoo name, whose weights are fetched, or a file.
+
+    Raises:
+        InputError: there is no such name or file, or it is another network.
+        UnavailableError: the weights cannot be fetched.
+    """
+    path = Path(reference)
+    if not path.suffix and not path.exists():
+        path = fetch_weights(resolve(reference))
+    state = load_checkpoint(path)
+    own = model.state_dict()
+    anew = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
+    missing = [name for name in own if name not in state and not _NOT_IN_IMAGENET.search(name)]
+    # Classes are outputs: the first axis of weights and biases.
+    wrong = [name for name in anew if state[name].shape[1:] != own[name].shape[1:]]
+    if missing or wrong:
+        found = f'has {tuple(state[wrong[0]].shape)} for {wrong[0]}' if wrong else f'lacks {missing[0]}'
+        raise InputError(
+            f'init.fine_tune: {reference} {found}, so it is another network than the student, not only one of other '
+            'classes; make `student` and `model` those that it was trained with'
+        )
+    kept = OrderedDict((name, value) for name, value in state.items() if name not in anew)
+    vars(kept)['_metadata'] = vars(state).get('_metadata', {})  # Modules tell old layouts from new ones by it.
+    model.load_state_dict(kept, strict=False)
+    started = f', anew are {", ".join(anew)}' if anew else ''
+    return f'fine-tuned from {reference}: {len(own) - len(anew)} of {len(own)} tensors{started}'
 
 
 def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) -> None:

@@ -34,6 +34,7 @@ from mtpd_train.student import (
     build_student,
     inherit,
     load_backbone,
+    load_for_other_classes,
     load_student,
     require_same_network,
     student_config,
@@ -171,6 +172,8 @@ def _first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_firs
     """Gives a student its first weights and says where they come from; None: they come from the stage before."""
     if init.checkpoint is not None:
         return load_student(model, init.checkpoint, name='init.checkpoint')
+    if init.fine_tune is not None:
+        return load_for_other_classes(model, init.fine_tune)
     return load_backbone(model, init.backbone, config=config) if is_first else None
 
 

@@ -64,7 +64,7 @@ def _load_stage(path: Path, overrides: Sequence[str], *, is_first: bool) -> Stag
         raise InputError(f'{path}: {_first_line(error)}') from None
     except ValidationError as error:
         raise InputError(table(path, explain(error, content, root=root, overridden=changed))) from None
-    if stage.init.inherit and stage.init.checkpoint is None and not is_first:
+    if stage.init.inherit and not is_first and stage.init.checkpoint is None and stage.init.fine_tune is None:
         text = (
             "would put the teacher's weights over what the stage before has learned; "
             'remove it, or set init.checkpoint to start from other weights'

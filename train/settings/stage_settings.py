@@ -30,10 +30,19 @@ class InitSettings(Section):
 
     checkpoint: UserPath | None = None
     """Weights of the whole student; null: those of the stage before, or for the first stage a fresh student."""
+    fine_tune: Annotated[str, Field(min_length=1)] | None = None
+    """A zoo name or a file: this network trained on other classes. Only the class layers start anew."""
     inherit: tuple[Literal['neck', 'head'], ...] = ()
     """Parts taken over from the teacher, where shapes agree; of a cascade the first stage, for a single head."""
     backbone: str = 'pretrained'
     """Backbone of a fresh student: `pretrained` (the ImageNet weights its config names), `none` (random) or a file."""
+
+    @field_validator('fine_tune')
+    @classmethod
+    def _check_fine_tune(cls, fine_tune: str | None, info: ValidationInfo) -> str | None:
+        if fine_tune is not None and info.data.get('checkpoint') is not None:
+            raise ValueError('a student starts from one network, and `checkpoint` is set too; remove one of them')
+        return fine_tune
 
 
 class OptimSettings(Section):
