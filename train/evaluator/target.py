@@ -1,7 +1,7 @@
 """What is to be evaluated, and on what: from a run's folder or from a model's name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ def find_target(options: Mapping[str, Any]) -> Target:
         UnavailableError: the weights of a zoo model cannot be fetched.
     """
     if options['run'] is not None:
-        target = target_of_run(options['run'])
-        return target if options['checkpoint'] is None else replace(target, checkpoint=options['checkpoint'])
+        return target_of_run(options['run'], checkpoint=options['checkpoint'])
     reference = options['model']
     if '.py:' in reference:
         raise InputError(
@@ -85,17 +84,26 @@ def find_files(options: Mapping[str, Any], target: Target) -> Files:
     return target.files
 
 
-def target_of_run(folder: Path) -> Target:
-    config_file, student_file = folder / CONFIG_FILE, folder / STUDENT_FILE
-    if not config_file.is_file() or not student_file.is_file():
+def target_of_run(folder: Path, *, checkpoint: Path | None = None) -> Target:
+    """The student in the folder of a run or of one of its stages, with other weights if these are given.
+
+    Raises:
+        InputError: there is none.
+    """
+    config_file = folder / CONFIG_FILE
+    weights = folder / STUDENT_FILE if checkpoint is None else checkpoint
+    if not config_file.is_file() or (checkpoint is None and not weights.is_file()):
         if (folder / RUN_FILE).is_file():
             raise InputError(
                 f'{folder}: has no {STUDENT_FILE}, as the run has not finished; give a stage that has, as '
                 f'{folder / "stage1"}'
             )
-        raise InputError(f'{folder}: is no run or stage of one (no {STUDENT_FILE} beside a {CONFIG_FILE}); see --help')
+        raise InputError(
+            f'{folder}: is no run and no finished stage of one (no {STUDENT_FILE} beside a {CONFIG_FILE}); give the '
+            '--out of mtpd-train, or --model and --checkpoint'
+        )
     config = load_config(str(config_file))
-    return Target(str(folder), config, student_file, _files_of(config))
+    return Target(str(folder), config, weights, _files_of(config))
 
 
 def _files_of(config: Any) -> Files | None:

@@ -3,24 +3,21 @@
 from collections.abc import Mapping
 
 from mtpd.evaluation import METRICS, Evaluation
+from mtpd.text import table
 
 
 def metrics_table(found: Mapping[str, Evaluation]) -> list[str]:
     """COCO's twelve numbers of boxes and masks, in percent; `-` where there is nothing to find."""
-    lines = [' ' * 4 + ''.join(name.rjust(7) for name in METRICS)]
-    for kind, one in found.items():
-        lines.append(f'{kind:<4}' + ''.join(percent(one.metrics[name]).rjust(7) for name in METRICS))
-    return lines
+    rows = [[kind, *(percent(one.metrics[name]) for name in METRICS)] for kind, one in found.items()]
+    return table(['', *METRICS], rows)
 
 
 def class_table(found: Mapping[str, Evaluation]) -> list[str]:
     """AP of each class, the best first."""
-    first = next(iter(found.values()))
-    width = max(len('class'), *map(len, first.class_ap))
-    lines = ['class'.ljust(width) + ''.join(f'{kind} AP'.rjust(9) for kind in found)]
-    for name in sorted(first.class_ap, key=lambda name: -first.class_ap[name]):
-        lines.append(name.ljust(width) + ''.join(percent(one.class_ap[name]).rjust(9) for one in found.values()))
-    return lines
+    class_ap = next(iter(found.values())).class_ap
+    names = sorted(class_ap, key=lambda name: -class_ap[name])
+    rows = [[name, *(percent(one.class_ap[name]) for one in found.values())] for name in names]
+    return table(['class', *(f'{kind} AP' for kind in found)], rows)
 
 
 def percent(value: float) -> str:

@@ -1,7 +1,4 @@
-"""A teacher's maps from its cache beside those of the student that learned from them.
-
-Letters: C channels of the teacher, S of the student, N cells.
-"""
+"""A teacher's maps from its cache beside those of the student that learned from them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +22,14 @@ from mtpd.detectors.transforms import make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd_train.evaluator.detector import build_target
 from mtpd_train.evaluator.target import target_of_run
+from mtpd_train.report.adapter import fit_adapter
 from mtpd_train.report.images import map_uri, photo_uri
 from mtpd_train.report.run_log import RunLog, StageLog, entries, section
 from mtpd_train.run_folder import stage_folder
 from mtpd_train.student import Student
 
 # A linear map of S to C channels is fitted on these.
-NUM_FITTED, CELLS_PER_IMAGE, RIDGE = 12, 2048, 1e-3
+NUM_FITTED = 12
 MAX_LEVELS = 3
 
 Maps = Mapping[str, Tensor]
@@ -100,7 +98,7 @@ def stage_maps(
     pictures: dict[str, Sequence[tuple[str, str]]] = {}
     explained = {}
     for level in levels:
-        fitted = _fit([(student_maps[level], maps[level]) for maps, student_maps in pairs.values()])
+        fitted = fit_adapter([(student_maps[level], maps[level]) for maps, student_maps in pairs.values()])
         explained[level] = fitted.explained
         ours = [pairs[image.id] for image in shown]
         pictures[level] = _pictures([maps[level] for maps, _ in ours], [fitted(own[level]) for _, own in ours])
@@ -112,37 +110,6 @@ def stage_maps(
         ],
         explained=explained,
     )
-
-
-@dataclass(frozen=True)
-class _Adapter:
-    """A linear map of a student's channels to its teacher's: the best there is on the cells it was fitted to."""
-
-    weights: Tensor  # (S, C)
-    student_mean: Tensor  # (S,)
-    teacher_mean: Tensor  # (C,)
-    explained: float
-
-    def __call__(self, maps: Tensor) -> Tensor:
-        """(S, H, W) -> (C, H, W)."""
-        adapted = (maps.flatten(1).T - self.student_mean) @ self.weights + self.teacher_mean
-        return adapted.T.reshape(-1, *maps.shape[1:])
-
-
-def _fit(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Adapter:
-    """Ridge regression over cells of all images, from (S, H, W) to (C, H, W)."""
-    columns = [torch.linspace(0, one[0].numel() - 1, min(CELLS_PER_IMAGE, one[0].numel())).long() for one, _ in pairs]
-    own, taught = (
-        torch.cat([pair[side].flatten(1)[:, index] for pair, index in zip(pairs, columns, strict=True)], dim=1).T
-        for side in (0, 1)
-    )
-    own_mean, taught_mean = own.mean(0), taught.mean(0)
-    own, taught = own - own_mean, taught - taught_mean
-    among = own.T @ own
-    penalty = RIDGE * among.diagonal().mean().clamp(min=1e-12) * torch.eye(len(among))
-    weights = torch.linalg.solve(among + penalty, own.T @ taught)
-    left = (taught - own @ weights).square().sum() / taught.square().sum().clamp(min=1e-30)
-    return _Adapter(weights, own_mean, taught_mean, explained=float(1 - left))
 
 
 def _pictures(taught: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[str, str]]:

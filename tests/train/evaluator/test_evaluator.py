@@ -204,13 +204,14 @@ def test_a_checkpoint_of_another_network(copied: Path) -> None:
 
 
 def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_path: Path) -> None:
-    assert 'is no run or stage of one' in refused(tmp_path)
+    assert 'is no run and no finished stage of one' in refused(tmp_path)
     assert 'there is no such file' in refused(finished, '--checkpoint', tmp_path / 'none.pth')
     assert 'cannot read the annotation file' in refused(finished, '--coco', tmp_path)
     annotations = synthetic_set / 'annotations' / 'instances_val2017.json'
     files = ('--images', tmp_path, '--annotations', annotations)
     assert '8 of 8 images of instances_val2017.json are missing' in refused(finished, *files)
     (copied / 'student.pth').unlink()
+    assert evaluated(copied, '--checkpoint', finished / 'student.pth').exit_code == 0
     assert f'the run has not finished; give a stage that has, as {copied / "stage1"}' in refused(copied)
     assert 'add --checkpoint FILE' in refused('--model', finished / 'student_config.py')
     assert 'only mmdet detectors are evaluated' in refused('--model', 'my.py:build')

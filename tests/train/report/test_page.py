@@ -100,7 +100,7 @@ def test_an_older_run_says_that_it_has_no_classes(write_run: WriteRun, tmp_path:
 def test_weights_and_data_that_are_gone_are_named(write_run: WriteRun, tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / 'run'))
     assert 'No predictions: ' in page.text
-    assert 'is no run or stage of one' in page.text
+    assert 'is no run and no finished stage of one' in page.text
     assert 'No maps: cache/r101: no cache here' in page.text
 
 
