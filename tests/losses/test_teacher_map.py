@@ -35,6 +35,17 @@ def test_beyond_an_images_own_map_values_are_zero(coded: Coded, exact: Exact) ->
     assert codes[1, 0, 3, 3] == 99  # the codes stay as they were
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_codes_of_the_dtype_of_values_stay_as_they_are(dtype: torch.dtype) -> None:
+    codes = torch.randn(SHAPE, dtype=dtype)
+    before = codes.clone()
+    scaled = TeacherMap(codes, torch.full((2, 2, 5), 3.0)).values()
+    assert torch.equal(scaled, before * 3 + 3)
+    cut = TeacherMap(codes, sizes=[(1, 1), (4, 7)]).values()
+    assert not cut[0, :, 1:].any()
+    assert torch.equal(codes, before)
+
+
 def test_values_of_values_take_no_memory() -> None:
     values = torch.randn(SHAPE)
     assert TeacherMap(values).values().data_ptr() == values.data_ptr()
