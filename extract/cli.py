@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from mtpd.console import reported
+from mtpd.torchrun import local_rank
 from mtpd_extract.cli_options import data_options, output_options, require_pairs, teacher_options
-from mtpd_extract.workers import local_rank, part_of_environment
+from mtpd_extract.workers import part_of_environment
 
 EXAMPLES = """
 \b

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from mtpd.torchrun import rank_and_size
+
 
 def part_of_environment(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """(part, parts), counted from 1, of a process that torchrun started; None for a process on its own.
@@ -9,26 +11,8 @@ def part_of_environment(environment: Mapping[str, str]) -> tuple[int, int] | Non
     Raises:
         ValueError: RANK and WORLD_SIZE are no numbers that fit.
     """
-    rank, world_size = environment.get('RANK'), environment.get('WORLD_SIZE')
-    if rank is None or world_size is None:
-        return None
-    if not (rank.isdigit() and world_size.isdigit() and int(rank) < int(world_size)):
-        raise ValueError(
-            f'RANK={rank} and WORLD_SIZE={world_size} in the environment: expected a rank below the world size; '
-            'unset them, or give --part'
-        )
-    return int(rank) + 1, int(world_size)
-
-
-def local_rank(environment: Mapping[str, str]) -> int | None:
-    """Number of this process on its machine, from 0, where torchrun started it.
-
-    Raises:
-        ValueError: LOCAL_RANK is no number.
-    """
-    number = environment.get('LOCAL_RANK')
-    if number is None:
-        return None
-    if not number.isdigit():
-        raise ValueError(f'LOCAL_RANK={number} in the environment: expected a number; unset it')
-    return int(number)
+    try:
+        found = rank_and_size(environment)
+    except ValueError as error:
+        raise ValueError(f'{error}, or give --part') from None
+    return None if found is None else (found[0] + 1, found[1])

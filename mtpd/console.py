@@ -32,6 +32,8 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
     token = _quiet.set(quiet)
     try:
         yield
+    except SystemExit:  # who exits has said why
+        raise
     except BaseException as error:
         if verbose:
             traceback.print_exc()
@@ -40,6 +42,11 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
         sys.exit(outcome.exit_code(error))
     finally:
         _quiet.reset(token)
+
+
+def hush() -> None:
+    """Leaves out progress and accounts of it from now on: of several processes that work together one speaks."""
+    _quiet.set(True)
 
 
 def say(text: str) -> None:

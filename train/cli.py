@@ -1,5 +1,6 @@
 """`mtpd-train`: the command line. Imports nothing heavy, so that --help is instant."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ Examples:
   mtpd-train stage1.yaml stage2.yaml --out runs/progressive
   mtpd-train stage1.yaml --out runs/try --set optim.lr=0.005 --set data.workers=8 --dry-run
   mtpd-train stage1.yaml stage2.yaml --out runs/progressive --resume
+  torchrun --nproc-per-node 4 --no-python mtpd-train stage1.yaml stage2.yaml --out runs/progressive
   mtpd-train stage1.yaml --print-config > all_settings.yaml
   eval "$(_MTPD_TRAIN_COMPLETE=bash_source mtpd-train)"   # completion; also zsh_source, fish_source
 """
@@ -69,6 +71,8 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
     if options['out'] is None and not options['print_config']:
         raise click.UsageError("Missing option '--out'.")
     with reported(verbose=verbose, quiet=quiet):
+        # DistributedDataParallel warns of what it was asked to expect; torch reads this when it is imported.
+        os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
         from mtpd_train.run import run
 
         run(options)

@@ -35,6 +35,19 @@ class SeenBatch:
         return sum(self.losses.values())
 
 
+def merged(shares: Sequence[tuple[float, SeenBatch]]) -> SeenBatch:
+    """One batch of the shares that several processes had of it, each with its weight."""
+    losses: dict[str, float] = {}
+    image_ids: list[int] = []
+    for weight, share in shares:
+        # What has no weight was computed for nothing.
+        if weight:
+            image_ids += share.image_ids
+            for name, value in share.losses.items():
+                losses[name] = losses.get(name, 0.0) + weight * value
+    return SeenBatch(shares[0][1].step, tuple(image_ids), losses)
+
+
 class DivergedError(MtpdError):
     """A loss is not finite, or has exploded.
 

@@ -13,6 +13,7 @@ from mtpd.evaluation import Backend, Evaluation, evaluate
 from mtpd.interrupt import StopFlag, StopRequested
 from mtpd_train.dataset import DetectionDataset, load_batches
 from mtpd_train.metrics import EvaluationRecord
+from mtpd_train.processes import ALONE, World
 from mtpd_train.sampling import evaluation_batches
 from mtpd_train.stage import Stage
 from mtpd_train.student import Student
@@ -29,23 +30,25 @@ def detect(
     device: torch.device,
     category_ids: Sequence[int] | None = None,
     stop: StopFlag = NEVER,
+    world: World = ALONE,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Box and mask results of every image of `dataset`, in COCO's result format. Leaves the student in eval mode.
 
-    `category_ids` are those of the student's labels; None: those of the dataset, ascending.
+    `category_ids` are those of the student's labels; None: those of the dataset, ascending. Several processes divide
+    the batches, and the first of them gets all results.
 
     Raises:
-        StopRequested: `stop` was set.
+        StopRequested: `stop` was set, in any process.
     """
     student.model.eval()
     preprocessing = student.preprocessing
     padded = {image_id: preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
-    batches = evaluation_batches(padded, batch_size=batch_size)
+    batches = world.share(evaluation_batches(padded, batch_size=max(1, batch_size // world.size)))
     if category_ids is None:
         category_ids = [category.id for category in dataset.coco.categories]
     boxes: list[dict[str, Any]] = []
     masks: list[dict[str, Any]] = []
-    with progress_bar(total=len(padded), unit='image', desc='evaluate', leave=False) as bar:
+    with progress_bar(total=sum(map(len, batches)), unit='image', desc='evaluate', leave=False) as bar:
         for samples in load_batches(dataset, batches, num_workers=num_workers):
             images = collate(samples, preprocessing=preprocessing, device=device)
             found = predict(student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks)
@@ -53,27 +56,11 @@ def detect(
             masks += found[1]
             bar.update(len(samples))
             if stop:
-                raise StopRequested
-    return boxes, masks
-
-
-def evaluate_student(
-    student: Student,
-    dataset: DetectionDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    backend: Backend = 'pycocotools',
-    stop: StopFlag = NEVER,
-) -> dict[str, Evaluation]:
-    """What COCO says of the student's `box` and, if it has masks, of its `mask`.
-
-    Raises:
-        StopRequested: `stop` was set.
-    """
-    boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=num_workers, device=device, stop=stop)
-    return evaluate_detections(dataset.coco.path, boxes, masks if student.has_masks else None, backend=backend)
+                break
+    if any(world.any(bool(stop))):
+        raise StopRequested
+    found_by_all = world.gathered_by_main((boxes, masks))
+    return [one for part in found_by_all for one in part[0]], [one for part in found_by_all for one in part[1]]
 
 
 def evaluate_detections(
@@ -96,27 +83,42 @@ def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
 
 
 def evaluate_stage(
-    stage: Stage, student: Student, *, step: int, epoch: int, device: torch.device, stop: StopFlag = NEVER
+    stage: Stage,
+    student: Student,
+    *,
+    step: int,
+    epoch: int,
+    device: torch.device,
+    stop: StopFlag = NEVER,
+    world: World = ALONE,
 ) -> EvaluationRecord:
     """Evaluates a student of the stage on the stage's val_set, and shows the main numbers above the progress bar.
 
     Raises:
-        StopRequested: the user asked for it.
+        StopRequested: `stop` was set, in any process.
     """
     assert stage.val_set is not None
     started = time.perf_counter()
-    evaluated = evaluate_student(
+    boxes, masks = detect(
         student,
         stage.val_set,
         batch_size=stage.batch_size,
         num_workers=stage.num_workers,
         device=device,
-        backend=stage.evaluation_backend,
         stop=stop,
+        world=world,
     )
-    metrics = metrics_by_name(evaluated)
-    shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]
-    found = 'no objects to find' if metrics['box/AP'] < 0 else ', '.join(shown)
-    say(f'stage {stage.number} epoch {epoch}: {found}')
-    class_ap = {kind: one.class_ap for kind, one in evaluated.items()}
-    return EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started, class_ap)
+    record = None
+    if world.is_main:
+        evaluated = evaluate_detections(
+            stage.val_set.coco.path, boxes, masks if student.has_masks else None, backend=stage.evaluation_backend
+        )
+        metrics = metrics_by_name(evaluated)
+        shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]
+        found = 'no objects to find' if metrics['box/AP'] < 0 else ', '.join(shown)
+        say(f'stage {stage.number} epoch {epoch}: {found}')
+        class_ap = {kind: one.class_ap for kind, one in evaluated.items()}
+        record = EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started, class_ap)
+    record = world.from_main(record)
+    assert record is not None
+    return record

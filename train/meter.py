@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mtpd_train.divergence import SeenBatch, require_sound
+from mtpd_train.divergence import SeenBatch, merged, require_sound
 from mtpd_train.metrics import TrainRecord
+from mtpd_train.processes import ALONE, World
 
 Item = TypeVar('Item')
 
@@ -22,12 +23,13 @@ class Meter:
         grad_norm: norm of the last gradient before clipping; None where it was not computed.
     """
 
-    def __init__(self, *, stage: int, device: torch.device) -> None:
+    def __init__(self, *, stage: int, device: torch.device, world: World = ALONE) -> None:
         self._stage = stage
         self._device = device
+        self._world = world
         self._first_total: float | None = None
         self.grad_norm: Tensor | None = None
-        self._unseen: list[tuple[int, tuple[int, ...], Mapping[str, Tensor]]] = []
+        self._unseen: list[tuple[float, int, tuple[int, ...], Mapping[str, Tensor]]] = []
         self._seen: list[SeenBatch] = []
         self._waited = 0.0
         self._elapsed = 0.0
@@ -49,28 +51,33 @@ class Meter:
             self._waited += time.perf_counter() - started
             yield item
 
-    def add(self, losses: Mapping[str, Tensor], *, step: int, image_ids: Sequence[int]) -> None:
+    def add(self, losses: Mapping[str, Tensor], *, step: int, image_ids: Sequence[int], weight: float = 1.0) -> None:
         """Adds the losses of a batch; they stay where they were computed until someone looks.
 
         Args:
             losses: by name.
             step: optimizer step that the batch belongs to, from 1.
             image_ids: its images.
+            weight: what share of the whole batch they are, where others have the rest.
         """
-        self._unseen.append((step, tuple(image_ids), {name: value.detach().float() for name, value in losses.items()}))
+        values = {name: value.detach().float() for name, value in losses.items()}
+        self._unseen.append((weight, step, tuple(image_ids), values))
 
     def look(self) -> None:
-        """Brings the losses to the host, all at once, and checks them.
+        """Brings the losses of all processes to the host, all at once, and checks them; all must call it.
 
         Raises:
             DivergedError: see `require_sound`.
         """
         if not self._unseen:
             return
-        values = iter(torch.stack([one for _, _, losses in self._unseen for one in losses.values()]).tolist())
-        for step, image_ids, losses in self._unseen:
-            self._seen.append(SeenBatch(step, image_ids, {name: next(values) for name in losses}))
+        values = iter(torch.stack([one for *_, losses in self._unseen for one in losses.values()]).tolist())
+        own = [
+            (weight, SeenBatch(step, image_ids, {name: next(values) for name in losses}))
+            for weight, step, image_ids, losses in self._unseen
+        ]
         self._unseen = []
+        self._seen += [merged(shares) for shares in zip(*self._world.gathered(own), strict=True)]
         if self._first_total is None:
             self._first_total = self._seen[0].total
         require_sound(self._seen, first_total=self._first_total, stage=self._stage)

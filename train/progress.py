@@ -1,6 +1,6 @@
 """The training state in mid-stage: what it takes to go on as if nothing had happened.
 
-What is drawn at random is no part of it: that depends on the place in the run alone (see `Stage.seed_batch`).
+What is drawn at random is no part of it: that depends on the place in the run alone (see `mtpd_train.seeding`).
 """
 
 import pickle
@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from mtpd.errors import InputError
 from mtpd_train.checkpoint import write_checkpoint
-from mtpd_train.meter import Meter
+from mtpd_train.trainables import Trainables
 
 
 @dataclass(frozen=True)
@@ -33,23 +29,6 @@ class Position:
     step: int = 0
 
 
-@dataclass(frozen=True)
-class Trainables:
-    """Everything whose state a resumed stage needs; `average` is None where no moving average is kept."""
-
-    model: nn.Module
-    distiller: nn.Module
-    optimizer: Optimizer
-    schedule: LRScheduler
-    scaler: GradScaler
-    meter: Meter
-    average: nn.Module | None = None
-
-    def parts(self) -> dict[str, Any]:
-        """What has a state, by the names that it has in the file."""
-        return {name: part for name, part in vars(self).items() if part is not None}
-
-
 def save_progress(path: Path, trainables: Trainables, position: Position) -> None:
     """Writes the state at `position`.
 
@@ -58,7 +37,7 @@ def save_progress(path: Path, trainables: Trainables, position: Position) -> Non
     Raises:
         UnavailableError: as `write_checkpoint`.
     """
-    states = {name: part.state_dict() for name, part in trainables.parts().items()}
+    states = {name: part.state_dict() for name, part in trainables.with_state().items()}
     write_checkpoint(path, {**asdict(position), **states})
 
 
@@ -89,7 +68,7 @@ def restore(content: Mapping[str, Any], trainables: Trainables, *, path: Path) -
         InputError: the state belongs to another stage.
     """
     try:
-        for name, part in trainables.parts().items():
+        for name, part in trainables.with_state().items():
             part.load_state_dict(content[name])
         return Position(epoch=content['epoch'], step=content['step'])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:

@@ -1,6 +1,9 @@
 """One run of `mtpd-train`: the stages one after another, each starting from the student of the one before."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -8,12 +11,12 @@ from typing import Any
 
 import torch
 
-from mtpd.console import say
+from mtpd.console import hush, say
 from mtpd.environment import choose_device
 from mtpd.errors import InputError
 from mtpd.files import write_atomically
 from mtpd.interrupt import StopFlag, stop_on_signals
-from mtpd.outcome import Interrupted
+from mtpd.outcome import Interrupted, exit_code
 from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.building.stages import build_stages
 from mtpd_train.checkpoint import save_student
@@ -22,6 +25,7 @@ from mtpd_train.loop import Place, train_stage
 from mtpd_train.planning.account import plan_lines, require_room
 from mtpd_train.planning.dry_run import dry_run
 from mtpd_train.planning.plan import plan_stage
+from mtpd_train.processes import World, joined, world_of
 from mtpd_train.run_folder import (
     CONFIG_FILE,
     DIVERGED_FILE,
@@ -44,31 +48,50 @@ from mtpd_train.student import load_student
 def run(options: Mapping[str, Any]) -> None:
     """Checks all stages, then trains them."""
     settings = load_stages(options['stages'], overrides=options['overrides'])
+    world = world_of(os.environ)
+    if not world.is_main:
+        hush()
     if options['print_config']:
-        print('---\n'.join(dump_stage(stage) for stage in settings), end='')
+        if world.is_main:
+            print('---\n'.join(dump_stage(stage) for stage in settings), end='')
         return
-    out: Path = options['out']
-    device = choose_device(options['device'])
+    device = choose_device(options['device'], number=world.local_rank if world.size > 1 else None)
     _check_precision(settings, device)
+    _check_batch_sizes(settings, world)
+    try:
+        with joined(world, device):
+            _run(options, settings, device=device, world=world)
+    except (Interrupted, DivergedError) as error:
+        if world.is_main:
+            raise
+        # All processes stop together, and the first one says it.
+        sys.exit(exit_code(error))
+
+
+def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, device: torch.device, world: World) -> None:
+    out: Path = options['out']
     stages = build_stages(settings, place=partial(place_of, options['stages'], options['overrides']))
     for stage in stages:
         say(_summary(stage))
     plans = [plan_stage(stage) for stage in stages]
     if options['dry_run']:
-        dry_run(stages, plans, out=out, device=device, num_trial_steps=options['trial_steps'])
+        if world.is_main:
+            dry_run(stages, plans, out=out, device=device, num_trial_steps=options['trial_steps'])
         return
     say('\n'.join(plan_lines(plans)))
-    if not options['resume']:
-        require_room(plans, out)
-    with held_folder(out), stop_on_signals() as stop:
-        claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
+    with held_folder(out) if world.is_main else nullcontext(), stop_on_signals() as stop:
+        if world.is_main:
+            if not options['resume']:
+                require_room(plans, out)
+            claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
         for stage in stages:
-            _run_stage(stage, out=out, device=device, stop=stop)
-            if stop and stage is not stages[-1]:
+            _run_stage(stage, out=out, device=device, stop=stop, world=world)
+            if any(world.any(bool(stop))) and stage is not stages[-1]:
                 raise Interrupted(
                     f'stopped after stage {stage.number}, which is done; run the same command with --resume to go on'
                 )
-        _publish(out, num_stages=len(stages))
+        if world.is_main:
+            _publish(out, num_stages=len(stages))
 
 
 def _publish(out: Path, *, num_stages: int) -> None:
@@ -79,34 +102,49 @@ def _publish(out: Path, *, num_stages: int) -> None:
     say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
 
 
-def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag) -> None:
+def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag, world: World) -> None:
     number, model = stage.number, stage.student.model
     folder = stage_folder(out, number)
     student_file, progress_file = folder / STUDENT_FILE, folder / PROGRESS_FILE
-    if student_file.exists():
-        # A kill may have come between the two.
-        progress_file.unlink(missing_ok=True)
+    if world.from_main(student_file.exists()):
+        if world.is_main:
+            # A kill may have come between the two.
+            progress_file.unlink(missing_ok=True)
         say(f'stage {number}: finished before')
         return
-    if stage.origin is None and not progress_file.exists():
-        load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
-    if stage.inheritance:
-        write_atomically(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
-    place = Place(device=device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop)
+    # The other processes get the weights of the first when they train.
+    if world.is_main:
+        if stage.origin is None and not progress_file.exists():
+            load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
+        if stage.inheritance:
+            write_atomically(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
+    place = Place(device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop, world=world)
     try:
         train_stage(stage, place)
     except DivergedError as error:
+        if not world.is_main:
+            raise
         raise describe(error, losses_file=folder / DIVERGED_FILE, progress_file=progress_file) from error
-    write_atomically(folder / CONFIG_FILE, stage.config_text.encode())
-    meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
-    save_student(student_file, model, classes=stage.classes, meta=meta)
-    progress_file.unlink(missing_ok=True)
+    if world.is_main:
+        write_atomically(folder / CONFIG_FILE, stage.config_text.encode())
+        meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
+        save_student(student_file, model, classes=stage.classes, meta=meta)
+        progress_file.unlink(missing_ok=True)
     stage.to(torch.device('cpu'))  # The networks of all stages would fill the GPU.
 
 
 def _check_precision(settings: Sequence[StageSettings], device: torch.device) -> None:
     if device.type == 'cpu' and any(stage.optim.precision == 'fp16' for stage in settings):
         raise InputError('optim.precision is fp16, which needs a GPU; on a CPU use fp32 or bf16')
+
+
+def _check_batch_sizes(settings: Sequence[StageSettings], world: World) -> None:
+    smallest = min(stage.data.batch_size for stage in settings)
+    if smallest < world.size:
+        raise InputError(
+            f'data.batch_size is {smallest}, which is of all {world.size} processes together: each needs an image; '
+            'raise it, or start fewer processes'
+        )
 
 
 def _summary(stage: Stage) -> str:

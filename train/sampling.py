@@ -65,6 +65,27 @@ def training_batches(
     return batches + _chunks(rest, batch_size)
 
 
+class Share(NamedTuple):
+    """What one of several processes has of a batch.
+
+    Attributes:
+        requests: its images.
+        weight: their share of all images of the batch.
+    """
+
+    requests: list[Request]
+    weight: float
+
+
+def share_of(batch: Sequence[Request], *, rank: int, size: int) -> Share:
+    """The share of process `rank`, from 0, of `size`: together they have each image once.
+
+    Where there are fewer images than processes, some repeat one, which then has no weight, so that all take the step.
+    """
+    own = list(batch[rank::size])
+    return Share(own, len(own) / len(batch)) if own else Share([batch[rank % len(batch)]], 0.0)
+
+
 def evaluation_batches(padded: Mapping[int, Size], *, batch_size: int) -> list[list[Request]]:
     """Batches of images with one padded size, so that a prediction does not depend on its neighbours in the batch.
 

@@ -4,10 +4,12 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from mtpd.detectors.detection import collate, detection_losses
 from mtpd.detectors.hook_point import captured_maps
@@ -168,9 +170,20 @@ def add_gradient(
     epoch: int = 0,
     scaler: GradScaler,
     device: torch.device,
+    network: DistributedDataParallel | None = None,
+    ends_step: bool = True,
 ) -> dict[str, Tensor]:
-    """Adds `share` times the gradient of a batch to what the parameters hold; returns the losses of the batch."""
-    losses = step_losses(stage, samples, ahead, device=device, progress=progress, epoch=epoch)
-    total = torch.stack([loss.float() for loss in losses.values()]).sum()
-    torch.autograd.backward(scaler.scale(total * share))
+    """Adds `share` times the gradient of a batch to what the parameters hold; returns the losses of the batch.
+
+    With a `network` all processes do so together, each with its own batch; at the end of a step all then hold the mean
+    of their gradients.
+    """
+    options: dict[str, Any] = {'device': device, 'progress': progress, 'epoch': epoch}
+    with nullcontext() if network is None or ends_step else network.no_sync():
+        if network is None:
+            losses = step_losses(stage, samples, ahead, **options)
+        else:
+            losses = network(samples, ahead, **options)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        torch.autograd.backward(scaler.scale(total * share))
     return losses

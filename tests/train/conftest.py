@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -94,6 +96,32 @@ def head_commands() -> Callable[[Path], list[list[str]]]:
         return [shlex.split(line) for line in text.splitlines() if re.match(r'(mtpd-|scripts/)', line)]
 
     return read
+
+
+@pytest.fixture(scope='session')
+def uniform_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images that differ in pixels and classes, with objects in the same places.
+
+    A RetinaNet divides its losses by the number of matched anchors in the batch; here that is the same in every image.
+    """
+    folder = tmp_path_factory.mktemp('uniform')
+    (folder / 'train2017').mkdir()
+    (folder / 'annotations').mkdir()
+    random = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(8):
+        pixels = random.integers(0, 256, (96, 96, 3)).astype(np.uint8)
+        cv2.imwrite(str(folder / 'train2017' / f'{number}.png'), pixels)
+        images.append({'id': number, 'file_name': f'{number}.png', 'height': 96, 'width': 96})
+        for index, box in enumerate(([10, 10, 30, 30], [50, 40, 24, 36])):
+            annotations.append(
+                {'id': 2 * number + index, 'image_id': number, 'category_id': 1 + (number + index) % 2, 'bbox': box}
+            )
+    document = {
+        'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'a'}, {'id': 2, 'name': 'b'}]
+    }  # fmt: skip
+    (folder / 'annotations' / 'instances_train2017.json').write_text(json.dumps(document))
+    return folder
 
 
 @pytest.fixture(scope='session')

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpd.geometry import Size
-from mtpd_train.sampling import WINDOW, Request, evaluation_batches, training_batches
+from mtpd_train.sampling import WINDOW, Request, evaluation_batches, share_of, training_batches
 
 sizes_by_image = st.dictionaries(
     st.integers(0, 2**40), st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=60
@@ -158,6 +158,19 @@ def test_images_of_a_shard_meet_in_many_ways() -> None:
     pairs = 50 * NUM_SHARDS * PER_SHARD
     # Of 47 others in a window at most two are neighbours.
     assert followed / pairs < 3 / (WINDOW * PER_SHARD - 1)
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_processes_share_a_batch(num_images: int, num_processes: int) -> None:
+    batch = [Request(image_id, 'plain') for image_id in range(num_images)]
+    shares = [share_of(batch, rank=rank, size=num_processes) for rank in range(num_processes)]
+    weighty = [share for share in shares if share.weight]
+    assert sorted(request for share in weighty for request in share.requests) == batch
+    assert all(share.weight == len(share.requests) / num_images for share in weighty)
+    assert max(len(share.requests) for share in shares) - min(len(share.requests) for share in weighty) <= 1
+    # Process 0, whose batch statistics count, is never idle; who is has something to compute with.
+    assert shares[0].weight
+    assert all(len(share.requests) == 1 and share.requests[0] in batch for share in shares if not share.weight)
 
 
 @given(sizes_by_image, batch_sizes)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,32 +21,6 @@ BuildStage = Callable[..., Stage]
 FROZEN = {'backbone.norm_eval': True}  # batch statistics would tell batches of 4 from batches of 8
 
 
-@pytest.fixture(scope='module')
-def uniform_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images that differ in pixels and classes, with objects in the same places.
-
-    A RetinaNet divides its losses by the number of matched anchors in the batch; here that is the same in every image.
-    """
-    folder = tmp_path_factory.mktemp('uniform')
-    (folder / 'train2017').mkdir()
-    (folder / 'annotations').mkdir()
-    random = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(8):
-        pixels = random.integers(0, 256, (96, 96, 3)).astype(np.uint8)
-        cv2.imwrite(str(folder / 'train2017' / f'{number}.png'), pixels)
-        images.append({'id': number, 'file_name': f'{number}.png', 'height': 96, 'width': 96})
-        for index, box in enumerate(([10, 10, 30, 30], [50, 40, 24, 36])):
-            annotations.append(
-                {'id': 2 * number + index, 'image_id': number, 'category_id': 1 + (number + index) % 2, 'bbox': box}
-            )
-    document = {
-        'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'a'}, {'id': 2, 'name': 'b'}]
-    }  # fmt: skip
-    (folder / 'annotations' / 'instances_train2017.json').write_text(json.dumps(document))
-    return folder
-
-
 @pytest.fixture
 def run_stage(tmp_path: Path) -> Callable[[Stage], list[dict[str, Any]]]:
     """Trains a stage in place and returns its records."""
@@ -57,7 +29,7 @@ def run_stage(tmp_path: Path) -> Callable[[Stage], list[dict[str, Any]]]:
         files = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
         for file in files.values():
             file.unlink(missing_ok=True)
-        train_stage(stage, Place(device=CPU, stop=StopFlag(), **files))
+        train_stage(stage, Place(CPU, files['progress_file'], files['metrics_file'], StopFlag()))
         return [json.loads(line) for line in files['metrics_file'].read_text().splitlines()]
 
     return run

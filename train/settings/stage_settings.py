@@ -51,7 +51,7 @@ class OptimSettings(Section):
     type: Literal['sgd', 'adamw'] = 'sgd'
     """Optimizer."""
     lr: PositiveFloat
-    """Highest learning rate."""
+    """Highest learning rate; it goes with `data.batch_size`: for twice the images take twice the rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD, first beta of AdamW."""
     weight_decay: NonNegativeFloat = 1e-4

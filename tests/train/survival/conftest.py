@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ for line in sys.stdin:
         os.environ.update(request['environment'])
         if request['file_size_limit']:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request['file_size_limit'], resource.RLIM_INFINITY))
+        exec(request['code'])
         main(request['arguments'])
     print(pid, flush=True)
 """
@@ -76,7 +78,7 @@ StartProgram = Callable[..., Program]
 
 @pytest.fixture(scope='session')
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProgram]:
-    """`start(stage_file, ..., '--out', run)` starts mtpd-train."""
+    """`start(stage_file, ..., '--out', run)` starts mtpd-train, after some other `code` where there is any."""
     server = subprocess.Popen(
         [sys.executable, '-c', SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )  # fmt: skip
@@ -90,11 +92,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProgram]:
         server.stdin.flush()
         return int(server.stdout.readline())
 
-    def run(*arguments: object, file_size_limit: int = 0, environment: dict[str, str] | None = None) -> Program:
+    def run(
+        *arguments: object, file_size_limit: int = 0, environment: dict[str, str] | None = None, code: str = ''
+    ) -> Program:
         folder = tmp_path_factory.mktemp('program')
         request = {
             'arguments': [str(one) for one in arguments], 'stdout': str(folder / 'stdout'),
             'stderr': str(folder / 'stderr'), 'file_size_limit': file_size_limit, 'environment': environment or {},
+            'code': code,
         }  # fmt: skip
         return Program(ask(request), folder, ask)
 
@@ -102,6 +107,21 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProgram]:
     server.stdin.close()
     server.wait()
     server.stdout.close()
+
+
+@pytest.fixture(scope='session')
+def start_two(start: StartProgram) -> Callable[..., list[Program]]:
+    """`start_two(stage_file, ...)` starts two processes of mtpd-train as torchrun would."""
+
+    def run(*arguments: object, **options: Any) -> list[Program]:
+        with socket.create_server(('127.0.0.1', 0)) as free:
+            port = free.getsockname()[1]
+        shared = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        ranks = [shared | {'RANK': str(rank), 'LOCAL_RANK': str(rank)} for rank in range(2)]
+        extra = options.pop('environment', {})
+        return [start(*arguments, '--device', 'cpu', environment=one | extra, **options) for one in ranks]
+
+    return run
 
 
 @pytest.fixture(scope='session')
@@ -123,6 +143,15 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('small') / 'coco'
     make_synthetic_set(folder, SyntheticSpec(num_train=12, num_val=2, sizes=((64, 64), (64, 48)), shape_px=(14, 40)))
     return folder
+
+
+@pytest.fixture(scope='session')
+def uniform_cache(
+    tmp_path_factory: pytest.TempPathFactory, extract_teacher: Callable[..., Path], uniform_set: Path
+) -> Path:
+    """The cache of a teacher over `uniform_set`."""
+    out = tmp_path_factory.mktemp('uniform_cache') / 'cache'
+    return extract_teacher(16, out, '--coco', uniform_set, '--scale', '96x96')
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,134 @@
+"""The processes that train together, as torchrun starts them, and what they tell each other.
+
+What is here must be called by all of them, in the same order. What they send are values of the run itself.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed
+from torch import nn
+
+from mtpd.errors import InputError, UnavailableError
+from mtpd.torchrun import local_rank, rank_and_size
+
+Value = TypeVar('Value')
+
+# The longest that one process may be busy alone, above all with the evaluation of all detections.
+TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of this process among those that train together; alone, it asks nobody.
+
+    Attributes:
+        rank: its number, from 0; the process 0 writes, speaks and evaluates.
+        size: how many there are.
+        local_rank: its number on its machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it is set in any process."""
+        if self.size == 1:
+            return flags
+        together = torch.tensor(flags, dtype=torch.uint8)
+        torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX)
+        return tuple(map(bool, together.tolist()))
+
+    def from_main(self, value: Value) -> Value:
+        """The value that process 0 has given."""
+        if self.size == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        return values[0]
+
+    def gathered(self, value: Value) -> list[Value]:
+        """The values of all processes."""
+        if self.size == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values  # type: ignore[return-value]  # all are there now
+
+    def gathered_by_main(self, value: Value) -> list[Value]:
+        """The values of all processes for process 0; nothing for the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Value | None] | None = [None] * self.size if self.is_main else None
+        torch.distributed.gather_object(value, values)
+        return values or []  # type: ignore[return-value]
+
+    def share_buffers(self, *modules: nn.Module) -> None:
+        """Gives all processes the buffers of process 0: batch statistics are of its images."""
+        if self.size > 1:
+            for buffer in (one for module in modules for one in module.buffers()):
+                torch.distributed.broadcast(buffer, 0)
+
+    def share(self, items: Sequence[Value]) -> list[Value]:
+        """Every `size`-th item, for work that is divided."""
+        return list(items[self.rank :: self.size])
+
+
+ALONE = World()
+
+
+def world_of(environment: Mapping[str, str]) -> World:
+    """The world that torchrun describes; alone without it.
+
+    Raises:
+        InputError: what the environment says does not fit.
+    """
+    try:
+        found = rank_and_size(environment)
+        number = local_rank(environment)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if found is None or found[1] == 1:
+        return ALONE
+    if 'MASTER_ADDR' not in environment:
+        raise InputError(
+            f'WORLD_SIZE={found[1]} in the environment, but no MASTER_ADDR: start with torchrun, or unset WORLD_SIZE'
+        )
+    return World(*found, local_rank=number)
+
+
+@contextmanager
+def joined(world: World, device: torch.device) -> Iterator[None]:
+    """Connects the processes.
+
+    Raises:
+        UnavailableError: another process has ended.
+    """
+    if world.size == 1:
+        yield
+        return
+    backend = 'gloo'
+    if device.type == 'cuda':
+        # Values and flags go by the host, and do not wait for the GPU.
+        backend = 'cpu:gloo,cuda:nccl'
+        torch.cuda.set_device(device)
+    try:
+        torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or 'gloo' in str(error):
+            raise UnavailableError(
+                f'process {world.rank} of {world.size} has lost another one, which says itself why it ended'
+            ) from error
+        raise
+    # Only here: with a process lost this would wait for it.
+    torch.distributed.destroy_process_group()
