@@ -74,6 +74,8 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True,
     from tqdm import tqdm  # Not at the top: it would slow down --help.
 
     is_terminal = sys.stderr.isatty()
+    if not is_terminal:
+        options['leave'] = True  # A log shows the end of all that it shows the beginning of.
     return tqdm(
         iterable,
         file=sys.stderr if is_terminal else _Lines(),

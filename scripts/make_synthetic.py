@@ -9,8 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
+from mtpd.console import progress_bar
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd.errors import MtpdError
 
@@ -34,7 +33,7 @@ def main() -> int:
             sizes=tuple(options.sizes or defaults.sizes),
             seed=options.seed,
         )
-        with tqdm(total=spec.num_train + spec.num_val, desc='drawing', unit='image') as progress:
+        with progress_bar(total=spec.num_train + spec.num_val, desc='drawing', unit='image') as progress:
             is_new = make_synthetic_set(options.folder, spec, on_image=progress.update)
             progress.update(progress.total - progress.n)
     except (MtpdError, OSError) as error:

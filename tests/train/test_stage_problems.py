@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from mtpd.errors import InputError
+from mtpd_train.cli import main
 from mtpd_train.settings.stage_file import load_stages
 
 PLAIN = """\
@@ -228,9 +230,26 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_stages(paths)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f'there is no stage file {tmp_path / "none.yaml"}; check the path'
-    assert all(line.startswith('cannot read the stage file') for line in lines[1:])
-    assert len(lines) == 3
+    assert lines[0] == '3 stage files have problems'
+    assert lines[1] == f'  there is no stage file {tmp_path / "none.yaml"}; check the path'
+    assert all(line.startswith('  cannot read the stage file') for line in lines[2:])
+    assert len(lines) == 4
+
+
+def test_problems_of_several_files_are_shown_line_by_line(tmp_path: Path) -> None:
+    for name in ('one.yaml', 'two.yaml'):
+        (tmp_path / name).write_text('student: a\noptim: {lr: 0}\n')
+    result = CliRunner().invoke(main, [str(tmp_path / 'one.yaml'), str(tmp_path / 'two.yaml'), '--out', 'run'])
+    assert result.exit_code == 1
+    assert [' '.join(line.replace(f'{tmp_path}/', '').split()) for line in result.stderr.splitlines()] == [
+        'Error: 2 stage files have problems',
+        'one.yaml has 2 problems',
+        'line 2 optim.lr must be greater than 0, got 0',
+        'line 2 optim.epochs is missing',
+        'two.yaml has 2 problems',
+        'line 2 optim.lr must be greater than 0, got 0',
+        'line 2 optim.epochs is missing',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +259,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
         ('=3', '--set =3: expected key.path=value'),
         ('optim.lr=[', '--set optim.lr=[: the value is not valid YAML'),
         ('distill.3.weight=1', '--set distill.3.weight=1: the list has no entry of that number'),
+        ('distill.x.weight=1', '--set distill.x.weight=1: a list takes the number of an entry, such as distill.0'),
+        ('optim.lr.x=1', 'stage.yaml has 1 problem\n--set optim.lr expected a number, got a mapping of x'),
     ],
 )
 def test_overrides_that_cannot_be_set(problems: Problems, override: str, message: str) -> None:

@@ -22,8 +22,7 @@ def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list
     rows = [
         [
             str(plan.number), f'{plan.num_images:,}', str(plan.epochs), f'{plan.num_steps:,}',
-            size(plan.cache_bytes) if plan.cache_bytes else '-', size(plan.student_bytes), size(plan.progress_bytes),
-            size(plan.host_bytes),
+            _size(plan.cache_bytes), size(plan.student_bytes), size(plan.progress_bytes), _size(plan.host_bytes),
         ]
         for plan in plans
     ]  # fmt: skip
@@ -31,23 +30,22 @@ def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list
         return table(header, rows)
     seconds = [plan.num_steps * trial.seconds_per_step for plan, trial in zip(plans, trials, strict=True)]
     rows = [
-        [*row, f'{trial.seconds_per_step:.3g}', _hours(one), '-' if trial.gpu_bytes is None else size(trial.gpu_bytes)]
+        [*row, f'{trial.seconds_per_step:.3g}', _time(one), _size(trial.gpu_bytes)]
         for row, trial, one in zip(rows, trials, seconds, strict=True)
     ]
     num_steps = min(trial.num_steps for trial in trials)
     return [
         *table([*header, 's/step', 'time', 'GPU'], rows),
-        f'time     {_hours(sum(seconds))} in all, without evaluations; an estimate, by {num_steps} timed steps a stage',
+        f'time     {_time(sum(seconds))} in all, without evaluations; an estimate, by {num_steps} timed steps a stage',
     ]
 
 
 def room_lines(plans: Sequence[StagePlan], out: Path, device: torch.device) -> list[str]:
     """What the run takes of the machine, beside what there is."""
     needed = max(plan.host_bytes for plan in plans)
-    lines = [
-        f'disk     {size(disk_bytes(plans))} at most, {size(free_bytes(out))} free at {out}',
-        f'memory   {size(needed)} for what is read ahead, at most, of {size(_ram_bytes())}; an estimate',
-    ]
+    lines = [f'disk     {size(disk_bytes(plans))} at most, {size(free_bytes(out))} free at {out}']
+    if needed:
+        lines.append(f'memory   {size(needed)} for what is read ahead, at most, of {size(_ram_bytes())}; an estimate')
     if device.type == 'cuda':
         free, total = torch.cuda.mem_get_info(device)
         lines.append(f'GPU      {size(free)} free of {size(total)}; batches of larger images take more than the trial')
@@ -78,6 +76,12 @@ def _ram_bytes() -> int:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def _hours(seconds: float) -> str:
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f'{seconds:.0f} s'
     minutes = round(seconds / 60)
-    return f'{minutes // 60}:{minutes % 60:02} h' if minutes else f'{seconds:.0f} s'
+    return f'{minutes // 60}:{minutes % 60:02} h' if minutes >= 90 else f'{minutes} min'
+
+
+def _size(num_bytes: int | None) -> str:
+    return size(num_bytes) if num_bytes else '-'

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -32,8 +33,12 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
             stages.append(_load_stage(path, overrides, is_first=index == 0))
         except InputError as error:
             errors.append(str(error))
+    errors = list(dict.fromkeys(errors))  # A wrong override says the same for every file.
+    if len(errors) > 1:
+        # What follows a heading is indented, as in every table of problems.
+        raise InputError(f'{len(errors)} stage files have problems\n' + indent('\n'.join(errors), '  '))
     if errors:
-        raise InputError('\n'.join(dict.fromkeys(errors)))  # A wrong override says the same for every file.
+        raise InputError(errors[0])
     return stages
 
 
@@ -117,9 +122,11 @@ def _override(config: DictConfig, override: str) -> str:
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f'value={value}'])['value'], force_add=True)
     except yaml.YAMLError:
         raise InputError(f'--set {override}: the value is not valid YAML') from None
+    except TypeError:
+        raise InputError(f'--set {override}: a list takes the number of an entry, such as distill.0') from None
     except IndexError:
         raise InputError(f'--set {override}: the list has no entry of that number (the first is 0)') from None
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError) as error:
         raise InputError(f'--set {override}: {_first_line(error)}') from None
     return key.replace('[', '.').replace(']', '')
 

@@ -118,8 +118,10 @@ def _plain_key(detail: ErrorDetails, content: Any) -> Key:
 
 
 def _is_overridden(dotted: str, detail: ErrorDetails, overridden: Sequence[str]) -> bool:
-    """Whether the command line set the key, or made an unknown section by setting a key inside it."""
-    if detail['type'] == 'extra_forbidden' and any(changed.startswith(f'{dotted}.') for changed in overridden):
+    """Whether the command line set the key, or made a section of it by setting a key inside it."""
+    # A key inside a plain value makes a mapping of it.
+    by_inner = detail['type'] == 'extra_forbidden' or detail['type'].endswith('_type')
+    if by_inner and any(changed.startswith(f'{dotted}.') for changed in overridden):
         return True
     return any(f'{dotted}.'.startswith(f'{changed}.') for changed in overridden)
 
