@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito, which colour-blind people can tell apart; da
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ GRID, INK = '#d9d9d9', '#1a1a1a'
 WIDTH, HEIGHT = 6.6, 3.6  # inches of 72 units
 # More than the eye can see on such a width, and a page stays small after any number of steps.
 MAX_POINTS = 300
+UNPRINTABLE, INVISIBLE = '\ufffd', '\u200b'
 STYLE: Any = {
     'svg.fonttype': 'none',  # text stays text
     'svg.hashsalt': 'mtpd',  # equal charts are equal files
@@ -74,7 +76,7 @@ def line_chart(
             ys = [y if math.isfinite(y) and (y > 0 or not is_log) else math.nan for _, y in points]
             axes.plot(
                 xs, ys, dash, color=colour, linewidth=1.6, marker='o' if line.has_marks else None, markersize=4,
-                label=line.name.replace('_', '\u200b_', 1) if line.name.startswith('_') else line.name,
+                label=_label(line.name),
             )  # fmt: skip
         if is_log:
             axes.set_yscale('log')
@@ -85,7 +87,12 @@ def line_chart(
         for name, x in (borders or {}).items():
             axes.axvline(x, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
             axes.annotate(
-                name, (x, 1), xycoords=('data', 'axes fraction'), xytext=(4, 1), textcoords='offset points', fontsize=9
+                _label(name),
+                (x, 1),
+                xycoords=('data', 'axes fraction'),
+                xytext=(4, 1),
+                textcoords='offset points',
+                fontsize=9,
             )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -114,11 +121,11 @@ def bar_chart(groups: Mapping[str, Sequence[float | None]], *, names: Sequence[s
             xs = [position + (index - (len(names) - 1) / 2) * width for position in range(len(groups))]
             heights = [math.nan if (value := values[index]) is None else value for values in groups.values()]
             bars = axes.bar(
-                xs, heights, width * 0.92, color=COLOURS[index % len(COLOURS)], label=name, edgecolor='white',
+                xs, heights, width * 0.92, color=COLOURS[index % len(COLOURS)], label=_label(name), edgecolor='white',
                 hatch=hatches[index % len(hatches)],
             )  # fmt: skip
             axes.bar_label(bars, [f'{one:.1f}' if math.isfinite(one) else '' for one in heights], fontsize=8, padding=1)
-        axes.set_xticks(range(len(groups)), list(groups))
+        axes.set_xticks(range(len(groups)), list(map(_label, groups)))
         axes.margins(y=0.1)
         axes.grid(visible=False, axis='x')
         axes.set_ylabel(y_label)
@@ -144,7 +151,16 @@ def _figure() -> Iterator[tuple[Any, Any]]:
         yield figure, figure.add_subplot()
 
 
+def _label(name: str) -> str:
+    """A name that XML can hold, and that a legend does not take for one to leave out: those begin with `_`."""
+    plain = ''.join(one if one.isprintable() else UNPRINTABLE for one in name)
+    return f'{INVISIBLE}{plain}' if plain.startswith('_') else plain
+
+
 def _svg(figure: Any) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format='svg', metadata={'Date': None, 'Creator': None})
+    with warnings.catch_warnings():
+        # It is the reader's fonts that show the texts; ours only measure them.
+        warnings.filterwarnings('ignore', message='Glyph .* missing from font')
+        figure.savefig(content, format='svg', metadata={'Date': None, 'Creator': None})
     return content.getvalue()

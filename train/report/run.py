@@ -45,8 +45,9 @@ def export_events(options: Mapping[str, Any]) -> None:
 
 
 def _write(out: Path, page: str) -> None:
+    content = page.encode(errors='replace')  # Names in JSON may hold halves of characters.
     try:
-        write_atomically(out, page.encode())
+        write_atomically(out, content)
     except OSError as error:
         raise UnavailableError(f'{out}: cannot be written ({error.strerror}); choose another place') from error
-    say(f'{out}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser')
+    say(f'{out}: {len(content) / 1e6:.1f} MB; open it in a browser')

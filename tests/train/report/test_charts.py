@@ -32,6 +32,22 @@ def test_names_are_text() -> None:
     assert b'<script' not in svg
 
 
+@pytest.mark.parametrize(
+    ('name', 'shown'),
+    [
+        ('_hidden', '\u200b_hidden'),
+        ('a\0b\x1b', 'a\ufffdb\ufffd'),
+        ('a\ud800', 'a\ufffd'),
+        ('漢字', '漢字'),
+        ('a\nb', 'a\ufffdb'),
+    ],
+)
+def test_names_of_any_kind(name: str, shown: str) -> None:
+    points = [(1.0, 2.0), (2.0, 3.0)]
+    assert shown in texts(line_chart([Line(name, points), Line('other', points)], y_label='loss'))
+    assert shown in texts(bar_chart({name: [1.0]}, names=['a'], y_label='AP'))
+
+
 def test_equal_charts_are_equal_files() -> None:
     charts = [line_chart([Line('a', [(0.0, 1.0), (1.0, 0.5)])], y_label='y', is_log=True) for _ in range(2)]
     assert charts[0] == charts[1]

@@ -77,6 +77,11 @@ def test_hostile_names_are_text(write_run: WriteRun, tmp_path: Path) -> None:
     assert '<script' not in (folder / 'report.html').read_text()
 
 
+def test_names_that_no_encoding_has(write_run: WriteRun, tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path / 'run', classes=('a\ud800b', 'c\0d')), '--images', 0)
+    assert 'a?b' in page.text
+
+
 def test_a_run_that_goes_on(write_run: WriteRun, tmp_path: Path) -> None:
     folder = write_run(tmp_path / 'run', planned=3, finished=1)
     log = folder / 'metrics.jsonl'
