@@ -46,14 +46,16 @@ def run_page(run: RunLog, *, num_images: int, min_score: float, device: torch.de
         device: where students run.
     """
     summaries = summarise(run)
+    evaluated = [one for one in summaries if one.metrics]
     kinds = [kind for kind in ('box', 'mask') if any(f'{kind}/AP' in one.metrics for one in summaries)]
     context = {
         'run': run,
         'summaries': summaries,
+        'evaluated': evaluated,
         'kinds': kinds,
         'shown': SHOWN,
-        'charts': _charts(run, summaries, kinds),
-        'classes': {kind: rows for kind in kinds if (rows := class_rows(summaries, kind=kind))},
+        'charts': _charts(run, evaluated, kinds),
+        'classes': {kind: rows for kind in kinds if (rows := class_rows(evaluated, kind=kind))},
         'predictions': _predictions(run, num_images=num_images, min_score=min_score, device=device),
         'min_score': min_score,
         'maps': _maps(run, num_images=num_images, device=device),
@@ -104,7 +106,7 @@ def duration(seconds: float) -> str:
     return f'{minutes} min' if minutes < 120 else f'{minutes // 60} h {minutes % 60:02d} min'
 
 
-def _charts(run: RunLog, summaries: Sequence[StageSummary], kinds: Sequence[str]) -> dict[str, str]:
+def _charts(run: RunLog, evaluated: Sequence[StageSummary], kinds: Sequence[str]) -> dict[str, str]:
     """Name -> data URI, of those charts that there is something for."""
     drawn = {
         'ap': curves.ap_chart(run),
@@ -112,7 +114,7 @@ def _charts(run: RunLog, summaries: Sequence[StageSummary], kinds: Sequence[str]
         'lr': curves.learning_rate_chart(run),
         'speed': curves.speed_chart(run),
         'wait': curves.wait_chart(run),
-        **{f'size_{kind}': curves.size_chart(summaries, kind=kind) for kind in kinds},
+        **{f'size_{kind}': curves.size_chart(evaluated, kind=kind) for kind in kinds},
     }
     return {name: data_uri(svg, 'image/svg+xml') for name, svg in drawn.items() if svg is not None}
 

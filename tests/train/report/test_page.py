@@ -90,6 +90,18 @@ def test_a_run_that_goes_on(write_run: WriteRun, tmp_path: Path) -> None:
     assert 'not finished: stage 2, epoch 2 of 2' in ' '.join(page.text.split())
 
 
+def test_a_stage_that_was_not_evaluated_yet(write_run: WriteRun, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / 'run', finished=1)
+    log = folder / 'metrics.jsonl'
+    log.write_text(''.join(log.read_text().splitlines(keepends=True)[:7]))
+    page = page_of(folder, '--images', 0)
+    require_self_contained(page)
+    assert 'box AP, stage 1' in page.text
+    assert 'not finished: stage 2, epoch 1 of 2' in ' '.join(page.text.split())
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    assert 'not finished: stage 1, epoch 1 of 2' in ' '.join(page_of(folder, '--images', 0).text.split())
+
+
 def test_a_run_that_has_hardly_begun(write_run: WriteRun, tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / 'run', begun=0, finished=0))
     require_self_contained(page)
