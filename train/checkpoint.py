@@ -31,11 +31,20 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file of a run; until it is all there, `path` is what it was.
+
+    Raises:
+        UnavailableError: the disk is full or cannot be written.
+    """
     try:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, content)
     except OSError as error:
         raise UnavailableError(
-            f'{path}: cannot be saved ({error.strerror}, {buffer.tell() / 1e6:.1f} MB); what was saved before is '
+            f'{path}: cannot be saved ({error.strerror}, {len(content) / 1e6:.1f} MB); what was saved before is '
             'intact: make room, then run the same command with --resume'
         ) from error
 

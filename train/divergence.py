@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,8 +94,9 @@ def describe(error: DivergedError, *, losses_file: Path, progress_file: Path) ->
     seen = ''
     if error.batches:
         lines = [json.dumps(_plain(batch), allow_nan=False) + '\n' for batch in error.batches]
-        write_atomically(losses_file, ''.join(lines).encode())
-        seen = f'; {losses_file} has the losses of the batches around it'
+        with suppress(OSError):  # a full disk must not hide the error
+            write_atomically(losses_file, ''.join(lines).encode())
+            seen = f'; {losses_file} has the losses of the batches around it'
     good = f'from init.checkpoint={progress_file}, the last good state,' if progress_file.exists() else 'from its start'
     return MtpdError(
         f'{error}{seen}; train anew {good} in another --out, with a lower optim.lr, a lower weight of the loss, or '

@@ -14,12 +14,11 @@ import torch
 from mtpd.console import hush, say
 from mtpd.environment import choose_device
 from mtpd.errors import InputError
-from mtpd.files import write_atomically
 from mtpd.interrupt import StopFlag, stop_on_signals
 from mtpd.outcome import Interrupted, exit_code
 from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.building.stages import build_stages
-from mtpd_train.checkpoint import save_student
+from mtpd_train.checkpoint import save_student, write_file
 from mtpd_train.divergence import DivergedError, describe
 from mtpd_train.loop import Place, train_stage
 from mtpd_train.planning.account import plan_lines, require_room
@@ -79,10 +78,10 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
             dry_run(stages, plans, out=out, device=device, num_trial_steps=options['trial_steps'])
         return
     say('\n'.join(plan_lines(plans)))
+    if world.is_main and not options['resume']:
+        require_room(plans, out)
     with held_folder(out) if world.is_main else nullcontext(), stop_on_signals() as stop:
         if world.is_main:
-            if not options['resume']:
-                require_room(plans, out)
             claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
         for stage in stages:
             _run_stage(stage, out=out, device=device, stop=stop, world=world)
@@ -98,7 +97,7 @@ def _publish(out: Path, *, num_stages: int) -> None:
     """The last stage's student is the run's."""
     last = stage_folder(out, num_stages)
     for name in (STUDENT_FILE, CONFIG_FILE):
-        write_atomically(out / name, (last / name).read_bytes())
+        write_file(out / name, (last / name).read_bytes())
     say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
 
 
@@ -117,7 +116,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         if stage.origin is None and not progress_file.exists():
             load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
         if stage.inheritance:
-            write_atomically(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
+            write_file(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
     place = Place(device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop, world=world)
     try:
         train_stage(stage, place)
@@ -126,7 +125,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
             raise
         raise describe(error, losses_file=folder / DIVERGED_FILE, progress_file=progress_file) from error
     if world.is_main:
-        write_atomically(folder / CONFIG_FILE, stage.config_text.encode())
+        write_file(folder / CONFIG_FILE, stage.config_text.encode())
         meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
         save_student(student_file, model, classes=stage.classes, meta=meta)
         progress_file.unlink(missing_ok=True)

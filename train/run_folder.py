@@ -11,8 +11,9 @@ import torch
 from mtpd.differences import differences
 from mtpd.environment import describe_device, versions
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import TEMPORARY, write_atomically
+from mtpd.files import TEMPORARY
 from mtpd.locks import HolderLock, LockHeldError
+from mtpd_train.checkpoint import write_file
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 
@@ -74,7 +75,7 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
             raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
         _require_same(out, json.loads(run_file.read_bytes()), description)
     else:
-        write_atomically(run_file, json.dumps(description, indent=1).encode())
+        write_file(run_file, json.dumps(description, indent=1).encode())
 
 
 def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

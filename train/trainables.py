@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -39,12 +38,6 @@ class Trainables:
             return self.model
         averaged: nn.Module = self.average.module
         return averaged
-
-    @property
-    def parameters(self) -> list[Parameter]:
-        """Those that are trained."""
-        both = itertools.chain(self.model.parameters(), self.distiller.parameters())
-        return [one for one in both if one.requires_grad]
 
     def with_state(self) -> dict[str, Any]:
         """What has a state, by the names that it has in the file."""
@@ -87,7 +80,8 @@ def optimizer_step(trainables: Trainables, recipe: Recipe, *, step: int) -> tupl
     grad_norm = None
     if recipe.grad_clip is not None:
         scaler.unscale_(optimizer)
-        grad_norm = clip_grad_norm_(trainables.parameters, recipe.grad_clip)
+        trained = [one for group in optimizer.param_groups for one in group['params']]
+        grad_norm = clip_grad_norm_(trained, recipe.grad_clip)
     loss_scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()

@@ -63,7 +63,9 @@ def plan_stage(stage: Stage) -> StagePlan:
         steps_per_epoch=stage.steps_per_epoch,
         cache_bytes=_cache_bytes(stage, num_images=len(sizes)),
         student_bytes=student,
-        progress_bytes=student + _num_bytes(stage.distiller.state_dict().values()) + _optimizer_bytes(stage),
+        progress_bytes=(2 if stage.recipe.ema else 1) * student
+        + _num_bytes(stage.distiller.state_dict().values())
+        + _optimizer_bytes(stage),
         # The last one, the best, and those of the last epochs.
         num_students=1 + (stage.val_set is not None) + min(stage.keep_epochs, stage.recipe.epochs),
         host_bytes=_host_bytes(stage),

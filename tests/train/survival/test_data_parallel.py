@@ -50,7 +50,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start
 
 
 @pytest.mark.parametrize(
-    ('batch_size', 'accumulate'), [(8, 1), (5, 1), (7, 1), (3, 2)], ids=['even', 'uneven', 'one is idle', 'accumulated']
+    ('batch_size', 'accumulate'), [(8, 1), (7, 1), (3, 2)], ids=['even', 'one is idle', 'uneven, accumulated']
 )
 def test_two_processes_train_as_one_does(
     batch_size: int,
@@ -165,13 +165,13 @@ def test_an_error_of_one_ends_both(start_two: Any, stages: list[Path], small_set
 
 def test_a_killed_process_ends_the_other(start_two: Any, stages: list[Path], wait_for: Any, tmp_path: Path) -> None:
     out = tmp_path / 'run'
-    for victim in range(2):
-        programs = start_two(*stages, '--out', out, '--set', 'optim.epochs=50', *(['--resume'] if victim else []))
-        wait_for((out / 'stage1' / f'epoch_{victim + 2}.pth').exists)
-        programs[victim].kill()
-        assert programs[victim].wait() == -signal.SIGKILL
-        assert programs[1 - victim].wait() == 1
-        assert programs[1 - victim].last_line.startswith(f'Error: process {1 - victim} of 2 has lost another one')
+    first, second = start_two(*stages, '--out', out, '--set', 'optim.epochs=50')
+    wait_for((out / 'stage1' / 'epoch_1.pth').exists)
+    second.kill()
+    started = time.monotonic()
+    assert (first.wait(), second.wait()) == (1, -signal.SIGKILL)
+    assert time.monotonic() - started < 30
+    assert first.last_line.startswith('Error: process 0 of 2 has lost another one')
 
 
 def test_a_diverged_training_is_told_once(start_two: Any, stages: list[Path], tmp_path: Path) -> None:
