@@ -2,7 +2,8 @@
 # The main job on a synthetic set, in about ten minutes on two cores: trains two teachers, extracts both, and trains the
 # student three ways for the same number of epochs: alone, directly from the strong teacher, progressively.
 #
-#   scripts/demo.sh     results go to demo/; run it again after an interruption to go on
+#   scripts/demo.sh     results go to demo/, a page about the progressive run to demo/progressive/report.html; run it
+#                       again after an interruption to go on
 #
 # Two programs run side by side, one thread each: small networks gain more from that than from two threads.
 

@@ -86,10 +86,11 @@ def main() -> None:
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
 def page(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Write one HTML page about RUN that needs no network and no other file.
+    """Write one HTML page about RUN.
 
-    Curves, AP by class and size, speed and memory come from RUN/metrics.jsonl. Predictions and feature maps need the
-    weights, the images and the caches; what is gone is left out, and the page says why.
+    It needs no network and no other file. Curves, AP by class and size, speed and memory come from RUN/metrics.jsonl.
+    Predictions and feature maps need the weights, the images and the caches; what is gone is left out, and the page
+    says why.
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.report.run import write_page
@@ -103,7 +104,10 @@ def page(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--html', type=_html, metavar='FILE.html', help='Write the table and the AP curves as a page, too.')
 @output_options
 def compare(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Set RUNs side by side: AP, length, speed and memory of each stage."""
+    """Set RUNs side by side.
+
+    For each stage: teacher, losses, length, AP, speed and memory.
+    """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.report.run import compare
 
@@ -115,9 +119,9 @@ def compare(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--out', type=_folder, metavar='DIR', help='Folder of the event files.  [default: RUN/tensorboard]')
 @output_options
 def tensorboard(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Export what RUN measured to TensorBoard; event files of an earlier export are replaced.
+    """Export RUN to TensorBoard.
 
-    Needs the package tensorboard: pip install "mtpd[tensorboard]".
+    Event files of an earlier export are replaced. Needs the package tensorboard: pip install "mtpd[tensorboard]".
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.report.run import export_events
