@@ -73,7 +73,7 @@ class DataSettings(Section):
     val: Split | None = 'val2017'
     """Images to evaluate on, in the same forms; null: no evaluation."""
     batch_size: PositiveInt = 16
-    """Images per iteration, of all processes together: more of them change nothing in the recipe."""
+    """Images per iteration, of all processes together, so that a recipe does not depend on their number."""
     workers: NonNegativeInt = 4
     """Processes that read images; 0: the training process itself."""
     flip: Share = 0.5

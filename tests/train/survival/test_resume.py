@@ -83,6 +83,22 @@ def test_kill_9_in_mid_epoch(
     assert_same_run(out)
 
 
+def test_a_kill_between_stages(
+    stages: list[Path], assert_same_run: Callable[[Path], None], start: Any, wait_for: Any, tmp_path: Path
+) -> None:
+    """The student of stage 1 is there; its training state may be there still."""
+    out = tmp_path / 'run'
+    program = start(*stages, '--out', out)
+    wait_for((out / 'stage1' / 'student.pth').exists)
+    program.kill()
+    assert program.wait() == -signal.SIGKILL
+    (out / 'stage1' / 'progress.pth').write_bytes((out / 'stage1' / 'epoch_3.pth').read_bytes())
+    program = start(*stages, '--out', out, '--resume')
+    assert program.wait() == 0, program.stderr
+    assert 'stage 1: finished before' in (program.folder / 'stdout').read_text()
+    assert_same_run(out)
+
+
 def test_a_kill_between_an_evaluation_and_the_end_of_its_epoch(
     stages: list[Path], assert_same_run: Callable[[Path], None], train: Any, tmp_path: Path
 ) -> None:
