@@ -63,7 +63,7 @@ def test_two_processes_train_as_one_does(
     records: Records,
     tmp_path: Path,
 ) -> None:
-    """Losses to 1e-4 and weights to 1e-3 of their movement, at equal objects in all images and fixed batch statistics.
+    """Losses to 1e-5 and weights to 1e-3 of their movement, at equal objects in all images and fixed batch statistics.
 
     Eight images: with batches of 7 the second has one image, and process 1 nothing that counts.
     """
@@ -82,7 +82,7 @@ def test_two_processes_train_as_one_does(
     logs = [records(run, 'train') for run in (one, two)]
     assert len(logs[0]) == len(logs[1]) == 4
     for single, parallel in zip(*logs, strict=True):
-        assert parallel['losses'] == pytest.approx(single['losses'], rel=1e-4)
+        assert parallel['losses'] == pytest.approx(single['losses'], rel=1e-5)
         assert parallel['grad_norm'] == pytest.approx(single['grad_norm'], rel=1e-3)
         assert (parallel['step'], parallel['lr']) == (single['step'], single['lr'])
     (built,) = build_stages(load_stages([stage]))
