@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from mtpd.differences import differences
 from mtpd.environment import describe_device, versions
@@ -80,6 +81,8 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
 
 def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Device and versions may change under a run; what it was told to do, and its teachers, may not."""
+    stages = {number: _with_defaults(stage) for number, stage in found.get('stages', {}).items()}
+    found = {**found, 'stages': stages}
     for part in ('stages', *SOURCES):
         for field, before, now in differences(found.get(part, {}), wanted[part]):
             if part in SOURCES and '.provenance.' in field:
@@ -90,3 +93,11 @@ def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
                 f'{out}: --resume needs the same configuration, but {part}.{field} was {before} and is {now}; '
                 'restore it or choose another --out'
             )
+
+
+def _with_defaults(stage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stage of run.json with the settings that the version which wrote it did not have."""
+    try:
+        return StageSettings.model_validate_json(json.dumps(stage)).model_dump(mode='json')
+    except ValidationError:
+        return stage  # The comparison names what this version does not know.

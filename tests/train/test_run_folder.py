@@ -1,0 +1,62 @@
+"""Whose folder a run's is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtpd.errors import InputError
+from mtpd_train.run_folder import RUN_FILE, claim_folder
+from mtpd_train.settings.stage_settings import StageSettings
+
+STAGE = {
+    'student': 'retinanet_r18_fpn_1x_coco',
+    'cache': 'cache/r101',
+    'distill': [{'loss': 'mgd'}],
+    'data': {'batch_size': 8},
+    'optim': {'lr': 0.01, 'epochs': 12},
+}
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    """What this version writes of a run of one stage."""
+    stage = StageSettings.model_validate_json(json.dumps(STAGE | changes))
+    return {'stages': {'1': stage.model_dump(mode='json')}, 'caches': {}, 'teachers': {}}
+
+
+@pytest.fixture
+def of_older_version(tmp_path: Path) -> Path:
+    """The folder of a run whose version had no `optim.ema`, no section `evaluate`, no `mask_ratio` of mgd."""
+    found = described()
+    stage = found['stages']['1']
+    del stage['optim']['ema'], stage['evaluate'], stage['distill'][0]['mask_ratio']
+    (tmp_path / RUN_FILE).write_text(json.dumps(found))
+    return tmp_path
+
+
+def test_a_run_of_an_older_version_had_the_defaults(of_older_version: Path) -> None:
+    claim_folder(of_older_version, described(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'wanted'),
+    [
+        ({'optim': {'lr': 0.01, 'epochs': 12, 'ema': 0.999}}, r'stages\.1\.optim\.ema was None and is 0\.999'),
+        ({'evaluate': {'every': 3}}, r'stages\.1\.evaluate\.every was 1 and is 3'),
+        ({'seed': 1}, r'stages\.1\.seed was 0 and is 1'),
+    ],
+)
+def test_a_setting_that_an_older_version_did_not_have_is_refused_when_it_is_no_default(
+    changes: dict[str, Any], wanted: str, of_older_version: Path
+) -> None:
+    with pytest.raises(InputError, match=wanted):
+        claim_folder(of_older_version, described(**changes), resume=True)
+
+
+def test_a_setting_that_is_no_more_is_named(tmp_path: Path) -> None:
+    found = described()
+    found['stages']['1']['optim']['nesterov'] = True
+    (tmp_path / RUN_FILE).write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r'stages\.1\.optim\.nesterov was True and is None'):
+        claim_folder(tmp_path, described(), resume=True)
