@@ -73,7 +73,6 @@ def train_stage(stage: Stage, place: Place) -> None:
         # Batches are known without those before them, so a resumed epoch begins in its middle.
         done = (step - epoch * steps_per_epoch) * recipe.accumulate
         model.train()
-        meter.start_clock()
         with _progress_bar(stage, epoch, num_images=[len(batch) for batch in batches], done=done) as bar:
             requests = [share.requests for share in shares[done:]]
             for number, (samples, ahead) in enumerate(meter.timed(loaded(stage, requests)), start=done):

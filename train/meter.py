@@ -33,20 +33,21 @@ class Meter:
         self._seen: list[SeenBatch] = []
         self._waited = 0.0
         self._elapsed = 0.0
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Time counts from here: what lies between two epochs is no training."""
-        self._started = time.perf_counter()
+        self._started: float | None = None
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes items on and counts the time spent waiting for them."""
+        """Passes items on and counts the time while they last, and of it that spent waiting for them.
+
+        What lies between two epochs, an evaluation above all, is no training.
+        """
         iterator = iter(items)
+        self._started = time.perf_counter()
         while True:
             started = time.perf_counter()
             try:
                 item = next(iterator)
             except StopIteration:
+                self._elapsed, self._started = self._elapsed_now(), None
                 return
             self._waited += time.perf_counter() - started
             yield item
@@ -105,10 +106,11 @@ class Meter:
             images_per_second=sum(len(batch.image_ids) for batch in self._seen) / elapsed,
             data_wait=self._waited / elapsed,
             peak_memory=self._peak_memory(),
+            seconds=elapsed,
             grad_norm=None if self.grad_norm is None else float(self.grad_norm),
         )
         self._seen, self._waited, self._elapsed = [], 0.0, 0.0
-        self.start_clock()
+        self._started = time.perf_counter()
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,10 +128,9 @@ class Meter:
         self._first_total = state['first_total']
         self._seen = [SeenBatch(**batch) for batch in state['seen']]
         self._waited, self._elapsed = state['waited'], state['elapsed']
-        self.start_clock()
 
     def _elapsed_now(self) -> float:
-        return self._elapsed + time.perf_counter() - self._started
+        return self._elapsed + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def _peak_memory(self) -> int:
         if self._device.type == 'cuda':

@@ -30,6 +30,7 @@ class TrainRecord:
         images_per_second: training images per second, since the last record.
         data_wait: share of that time in which the step waited for data, from 0 to 1.
         peak_memory: in bytes, the most that tensors have taken on the GPU; on a CPU the most that the process has.
+        seconds: of training since the last record, without evaluations; runs of earlier versions have none.
         grad_norm: L2 norm of the last gradient before clipping; None where it was not computed.
     """
 
@@ -44,6 +45,7 @@ class TrainRecord:
     images_per_second: float
     data_wait: float
     peak_memory: int
+    seconds: float | None = None
     grad_norm: float | None = None
 
 

@@ -45,7 +45,8 @@ def test_records_are_on_disk_at_once(tmp_path: Path) -> None:
     assert read(path) == [
         {
             'kind': 'train', 'stage': 1, 'step': 10, 'epoch': 1, 'losses': {'loss_cls': 1.5, 'distill/mgd/p3': 0.25},
-            'lr': 0.01, 'decay': {}, 'images_per_second': 40.0, 'data_wait': 0.1, 'peak_memory': 7, 'grad_norm': None,
+            'lr': 0.01, 'decay': {}, 'images_per_second': 40.0, 'data_wait': 0.1, 'peak_memory': 7, 'seconds': None,
+            'grad_norm': None,
         }
     ]  # fmt: skip
 

@@ -105,6 +105,7 @@ def test_metrics(finished: Finished, records: Records) -> None:
     for record in found:
         if record['kind'] == 'train':
             assert record['images_per_second'] > 0
+            assert record['seconds'] > 0
             assert 0 <= record['data_wait'] <= 1
             assert record['peak_memory'] > 2**20
             assert record['grad_norm'] > 0

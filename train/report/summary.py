@@ -27,7 +27,7 @@ class StageSummary:
         images_per_second: median over its records.
         data_wait: share of the time in which it waited for data, mean over its records.
         peak_memory: bytes.
-        seconds: time in training steps and evaluations, from steps, batch size and images per second.
+        seconds: time in training steps and evaluations; runs of earlier versions do not say.
         final_losses: each loss in the last record.
     """
 
@@ -96,17 +96,9 @@ def _over(mean: Any, values: Iterable[float]) -> float | None:
 
 
 def _seconds(stage: StageLog) -> float | None:
-    """Steps took as long as their images at the speed of their record; the last batch of an epoch may be smaller."""
-    per_batch = section(stage.settings, 'data').get('batch_size')
-    batches = section(stage.settings, 'optim').get('accumulate', 1)
-    if not isinstance(per_batch, int) or not isinstance(batches, int) or not stage.train:
-        return None
-    seconds, step = math.fsum(one.seconds for one in stage.evaluations), 0
-    for record in stage.train:
-        if record.images_per_second > 0:
-            seconds += (record.step - step) * per_batch * batches / record.images_per_second
-        step = record.step
-    return seconds
+    times = [*(one.seconds for one in stage.train), *(one.seconds for one in stage.evaluations)]
+    known_times = [one for one in times if one is not None]
+    return math.fsum(known_times) if stage.train and len(known_times) == len(times) else None
 
 
 def _codec(teaching: Mapping[str, Any] | None) -> str:

@@ -57,7 +57,7 @@ def require_self_contained(page: Page) -> None:
 def test_a_finished_run(write_run: WriteRun, tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / 'run'), '--images', 0)
     require_self_contained(page)
-    for text in ('2 stages', 'finished', 'r101', 'lean 0.03', 'mgd', 'ab' * 32, 'a machine', '+60.0', '80.0', '14 s'):
+    for text in ('2 stages', 'finished', 'r101', 'lean 0.03', 'mgd', 'ab' * 32, 'a machine', '+60.0', '80.0', '16 s'):
         assert text in page.text
     assert len(page.all('img')) == 6
     assert page.text.index('dog') < page.text.index('cat')

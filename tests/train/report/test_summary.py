@@ -22,9 +22,18 @@ def test_numbers(write_run: WriteRun, tmp_path: Path) -> None:
     assert first.metrics['box/APl'] is None  # -1: nothing to find
     assert (first.images_per_second, first.peak_memory) == (20.0, 10**9)
     assert first.data_wait == pytest.approx(0.1)
-    # 20 steps of 2 x 4 images at 20 images a second, and two evaluations of 3 seconds.
-    assert first.seconds == pytest.approx(20 * 8 / 20 + 2 * 3)
+    # Four records of 2.5 seconds, and two evaluations of 3.
+    assert first.seconds == pytest.approx(4 * 2.5 + 2 * 3)
     assert first.final_losses['total'] == pytest.approx(0.8)
+
+
+def test_records_of_an_older_version_say_nothing_of_time(write_run: WriteRun, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / 'run')
+    log = folder / 'metrics.jsonl'
+    log.write_text(log.read_text().replace('"seconds": 2.5, ', ''))
+    first, _ = summarise(read_run(folder))
+    assert first.seconds is None
+    assert first.images_per_second == 20.0
 
 
 def test_classes_are_sorted_by_what_they_gained_last(write_run: WriteRun, tmp_path: Path) -> None:
