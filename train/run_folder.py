@@ -24,6 +24,7 @@ DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
 SOURCES = ('caches', 'teachers')
 # Settings that change nothing in what is learned, so that they may change under a run.
 HARMLESS = ('.save.', '.data.workers.', '.evaluate.backend.')
+MAX_SHOWN = 200  # characters of a value in a message
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')
 
 
@@ -90,9 +91,15 @@ def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
             if part == 'stages' and any(one in f'.{field}.' for one in HARMLESS):
                 continue
             raise InputError(
-                f'{out}: --resume needs the same configuration, but {part}.{field} was {before} and is {now}; '
-                'restore it or choose another --out'
+                f'{out}: --resume needs the same configuration, but {part}.{field} was {_short(before)} and is '
+                f'{_short(now)}; restore it or choose another --out'
             )
+
+
+def _short(value: Any) -> str:
+    # A whole stage or a list of losses may have changed.
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f'{text[: MAX_SHOWN - 3]}...'
 
 
 def _with_defaults(stage: Mapping[str, Any]) -> Mapping[str, Any]:

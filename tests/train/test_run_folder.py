@@ -54,6 +54,14 @@ def test_a_setting_that_an_older_version_did_not_have_is_refused_when_it_is_no_d
         claim_folder(of_older_version, described(**changes), resume=True)
 
 
+def test_another_stage_is_not_shown_whole(tmp_path: Path) -> None:
+    found = described()
+    (tmp_path / RUN_FILE).write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r"stages\.2 was None and is {'student': .*\.\.\.; restore") as error:
+        claim_folder(tmp_path, found | {'stages': {**found['stages'], '2': found['stages']['1']}}, resume=True)
+    assert len(str(error.value)) < 500
+
+
 def test_a_setting_that_is_no_more_is_named(tmp_path: Path) -> None:
     found = described()
     found['stages']['1']['optim']['nesterov'] = True
