@@ -34,6 +34,9 @@ class Meter:
         self._waited = 0.0
         self._elapsed = 0.0
         self._started: float | None = None
+        if device.type == 'cuda':
+            # Each stage has a peak of its own.
+            torch.cuda.reset_peak_memory_stats(device)
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Passes items on and counts the time while they last, and of it that spent waiting for them.

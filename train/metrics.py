@@ -29,7 +29,8 @@ class TrainRecord:
         decay: what the weights of decaying losses were multiplied by in the last step, by the loss's name.
         images_per_second: training images per second, since the last record.
         data_wait: share of that time in which the step waited for data, from 0 to 1.
-        peak_memory: in bytes, the most that tensors have taken on the GPU; on a CPU the most that the process has.
+        peak_memory: in bytes, the most that tensors have taken on the GPU in this stage; on a CPU the most that the
+            process has ever.
         seconds: of training since the last record, without evaluations; runs of earlier versions have none.
         grad_norm: L2 norm of the last gradient before clipping; None where it was not computed.
     """
