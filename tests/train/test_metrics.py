@@ -72,6 +72,12 @@ def test_truncation_keeps_the_checkpoints_own_records(log_path: Path) -> None:
     assert places(log_path) == before
 
 
+def test_an_evaluation_of_an_epoch_that_is_not_finished_goes(log_path: Path) -> None:
+    before = places(log_path)
+    truncate_metrics(log_path, stage=2, step=20, epoch=0)
+    assert places(log_path) == before[:-2]
+
+
 def test_truncation_to_an_earlier_stage(log_path: Path) -> None:
     truncate_metrics(log_path, stage=1, step=10, epoch=0)
     assert places(log_path) == [(1, 10, 'train')]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd_train.divergence import EXPLODED, DivergedError, SeenBatch, describe, require_sound
+from mtpd_train.divergence import EXPLODED, DivergedError, SeenBatch, describe, merged, require_sound
 from mtpd_train.meter import Meter
 from mtpd_train.step import step_losses
 
@@ -56,6 +56,12 @@ def test_the_meter_compares_with_the_first_batch_of_the_stage_even_when_resumed(
         one.add({'loss': torch.tensor(20000.0)}, step=3, image_ids=[3])
         with pytest.raises(DivergedError, match='from 50 at first'):
             one.look()
+
+
+def test_the_share_of_an_idle_process_is_no_part_of_a_batch() -> None:
+    shares = [(0.75, SeenBatch(1, (1, 2, 3), {'loss': 2.0})), (0.25, SeenBatch(1, (4,), {'loss': 6.0, 'other': 1.0}))]
+    idle = (0.0, SeenBatch(1, (1,), {'loss': math.nan}))
+    assert merged([*shares, idle]) == SeenBatch(1, (1, 2, 3, 4), {'loss': 3.0, 'other': 0.25})
 
 
 def test_the_file_is_json(tmp_path: Path) -> None:
