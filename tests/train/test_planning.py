@@ -142,3 +142,8 @@ def test_no_room(
     monkeypatch.setattr(account, '_ram_bytes', lambda: 10)
     crowded = write_stage(tmp_path / 'crowded.yaml', data={'workers': 2})
     assert 'stage 1: what is read ahead needs' in train_error(crowded, *options)
+
+
+def test_the_state_has_the_moving_average(build_stage: Build) -> None:
+    without, averaged = (plan_stage(build_stage(optim={'ema': ema})) for ema in (None, 0.9))
+    assert averaged.progress_bytes == without.progress_bytes + without.student_bytes
