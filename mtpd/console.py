@@ -1,14 +1,17 @@
 """How the programs speak: progress on stderr, lines on stdout, and how they end. The library itself uses none of this.
 
 A terminal gets moving bars, a log file a line now and then. `-q` leaves what was asked for, warnings and errors.
+A reader who goes away (`| head`, a `tee` that Ctrl-C ends) stops no work: what it would have read is left out.
 """
 
+import os
+import select
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TextIO
 
 from mtpd import outcome
 
@@ -32,13 +35,15 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
     token = _quiet.set(quiet)
     try:
         yield
+        sys.stdout.flush()
     except SystemExit:  # who exits has said why
         raise
     except BaseException as error:
-        if verbose:
-            traceback.print_exc()
+        if _stdout_lost_its_reader(error):
+            sys.exit(outcome.FAILED)
         prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
-        print(f'{prefix}{outcome.message(error)}', file=sys.stderr)
+        trace = traceback.format_exc() if verbose else ''
+        _tell(f'{trace}{prefix}{outcome.message(error)}\n', sys.stderr)
         sys.exit(outcome.exit_code(error))
     finally:
         _quiet.reset(token)
@@ -54,13 +59,13 @@ def say(text: str) -> None:
     if not _quiet.get():
         from tqdm import tqdm
 
-        tqdm.write(text)
-        sys.stdout.flush()
+        with tqdm.external_write_mode(file=sys.stdout):
+            _tell(f'{text}\n', sys.stdout)
 
 
 def warn(text: str) -> None:
     """Tells on stderr what the user should know even when all goes well."""
-    print(f'warning: {text}', file=sys.stderr)
+    _tell(f'warning: {text}\n', sys.stderr)
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True, **options: Any) -> Any:
@@ -91,7 +96,34 @@ class _Lines:
     def write(self, text: str) -> None:
         line = text.strip()
         if line:
-            sys.stderr.write(f'{line}\n')
+            _tell(f'{line}\n', sys.stderr)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        """Every line is out already."""
+
+
+def _tell(text: str, stream: TextIO) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        _write_to_nobody(stream)
+
+
+def _stdout_lost_its_reader(error: BaseException) -> bool:
+    """Whether it is stdout that broke, and no other pipe."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_lost = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_lost:
+        _write_to_nobody(sys.stdout)
+    return is_lost
+
+
+def _write_to_nobody(stream: TextIO) -> None:
+    # Else the interpreter fails once more when it writes out what is left in the stream.
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, stream.fileno())
+    os.close(nobody)

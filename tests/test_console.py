@@ -1,5 +1,6 @@
 """What programs print while they work and when they end."""
 
+import subprocess
 import sys
 
 import pytest
@@ -74,3 +75,28 @@ def test_how_programs_end(error: BaseException, code: int, text: str, capsys: py
         stderr = capsys.readouterr().err
         assert stderr.endswith(text)
         assert ('Traceback' in stderr) == verbose
+
+
+@pytest.mark.parametrize(('work', 'code'), [('say("b"); warn("c")', 0), ('print("b")', 1)])
+def test_a_reader_who_goes_away_stops_no_work(work: str, code: int) -> None:
+    program = f"""
+import sys
+from mtpd.console import reported, say, warn
+say("a")
+sys.stdin.readline()
+with reported(verbose=False):
+    {work}
+"""
+    command = [sys.executable, '-c', program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == b'a\n'
+        process.stdout.close()
+        process.stdin.write(b'\n')
+        process.stdin.close()
+        errors = process.stderr.read()
+        assert process.wait() == code
+    assert errors == (b'' if code else b'warning: c\n')

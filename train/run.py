@@ -115,6 +115,8 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
     if world.is_main:
         if stage.origin is None and not progress_file.exists():
             load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
+        # Before the first student that is kept, so that each of them can be evaluated.
+        write_file(folder / CONFIG_FILE, stage.config_text.encode())
         if stage.inheritance:
             write_file(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
     place = Place(device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop, world=world)
@@ -125,7 +127,6 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
             raise
         raise describe(error, losses_file=folder / DIVERGED_FILE, progress_file=progress_file) from error
     if world.is_main:
-        write_file(folder / CONFIG_FILE, stage.config_text.encode())
         meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
         save_student(student_file, model, classes=stage.classes, meta=meta)
         progress_file.unlink(missing_ok=True)

@@ -82,6 +82,12 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
 
 def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Device and versions may change under a run; what it was told to do, and its teachers, may not."""
+    num_before, num_now = len(found.get('stages', {})), len(wanted['stages'])
+    if num_before != num_now:
+        raise InputError(
+            f'{out}: --resume needs the same configuration, but the number of stages was {num_before} and is '
+            f'{num_now}; give the same stage files or choose another --out'
+        )
     stages = {number: _with_defaults(stage) for number, stage in found.get('stages', {}).items()}
     found = {**found, 'stages': stages}
     for part in ('stages', *SOURCES):
