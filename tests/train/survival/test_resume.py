@@ -174,7 +174,8 @@ def test_a_run_is_not_written_over(
 def test_a_changed_configuration_is_refused(stages: list[Path], whole: Path, train_error: Callable[..., str]) -> None:
     line = train_error(*stages, '--out', whole, '--resume', '--set', 'optim.lr=0.5')
     assert 'stages.1.optim.lr was 0.002 and is 0.5' in line
-    assert 'stages.2 was' in train_error(stages[0], '--out', whole, '--resume')
+    shorter = train_error(stages[0], '--out', whole, '--resume')
+    assert f'the number of stages was {len(stages)} and is 1; give the same stage files' in shorter
 
 
 @pytest.mark.parametrize('field', ['fingerprint', 'codec', 'provenance'])
