@@ -35,7 +35,8 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
     token = _quiet.set(quiet)
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except SystemExit:  # who exits has said why
         raise
     except BaseException as error:
@@ -78,7 +79,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True,
     """
     from tqdm import tqdm  # Not at the top: it would slow down --help.
 
-    is_terminal = sys.stderr.isatty()
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
     if not is_terminal:
         options['leave'] = True  # A log shows the end of all that it shows the beginning of.
     return tqdm(
@@ -102,7 +103,9 @@ class _Lines:
         """Every line is out already."""
 
 
-def _tell(text: str, stream: TextIO) -> None:
+def _tell(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # as of a program that has no console
+        return
     try:
         stream.write(text)
         stream.flush()

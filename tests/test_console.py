@@ -100,3 +100,13 @@ with reported(verbose=False):
         errors = process.stderr.read()
         assert process.wait() == code
     assert errors == (b'' if code else b'warning: c\n')
+
+
+def test_a_program_without_a_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its output was taken away, by `redirect_stdout(None)` or a system without consoles."""
+    monkeypatch.setattr(sys, 'stdout', None)
+    monkeypatch.setattr(sys, 'stderr', None)
+    with reported(verbose=False):
+        bar()
+        say('half done')
+        warn('odd')
