@@ -214,3 +214,17 @@ def weights(run: Path, stage: int) -> dict[str, torch.Tensor]:
     state = torch.load(run / f'stage{stage}' / 'student.pth', weights_only=True)['state_dict']
     assert isinstance(state, dict)
     return state
+
+
+@pytest.fixture
+def position(tmp_path: Path) -> Callable[[], tuple[int, int]]:
+    """`position()` is the last saved place of stage 1: finished epochs and optimizer steps; (0, 0) where none is."""
+
+    def read() -> tuple[int, int]:
+        path = tmp_path / 'run' / 'stage1' / 'progress.pth'
+        if not path.exists():
+            return 0, 0
+        content = torch.load(path, weights_only=True)
+        return content['epoch'], content['step']
+
+    return read

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
@@ -12,27 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mtpd.detectors.detection import predict
 from mtpd_train.saving import Saver
-from mtpd_train.step import add_gradient
 
 EVERY_STEP = ('--set', 'save.every_minutes=1e-9')
-
-
-@pytest.fixture
-def position(tmp_path: Path) -> Callable[[], tuple[int, int]]:
-    """`position()` is the last saved place of stage 1: finished epochs and optimizer steps; (0, 0) where none is."""
-
-    def read() -> tuple[int, int]:
-        path = tmp_path / 'run' / 'stage1' / 'progress.pth'
-        if not path.exists():
-            return 0, 0
-        content = torch.load(path, weights_only=True)
-        return content['epoch'], content['step']
-
-    return read
 
 
 def test_kills_at_any_moment(
@@ -214,79 +196,6 @@ def test_progress_that_is_damaged(
     line = train_error(*stages, '--out', tmp_path, '--resume')
     assert 'progress.pth: cannot be resumed from' in line
     assert 'delete it to start this stage anew' in line
-
-
-def test_a_signal_saves_the_step_and_says_how_to_go_on(
-    stages: list[Path],
-    assert_same_run: Callable[[Path], None],
-    start: Any,
-    wait_for: Any,
-    position: Callable[[], tuple[int, int]],
-    tmp_path: Path,
-) -> None:
-    """In the second epoch; twice at once, as launchers do."""
-    out = tmp_path / 'run'
-    program = start(*stages, '--out', out)
-    wait_for(lambda: position() == (1, 6))
-    program.kill(signal.SIGTERM)
-    program.kill(signal.SIGTERM)
-    assert program.wait() == 130, program.stderr
-    epoch, step = position()
-    assert (epoch, step) > (1, 6)
-    assert program.last_line == (
-        f'stopped in epoch {epoch + 1} of stage 1, step {step}; all of it is saved; '
-        'run the same command with --resume to go on'
-    )
-    program = start(*stages, '--out', out, '--resume')
-    assert program.wait() == 0, program.stderr
-    assert_same_run(out)
-
-
-def test_a_signal_in_an_evaluation(
-    stages: list[Path], assert_same_run: Callable[[Path], None], train: Any, train_error: Any, tmp_path: Path
-) -> None:
-    """It breaks off, and a resumed run begins with it."""
-    out = tmp_path / 'run'
-    with pytest.MonkeyPatch.context() as patch:
-
-        def pressed(*arguments: Any, **options: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return predict(*arguments, **options)
-
-        patch.setattr('mtpd_train.evaluation.predict', pressed)
-        assert 'stopped in epoch 1 of stage 1, step 6' in train_error(*stages, '--out', out, code=130)
-    assert 'evaluation' not in (out / 'metrics.jsonl').read_text()
-    train(*stages, '--out', out, '--resume')
-    assert_same_run(out)
-
-
-def test_steps_are_saved_whole(stages: list[Path], train: Any, train_error: Any, whole: Path, tmp_path: Path) -> None:
-    """Stage 2 makes a step of two batches: a signal in the first of them waits for the second."""
-    out = tmp_path / 'run'
-    shutil.copytree(whole, out)
-    shutil.rmtree(out / 'stage2')
-    calls = []
-
-    def pressed(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return add_gradient(*arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mtpd_train.loop.add_gradient', pressed)
-        assert 'stage 2, step 1;' in train_error(*stages, '--out', out, '--resume', code=130)
-    assert len(calls) == 2
-
-
-def test_ctrl_c_reaches_workers_too(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
-    """A terminal sends it to the whole group of processes; the workers must not answer with tracebacks."""
-    program = start(stages[0], '--out', tmp_path, '--set', 'data.workers=1', '--set', 'optim.epochs=50')
-    wait_for(lambda: (tmp_path / 'stage1' / 'progress.pth').exists())
-    os.killpg(program.pid, signal.SIGINT)
-    assert program.wait() == 130, program.stderr
-    assert 'Traceback' not in program.stderr
-    assert program.last_line.startswith('stopped in epoch ')
 
 
 def test_one_process_writes_a_run(
