@@ -11,10 +11,10 @@ from mtpd.console import progress_bar, say
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import Backend, Evaluation, evaluate
 from mtpd.interrupt import StopFlag, StopRequested
-from mtpd_train.dataset import DetectionDataset, load_batches
-from mtpd_train.metrics import EvaluationRecord
+from mtpd_train.data.dataset import DetectionDataset, load_batches
+from mtpd_train.data.sampling import evaluation_batches
 from mtpd_train.processes import ALONE, World
-from mtpd_train.sampling import evaluation_batches
+from mtpd_train.records.metrics import EvaluationRecord
 from mtpd_train.stage import Stage
 from mtpd_train.student import Student
 

@@ -18,13 +18,11 @@ from mtpd.interrupt import StopFlag, stop_on_signals
 from mtpd.outcome import Interrupted, exit_code
 from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.building.stages import build_stages
-from mtpd_train.checkpoint import save_student, write_file
-from mtpd_train.divergence import DivergedError, describe
-from mtpd_train.loop import Place, train_stage
 from mtpd_train.planning.account import plan_lines, require_room
 from mtpd_train.planning.dry_run import dry_run
 from mtpd_train.planning.plan import plan_stage
 from mtpd_train.processes import World, joined, world_of
+from mtpd_train.records.divergence import DivergedError, describe
 from mtpd_train.run_folder import (
     CONFIG_FILE,
     DIVERGED_FILE,
@@ -37,11 +35,13 @@ from mtpd_train.run_folder import (
     held_folder,
     stage_folder,
 )
+from mtpd_train.saving.checkpoint import save_student, write_file
 from mtpd_train.settings.commented import dump_stage
 from mtpd_train.settings.stage_file import load_stages, place_of
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import load_student
+from mtpd_train.training.loop import Place, train_stage
 
 
 def run(options: Mapping[str, Any]) -> None:

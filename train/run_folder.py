@@ -14,7 +14,7 @@ from mtpd.environment import describe_device, versions
 from mtpd.errors import InputError, UnavailableError
 from mtpd.files import TEMPORARY
 from mtpd.locks import HolderLock, LockHeldError
-from mtpd_train.checkpoint import write_file
+from mtpd_train.saving.checkpoint import write_file
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 
@@ -75,9 +75,19 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
     if run_file.exists():
         if not resume:
             raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
-        _require_same(out, json.loads(run_file.read_bytes()), description)
+        _require_same(out, _described(run_file), description)
     else:
         write_file(run_file, json.dumps(description, indent=1).encode())
+
+
+def _described(run_file: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(run_file.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in ('stages', *SOURCES)):
+        raise InputError(f'{run_file} describes no run: it was damaged; restore it, or choose another --out')
+    return found
 
 
 def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -10,10 +10,10 @@ from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.responses.tar_head import decay_factors
 from mtpd.pyramid import Level
-from mtpd_train.dataset import DetectionDataset
-from mtpd_train.optimizer import Recipe
-from mtpd_train.photometric import Photometric
-from mtpd_train.sampling import Request, training_batches
+from mtpd_train.data.dataset import DetectionDataset
+from mtpd_train.data.photometric import Photometric
+from mtpd_train.data.sampling import Request, training_batches
+from mtpd_train.optimization.optimizer import Recipe
 from mtpd_train.student import Student
 from mtpd_train.teachers.responses import Responses
 from mtpd_train.teachers.teacher_source import TeacherSource

@@ -15,10 +15,10 @@ from torch.nn.utils import clip_grad_norm_
 from mtpd.detectors.detection import collate
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd_train.building.stages import build_stages
-from mtpd_train.optimizer import build_optimizer
+from mtpd_train.optimization.optimizer import build_optimizer
 from mtpd_train.settings.stage_file import load_stages
-from mtpd_train.step import add_gradient, distillation_losses, loaded, student_pass, to_device
-from mtpd_train.targets import teacher_targets
+from mtpd_train.training.step import add_gradient, distillation_losses, loaded, student_pass, to_device
+from mtpd_train.training.targets import teacher_targets
 
 PARTS = ('wait', 'copy', 'teacher', 'forward', 'loss', 'backward', 'update')
 # More than the batches that are read ahead while another way has its turn.
@@ -35,7 +35,7 @@ class Turn:
 
 
 class Trainer:
-    """One way of training, in a process of its own: the steps of `mtpd_train.loop` without its log."""
+    """One way of training, in a process of its own: the steps of `mtpd_train.training.loop` without its log."""
 
     def __init__(self, stage_file: Path, device: torch.device, *, overrides: Sequence[str] = ()) -> None:
         with known_warnings_ignored():

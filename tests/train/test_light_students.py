@@ -9,8 +9,8 @@ import torch
 
 from mtpd.errors import UnavailableError
 from mtpd_train.stage import Stage
-from mtpd_train.step import loaded, step_losses
 from mtpd_train.student import load_backbone, student_config
+from mtpd_train.training.step import loaded, step_losses
 
 BuildStage = Callable[..., Stage]
 STUDENTS = sorted((Path(__file__).parents[2] / 'configs' / 'students').glob('*.py'))

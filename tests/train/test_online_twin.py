@@ -24,10 +24,10 @@ from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
 from mtpd.interrupt import StopFlag
-from mtpd_train.loop import Place, train_stage
 from mtpd_train.stage import Stage
-from mtpd_train.step import add_gradient
 from mtpd_train.teachers.live_teacher import LiveTeacher
+from mtpd_train.training.loop import Place, train_stage
+from mtpd_train.training.step import add_gradient
 
 CPU = torch.device('cpu')
 TOLERANCES = {'fp16': 2**-11, 'int8': 1e-2, 'lean': 1e-1}
@@ -61,7 +61,7 @@ def losses_of(tmp_path: Path) -> Callable[[Stage], Losses]:
 
         place = Place(CPU, tmp_path / 'progress.pth', tmp_path / 'metrics.jsonl', StopFlag())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr('mtpd_train.loop.add_gradient', watched)
+            patch.setattr('mtpd_train.training.loop.add_gradient', watched)
             train_stage(stage, place)
         place.progress_file.unlink()
         assert len(steps) == 12

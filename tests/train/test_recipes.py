@@ -15,10 +15,10 @@ import torch
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd.detectors.models import build_detector, load_config
 from mtpd_train.building.stages import build_stages
-from mtpd_train.optimizer import build_optimizer
+from mtpd_train.optimization.optimizer import build_optimizer
 from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.stage import Stage
-from mtpd_train.step import loaded, step_losses
+from mtpd_train.training.step import loaded, step_losses
 
 # mmengine 0.10.7 on Python 3.12.
 pytestmark = [

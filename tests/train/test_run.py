@@ -13,8 +13,8 @@ import torch
 from mtpd.detectors.runtime import prepare
 from mtpd_train.building.stages import build_stages
 from mtpd_train.evaluation import detect
+from mtpd_train.saving.trainables import Trainables
 from mtpd_train.settings.stage_file import load_stages
-from mtpd_train.trainables import Trainables
 
 # mmengine 0.10.7 on Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")
@@ -63,7 +63,7 @@ def finished(
             super().__init__(model, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mtpd_train.trainables.Trainables', Watched)
+        patch.setattr('mtpd_train.saving.trainables.Trainables', Watched)
         output = train(*files, '--out', folder / 'run').output
     return Finished(folder / 'run', files, output, starts)
 
@@ -143,7 +143,7 @@ def test_every_stage_has_new_adapters_optimizer_and_schedule(
             parts.append((distiller, optimizer, schedule))
             super().__init__(model, distiller, optimizer, schedule, *rest)
 
-    monkeypatch.setattr('mtpd_train.trainables.Trainables', Watched)
+    monkeypatch.setattr('mtpd_train.saving.trainables.Trainables', Watched)
     settings = {'data': {'val': None}, 'optim': {'schedule': 'onecycle'}, 'distill': [{'loss': 'masked_mse'}]}
     stage = write_stage(tmp_path / 'stage.yaml', cache=caches[16], **settings)
     train(stage, stage, '--out', tmp_path / 'run')

@@ -54,12 +54,25 @@ def test_a_setting_that_an_older_version_did_not_have_is_refused_when_it_is_no_d
         claim_folder(of_older_version, described(**changes), resume=True)
 
 
-def test_another_stage_is_not_shown_whole(tmp_path: Path) -> None:
+def test_long_values_are_cut(tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).write_text(json.dumps(described()))
+    with pytest.raises(InputError, match=r'stages\.1\.student was .* and is x+\.\.\.; restore') as error:
+        claim_folder(tmp_path, described(student='x' * 1000), resume=True)
+    assert len(str(error.value)) < 500
+
+
+def test_another_number_of_stages(tmp_path: Path) -> None:
     found = described()
     (tmp_path / RUN_FILE).write_text(json.dumps(found))
-    with pytest.raises(InputError, match=r"stages\.2 was None and is {'student': .*\.\.\.; restore") as error:
+    with pytest.raises(InputError, match='the number of stages was 1 and is 2; give the same stage files'):
         claim_folder(tmp_path, found | {'stages': {**found['stages'], '2': found['stages']['1']}}, resume=True)
-    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize('content', ['', '{"stages": ', '[]', '{"stages": [1]}'])
+def test_a_file_that_describes_no_run(content: str, tmp_path: Path) -> None:
+    (tmp_path / RUN_FILE).write_text(content)
+    with pytest.raises(InputError, match=r'run\.json describes no run.*choose another --out'):
+        claim_folder(tmp_path, described(), resume=True)
 
 
 def test_a_setting_that_is_no_more_is_named(tmp_path: Path) -> None:

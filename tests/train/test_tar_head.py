@@ -15,8 +15,8 @@ from mtpd.detectors.roi_capture import captured_rois
 from mtpd.heads.boxes import BoxCoder
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
 from mtpd_train.stage import Stage
-from mtpd_train.step import add_gradient, loaded, step_losses
 from mtpd_train.teachers.responses import SharedRois, response_losses
+from mtpd_train.training.step import add_gradient, loaded, step_losses
 
 CPU = torch.device('cpu')
 ONE_STAGE = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'

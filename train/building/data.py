@@ -6,7 +6,7 @@ from pathlib import Path
 from mtpd.data.coco import CocoSet
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
-from mtpd_train.dataset import DetectionDataset
+from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.settings.data_settings import DataSettings, FilesSettings
 
 

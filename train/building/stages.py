@@ -24,8 +24,8 @@ from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, 
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.building.terms import build_term
-from mtpd_train.optimizer import Recipe, require_warmup_ends
-from mtpd_train.photometric import Photometric
+from mtpd_train.data.photometric import Photometric
+from mtpd_train.optimization.optimizer import Recipe, require_warmup_ends
 from mtpd_train.settings.loss_settings import TarHeadSettings
 from mtpd_train.settings.stage_settings import InitSettings, OptimSettings, StageSettings
 from mtpd_train.stage import Stage

@@ -11,7 +11,7 @@ from mtpd.environment import choose_device, describe_device, versions
 from mtpd.errors import InputError, UnavailableError
 from mtpd.evaluation import Evaluation, require_backend
 from mtpd.files import write_atomically
-from mtpd_train.dataset import DetectionDataset
+from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect, evaluate_detections, metrics_by_name
 from mtpd_train.evaluator.detector import build_target, category_ids
 from mtpd_train.evaluator.target import find_files, find_target

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mtpd.cache.format.arrays import file_place
-from mtpd_train.optimizer import Recipe
+from mtpd_train.optimization.optimizer import Recipe
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.cached_teacher import CachedTeacher
 from mtpd_train.teachers.code_stream import buffer_bytes

@@ -8,9 +8,9 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 
-from mtpd_train.optimizer import build_optimizer
+from mtpd_train.optimization.optimizer import build_optimizer
 from mtpd_train.stage import Stage
-from mtpd_train.step import add_gradient, loaded
+from mtpd_train.training.step import add_gradient, loaded
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from mtpd_train.metrics import TrainRecord
+from mtpd_train.records.metrics import TrainRecord
 from mtpd_train.report.charts import Line, bar_chart, line_chart
 from mtpd_train.report.run_log import RunLog
 from mtpd_train.report.summary import StageSummary, known

@@ -13,7 +13,7 @@ from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, image_path
 from mtpd.data.images import read_image
 from mtpd.data.spread import spread
 from mtpd.errors import InputError
-from mtpd_train.dataset import DetectionDataset
+from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect
 from mtpd_train.evaluator.detector import build_target, category_ids
 from mtpd_train.evaluator.target import Files, Target, target_of_run

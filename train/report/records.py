@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mtpd.errors import InputError
-from mtpd_train.metrics import EvaluationRecord, TrainRecord
+from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
 
 Record = TrainRecord | EvaluationRecord
 AnyRecord = TypeVar('AnyRecord', TrainRecord, EvaluationRecord)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd.errors import InputError
-from mtpd_train.metrics import EvaluationRecord, TrainRecord
+from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
 from mtpd_train.report.records import Record, read_records
 from mtpd_train.run_folder import METRICS_FILE, RUN_FILE, STUDENT_FILE, stage_folder
 

@@ -2,7 +2,7 @@
 
 from mtpd.cache import CacheReader
 from mtpd.errors import CacheMismatchError
-from mtpd_train.dataset import DetectionDataset
+from mtpd_train.data.dataset import DetectionDataset
 
 
 def require_fit(cache: CacheReader, train_set: DetectionDataset, *, flip: float) -> None:

@@ -14,8 +14,8 @@ from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
-from mtpd_train.dataset import DetectionDataset
-from mtpd_train.sampling import Request
+from mtpd_train.data.dataset import DetectionDataset
+from mtpd_train.data.sampling import Request
 from mtpd_train.teachers.cache_fit import require_fit
 from mtpd_train.teachers.code_batch import teacher_maps
 from mtpd_train.teachers.code_stream import stream_codes

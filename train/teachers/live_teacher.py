@@ -18,8 +18,8 @@ from mtpd.geometry import Geometry, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
-from mtpd_train.dataset import DetectionDataset
-from mtpd_train.sampling import Request
+from mtpd_train.data.dataset import DetectionDataset
+from mtpd_train.data.sampling import Request
 from mtpd_train.teachers.teacher_source import ReadAhead
 
 

@@ -13,8 +13,8 @@ from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
-from mtpd_train.dataset import DetectionDataset
-from mtpd_train.sampling import Request
+from mtpd_train.data.dataset import DetectionDataset
+from mtpd_train.data.sampling import Request
 
 # The codes of one image by level name.
 Encoded = Mapping[str, EncodedMaps]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtpd_train.metrics import EvaluationRecord, TrainRecord, append_record
+from mtpd_train.records.metrics import EvaluationRecord, TrainRecord, append_record
 
 CLASSES = ('cat', 'dog')
 WriteRun = Callable[..., Path]

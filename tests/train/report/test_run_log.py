@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtpd.errors import InputError
-from mtpd_train.metrics import EvaluationRecord, TrainRecord
+from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
 from mtpd_train.report.records import read_records
 from mtpd_train.report.run_log import read_run
 

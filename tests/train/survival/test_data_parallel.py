@@ -177,13 +177,13 @@ def test_a_killed_process_ends_the_other(start_two: Any, stages: list[Path], wai
 def test_a_diverged_training_is_told_once(start_two: Any, stages: list[Path], tmp_path: Path) -> None:
     """A loss that only process 1 has seen."""
     code = """
-from mtpd_train import step
+from mtpd_train.training import step
 losses_of = step.step_losses
 def step_losses(*arguments, **options):
     losses = losses_of(*arguments, **options)
     return losses | {'loss_bbox': losses['loss_bbox'] * float('nan' if os.environ['RANK'] == '1' else 1)}
-import mtpd_train.data_parallel
-mtpd_train.data_parallel.step_losses = step_losses
+import mtpd_train.training.data_parallel
+mtpd_train.training.data_parallel.step_losses = step_losses
 """
     programs = start_two(stages[1], '--out', tmp_path, code=code)
     assert [one.wait() for one in programs] == [1, 1]

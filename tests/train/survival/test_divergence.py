@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd_train.divergence import EXPLODED, DivergedError, SeenBatch, describe, merged, require_sound
-from mtpd_train.meter import Meter
-from mtpd_train.step import step_losses
+from mtpd_train.records.divergence import EXPLODED, DivergedError, SeenBatch, describe, merged, require_sound
+from mtpd_train.records.meter import Meter
+from mtpd_train.training.step import step_losses
 
 CPU = torch.device('cpu')
 
@@ -86,7 +86,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int]]]:
                 found['loss_bbox'] = found['loss_bbox'] * value
             return found
 
-        monkeypatch.setattr('mtpd_train.step.step_losses', losses)
+        monkeypatch.setattr('mtpd_train.training.step.step_losses', losses)
         return drawn
 
     return poison

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mtpd_train.saving import Saver
+from mtpd_train.saving.saver import Saver
 
 EVERY_STEP = ('--set', 'save.every_minutes=1e-9')
 
@@ -117,7 +117,7 @@ def test_finished_stages_are_skipped(
     calls = itertools.count()
 
     def train_stage(*arguments: Any) -> None:
-        from mtpd_train.loop import train_stage
+        from mtpd_train.training.loop import train_stage
 
         if next(calls) == 1:
             image.write_bytes(pixels[:-99])

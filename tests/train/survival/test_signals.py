@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mtpd.detectors.detection import predict
-from mtpd_train.step import add_gradient
+from mtpd_train.training.step import add_gradient
 
 
 def test_a_signal_saves_the_step_and_says_how_to_go_on(
@@ -71,7 +71,7 @@ def test_steps_are_saved_whole(stages: list[Path], train: Any, train_error: Any,
         return add_gradient(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mtpd_train.loop.add_gradient', pressed)
+        patch.setattr('mtpd_train.training.loop.add_gradient', pressed)
         assert 'stage 2, step 1;' in train_error(*stages, '--out', out, '--resume', code=130)
     assert len(calls) == 2
 

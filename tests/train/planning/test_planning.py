@@ -1,0 +1,149 @@
+"""What a dry run tells is what the run then takes."""
+
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from mtpd_train.optimization.optimizer import OptimizerKind, build_optimizer
+from mtpd_train.planning import account
+from mtpd_train.planning.account import plan_lines
+from mtpd_train.planning.plan import disk_bytes, plan_stage
+from mtpd_train.planning.trial import run_trial
+from mtpd_train.stage import Stage
+from mtpd_train.teachers import code_stream
+from mtpd_train.teachers.cached_teacher import CachedTeacher
+
+CPU = torch.device('cpu')
+Build = Callable[..., Stage]
+DISTILL = [{'loss': 'masked_mse', 'levels': ['p3', 'p4']}]
+
+
+def test_steps_and_checkpoint_are_those_of_the_run(
+    train: Callable[..., Any],
+    write_stage: Callable[..., Path],
+    build_stage: Build,
+    records: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    changes: dict[str, Any] = {'data': {'batch_size': 5, 'val': None}, 'optim': {'epochs': 2, 'accumulate': 2}}
+    plan = plan_stage(build_stage(**changes))
+    output = train(write_stage(tmp_path / 'stage.yaml', **changes), '--out', tmp_path / 'run').output
+    assert '\n'.join(plan_lines([plan])) in output
+    assert records(tmp_path / 'run', 'train')[-1]['step'] == plan.num_steps
+    assert (tmp_path / 'run' / 'student.pth').stat().st_size == pytest.approx(plan.student_bytes, rel=0.1)
+
+
+def test_bytes_read_are_those_of_the_views_and_levels(build_stage: Build, caches: dict[int, Path]) -> None:
+    def read(flip: float, levels: list[str]) -> int:
+        distill = [{'loss': 'masked_mse', 'levels': levels}]
+        return plan_stage(build_stage(cache=caches[16], distill=distill, data={'flip': flip})).cache_bytes
+
+    stage = build_stage(cache=caches[16], distill=DISTILL, data={'flip': 0.0})
+    plain = [path for path in caches[16].glob('*/plain/p3*/c/**/*') if path.is_file()]
+    share = len(stage.train_set.sizes(with_objects=True)) / len(stage.train_set.sizes())
+    assert read(0, ['p3']) == pytest.approx(share * sum(path.stat().st_size for path in plain), abs=1)
+    assert read(0.25, ['p3']) == pytest.approx(0.75 * read(0, ['p3']) + 0.25 * read(1, ['p3']), abs=1)
+    assert read(0, ['p3', 'p4']) == pytest.approx(read(0, ['p3']) + read(0, ['p4']), abs=1)
+    assert plan_stage(build_stage(cache=caches[16], distill=[])).cache_bytes == 0
+    assert plan_stage(build_stage()).cache_bytes == 0
+
+
+def test_buffers_are_those_of_the_stream(
+    build_stage: Build, caches: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    class Watched(code_stream.Buffer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self.codes.nbytes)
+
+    monkeypatch.setattr(code_stream, 'Buffer', Watched)
+    stage = build_stage(cache=caches[16], distill=DISTILL, data={'workers': 0})
+    assert isinstance(stage.source, CachedTeacher)
+    batches = stage.epoch_batches(0)
+    next(stage.source.read_ahead(batches, levels=['p3', 'p4'], device=CPU))
+    assert plan_stage(stage).host_bytes == sum(made)
+    with_workers = build_stage(cache=caches[16], distill=DISTILL, data={'workers': 3})
+    # Two batches of eight images under way in each of three processes; the largest is 128 x 128 px.
+    assert plan_stage(with_workers).host_bytes == sum(made) + 3 * 2 * 8 * 3 * 128 * 128
+
+
+@pytest.mark.parametrize(('kind', 'momentum'), [('adamw', 0.9), ('sgd', 0.9), ('sgd', 0.0)])
+def test_the_state_has_the_optimizers_moments(kind: OptimizerKind, momentum: float, build_stage: Build) -> None:
+    stage = build_stage(optim={'type': kind, 'momentum': momentum})
+    parameters = [one for one in stage.student.model.parameters() if one.requires_grad]
+    for one in parameters:
+        one.grad = torch.ones_like(one)
+    optimizer: Optimizer = build_optimizer(parameters, kind=kind, lr=1e-3, momentum=momentum)
+    optimizer.step()
+    buffer = io.BytesIO()
+    torch.save([stage.student.model.state_dict(), optimizer.state_dict()], buffer)
+    assert plan_stage(stage).progress_bytes == pytest.approx(buffer.tell(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ('data', 'accumulate', 'num_steps'), [({}, 1, 2), ({}, 2, 1), ({'batch_size': 24}, 1, 1), ({'batch_size': 4}, 1, 2)]
+)
+def test_a_trial(data: dict[str, Any], accumulate: int, num_steps: int, build_stage: Build) -> None:
+    """Also where an epoch has no more than one step."""
+    stage = build_stage(data=data, optim={'accumulate': accumulate, 'lr': 1e6})
+    trial = run_trial(stage, CPU, num_steps=2)
+    assert trial.num_steps == num_steps
+    assert 0 < trial.seconds_per_step < 60
+    assert trial.gpu_bytes is None
+    parameters = itertools.chain(stage.student.model.parameters(), stage.distiller.parameters())
+    assert not any(one.isnan().any() for one in parameters)
+
+
+def test_a_dry_run_tells_the_plan(
+    train: Callable[..., Any], write_stage: Callable[..., Path], caches: dict[int, Path], tmp_path: Path
+) -> None:
+    files = [
+        write_stage(tmp_path / 'one.yaml', optim={'epochs': 100}),
+        write_stage(tmp_path / 'two.yaml', cache=caches[16], distill=DISTILL),
+    ]
+    arguments = [*files, '--out', tmp_path / 'run', '--dry-run']
+    lines = train(*arguments).output.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith('stage  images')]
+    assert lines[at].split()[-3:] == ['s/step', 'time', 'GPU']
+    assert lines[at + 1].split()[:4] == ['1', '23', '100', '300']
+    assert lines[at + 2].split()[:4] == ['2', '23', '1', '3']
+    assert lines[at + 2].split()[4] != '-'
+    assert [line.split()[0] for line in lines[at + 3 :]] == ['time', 'disk', 'memory', 'Dry']
+    assert 's/step' not in train(*arguments, '--trial-steps', 0).output
+    assert not (tmp_path / 'run').exists()
+
+
+def test_no_room(
+    train_error: Callable[..., str],
+    write_stage: Callable[..., Path],
+    build_stage: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Of disk or memory, in a dry run and before a real one."""
+    stage = write_stage(tmp_path / 'stage.yaml')
+    needed = disk_bytes([plan_stage(build_stage())])
+    assert needed > 4 * 240_000 * 4
+    options = ['--out', tmp_path / 'run', '--trial-steps', 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(account, 'free_bytes', lambda _: account.MARGIN_BYTES + needed - 1)
+        for arguments in ([*options, '--dry-run'], options):
+            line = train_error(stage, *arguments)
+            assert f'{tmp_path / "run"}: its checkpoints need 7' in line
+            assert not (tmp_path / 'run').exists()
+    monkeypatch.setattr(account, '_ram_bytes', lambda: 10)
+    crowded = write_stage(tmp_path / 'crowded.yaml', data={'workers': 2})
+    assert 'stage 1: what is read ahead needs' in train_error(crowded, *options)
+
+
+def test_the_state_has_the_moving_average(build_stage: Build) -> None:
+    without, averaged = (plan_stage(build_stage(optim={'ema': ema})) for ema in (None, 0.9))
+    assert averaged.progress_bytes == without.progress_bytes + without.student_bytes

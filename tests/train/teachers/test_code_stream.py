@@ -1,0 +1,154 @@
+"""The stream of codes: what it gives, the memory that it takes, and processes that start beside its threads."""
+
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtpd.cache
+from mtpd.cache import CacheReader
+from mtpd.cache.format.codecs import decode
+from mtpd.data.coco import read_annotations
+from mtpd.errors import CacheDamagedError
+from mtpd.geometry import Geometry
+from mtpd_train.data.dataset import DetectionDataset, load_batches
+from mtpd_train.data.sampling import Request
+from mtpd_train.teachers.code_batch import teacher_maps
+from mtpd_train.teachers.code_stream import MAX_DEPTH, depth_within, stream_codes
+from mtpd_train.teachers.teacher_source import ReadAhead
+
+# From Python 3.12 on, a fork of a process with several threads warns.
+pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
+
+# Tiny caches of every codec, with images of two shapes.
+GOLDEN = Path(__file__).resolve().parents[2] / 'cache' / 'golden' / 'v1'
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(params=['fp16', 'int8', 'lean'])
+def reader(request: pytest.FixtureRequest) -> CacheReader:
+    return mtpd.cache.open(GOLDEN / request.param)
+
+
+def some_batches(reader: CacheReader, number: int) -> list[list[Request]]:
+    """Of one to three images, all images and views in turn."""
+    requests = itertools.cycle(Request(one, view) for view in reader.views for one in reader.image_ids)
+    return [list(itertools.islice(requests, 1 + place % 3)) for place in range(number)]
+
+
+def streamed(
+    reader: CacheReader, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], device: torch.device = CPU
+) -> Iterator[ReadAhead]:
+    return stream_codes(reader, batches, levels=levels, with_rois=False, device=device)
+
+
+def require_maps(reader: CacheReader, batch: Sequence[Request], ahead: ReadAhead, *, names: Sequence[str]) -> None:
+    """Codes and decoded maps of a batch are those of its images, and zero beyond."""
+    levels = [level for level in reader.levels if level.name in names]
+    padded = tuple(max(reader.sizes(one.image_id).padded[side] + 8 for one in batch) for side in (0, 1))
+    device = next(iter(ahead.maps[0].values())).codes.device
+    found = teacher_maps(ahead.maps, levels=levels, padded=(padded[0], padded[1]), device=device)
+    for number, (one, maps) in enumerate(zip(batch, ahead.maps, strict=True)):
+        wanted = reader.read_encoded(one.image_id, one.view, levels=names)
+        assert list(maps) == list(wanted) == [level.name for level in levels]
+        for name, encoded in wanted.items():
+            torch.testing.assert_close(maps[name].codes.cpu(), encoded.codes, rtol=0, atol=0)
+            whole, (_, height, width) = found[name].values()[number].cpu(), encoded.codes.shape
+            torch.testing.assert_close(whole[:, :height, :width], decode(encoded), rtol=1e-5, atol=1e-5)
+            assert not whole[:, height:].any()
+            assert not whole[:, :, width:].any()
+
+
+@pytest.mark.parametrize('part', [slice(None), slice(1)], ids=['all levels', 'the first'])
+def test_every_batch_holds_until_the_next_is_asked_for(reader: CacheReader, part: slice) -> None:
+    names, batches = [level.name for level in reader.levels][part], some_batches(reader, 20)
+    places = set()
+    for batch, ahead in zip(batches, streamed(reader, batches, levels=names), strict=True):
+        time.sleep(0.005)  # the threads would now overwrite what they may
+        require_maps(reader, batch, ahead, names=names)
+        places.add(ahead.maps[0][names[0]].codes.data_ptr())
+    assert len(places) <= MAX_DEPTH + 1
+
+
+def test_a_tight_budget_of_memory(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('mtpd_train.teachers.code_stream.MAX_BYTES', 1)
+    names, batches = [level.name for level in reader.levels], some_batches(reader, 12)
+    places = set()
+    for batch, ahead in zip(batches, streamed(reader, batches, levels=names), strict=True):
+        time.sleep(0.005)
+        require_maps(reader, batch, ahead, names=names)
+        places.add(ahead.maps[0][names[0]].codes.data_ptr())
+    assert len(places) == 2
+
+
+@pytest.mark.parametrize(
+    ('batch_bytes', 'depth'), [(0, MAX_DEPTH), (10, MAX_DEPTH), (33, 2), (34, 1), (50, 1), (99, 1)]
+)
+def test_depth(batch_bytes: int, depth: int) -> None:
+    assert depth_within(100, batch_bytes) == depth
+
+
+def test_damage_is_raised_where_its_batch_would_have_come(tmp_path: Path) -> None:
+    root = tmp_path / 'cache'
+    shutil.copytree(GOLDEN / 'int8', root)
+    reader = mtpd.cache.open(root)
+    good, bad = reader.image_ids[0], reader.image_ids[-1]
+    assert reader.shard(good) != reader.shard(bad)
+    key = reader.shard(bad)
+    damaged = root / key.bucket / 'plain' / reader.levels[0].name / 'c' / str(key.shard) / '0' / '0' / '0'
+    content = bytearray(damaged.read_bytes())
+    content[8] ^= 1
+    damaged.write_bytes(content)
+    stream = streamed(reader, [[Request(one, 'plain')] for one in (good, good, bad)], levels=[reader.levels[0].name])
+    next(stream)
+    next(stream)
+    with pytest.raises(CacheDamagedError, match='checksum'):
+        next(stream)
+    assert not [one for one in threading.enumerate() if one.name.startswith('prefetch')]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_on_a_gpu(reader: CacheReader) -> None:
+    device = torch.device('cuda')
+    names, batches = [level.name for level in reader.levels], some_batches(reader, 60)
+    for batch, ahead in zip(batches, streamed(reader, batches, levels=names, device=device), strict=True):
+        assert ahead.maps[0][names[0]].codes.is_cuda
+        require_maps(reader, batch, ahead, names=names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('start_method', ['fork', 'spawn'])
+def test_workers_start_while_codes_are_read(start_method: Literal['fork', 'spawn'], synthetic_set: Path) -> None:
+    """Threads read and decompress all the time, while processes start and give images, again and again."""
+    reader = mtpd.cache.open(GOLDEN / 'int8')
+    names = [level.name for level in reader.levels]
+    coco = read_annotations(synthetic_set / 'annotations' / 'instances_train2017.json')
+    folder, geometry = synthetic_set / 'train2017', Geometry((64, 64))
+    dataset = DetectionDataset(coco, folder, geometry=geometry, for_training=True, with_masks=False)
+    wanted = [[Request(one, 'plain')] for one in list(dataset.sizes())[:4]]
+    stop, counts = threading.Event(), [0]
+
+    def consume() -> None:
+        while not stop.is_set():
+            for _ in streamed(reader, some_batches(reader, 50), levels=names):
+                counts[0] += 1
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    try:
+        for _ in range(8 if start_method == 'fork' else 1):
+            before = counts[0]
+            loaded: Any = load_batches(dataset, wanted, num_workers=2, start_method=start_method)
+            images: list[Tensor] = [one.image for samples in loaded for one in samples]
+            assert len(images) == len(wanted)
+            assert counts[0] > before
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""Images and annotations as batches of samples."""

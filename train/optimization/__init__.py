@@ -1,0 +1,1 @@
+"""Optimizer, schedule, averaged weights."""

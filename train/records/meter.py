@@ -1,0 +1,141 @@
+"""What happened since the last record: mean losses, speed, waiting, memory."""
+
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mtpd_train.processes import ALONE, World
+from mtpd_train.records.divergence import SeenBatch, merged, require_sound
+from mtpd_train.records.metrics import TrainRecord
+
+Item = TypeVar('Item')
+
+
+class Meter:
+    """Collects what the steps report. Looking at it is the only moment that waits for the GPU.
+
+    Attributes:
+        grad_norm: norm of the last gradient before clipping; None where it was not computed.
+    """
+
+    def __init__(self, *, stage: int, device: torch.device, world: World = ALONE) -> None:
+        self._stage = stage
+        self._device = device
+        self._world = world
+        self._first_total: float | None = None
+        self.grad_norm: Tensor | None = None
+        self._unseen: list[tuple[float, int, tuple[int, ...], Mapping[str, Tensor]]] = []
+        self._seen: list[SeenBatch] = []
+        self._waited = 0.0
+        self._elapsed = 0.0
+        self._started: float | None = None
+        if device.type == 'cuda':
+            # Each stage has a peak of its own.
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Passes items on and counts the time while they last, and of it that spent waiting for them.
+
+        What lies between two epochs, an evaluation above all, is no training.
+        """
+        iterator = iter(items)
+        self._started = time.perf_counter()
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                self._elapsed, self._started = self._elapsed_now(), None
+                return
+            self._waited += time.perf_counter() - started
+            yield item
+
+    def add(self, losses: Mapping[str, Tensor], *, step: int, image_ids: Sequence[int], weight: float = 1.0) -> None:
+        """Adds the losses of a batch; they stay where they were computed until someone looks.
+
+        Args:
+            losses: by name.
+            step: optimizer step that the batch belongs to, from 1.
+            image_ids: its images.
+            weight: what share of the whole batch they are, where others have the rest.
+        """
+        values = {name: value.detach().float() for name, value in losses.items()}
+        self._unseen.append((weight, step, tuple(image_ids), values))
+
+    def look(self) -> None:
+        """Brings the losses of all processes to the host, all at once, and checks them; all must call it.
+
+        Raises:
+            DivergedError: see `require_sound`.
+        """
+        if not self._unseen:
+            return
+        values = iter(torch.stack([one for *_, losses in self._unseen for one in losses.values()]).tolist())
+        own = [
+            (weight, SeenBatch(step, image_ids, {name: next(values) for name in losses}))
+            for weight, step, image_ids, losses in self._unseen
+        ]
+        self._unseen = []
+        self._seen += [merged(shares) for shares in zip(*self._world.gathered(own), strict=True)]
+        if self._first_total is None:
+            self._first_total = self._seen[0].total
+        require_sound(self._seen, first_total=self._first_total, stage=self._stage)
+
+    def record(self, *, step: int, epoch: int, lr: float, decay: Mapping[str, float]) -> TrainRecord:
+        """The record since the last one; starts the next.
+
+        Raises:
+            DivergedError: as `look`.
+        """
+        self.look()
+        sums: dict[str, float] = {}
+        for batch in self._seen:
+            for name, value in batch.losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+        losses = {name: value / len(self._seen) for name, value in sums.items()}
+        elapsed = self._elapsed_now()
+        result = TrainRecord(
+            stage=self._stage,
+            step=step,
+            epoch=epoch,
+            losses=losses | {'total': sum(losses.values())},
+            lr=lr,
+            decay=decay,
+            images_per_second=sum(len(batch.image_ids) for batch in self._seen) / elapsed,
+            data_wait=self._waited / elapsed,
+            peak_memory=self._peak_memory(),
+            seconds=elapsed,
+            grad_norm=None if self.grad_norm is None else float(self.grad_norm),
+        )
+        self._seen, self._waited, self._elapsed = [], 0.0, 0.0
+        self._started = time.perf_counter()
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values with which a resumed run writes the record that an uninterrupted one would. Look before."""
+        assert not self._unseen, 'what nobody looked at is not to be saved'
+        return {
+            'first_total': self._first_total,
+            'seen': [asdict(batch) for batch in self._seen],
+            'waited': self._waited,
+            'elapsed': self._elapsed_now(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._first_total = state['first_total']
+        self._seen = [SeenBatch(**batch) for batch in state['seen']]
+        self._waited, self._elapsed = state['waited'], state['elapsed']
+
+    def _elapsed_now(self) -> float:
+        return self._elapsed + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    def _peak_memory(self) -> int:
+        if self._device.type == 'cuda':
+            return torch.cuda.max_memory_allocated(self._device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,146 @@
+"""Training one stage, from top to bottom."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtpd.console import progress_bar
+from mtpd.interrupt import StopFlag, StopRequested
+from mtpd.outcome import Interrupted
+from mtpd_train.data.sampling import share_of
+from mtpd_train.evaluation import evaluate_stage
+from mtpd_train.processes import ALONE, World
+from mtpd_train.records.metrics import append_record
+from mtpd_train.saving.progress import Position
+from mtpd_train.saving.saver import Saver
+from mtpd_train.saving.trainables import build_trainables, optimizer_step
+from mtpd_train.seeding import seed_everything
+from mtpd_train.stage import Stage
+from mtpd_train.training.data_parallel import build_network
+from mtpd_train.training.step import add_gradient, loaded
+
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage runs.
+
+    Attributes:
+        device: of this process.
+        progress_file: the stage's training state.
+        metrics_file: the run's log.
+        stop: the user's wish to stop.
+        world: the processes that train together.
+    """
+
+    device: torch.device
+    progress_file: Path
+    metrics_file: Path
+    stop: StopFlag
+    world: World = ALONE
+
+
+def train_stage(stage: Stage, place: Place) -> None:
+    """Trains the stage's student in place, going on from `place.progress_file` when that is there.
+
+    Where the recipe asks for a moving average the student has the averaged weights in the end.
+
+    Raises:
+        Interrupted: the user asked to stop; the last optimizer step is saved.
+        MtpdError: the training has diverged, an image cannot be read, the cache is damaged, the disk is full.
+    """
+    device, recipe, stop, world = place.device, stage.recipe, place.stop, place.world
+    stage.to(device)
+    model = stage.student.model
+    num_batches, steps_per_epoch = len(stage.epoch_batches(0)), stage.steps_per_epoch
+    num_steps = recipe.epochs * steps_per_epoch
+    # First, since it brings the weights to all processes.
+    network = build_network(stage, world)
+    trainables = build_trainables(stage, device=device, world=world)
+    student = replace(stage.student, model=trainables.student)
+    meter = trainables.meter
+    saver = Saver(stage, trainables, progress_file=place.progress_file, world=world)
+    start = saver.go_on(place.metrics_file)
+    step = start.step
+
+    for epoch in range(start.epoch, recipe.epochs):
+        batches = stage.epoch_batches(epoch)
+        shares = [share_of(batch, rank=world.rank, size=world.size) for batch in batches]
+        # Batches are known without those before them, so a resumed epoch begins in its middle.
+        done = (step - epoch * steps_per_epoch) * recipe.accumulate
+        model.train()
+        with _progress_bar(stage, epoch, num_images=[len(batch) for batch in batches], done=done) as bar:
+            requests = [share.requests for share in shares[done:]]
+            for number, (samples, ahead) in enumerate(meter.timed(loaded(stage, requests)), start=done):
+                seed_everything((*stage.epoch_seed(epoch), number, world.rank))
+                weight = shares[number].weight
+                # The last step of an epoch may have fewer batches than the others.
+                begun = number // recipe.accumulate * recipe.accumulate
+                batches_of_step = min(recipe.accumulate, num_batches - begun)
+                ends_step = number + 1 == begun + batches_of_step
+                progress = step / num_steps
+                losses = add_gradient(
+                    stage,
+                    samples,
+                    ahead,
+                    # Of the gradients of all processes the mean is taken.
+                    share=weight * world.size / batches_of_step,
+                    progress=progress,
+                    epoch=epoch,
+                    scaler=trainables.scaler,
+                    device=device,
+                    network=network,
+                    ends_step=ends_step,
+                )
+                meter.add(losses, step=step + 1, image_ids=[one.image_id for one in samples], weight=weight)
+                bar.update(len(batches[number]))
+                if not ends_step:
+                    continue
+
+                step += 1
+                lr, meter.grad_norm = optimizer_step(trainables, recipe, step=step)
+                if step % LOG_EVERY == 0 or number + 1 == num_batches:
+                    record = meter.record(
+                        step=step, epoch=epoch + 1, lr=lr, decay=stage.decay_factors(progress=progress)
+                    )
+                    if world.is_main:
+                        append_record(place.metrics_file, record)
+                    bar.set_postfix_str(f'loss {record.losses["total"]:.3f}', refresh=False)
+                stopped, is_due = world.any(bool(stop), saver.is_due)
+                if stopped or is_due:
+                    saver.save(Position(epoch, step))
+                if stopped:
+                    raise Interrupted(_how_to_go_on(stage, epoch, step))
+
+        world.share_buffers(model, student.model)
+        metrics: Mapping[str, float] = {}
+        if stage.val_set is not None and ((epoch + 1) % stage.evaluate_every == 0 or epoch + 1 == recipe.epochs):
+            try:
+                evaluation = evaluate_stage(
+                    stage, student, step=step, epoch=epoch + 1, device=device, stop=stop, world=world
+                )
+            except StopRequested:
+                saver.save(Position(epoch, step))
+                raise Interrupted(_how_to_go_on(stage, epoch, step)) from None
+            if world.is_main:
+                append_record(place.metrics_file, evaluation)
+            metrics = evaluation.metrics
+        saver.finish_epoch(Position(epoch + 1, step), metrics)
+    if student.model is not model:
+        model.load_state_dict(student.model.state_dict())
+
+
+def _progress_bar(stage: Stage, epoch: int, *, num_images: list[int], done: int) -> Any:
+    title = f'stage {stage.number} epoch {epoch + 1}/{stage.recipe.epochs}'
+    return progress_bar(total=sum(num_images), initial=sum(num_images[:done]), unit='image', desc=title)
+
+
+def _how_to_go_on(stage: Stage, epoch: int, step: int) -> str:
+    return (
+        f'stopped in epoch {epoch + 1} of stage {stage.number}, step {step}; all of it is saved; '
+        'run the same command with --resume to go on'
+    )

@@ -1,0 +1,189 @@
+"""One batch of a stage: its images with the teacher's maps, its losses, its gradient."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from mtpd.detectors.detection import collate, detection_losses
+from mtpd.detectors.hook_point import captured_maps
+from mtpd.detectors.roi_capture import CapturedRois, captured_rois
+from mtpd.detectors.transforms import Sample
+from mtpd.losses.responses.tar_head import no_losses
+from mtpd_train.data.dataset import load_batches
+from mtpd_train.data.photometric import distorted
+from mtpd_train.data.sampling import Request
+from mtpd_train.stage import Stage
+from mtpd_train.teachers.responses import Responses, response_losses, shared_rois
+from mtpd_train.teachers.teacher_source import ReadAhead
+from mtpd_train.training.targets import Targets, teacher_targets
+
+PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+
+
+def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sample], ReadAhead]]:
+    """Samples from worker processes, and what threads read of the teacher, both ahead of time.
+
+    What is read of the teacher for a batch holds until the next batch is asked for.
+    """
+    # In this order: the processes are forked before the threads start.
+    samples = load_batches(
+        stage.train_set, batches, num_workers=stage.num_workers, pin_memory=stage.device.type == 'cuda'
+    )
+    source, names = stage.source, [level.name for level in stage.teacher_levels]
+    ahead: Iterable[ReadAhead] = itertools.repeat(ReadAhead(), len(batches))
+    with_rois = stage.responses is not None and stage.responses.head is None
+    if source is not None and (names or with_rois):
+        ahead = source.read_ahead(batches, levels=names, with_rois=with_rois, device=stage.device)
+    for batch, images, one in zip(batches, samples, ahead, strict=True):
+        # A teacher's maps of another image would train without an error, to no use.
+        assert [(image.image_id, image.view) for image in images] == batch
+        yield images, one
+
+
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What the student made of a batch.
+
+    Attributes:
+        losses: the detector's own, by name.
+        maps: level name -> (B, C, H, W); empty in plain training.
+        rois: its proposals and what it says about them; None where no teacher's head is to judge them.
+    """
+
+    losses: dict[str, Tensor]
+    maps: Mapping[str, Tensor]
+    rois: CapturedRois | None
+
+
+def step_losses(
+    stage: Stage,
+    samples: Sequence[Sample],
+    ahead: ReadAhead,
+    *,
+    device: torch.device,
+    progress: float = 0.0,
+    epoch: int = 0,
+) -> dict[str, Tensor]:
+    """The detector's own losses and the distillation losses of one batch, by name, weighted and decayed.
+
+    Args:
+        stage: what is trained.
+        samples: images of the batch.
+        ahead: what was read of the teacher for these images.
+        device: where to compute.
+        progress: share of the stage's optimizer steps that are done, for the decay of weights.
+        epoch: from 0, for what is drawn for each image.
+    """
+    samples = to_device(samples, device)
+    images = collate(
+        seen_by_student(stage, samples, epoch=epoch), preprocessing=stage.student.preprocessing, device=device
+    )
+    # Before the student's forward pass, whose activations then do not add to what a teacher's own pass takes.
+    targets = teacher_targets(stage, samples, ahead, images)
+    outputs = student_pass(stage, samples, images)
+    return outputs.losses | distillation_losses(stage, samples, outputs, targets, progress=progress)
+
+
+def to_device(samples: Sequence[Sample], device: torch.device) -> list[Sample]:
+    """The samples with their pixels on `device`, where student and teacher take them from."""
+    return [replace(one, image=one.image.to(device, non_blocking=True)) for one in samples]
+
+
+def seen_by_student(stage: Stage, samples: Sequence[Sample], *, epoch: int) -> Sequence[Sample]:
+    """The samples as the student is to see them; a teacher in the loop gets the clean ones, as a cache's has."""
+    if stage.photometric is None:
+        return samples
+    return distorted(samples, stage.photometric, seed=stage.epoch_seed(epoch))
+
+
+def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> StudentOutputs:
+    """The student's forward pass over `images`, which `collate` has made of the samples."""
+    student = stage.student
+    if stage.recipe.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with _autocast(stage, images.device):
+        if not stage.is_taught:
+            return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
+        with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois:
+            losses = detection_losses(student.model, images, samples)
+    return StudentOutputs(losses, {level.name: one for level, one in zip(student.levels, maps, strict=True)}, rois)
+
+
+def distillation_losses(
+    stage: Stage, samples: Sequence[Sample], outputs: StudentOutputs, targets: Targets | None, *, progress: float
+) -> dict[str, Tensor]:
+    """The distillation losses by name, weighted and decayed; none in plain training."""
+    if targets is None:
+        return {}
+    with _autocast(stage, next(iter(outputs.maps.values())).device):
+        losses: dict[str, Tensor] = stage.distiller(
+            outputs.maps, targets.maps, targets.masks, boxes=targets.boxes, progress=progress
+        )
+        if stage.responses is not None:
+            losses |= _response_losses(stage, stage.responses, samples, outputs, targets, progress=progress)
+    return losses
+
+
+def _response_losses(
+    stage: Stage,
+    responses: Responses,
+    samples: Sequence[Sample],
+    outputs: StudentOutputs,
+    targets: Targets,
+    *,
+    progress: float,
+) -> dict[str, Tensor]:
+    maps = list(outputs.maps.values())
+    nothing = no_losses(responses.term, progress=progress, device=maps[0].device)
+    if nothing is not None:
+        return nothing
+    shared = shared_rois(samples, captured=outputs.rois, model=stage.student.model, maps=maps, stored=targets.rois)
+    return response_losses(responses, shared, targets.maps, samples, progress=progress)
+
+
+def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
+    """Catches the student's proposals where the teacher's head is to judge them."""
+    if stage.responses is None or stage.responses.head is None:
+        return nullcontext()
+    return captured_rois(stage.student.model)
+
+
+def _autocast(stage: Stage, device: torch.device) -> torch.autocast:
+    precision = stage.recipe.precision
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'fp32')
+
+
+def add_gradient(
+    stage: Stage,
+    samples: Sequence[Sample],
+    ahead: ReadAhead,
+    *,
+    share: float,
+    progress: float,
+    epoch: int = 0,
+    scaler: GradScaler,
+    device: torch.device,
+    network: DistributedDataParallel | None = None,
+    ends_step: bool = True,
+) -> dict[str, Tensor]:
+    """Adds `share` times the gradient of a batch to what the parameters hold; returns the losses of the batch.
+
+    With a `network` all processes do so together, each with its own batch; at the end of a step all then hold the mean
+    of their gradients.
+    """
+    options: dict[str, Any] = {'device': device, 'progress': progress, 'epoch': epoch}
+    with nullcontext() if network is None or ends_step else network.no_sync():
+        if network is None:
+            losses = step_losses(stage, samples, ahead, **options)
+        else:
+            losses = network(samples, ahead, **options)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        torch.autograd.backward(scaler.scale(total * share))
+    return losses
