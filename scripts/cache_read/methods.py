@@ -5,6 +5,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def tensorstore_read(
     root: Path, rows: dict[int, list[str]], position: dict[int, int]
 ) -> Callable[[Sequence[int]], object]:
     """Google's reader on the files of the cache."""
-    import tensorstore  # type: ignore[import-not-found]  # only where it is installed
+    tensorstore = import_module('tensorstore')  # only where it is installed
 
     paths = {path for one in rows.values() for path in one}
     specs = {path: {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(root / path)}} for path in paths}
