@@ -13,7 +13,7 @@ import torch
 
 from mtpd.console import hush, say
 from mtpd.environment import choose_device
-from mtpd.errors import InputError
+from mtpd.errors import InputError, UnavailableError
 from mtpd.interrupt import StopFlag, stop_on_signals
 from mtpd.outcome import Interrupted, exit_code
 from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
@@ -126,6 +126,15 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         if not world.is_main:
             raise
         raise describe(error, losses_file=folder / DIVERGED_FILE, progress_file=progress_file) from error
+    except RuntimeError as error:
+        # torch breaks off wherever the training is, in the middle of a step too: this state must not be saved.
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise UnavailableError(
+            f'stage {number}: a process that reads images was ended from outside, by a signal to all processes of the '
+            'job or for want of memory (then lower data.workers); what was saved before is intact: run the same '
+            'command with --resume'
+        ) from error
     if world.is_main:
         meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
         save_student(student_file, model, classes=stage.classes, meta=meta)

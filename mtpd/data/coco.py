@@ -87,7 +87,7 @@ def read_annotations(path: Path) -> CocoSet:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f'{path}: cannot read the annotation file: {error.strerror}') from None
+        raise InputError(f'{path}: cannot read the annotation file ({error.strerror}); check the path') from None
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtpd.detectors.detection import predict
 from mtpd_train.training.step import add_gradient
@@ -84,3 +85,17 @@ def test_ctrl_c_reaches_workers_too(stages: list[Path], start: Any, wait_for: An
     assert program.wait() == 130, program.stderr
     assert 'Traceback' not in program.stderr
     assert program.last_line.startswith('stopped in epoch ')
+
+
+def test_a_worker_that_is_ended_from_outside(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
+    """As the kernel does when memory is short: nothing of the broken step is saved, and the run can go on."""
+    program = start(stages[0], '--out', tmp_path, '--set', 'data.workers=1', '--set', 'optim.epochs=50')
+    progress = tmp_path / 'stage1' / 'progress.pth'
+    children = Path(f'/proc/{program.pid}/task/{program.pid}/children')
+    wait_for(lambda: progress.exists() and children.read_text())
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    assert program.wait() == 1
+    assert program.last_line.startswith('Error: stage 1: a process that reads images was ended from outside')
+    assert program.last_line.endswith('what was saved before is intact: run the same command with --resume')
+    assert 'Traceback' not in program.stderr
+    torch.load(progress, weights_only=True)
