@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.losses.adapter import build_adapter
+from mtpd.losses.level_term import Adapter
 from mtpd.losses.squared_error import squared_error
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.losses.terms import Adapter
 
 MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mtpd.losses.terms import Adapter
+from mtpd.losses.level_term import Adapter
 
 
 def build_adapter(student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto') -> nn.Conv2d | None:

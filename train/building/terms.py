@@ -8,15 +8,7 @@ from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
 from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd_train.settings.loss_settings import LevelLossSettings
 
-_KINDS: tuple[type[Term], ...] = (
-    MaskedMseTerm,
-    MgdTerm,
-    PkdTerm,
-    CwdTerm,
-    FineGrainedTerm,
-    TarFeatureTerm,
-    FgdTerm,
-)
+_KINDS = (MaskedMseTerm, MgdTerm, PkdTerm, CwdTerm, FineGrainedTerm, TarFeatureTerm, FgdTerm)
 
 
 def build_term(settings: LevelLossSettings) -> Term:

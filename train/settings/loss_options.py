@@ -1,8 +1,8 @@
-"""What the entries of a stage's `distill` list have in common: levels, and how a weight falls."""
+"""What the entries of a stage's `distill` list have in common: levels, a weight, and how it falls."""
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, ValidationInfo, field_validator
 
 from mtpd_train.settings.section import Section
 
@@ -43,3 +43,20 @@ class DecaySettings(Section):
         if list(at) != sorted(set(at)):
             raise ValueError(f'must rise, got {list(at)}')
         return at
+
+
+class LevelLossOptions(Section):
+    """What every loss takes that compares maps level by level."""
+
+    loss: str
+    """Kind of this loss."""
+    levels: Levels = None
+    """Levels it acts on; null: all that student and teacher share."""
+    teacher_levels: TeacherLevels = None
+    """The teacher's level for each of `levels`, one by one; null: those of the same strides."""
+    resize: Resize = 'none'
+    """Whose map is brought to the grid of the other where the strides of a pair differ."""
+    weight: NonNegativeFloat
+    """Factor of the loss."""
+    decay: DecaySettings = DecaySettings()
+    """How the weight falls during the stage."""

@@ -4,21 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from mtpd_train.settings.loss_options import DecaySettings, Levels, Resize, TeacherLevels
-from mtpd_train.settings.section import Section
+from mtpd_train.settings.loss_options import DecaySettings, LevelLossOptions
 
 
-class FineGrainedSettings(Section):
+class FineGrainedSettings(LevelLossOptions):
     """Fine-grained feature imitation: squared error in cells whose anchors, the student's, are near an object."""
 
     loss: Literal['fine_grained']
     """Kind of this loss."""
-    levels: Levels = None
-    """Levels it acts on; null: all that student and teacher share."""
-    teacher_levels: TeacherLevels = None
-    """The teacher's level for each of `levels`, one by one; null: those of the same strides."""
-    resize: Resize = 'none'
-    """Whose map is brought to the grid of the other where the strides of a pair differ."""
     weight: NonNegativeFloat = 1.28
     """Factor of the loss, a mean over channels and marked cells; the default is the released 0.01 at 256 channels."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -29,21 +22,13 @@ class FineGrainedSettings(Section):
     """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
     scale: Literal['teacher_std', 'none'] = 'none'
     """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
-    decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage."""
 
 
-class TarFeatureSettings(Section):
+class TarFeatureSettings(LevelLossOptions):
     """TAR's feature level: squared error under a Gaussian mask of each object."""
 
     loss: Literal['tar_feature']
     """Kind of this loss."""
-    levels: Levels = None
-    """Levels it acts on; null: all that student and teacher share."""
-    teacher_levels: TeacherLevels = None
-    """The teacher's level for each of `levels`, one by one; null: those of the same strides."""
-    resize: Resize = 'none'
-    """Whose map is brought to the grid of the other where the strides of a pair differ."""
     weight: NonNegativeFloat = 1.0
     """Factor of the loss, a mean over channels and over cells by their mask."""
     spread: tuple[PositiveFloat, PositiveFloat] = (2.0, 2.0)
@@ -56,17 +41,11 @@ class TarFeatureSettings(Section):
     """How the weight falls during the stage; TAR's is linear."""
 
 
-class FgdSettings(Section):
+class FgdSettings(LevelLossOptions):
     """Focal and global distillation; the defaults are those published for RetinaNet (others: `fgd.py`)."""
 
     loss: Literal['fgd']
     """Kind of this loss."""
-    levels: Levels = None
-    """Levels it acts on; null: all that student and teacher share."""
-    teacher_levels: TeacherLevels = None
-    """The teacher's level for each of `levels`, one by one; null: those of the same strides."""
-    resize: Resize = 'none'
-    """Whose map is brought to the grid of the other where the strides of a pair differ."""
     weight: NonNegativeFloat = 1.0
     """Factor of the whole loss."""
     foreground: NonNegativeFloat = 1e-3
@@ -81,5 +60,3 @@ class FgdSettings(Section):
     """What magnitudes are divided by before the softmaxes of the attentions."""
     normalize: Literal['mean', 'published'] = 'published'
     """What the four factors belong to: `published`: the paper's sums, at 800x1088 px; `mean`: means."""
-    decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.losses.adapter import build_adapter
+from mtpd.losses.level_term import Adapter
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.squared_error import squared_error
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.losses.terms import Adapter
 
 # (objects, mask of the level) -> weights (B, 1, H, W), at least 0.
 Weigh = Callable[[Objects, Tensor], Tensor]
