@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.utils import clip_grad_norm_
 
+from mtpd_train.optimization.gradient_step import gradient_step
 from mtpd_train.optimization.optimizer import build_optimizer
 from mtpd_train.stage import Stage
 from mtpd_train.training.step import add_gradient, loaded
@@ -50,12 +50,7 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int) -> Trial:
         add_gradient(stage, samples, ahead, share=1 / recipe.accumulate, progress=0.0, scaler=scaler, device=device)
         if (number + 1) % recipe.accumulate and number + 1 < len(batches):
             continue
-        if recipe.grad_clip is not None:
-            scaler.unscale_(optimizer)
-            clip_grad_norm_(parameters, recipe.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        gradient_step(optimizer, scaler, grad_clip=recipe.grad_clip)
         if on_gpu:
             torch.cuda.synchronize(device)
         moments.append(time.perf_counter())

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mtpd_train.optimization.averaging import build_average, update_average
+from mtpd_train.optimization.gradient_step import gradient_step
 from mtpd_train.optimization.optimizer import Recipe, build_optimizer, build_schedule
 from mtpd_train.processes import World
 from mtpd_train.records.meter import Meter
@@ -77,15 +77,8 @@ def optimizer_step(trainables: Trainables, recipe: Recipe, *, step: int) -> tupl
         the learning rate, and the gradient's L2 norm before clipping; None where it is not clipped.
     """
     optimizer, schedule, scaler = trainables.optimizer, trainables.schedule, trainables.scaler
-    grad_norm = None
-    if recipe.grad_clip is not None:
-        scaler.unscale_(optimizer)
-        trained = [one for group in optimizer.param_groups for one in group['params']]
-        grad_norm = clip_grad_norm_(trained, recipe.grad_clip)
     loss_scale = scaler.get_scale()
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    grad_norm = gradient_step(optimizer, scaler, grad_clip=recipe.grad_clip)
     lr = float(schedule.get_last_lr()[0])
     # A scale that fell means that the gradient overflowed and the optimizer took no step.
     if scaler.get_scale() >= loss_scale:
