@@ -26,9 +26,22 @@ def local_rank(environment: Mapping[str, str]) -> int | None:
     Raises:
         ValueError: LOCAL_RANK is no number.
     """
-    number = environment.get('LOCAL_RANK')
+    return _number(environment, 'LOCAL_RANK')
+
+
+def local_size(environment: Mapping[str, str]) -> int | None:
+    """How many processes there are on this machine, where torchrun started them.
+
+    Raises:
+        ValueError: LOCAL_WORLD_SIZE is no number.
+    """
+    return _number(environment, 'LOCAL_WORLD_SIZE')
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    number = environment.get(name)
     if number is None:
         return None
     if not number.isdigit():
-        raise ValueError(f'LOCAL_RANK={number} in the environment: expected a number; unset it')
+        raise ValueError(f'{name}={number} in the environment: expected a number; unset it')
     return int(number)

@@ -14,7 +14,7 @@ import torch.distributed
 from torch import nn
 
 from mtpd.errors import InputError, UnavailableError
-from mtpd.torchrun import local_rank, rank_and_size
+from mtpd.torchrun import local_rank, local_size, rank_and_size
 
 Value = TypeVar('Value')
 
@@ -30,11 +30,13 @@ class World:
         rank: its number, from 0; the process 0 writes, speaks and evaluates.
         size: how many there are.
         local_rank: its number on its machine, which is that of its GPU.
+        local_size: how many there are on its machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int | None = None
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -94,7 +96,7 @@ def world_of(environment: Mapping[str, str]) -> World:
     """
     try:
         found = rank_and_size(environment)
-        number = local_rank(environment)
+        number, num_local = local_rank(environment), local_size(environment)
     except ValueError as error:
         raise InputError(str(error)) from None
     if found is None or found[1] == 1:
@@ -103,7 +105,7 @@ def world_of(environment: Mapping[str, str]) -> World:
         raise InputError(
             f'WORLD_SIZE={found[1]} in the environment, but no MASTER_ADDR: start with torchrun, or unset WORLD_SIZE'
         )
-    return World(*found, local_rank=number)
+    return World(*found, local_rank=number, local_size=num_local or 1)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from mtpd_train.run_folder import (
     claim_folder,
     describe_run,
     held_folder,
+    require_usable,
     stage_folder,
 )
 from mtpd_train.saving.checkpoint import save_student, write_file
@@ -69,13 +70,14 @@ def run(options: Mapping[str, Any]) -> None:
 
 def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, device: torch.device, world: World) -> None:
     out: Path = options['out']
+    if world.is_main:
+        require_usable(out, settings, resume=options['resume'])
     stages = build_stages(settings, place=partial(place_of, options['stages'], options['overrides']))
     for stage in stages:
         say(_summary(stage))
-    plans = [plan_stage(stage) for stage in stages]
+    plans = [plan_stage(stage, world) for stage in stages]
     if options['dry_run']:
-        if world.is_main:
-            dry_run(stages, plans, out=out, device=device, num_trial_steps=options['trial_steps'])
+        dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options['trial_steps'])
         return
     say('\n'.join(plan_lines(plans)))
     if world.is_main and not options['resume']:

@@ -37,11 +37,22 @@ def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], dev
     """The content of run.json: stage files with all defaults, caches and teachers, device, versions."""
     sources = [stage.source for stage in stages if stage.source is not None]
     return {
-        'stages': {str(number): stage.model_dump(mode='json') for number, stage in enumerate(settings, start=1)},
+        'stages': _described_stages(settings),
         **{kind: {one.name: one.description for one in sources if one.kind == kind} for kind in SOURCES},
         'device': describe_device(device),
         'versions': versions(LIBRARIES),
     }
+
+
+def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool) -> None:
+    """Says what can be said before the stages are built, which takes long; `claim_folder` has the last word.
+
+    Raises:
+        InputError: the folder holds something else, another run, or one that was not asked to go on.
+    """
+    _require_own(out)
+    if (out / RUN_FILE).exists():
+        _require_run(out, {'stages': _described_stages(settings)}, resume=resume)
 
 
 @contextmanager
@@ -52,9 +63,7 @@ def held_folder(out: Path) -> Iterator[None]:
         InputError: the folder holds something else.
         UnavailableError: another process writes this run.
     """
-    is_taken = out.exists() and any(not path.name.startswith((LOCK_FILE, TEMPORARY)) for path in out.iterdir())
-    if is_taken and not (out / RUN_FILE).exists():
-        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
+    _require_own(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with HolderLock(out / LOCK_FILE):
@@ -73,11 +82,27 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
     """
     run_file = out / RUN_FILE
     if run_file.exists():
-        if not resume:
-            raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
-        _require_same(out, _described(run_file), description)
+        _require_run(out, description, resume=resume)
     else:
         write_file(run_file, json.dumps(description, indent=1).encode())
+
+
+def _described_stages(settings: Sequence[StageSettings]) -> dict[str, Any]:
+    return {str(number): stage.model_dump(mode='json') for number, stage in enumerate(settings, start=1)}
+
+
+def _require_own(out: Path) -> None:
+    """Checks that the folder holds a run, or nothing but what one that was killed may have left before."""
+    is_taken = out.exists() and any(not path.name.startswith((LOCK_FILE, TEMPORARY)) for path in out.iterdir())
+    if is_taken and not (out / RUN_FILE).exists():
+        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
+
+
+def _require_run(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
+    """Checks that the run which is there is to go on, and is the one that is described, as far as that goes."""
+    if not resume:
+        raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
+    _require_same(out, _described(out / RUN_FILE), description)
 
 
 def _described(run_file: Path) -> Mapping[str, Any]:
@@ -100,7 +125,7 @@ def _require_same(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         )
     stages = {number: _with_defaults(stage) for number, stage in found.get('stages', {}).items()}
     found = {**found, 'stages': stages}
-    for part in ('stages', *SOURCES):
+    for part in [one for one in ('stages', *SOURCES) if one in wanted]:
         for field, before, now in differences(found.get(part, {}), wanted[part]):
             if part in SOURCES and '.provenance.' in field:
                 continue

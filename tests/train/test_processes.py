@@ -12,8 +12,8 @@ def test_alone_without_torchrun_and_with_one_process() -> None:
 
 
 def test_several() -> None:
-    environment = {'RANK': '5', 'WORLD_SIZE': '8', 'LOCAL_RANK': '1', 'MASTER_ADDR': 'x'}
-    assert world_of(environment) == World(rank=5, size=8, local_rank=1)
+    environment = {'RANK': '5', 'WORLD_SIZE': '8', 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '4', 'MASTER_ADDR': 'x'}
+    assert world_of(environment) == World(rank=5, size=8, local_rank=1, local_size=4)
     assert not world_of(environment).is_main
 
 
@@ -22,6 +22,7 @@ def test_several() -> None:
     [
         ({'RANK': '2', 'WORLD_SIZE': '2'}, 'RANK=2 and WORLD_SIZE=2 in the environment: expected a rank below'),
         ({'LOCAL_RANK': '-1'}, 'LOCAL_RANK=-1 in the environment: expected a number'),
+        ({'LOCAL_WORLD_SIZE': 'all'}, 'LOCAL_WORLD_SIZE=all in the environment: expected a number'),
         ({'RANK': '0', 'WORLD_SIZE': '2'}, 'no MASTER_ADDR: start with torchrun, or unset WORLD_SIZE'),
     ],
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtpd.cache.format.arrays import file_place
 from mtpd_train.optimization.optimizer import Recipe
+from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.cached_teacher import CachedTeacher
 from mtpd_train.teachers.code_stream import buffer_bytes
@@ -28,7 +29,8 @@ class StagePlan:
         student_bytes: of a student's checkpoint.
         progress_bytes: of the state that a stage is resumed from.
         num_students: checkpoints of students that a stage leaves.
-        host_bytes: of the codes that are read ahead and of the images under way, at most; an estimate.
+        host_bytes: of the codes that are read ahead and of the images under way, at most, by all processes of a
+            machine; an estimate.
     """
 
     number: int
@@ -52,8 +54,8 @@ class StagePlan:
         return self.num_students * self.student_bytes
 
 
-def plan_stage(stage: Stage) -> StagePlan:
-    """The plan of a stage; nothing is read but the records of its cache."""
+def plan_stage(stage: Stage, world: World = ALONE) -> StagePlan:
+    """The plan of a stage that the processes of `world` train; nothing is read but the records of its cache."""
     sizes = stage.train_set.sizes(with_objects=True)
     student = _num_bytes(stage.student.model.state_dict().values())
     return StagePlan(
@@ -68,7 +70,7 @@ def plan_stage(stage: Stage) -> StagePlan:
         + _optimizer_bytes(stage),
         # The last one, the best, and those of the last epochs.
         num_students=1 + (stage.val_set is not None) + min(stage.keep_epochs, stage.recipe.epochs),
-        host_bytes=_host_bytes(stage),
+        host_bytes=world.local_size * _host_bytes(stage, batch_size=-(-stage.batch_size // world.size)),
     )
 
 
@@ -108,14 +110,15 @@ def _moments(recipe: Recipe) -> int:
     return 2 if recipe.optimizer == 'adamw' else int(recipe.momentum > 0)
 
 
-def _host_bytes(stage: Stage) -> int:
+def _host_bytes(stage: Stage, *, batch_size: int) -> int:
+    """What one process holds whose share of a batch has so many images."""
     geometry = stage.student.preprocessing.geometry
     pixels = max(height * width for height, width in map(geometry.padded, set(stage.train_set.sizes().values())))
-    images = PREFETCHED_BATCHES * stage.num_workers * stage.batch_size * 3 * pixels
+    images = PREFETCHED_BATCHES * stage.num_workers * batch_size * 3 * pixels
     if not isinstance(stage.source, CachedTeacher) or not stage.teacher_levels:
         return images
     levels = [level.name for level in stage.teacher_levels]
-    return images + buffer_bytes(stage.source.reader, levels=levels, batch_size=stage.batch_size)
+    return images + buffer_bytes(stage.source.reader, levels=levels, batch_size=batch_size)
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from mtpd_train.data.sampling import share_of
 from mtpd_train.optimization.gradient_step import gradient_step
 from mtpd_train.optimization.optimizer import build_optimizer
+from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
+from mtpd_train.training.data_parallel import build_network
 from mtpd_train.training.step import add_gradient, loaded
 
 
@@ -20,7 +23,7 @@ class Trial:
     Attributes:
         num_steps: optimizer steps on the clock, after one to warm up.
         seconds_per_step: of an optimizer step, with the reading of its images; evaluations come on top.
-        gpu_bytes: the most that tensors took on the GPU in these steps; None on a CPU.
+        gpu_bytes: the most that tensors took on the GPU of this process in these steps; None on a CPU.
     """
 
     num_steps: int
@@ -28,8 +31,10 @@ class Trial:
     gpu_bytes: int | None
 
 
-def run_trial(stage: Stage, device: torch.device, *, num_steps: int) -> Trial:
+def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: World = ALONE) -> Trial:
     """Trains a stage for `num_steps` steps and one before them, and leaves it changed: for dry runs only.
+
+    All processes of `world` do so together, as in training.
 
     Raises:
         MtpdError: an image or a map cannot be read.
@@ -44,11 +49,24 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int) -> Trial:
     # A rate that changes nothing: untrained networks must not diverge under the trial.
     optimizer = build_optimizer(parameters, kind=recipe.optimizer, lr=1e-3 * recipe.lr, momentum=recipe.momentum)
     scaler = GradScaler(device.type, enabled=recipe.precision == 'fp16')
+    network = build_network(stage, world)
     batches = stage.epoch_batches(0)[: (1 + num_steps) * recipe.accumulate]
+    shares = [share_of(batch, rank=world.rank, size=world.size).requests for batch in batches]
     moments = [time.perf_counter()]
-    for number, (samples, ahead) in enumerate(loaded(stage, batches)):
-        add_gradient(stage, samples, ahead, share=1 / recipe.accumulate, progress=0.0, scaler=scaler, device=device)
-        if (number + 1) % recipe.accumulate and number + 1 < len(batches):
+    for number, (samples, ahead) in enumerate(loaded(stage, shares), start=1):
+        ends_step = number % recipe.accumulate == 0 or number == len(batches)
+        add_gradient(
+            stage,
+            samples,
+            ahead,
+            share=1 / recipe.accumulate,
+            progress=0.0,
+            scaler=scaler,
+            device=device,
+            network=network,
+            ends_step=ends_step,
+        )
+        if not ends_step:
             continue
         gradient_step(optimizer, scaler, grad_clip=recipe.grad_clip)
         if on_gpu:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
+from mtpd_train.data.sampling import share_of
 from mtpd_train.optimization.optimizer import OptimizerKind, build_optimizer
 from mtpd_train.planning import account
 from mtpd_train.planning.account import plan_lines
 from mtpd_train.planning.plan import disk_bytes, plan_stage
 from mtpd_train.planning.trial import run_trial
+from mtpd_train.processes import World
 from mtpd_train.stage import Stage
 from mtpd_train.teachers import code_stream
 from mtpd_train.teachers.cached_teacher import CachedTeacher
@@ -70,9 +72,21 @@ def test_buffers_are_those_of_the_stream(
     batches = stage.epoch_batches(0)
     next(stage.source.read_ahead(batches, levels=['p3', 'p4'], device=CPU))
     assert plan_stage(stage).host_bytes == sum(made)
+    # Five images for two processes: three for the first, and in a plan as many for each.
+    del made[:]
+    stage = build_stage(cache=caches[16], distill=DISTILL, data={'workers': 0, 'batch_size': 5})
+    assert isinstance(stage.source, CachedTeacher)
+    shares = [share_of(batch, rank=0, size=2).requests for batch in stage.epoch_batches(0)]
+    next(stage.source.read_ahead(shares, levels=['p3', 'p4'], device=CPU))
+    assert plan_stage(stage, World(size=2, local_size=2)).host_bytes == 2 * sum(made)
+    assert plan_stage(stage, World(size=2)).host_bytes == sum(made)
+
+
+def test_images_under_way_are_those_of_the_workers(build_stage: Build, caches: dict[int, Path]) -> None:
+    without = build_stage(cache=caches[16], distill=DISTILL, data={'workers': 0})
     with_workers = build_stage(cache=caches[16], distill=DISTILL, data={'workers': 3})
     # Two batches of eight images under way in each of three processes; the largest is 128 x 128 px.
-    assert plan_stage(with_workers).host_bytes == sum(made) + 3 * 2 * 8 * 3 * 128 * 128
+    assert plan_stage(with_workers).host_bytes == plan_stage(without).host_bytes + 3 * 2 * 8 * 3 * 128 * 128
 
 
 @pytest.mark.parametrize(('kind', 'momentum'), [('adamw', 0.9), ('sgd', 0.9), ('sgd', 0.0)])

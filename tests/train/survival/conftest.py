@@ -116,7 +116,7 @@ def start_two(start: StartProgram) -> Callable[..., list[Program]]:
     def run(*arguments: object, **options: Any) -> list[Program]:
         with socket.create_server(('127.0.0.1', 0)) as free:
             port = free.getsockname()[1]
-        shared = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        shared = {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
         ranks = [shared | {'RANK': str(rank), 'LOCAL_RANK': str(rank)} for rank in range(2)]
         extra = options.pop('environment', {})
         return [start(*arguments, '--device', 'cpu', environment=one | extra, **options) for one in ranks]

@@ -128,6 +128,27 @@ def test_evaluation_is_divided(whole_of_two: Path, stages: list[Path], records: 
     assert found.metrics['box/AR100'] > 0
 
 
+def test_a_dry_run_plans_for_the_share_of_each(start_two: Any, stages: list[Path], tmp_path: Path) -> None:
+    """Batches of 2 and of 4 images; a step of the second stage has two of these."""
+    code = """
+from mtpd_train.planning import trial
+add_gradient = trial.add_gradient
+def seen(stage, samples, *arguments, **options):
+    with open(os.environ['DUMP'] + os.environ['RANK'], 'a') as file:
+        print(stage.number, len(samples), options['ends_step'], file=file)
+    return add_gradient(stage, samples, *arguments, **options)
+trial.add_gradient = seen
+"""
+    dump = {'DUMP': str(tmp_path / 'dump')}
+    finished(start_two(*stages, '--out', tmp_path / 'run', '--dry-run', environment=dump, code=code))
+    seen = [line.split() for rank in range(2) for line in (tmp_path / f'dump{rank}').read_text().splitlines()]
+    first, second = ([one[1:] for one in seen if one[0] == number] for number in '12')
+    assert first == [['1', 'True']] * 2 * 4
+    # Three batches of 4, 4 and 3 images.
+    assert second == [['2', 'False'], ['2', 'True'], ['2', 'True'], ['2', 'False'], ['2', 'True'], ['1', 'True']]
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_signal_stops_both_and_they_go_on(
     whole_of_two: Path, start_two: Any, stages: list[Path], wait_for: Any, records: Records, tmp_path: Path
 ) -> None:

@@ -145,14 +145,24 @@ def test_a_finished_run_is_finished(stages: list[Path], whole: Path, train: Call
     assert (whole / 'metrics.jsonl').read_bytes() == metrics
 
 
+@pytest.fixture
+def _before_building(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails does so before the stages are built, which takes minutes where they are large."""
+    monkeypatch.setattr('mtpd_train.run.build_stages', lambda *_, **__: pytest.fail('the stages were built'))
+
+
+@pytest.mark.usefixtures('_before_building')
+@pytest.mark.parametrize('options', [[], ['--dry-run']], ids=['run', 'dry run'])
 def test_a_run_is_not_written_over(
-    stages: list[Path], whole: Path, train_error: Callable[..., str], tmp_path: Path
+    options: list[str], stages: list[Path], whole: Path, train_error: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert f'{whole}: already holds a run; add --resume to go on' in train_error(*stages, '--out', whole)
+    assert f'{whole}: already holds a run; add --resume to go on' in train_error(*stages, '--out', whole, *options)
     (tmp_path / 'notes.txt').write_text('mine')
-    assert 'not empty and holds no run' in train_error(*stages, '--out', tmp_path, '--resume')
+    assert 'not empty and holds no run' in train_error(*stages, '--out', tmp_path, '--resume', *options)
+    assert [one.name for one in tmp_path.iterdir()] == ['notes.txt']
 
 
+@pytest.mark.usefixtures('_before_building')
 def test_a_changed_configuration_is_refused(stages: list[Path], whole: Path, train_error: Callable[..., str]) -> None:
     line = train_error(*stages, '--out', whole, '--resume', '--set', 'optim.lr=0.5')
     assert 'stages.1.optim.lr was 0.002 and is 0.5' in line
@@ -203,7 +213,7 @@ def test_one_process_writes_a_run(
 ) -> None:
     first = start(*stages, '--out', tmp_path, '--set', 'optim.epochs=50')
     wait_for((tmp_path / 'run.json').exists)
-    line = train_error(*stages, '--out', tmp_path, '--resume')
+    line = train_error(*stages, '--out', tmp_path, '--resume', '--set', 'optim.epochs=50')
     assert f'{tmp_path}: process {first.pid} on ' in line
     assert 'is writing this run; wait for it, or choose another --out' in line
     first.kill()
