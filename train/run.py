@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtpd.console import hush, say
+from mtpd.console import hush, say, warn
 from mtpd.environment import choose_device
 from mtpd.errors import InputError, UnavailableError
 from mtpd.interrupt import StopFlag, stop_on_signals
@@ -75,6 +75,8 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
     stages = build_stages(settings, place=partial(place_of, options['stages'], options['overrides']))
     for stage in stages:
         say(_summary(stage))
+    if world.is_main:
+        _warn_of_workers(stages)
     plans = [plan_stage(stage, world) for stage in stages]
     if options['dry_run']:
         dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options['trial_steps'])
@@ -158,6 +160,12 @@ def _check_batch_sizes(settings: Sequence[StageSettings], world: World) -> None:
         )
 
 
+def _warn_of_workers(stages: Sequence[Stage]) -> None:
+    number, cores = max(stage.num_workers for stage in stages), os.cpu_count() or 1
+    if number > cores:
+        warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be as fast')
+
+
 def _summary(stage: Stage) -> str:
     geometry = stage.student.preprocessing.geometry
     parameters = sum(one.numel() for one in stage.student.model.parameters())
@@ -168,7 +176,12 @@ def _summary(stage: Stage) -> str:
         start += f', {inheritance_summary(stage.inheritance)}'
     return (
         f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, {start}; '
-        f'{len(stage.train_set.coco.images)} images at {geometry.scale[0]}x{geometry.scale[1]}, '
+        f'{_images(stage)} at {geometry.scale[0]}x{geometry.scale[1]}, '
         f'{stage.source or "no teacher"}, distillation losses: {losses}, '
         f'{stage.recipe.epochs} {"epoch" if stage.recipe.epochs == 1 else "epochs"}'
     )
+
+
+def _images(stage: Stage) -> str:
+    used, total = len(stage.train_set.sizes(with_objects=True)), len(stage.train_set.coco.images)
+    return f'{used} images' if used == total else f'{used} of {total} images, those with objects,'

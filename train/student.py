@@ -15,7 +15,7 @@ from mtpd.detectors.features import probe_levels
 from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.weights import backbone_weights, fetch_weights
-from mtpd.detectors.zoo import resolve
+from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError
 from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
 from mtpd.pyramid import Level
@@ -130,8 +130,9 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
         UnavailableError: the weights cannot be fetched.
     """
     path = Path(reference)
-    if not path.suffix and not path.exists():
-        path = fetch_weights(resolve(reference))
+    # Names of the zoo have dots, too.
+    if not path.exists() and (not path.suffix or find_model(reference) is not None):
+        path = fetch_weights(resolve(reference), offline='give init.fine_tune a local file in place of the name')
     state = load_checkpoint(path)
     own = model.state_dict()
     anew = [name for name, value in own.items() if name in state and state[name].shape != value.shape]

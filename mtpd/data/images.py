@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mtpd.errors import InputError
 
@@ -47,6 +47,8 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
         raise InputError(f'{path}: the image file is empty; fetch it again')
     try:
         stated = _check_jpeg(content) if content.startswith(JPEG_START) else _check_other(content)
+    except UnidentifiedImageError:
+        raise InputError(f'{path}: the file is no image of a known kind; fetch it again') from None
     except Exception as error:  # Pillow's decoders raise whatever comes up: OSError, SyntaxError, struct.error, ...
         raise InputError(f'{path}: not a complete image ({error}); fetch it again') from None
     # Judged by the header first, so that a small file cannot ask for gigabytes. It may still lie on its side.
@@ -64,9 +66,10 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
 
 
 def _wrong_size(path: Path, found: tuple[int, ...], wanted: Size) -> str:
+    turned = ', turned as its EXIF orientation says' if found[::-1] == wanted else ''
     return (
         f'{path}: the image is {found[1]} x {found[0]} px (width x height), its annotation says '
-        f'{wanted[1]} x {wanted[0]}; is it the image that was annotated?'
+        f'{wanted[1]} x {wanted[0]}; is it the image that was annotated{turned}?'
     )
 
 

@@ -18,16 +18,20 @@ CHECKPOINT_OFFLINE = 'give a local file with --checkpoint FILE, or `checkpoint: 
 BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
 
-def fetch_weights(model: ZooModel) -> Path:
+def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
     """The checkpoint file of a zoo model, in PyTorch's usual folder; fetched unless it is there.
+
+    Args:
+        model: whose weights.
+        offline: what else the user can do, for the error messages.
 
     Raises:
         InputError: the model has no published weights, or the file that is there is damaged.
         UnavailableError: they cannot be fetched.
     """
     if model.weights is None:
-        raise InputError(f'{model.name}: the zoo has no weights for it; {CHECKPOINT_OFFLINE}')
-    return download(model.weights, _checkpoint_folder(), offline=CHECKPOINT_OFFLINE)
+        raise InputError(f'{model.name}: the zoo has no weights for it; {offline}')
+    return download(model.weights, _checkpoint_folder(), offline=offline)
 
 
 def backbone_weights(reference: str) -> dict[str, Tensor]:

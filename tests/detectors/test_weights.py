@@ -39,8 +39,11 @@ def test_a_checkpoint_that_is_there_is_used(hub: Path) -> None:
 
 def test_without_a_network_the_message_names_address_and_option(hub: Path, unreachable: str) -> None:
     address = f'{unreachable}/net-01234567.pth'
+    model = dataclasses.replace(resolve('r50'), weights=address)
     with pytest.raises(UnavailableError, match=rf'{address} .*--checkpoint FILE'):
-        fetch_weights(dataclasses.replace(resolve('r50'), weights=address))
+        fetch_weights(model)
+    with pytest.raises(UnavailableError, match=rf'{address} .*; name a file$'):
+        fetch_weights(model, offline='name a file')
     assert not (hub / 'net-01234567.pth').exists()
 
 

@@ -212,6 +212,20 @@ def test_categories_of_training_and_evaluation_differ(fails: Callable[..., str],
     edit(copied_set, lambda document: document['categories'][0].update(name='disc'), 'val2017')
     line = fails(data={'coco': str(copied_set)})
     assert 'instances_val2017.json: its categories differ from those of' in line
+    assert "json: id 1 is 'disc' here and " in line
+    edit(copied_set, lambda document: document['categories'].append({'id': 9, 'name': 'kite'}))
+    edit(copied_set, lambda document: document['categories'][0].update(name='disc'))
+    assert ": id 9 is missing here and 'kite' there; choose another data.val" in fails(data={'coco': str(copied_set)})
+
+
+def test_categories_that_make_no_classes(fails: Callable[..., str], copied_set: Path) -> None:
+    edit(copied_set, lambda document: document['categories'][1].update(name=document['categories'][0]['name']))
+    line = fails(data={'coco': str(copied_set)})
+    assert re.search(
+        "instances_train2017.json: categories 1 and 2 are both named '.*'; classes are told apart by", line
+    )
+    edit(copied_set, lambda document: document.update(categories=[], annotations=[]))
+    assert "'categories' is empty, so there is no class to learn" in fails(data={'coco': str(copied_set)})
 
 
 def test_nothing_to_train_on(fails: Callable[..., str], copied_set: Path) -> None:

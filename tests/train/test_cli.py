@@ -56,10 +56,20 @@ def test_a_dry_run_writes_nothing(
     two = write_stage(tmp_path / 'two.yaml', cache=caches[16], distill=[{'loss': 'masked_mse', 'levels': ['p3']}])
     output = train(one, two, '--out', tmp_path / 'run', '--dry-run').output
     assert 'Dry run: nothing was trained or written.' in output
-    assert 'stage 1: 0.24 M parameters, random weights, as init.backbone: none asks; 24 images at 128x128' in output
+    start = 'random weights, as init.backbone: none asks; 23 of 24 images, those with objects, at 128x128'
+    assert f'stage 1: 0.24 M parameters, {start}' in output
     assert 'student of stage 1' in output
     assert f'cache {caches[16]} (plain, flip), distillation losses: masked_mse/p3, 1 epoch' in output
     assert not (tmp_path / 'run').exists()
+
+
+def test_more_workers_than_cores_are_told_once(
+    train: Callable[..., Any], write_stage: WriteStage, tmp_path: Path
+) -> None:
+    stages = [write_stage(tmp_path / f'{name}.yaml', data={'workers': 5000}) for name in 'ab']
+    error = train(*stages, '--out', tmp_path / 'run', '--dry-run', '--trial-steps', 0).stderr
+    assert error.startswith('warning: data.workers is 5000, more than the ')
+    assert error.count('\n') == 1
 
 
 def test_a_dry_run_checks_everything(train_error: Callable[..., str], write_stage: WriteStage, tmp_path: Path) -> None:

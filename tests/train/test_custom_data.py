@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 
 import mtpd.cache
-from mtpd.errors import InputError
+from mtpd.errors import InputError, UnavailableError
 from mtpd_train.evaluator.cli import main as evaluate_main
 from mtpd_train.stage import Stage
 
@@ -179,3 +179,15 @@ def test_fine_tuning_what_is_not_there(build_stage: Callable[..., Stage]) -> Non
         build_stage(init={'fine_tune': 'retinanet_r50_fpn_1x_cocoo'})
     with pytest.raises(InputError, match='and `checkpoint` is set too'):
         build_stage(init={'fine_tune': 'r101', 'checkpoint': 'a.pth'})
+
+
+def test_fine_tuning_without_a_network(
+    build_stage: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of the zoo with a dot, which is no file; a port that cannot be: nobody listens."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    for name in ('http_proxy', 'https_proxy', 'HTTPS_PROXY'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:1')
+    name = 'mask-rcnn_r50_fpn_sample1e-3_ms-2x_lvis-v0.5'
+    with pytest.raises(UnavailableError, match=r'cannot fetch https://.*; give init\.fine_tune a local file'):
+        build_stage(init={'fine_tune': name})

@@ -17,6 +17,30 @@ def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, P
     return split.images, split.annotations
 
 
+def read_train_annotations(data: DataSettings, *, read: Callable[[Path], CocoSet]) -> CocoSet:
+    """The annotations of the images to train on, whose categories make the student's classes.
+
+    Args:
+        data: what the stage file says.
+        read: reads annotation files.
+
+    Raises:
+        InputError: there are no categories, or two have the same name.
+    """
+    coco = read(split_paths(data, data.train)[1])
+    if not coco.categories:
+        raise InputError(f"{coco.path}: 'categories' is empty, so there is no class to learn; list the categories")
+    ids: dict[str, int] = {}
+    for category in coco.categories:
+        if category.name in ids:
+            raise InputError(
+                f'{coco.path}: categories {ids[category.name]} and {category.id} are both named {category.name!r:.80}; '
+                'classes are told apart by their names, rename one'
+            )
+        ids[category.name] = category.id
+    return coco
+
+
 def build_train_set(data: DataSettings, coco: CocoSet, *, geometry: Geometry, with_masks: bool) -> DetectionDataset:
     """The images to train on.
 
@@ -56,7 +80,15 @@ def build_val_set(
     coco = read(annotations)
     if coco.categories != train_coco.categories:
         raise InputError(
-            f'{annotations}: its categories differ from those of {train_coco.path}; '
-            'choose another data.val, or null for no evaluation'
+            f'{annotations}: its categories differ from those of {train_coco.path}: '
+            f'{_first_difference(coco, train_coco)}; choose another data.val, or null for no evaluation'
         )
     return DetectionDataset(coco, folder, geometry=geometry, for_training=False, with_masks=False)
+
+
+def _first_difference(coco: CocoSet, train_coco: CocoSet) -> str:
+    """How the first category that differs is told there and here."""
+    here, there = ({one.id: one.name for one in several.categories} for several in (coco, train_coco))
+    number = next(one for one in sorted(here | there) if here.get(one) != there.get(one))
+    names = (f'{one[number]!r:.80}' if number in one else 'missing' for one in (here, there))
+    return 'id {} is {} here and {} there'.format(number, *names)

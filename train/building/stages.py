@@ -19,7 +19,7 @@ from mtpd.evaluation import require_backend
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.terms import FineGrainedTerm
-from mtpd_train.building.data import build_train_set, build_val_set, split_paths
+from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
@@ -84,7 +84,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
     with problems.at('cache' if settings.teacher is None else 'teacher'):
         source = build_source(settings)
     with problems.at('data.train'):
-        train_coco = read(split_paths(data, data.train)[1])
+        train_coco = read_train_annotations(data, read=read)
     with problems.at('student'):
         config = student_config(settings.student, changes=settings.model)
         own = read_preprocessing(config)

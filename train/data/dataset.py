@@ -1,5 +1,6 @@
 """The images and annotations of one split, as samples for a detector."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -116,16 +117,19 @@ def load_batches(
         MtpdError: an image cannot be read.
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
-    loader: Iterable[list[Sample | MtpdError]] = torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any list of lists of keys does
-        num_workers=num_workers,
-        collate_fn=list,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=start_method if num_workers else None,
-    )
-    return map(_without_errors, iter(loader))
+    with warnings.catch_warnings():
+        # Of more processes than cores, twice an epoch; the programs say it once.
+        warnings.filterwarnings('ignore', message='This DataLoader will create')
+        loader: Iterable[list[Sample | MtpdError]] = torch.utils.data.DataLoader(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]  # any list of lists of keys does
+            num_workers=num_workers,
+            collate_fn=list,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=start_method if num_workers else None,
+        )
+        return map(_without_errors, iter(loader))
 
 
 def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
