@@ -8,7 +8,7 @@ import click
 
 from mtpd.console import reported
 from mtpd.torchrun import local_rank
-from mtpd_extract.cli_options import data_options, output_options, require_pairs, teacher_options
+from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
 from mtpd_extract.workers import part_of_environment
 
 EXAMPLES = """
@@ -70,6 +70,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     '--teacher',
     required=True,
     metavar='T',
+    shell_complete=complete_model,
     help='Zoo model, alias (r101, swin_l, ...), mmdet config (.py), or FILE.py:CALLABLE.',
 )
 @click.option(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -76,6 +77,14 @@ def output_options(command: Command) -> Command:
         click.option('-q', '--quiet', is_flag=True, help='No progress: only results, warnings and errors.'),
         click.option('-v', '--verbose', is_flag=True, help='Tracebacks of errors.'),
     )
+
+
+def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers where a model is named: aliases of the zoo, else files."""
+    from mtpd.detectors.zoo import ALIASES  # Not at the top: it would slow down --help.
+
+    aliases = [CompletionItem(name) for name in ALIASES if name.startswith(incomplete)]
+    return aliases or [CompletionItem(incomplete, type='file')]
 
 
 def _together(command: Command, *options: Callable[[Command], Command]) -> Command:

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,6 +144,28 @@ def test_completion(program: str) -> None:
     result = subprocess.run([BIN / program], env=os.environ | request, capture_output=True, text=True, check=True)
     assert 'plain,--help' in result.stdout.splitlines()
     assert f'{variable}=bash_source {program}' in invoke(program, '--help').output
+
+
+@pytest.mark.parametrize(
+    ('words', 'offered'),
+    [
+        ('mtpd-extract --teacher swin_', 'plain,swin_l'),
+        ('mtpd-extract --teacher my_', 'file,my_'),
+        ('mtpd-cache fidelity cache/r101 --teacher r10', 'plain,r101'),
+        ('mtpd-eval --model r10', 'plain,r101'),
+        ('mtpd-eval ru', 'dir,ru'),
+        ('mtpd-report ru', 'dir,ru'),
+        ('mtpd-report comp', 'plain,compare'),
+        ('mtpd-report runs/mine --min', 'plain,--min-score'),
+        ('mtpd-cache ver', 'plain,verify'),
+        ('mtpd-train stage1.ya', 'file,stage1.ya'),
+    ],
+)
+def test_what_a_shell_offers(words: str, offered: str) -> None:
+    program, *arguments, incomplete = words.split()
+    complete = ShellComplete(programs()[program], {}, program, '')
+    found = [f'{one.type},{one.value}' for one in complete.get_completions(arguments, incomplete)]
+    assert offered in found
 
 
 @pytest.mark.parametrize('program', programs())

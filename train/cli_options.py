@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -14,3 +15,11 @@ def output_options(command: Command) -> Command:
     quiet = click.option('-q', '--quiet', is_flag=True, help='No progress: only results, warnings and errors.')
     # The help lists options in the reverse of the order in which they are applied.
     return quiet(verbose(command))
+
+
+def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers where a model is named: aliases of the zoo, else files."""
+    from mtpd.detectors.zoo import ALIASES  # Not at the top: it would slow down --help.
+
+    aliases = [CompletionItem(name) for name in ALIASES if name.startswith(incomplete)]
+    return aliases or [CompletionItem(incomplete, type='file')]

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mtpd.console import reported
-from mtpd_extract.cli_options import data_options, output_options, require_pairs, teacher_options
+from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
 
 CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}
 
@@ -140,7 +140,12 @@ def picture(verbose: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(epilog=FIDELITY_EXAMPLES)
 @click.argument('cache', type=click.Path(path_type=Path))
-@click.option('--teacher', metavar='T', help='As for mtpd-extract.  [default: what the cache names]')
+@click.option(
+    '--teacher',
+    metavar='T',
+    shell_complete=complete_model,
+    help='As for mtpd-extract.  [default: what the cache names]',
+)
 @teacher_options
 @data_options
 @click.option(

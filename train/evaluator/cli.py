@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mtpd.console import reported
-from mtpd_train.cli_options import output_options
+from mtpd_train.cli_options import complete_model, output_options
 
 EXAMPLES = """
 \b
@@ -35,7 +35,10 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
 @click.argument('run', required=False, metavar='[RUN]', type=_folder)
 @click.option(
-    '--model', metavar='M', help='In place of RUN: zoo model, alias (r101, swin_l, ...) or mmdet config (.py).'
+    '--model',
+    metavar='M',
+    shell_complete=complete_model,
+    help='In place of RUN: zoo model, alias (r101, swin_l, ...) or mmdet config (.py).',
 )
 @click.option('--checkpoint', type=_file, help="Weights.  [default: the run's, or the zoo's]")
 @click.option(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from mtpd.console import reported
 from mtpd_train.cli_options import output_options
@@ -55,6 +56,10 @@ class _PageByDefault(click.Group):
         if args and args[0] not in {*self.commands, *HELP}:
             args = [PAGE, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # Of a folder whose name starts as a command's, the shell offers that command.
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type='dir')]
 
 
 @click.group(cls=_PageByDefault, epilog=EXAMPLES, context_settings=CONTEXT, subcommand_metavar='[COMMAND] RUN...')
