@@ -1,9 +1,11 @@
 """How the programs speak: progress on stderr, lines on stdout, and how they end. The library itself uses none of this.
 
 A terminal gets moving bars, a log file a line now and then. `-q` leaves what was asked for, warnings and errors.
-A reader who goes away (`| head`, a `tee` that Ctrl-C ends) stops no work: what it would have read is left out.
+A reader who goes away (`| head`, a `tee` that Ctrl-C ends, a terminal that is closed) stops no work: what it would have
+read is left out.
 """
 
+import errno
 import os
 import select
 import sys
@@ -14,6 +16,7 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from mtpd import outcome
+from mtpd.interrupt import interrupted_by_signals
 
 # Seconds from one look of a bar to the next, on a terminal and in a log file.
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30.0
@@ -34,7 +37,8 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
     """
     token = _quiet.set(quiet)
     try:
-        yield
+        with interrupted_by_signals():
+            yield
         if sys.stdout is not None:
             sys.stdout.flush()
     except SystemExit:  # who exits has said why
@@ -109,7 +113,10 @@ def _tell(text: str, stream: TextIO | None) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        # EIO: the terminal is closed.
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         _write_to_nobody(stream)
 
 

@@ -1,10 +1,16 @@
 """Stopping long work where it can be taken up again."""
 
+import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# Ctrl-C, the wish of a scheduler, the end of a terminal or of a connection.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # A launcher passes on what the terminal or the scheduler sent to all processes: twice within so many seconds is once.
 ONE_PRESS_SECONDS = 1.0
@@ -30,7 +36,7 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Turns Ctrl-C and SIGTERM into a flag; another Ctrl-C, some time later, interrupts at once. Main thread only."""
+    """Turns `STOP_SIGNALS` into a flag; another Ctrl-C, some time later, interrupts at once. Main thread only."""
     flag = StopFlag()
     first = 0.0
 
@@ -44,9 +50,60 @@ def stop_on_signals() -> Iterator[StopFlag]:
             first = now
         flag.set()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(handle):
         yield flag
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Makes of every one of `STOP_SIGNALS` what Ctrl-C is: a KeyboardInterrupt. Outside the main thread, nothing."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled(handle):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    heard = set(STOP_SIGNALS)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        heard.remove(signal.SIGHUP)  # By nohup: the work is to go on without its terminal.
+    previous = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started within do not hear `STOP_SIGNALS`: who asks a whole job to stop asks them, too.
+
+    They would end in the middle of the work that their parent wants to finish. They must call `end_with_parent`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """In a child that is deaf: its parent alone ends it by SIGTERM. Needs Linux, elsewhere it hears SIGTERM again."""
+    if sys.platform != 'linux':
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

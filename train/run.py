@@ -135,9 +135,8 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         if 'DataLoader worker' not in str(error):
             raise
         raise UnavailableError(
-            f'stage {number}: a process that reads images was ended from outside, by a signal to all processes of the '
-            'job or for want of memory (then lower data.workers); what was saved before is intact: run the same '
-            'command with --resume'
+            f'stage {number}: a process that reads images was ended from outside, as systems do for want of memory '
+            '(then lower data.workers); what was saved before is intact: run the same command with --resume'
         ) from error
     if world.is_main:
         meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}

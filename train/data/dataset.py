@@ -22,6 +22,7 @@ from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
 from mtpd.errors import InputError, MtpdError
 from mtpd.geometry import Geometry, Size
+from mtpd.interrupt import deaf_children, end_with_parent
 from mtpd_train.data.sampling import Request
 
 
@@ -117,7 +118,7 @@ def load_batches(
         MtpdError: an image cannot be read.
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), deaf_children():
         # Of more processes than cores, twice an epoch; the programs say it once.
         warnings.filterwarnings('ignore', message='This DataLoader will create')
         loader: Iterable[list[Sample | MtpdError]] = torch.utils.data.DataLoader(
@@ -143,6 +144,7 @@ def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
 
 def _start_worker(number: int) -> None:
     del number
+    end_with_parent()
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
     prepare()  # A process that was not forked has mmdet still to import.

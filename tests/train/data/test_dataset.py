@@ -1,12 +1,15 @@
 """Samples of a split: odd images, odd annotations, worker processes, and what cannot be read."""
 
 import json
+import multiprocessing
 import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -135,6 +138,23 @@ def test_batches_come_in_order(num_workers: int, make_set: MakeSet) -> None:
     batches = [[Request(2, 'plain'), Request(5, 'flip')], [Request(6, 'flip')], [Request(1, 'flip')]]
     found = list(load_batches(dataset_of(folder), batches, num_workers=num_workers))
     assert [[(one.image_id, one.view) for one in samples] for samples in found] == batches
+
+
+@pytest.mark.parametrize('start_method', ['fork', 'spawn'])
+def test_workers_are_deaf_to_signals(start_method: Literal['fork', 'spawn'], make_set: MakeSet) -> None:
+    """A scheduler sends them to all processes of a job; those that read go on until the job has what it needs."""
+    folder = make_set({f'{number}.png': picture() for number in range(12)}, {})
+    requests = [[Request(number, 'plain')] for number in range(1, 13)]
+    loaded = load_batches(dataset_of(folder), requests, num_workers=1, start_method=start_method)
+    found = [next(loaded)[0].image_id]
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Not by this process, whose wish to end it is heard.
+        subprocess.run(['kill', f'-{number}', str(worker.pid)], check=True)
+    found += [samples[0].image_id for samples in loaded]
+    assert found == list(range(1, 13))
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

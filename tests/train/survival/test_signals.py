@@ -1,6 +1,7 @@
 """Runs that are asked to stop, and go on."""
 
 import os
+import pty
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,6 +13,15 @@ import torch
 
 from mtpd.detectors.detection import predict
 from mtpd_train.training.step import add_gradient
+
+
+def is_group(number: int) -> bool:
+    """Whether any of its processes is there."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_signal_saves_the_step_and_says_how_to_go_on(
@@ -77,14 +87,50 @@ def test_steps_are_saved_whole(stages: list[Path], train: Any, train_error: Any,
     assert len(calls) == 2
 
 
-def test_ctrl_c_reaches_workers_too(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
-    """A terminal sends it to the whole group of processes; the workers must not answer with tracebacks."""
-    program = start(stages[0], '--out', tmp_path, '--set', 'data.workers=1', '--set', 'optim.epochs=50')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes(
+    number: signal.Signals, stages: list[Path], start: Any, wait_for: Any, tmp_path: Path
+) -> None:
+    """As a terminal or a scheduler sends it: those that read images work on until the run has saved, and then end."""
+    program = start(stages[0], '--out', tmp_path, '--set', 'data.workers=2', '--set', 'optim.epochs=50')
     wait_for(lambda: (tmp_path / 'stage1' / 'progress.pth').exists())
-    os.killpg(program.pid, signal.SIGINT)
+    for _ in range(2):
+        os.killpg(program.pid, number)
     assert program.wait() == 130, program.stderr
     assert 'Traceback' not in program.stderr
     assert program.last_line.startswith('stopped in epoch ')
+    wait_for(lambda: not is_group(program.pid))
+
+
+def test_a_terminal_that_is_closed(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
+    """Or a connection that is lost: what the run still says goes nowhere, and it saves."""
+    terminal, end = pty.openpty()
+    name = os.ttyname(end)
+    code = f"""
+import fcntl, termios
+fcntl.ioctl(os.open({name!r}, os.O_RDWR), termios.TIOCSCTTY, 0)
+for number in (0, 1, 2):
+    os.dup2(os.open({name!r}, os.O_RDWR), number)
+"""
+    program = start(stages[0], '--out', tmp_path, '--set', 'data.workers=1', '--set', 'optim.epochs=50', code=code)
+    progress = tmp_path / 'stage1' / 'progress.pth'
+    wait_for(progress.exists)
+    before = progress.stat().st_mtime_ns
+    os.close(end)
+    os.close(terminal)
+    assert program.wait() == 130
+    assert progress.stat().st_mtime_ns > before
+
+
+def test_a_signal_while_networks_are_built(stages: list[Path], start: Any, tmp_path: Path) -> None:
+    """There is nothing to save yet."""
+    code = """
+import mtpd_train.run, signal
+mtpd_train.run.build_stages = lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+"""
+    program = start(*stages, '--out', tmp_path / 'run', code=code)
+    assert program.wait() == 130, program.stderr
+    assert program.stderr == 'Error: interrupted at once; what was saved before is kept\n'
 
 
 def test_a_worker_that_is_ended_from_outside(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
