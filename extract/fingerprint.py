@@ -56,6 +56,7 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
     """
     return {
         'teacher': teacher.name,
+        **({} if teacher.classes is None else {'classes': list(teacher.classes)}),
         'annotations': coco.path.name,
         'annotated_images': len(coco.images),
         'image_bytes': sha256_bytes(canonical_json([path.stat().st_size for path in paths.values()])),

@@ -14,7 +14,7 @@ def checkpoint_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The classes that the `meta` of a checkpoint names, in the order of the outputs; None where it names none."""
     data_set = meta.get('dataset_meta')
     # mmdet 3 has `dataset_meta`, mmdet 2 had `CLASSES`.
-    return _names(data_set.get('classes') if isinstance(data_set, Mapping) else meta.get('CLASSES'))
+    return class_list(data_set.get('classes') if isinstance(data_set, Mapping) else meta.get('CLASSES'))
 
 
 def config_classes(config: Any) -> tuple[str, ...] | None:
@@ -23,7 +23,7 @@ def config_classes(config: Any) -> tuple[str, ...] | None:
     while 'metainfo' not in dataset and isinstance(dataset.get('dataset'), dict):
         dataset = dataset['dataset']
     metainfo = dataset.get('metainfo') or config.get('metainfo') or {}
-    return _names(metainfo.get('classes')) if isinstance(metainfo, dict) else None
+    return class_list(metainfo.get('classes')) if isinstance(metainfo, dict) else None
 
 
 def num_classes_of(model: nn.Module) -> int | None:
@@ -69,12 +69,34 @@ def labels_to_categories(
     return [by_name[_key(one)] for one in classes]
 
 
+def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, name: str) -> None:
+    """Refuses a teacher whose labels mean other classes than those of a student that takes them over by number.
+
+    Args:
+        ours: classes of the student in the order of its labels.
+        theirs: those of the teacher; None: unknown, or of another number, and nothing is refused.
+        name: of the teacher, for messages.
+
+    Raises:
+        InputError: the same label is another class.
+    """
+    if theirs is None or len(theirs) != len(ours):
+        return
+    for label, (own, other) in enumerate(zip(ours, theirs, strict=True)):
+        if _key(own) != _key(other):
+            raise InputError(
+                f"label {label} of {name} is '{other}', the student's is '{own}'; take a teacher that was trained on "
+                'the classes of data.train, in the order of their category ids'
+            )
+
+
 def _key(name: str) -> str:
     # Checkpoints of the first mmdet spell COCO's names with underscores.
     return name.replace('_', ' ').casefold()
 
 
-def _names(found: Any) -> tuple[str, ...] | None:
+def class_list(found: Any) -> tuple[str, ...] | None:
+    """Names that a file lists; None where it lists none, or something else."""
     if not isinstance(found, list | tuple) or not found or not all(isinstance(one, str) for one in found):
         return None
     return tuple(found)

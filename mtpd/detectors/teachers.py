@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.checkpoint import load_checkpoint, load_into
+from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
+from mtpd.detectors.class_names import checkpoint_classes, config_classes
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
 from mtpd.detectors.models import build_detector, load_config
@@ -46,6 +47,7 @@ class Teacher:
         definition_sha256: hash of the model's config, or of the file and callable that make it.
         hook_point: where the maps are taken, see `mtpd.detectors.hook_point`.
         roi_head: how its RoI head is built; None where it has none that mtpd can run on its maps.
+        classes: what its labels mean, in their order; None where neither its checkpoint nor its config says it.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Teacher:
     definition_sha256: str
     hook_point: str
     roi_head: RoiHeadRecord | None = None
+    classes: tuple[str, ...] | None = None
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -159,6 +162,8 @@ def _from_mmdet(
         definition_sha256=sha256_bytes(canonical_json(_plain(config.model.to_dict()))),
         hook_point=hook_point,
         roi_head=roi_head_record(module, levels=levels) if hook_point == NECK else None,
+        classes=checkpoint_classes(checkpoint_meta(checkpoint, allow_pickle=trust_checkpoint))
+        or config_classes(config),
     )
 
 

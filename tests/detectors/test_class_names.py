@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 from torch import nn
 
-from mtpd.detectors.class_names import checkpoint_classes, config_classes, labels_to_categories, num_classes_of
+from mtpd.detectors.class_names import (
+    checkpoint_classes,
+    config_classes,
+    labels_to_categories,
+    num_classes_of,
+    require_same_labels,
+)
 from mtpd.errors import InputError
 
 CATEGORIES = [(3, 'cat'), (7, 'fire hydrant'), (20, 'dog')]
@@ -32,6 +38,17 @@ def test_names_that_are_not_distinct_are_no_guide() -> None:
 def test_another_number_of_classes() -> None:
     with pytest.raises(InputError, match='it tells 80 classes apart, but the annotations have 3 categories'):
         categories_of(None, num_classes=80)
+
+
+@pytest.mark.parametrize('theirs', [None, ['Cat', 'fire_hydrant'], ['cat']])
+def test_same_labels(theirs: list[str] | None) -> None:
+    """Of another number of classes nothing is taken over by number."""
+    require_same_labels(['cat', 'fire hydrant'], theirs, name='it')
+
+
+def test_other_labels() -> None:
+    with pytest.raises(InputError, match="label 1 of it is 'dog', the student's is 'fire hydrant'; take a teacher"):
+        require_same_labels(['cat', 'fire hydrant', 'dog'], ['cat', 'dog', 'fire hydrant'], name='it')
 
 
 def test_other_classes() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mtpd.cache
+from mtpd.data.coco import read_annotations
 
 ONE_STAGE = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
 Make = Callable[..., Path]
@@ -57,6 +59,43 @@ def test_refusals(
     norms = extract_two_stage(tmp_path / 'norms', '--views', 'plain', norms=True)
     assert 'are taken before the norms of its neck' in error(cache=norms)
     assert 'tar_head twice' in error(distill=[{'loss': 'tar_head'}, {'loss': 'tar_head'}])
+
+
+def test_classes_in_another_order(
+    tmp_path: Path,
+    train_error: Callable[..., str],
+    train: Callable[..., Any],
+    write_stage: Make,
+    extract: Callable[..., Any],
+    random_weights: Make,
+    synthetic_set: Path,
+    tiny_two_stage: Path,
+) -> None:
+    """Labels are compared by number, so they must mean the same: of stored and of live heads, and of inherited ones."""
+    names = [one.name for one in read_annotations(synthetic_set / 'annotations/instances_train2017.json').categories]
+    state = torch.load(random_weights(tiny_two_stage), weights_only=True)['state_dict']
+    caches, checkpoints = {}, {}
+    for order, classes in (('same', names), ('reversed', names[::-1])):
+        checkpoints[order] = tmp_path / f'{order}.pth'
+        torch.save({'state_dict': state, 'meta': {'dataset_meta': {'classes': classes}}}, checkpoints[order])
+        source = ('--teacher', tiny_two_stage, '--checkpoint', checkpoints[order], '--coco', synthetic_set)
+        caches[order] = tmp_path / order
+        extract(*source, '--codec', 'fp16', '--rois', '8', '--out', caches[order])
+
+    def stage(**changes: Any) -> Path:
+        two_stage = {'student': str(tiny_two_stage), 'distill': [{'loss': 'tar_head'}]}
+        return write_stage(tmp_path / 'stage.yaml', **two_stage | changes)
+
+    live = {'teacher': str(tiny_two_stage), 'checkpoint': checkpoints['reversed']}
+    inheriting = {'distill': [], 'init': {'inherit': ['head']}}
+    stored = {'distill': [{'loss': 'tar_head', 'mode': 'cached_rois'}]}
+    for changes in ({}, live, inheriting, stored):
+        given = changes if changes is live else {'cache': caches['reversed']} | changes
+        message = train_error(stage(**given), '--out', tmp_path / 'run')
+        assert f"is '{names[-1]}', the student's is '{names[0]}'; take a teacher" in message
+    train(stage(cache=caches['same']), '--out', tmp_path / 'run', '--dry-run')
+    inheriting['init'] = {'inherit': ['neck']}
+    train(stage(cache=caches['reversed'], **inheriting), '--out', tmp_path / 'run', '--dry-run')
 
 
 def test_a_cache_without_a_record_is_to_be_extracted_again(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from mtpd.detectors.class_names import require_same_labels
 from mtpd.detectors.hook_point import NECK
 from mtpd.detectors.roi_structure import student_box_coder, student_num_classes
 from mtpd.errors import InputError
@@ -17,9 +18,15 @@ from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 def build_responses(
-    distill: Sequence[DistillSettings], *, student: nn.Module, source: TeacherSource | None
+    distill: Sequence[DistillSettings], *, student: nn.Module, classes: Sequence[str], source: TeacherSource | None
 ) -> Responses | None:
     """The loss on responses that a stage asks for; None where it asks for none.
+
+    Args:
+        distill: the stage's losses.
+        student: the network that learns.
+        classes: what its labels mean.
+        source: the teacher.
 
     Raises:
         InputError: the student has no RoI head that can learn so, or the teacher's does not fit it.
@@ -44,6 +51,7 @@ def build_responses(
             f'tar_head: the teacher of {source.name} tells {of_teacher} classes apart, the student {num_classes}; '
             'take a teacher of the classes of data.train'
         )
+    require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
     options = settings.model_dump(exclude={'loss', 'decay'})
     return Responses(
         term=TarHeadTerm(**options, decay=Decay(settings.decay.kind, settings.decay.at)),

@@ -12,6 +12,7 @@ from torch import nn
 from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.activation_checkpointing import checkpoint_activations
 from mtpd.detectors.anchors import base_anchors
+from mtpd.detectors.class_names import require_same_labels
 from mtpd.detectors.export import export_config
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
@@ -90,6 +91,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         own = read_preprocessing(config)
     problems.require_none()
 
+    classes = [category.name for category in train_coco.categories]
     with problems.at('student'):
         preprocessing = student_preprocessing(own, data, source)
         student = build_student(
@@ -104,13 +106,15 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
     with problems.at('data.val'):
         val_set = build_val_set(data, train_coco, geometry=preprocessing.geometry, read=read)
     with problems.at('distill'):
-        responses = build_responses(settings.distill, student=student.model, source=source)
+        responses = build_responses(settings.distill, student=student.model, classes=classes, source=source)
         distiller = _build_distiller(settings, student, source)
     with problems.at('init'):
         origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
     inheritance: tuple[Inheritance, ...] = ()
     with problems.at('init.inherit'):
         if settings.init.inherit and source is not None:
+            if 'head' in settings.init.inherit:
+                require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
             inheritance = inherit(student.model, source.weights(), settings.init.inherit)
     problems.require_none()
 
@@ -129,7 +133,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         config_text=export_config(
             config,
             preprocessing=preprocessing,
-            classes=[category.name for category in train_coco.categories],
+            classes=classes,
             has_masks=student.has_masks,
             evaluated_on=None if val_set is None else (val_set.folder, val_set.coco.path),
         ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache import CacheReader
+from mtpd.detectors.class_names import class_list
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import CacheMismatchError
 from mtpd.geometry import Geometry, Size
@@ -45,6 +46,10 @@ class CachedTeacher:
     @property
     def geometry(self) -> Geometry:
         return self.reader.geometry
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return class_list(self.reader.manifest.description.provenance.get('classes'))
 
     @property
     def hook_point(self) -> str:

@@ -48,6 +48,10 @@ class LiveTeacher:
         return self.teacher.preprocessing.geometry
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.teacher.classes
+
+    @property
     def hook_point(self) -> str:
         return self.teacher.hook_point
 

@@ -56,6 +56,10 @@ class TeacherSource(Protocol):
         """Resize and padding of its inputs, which are those of the student too."""
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """What its labels mean, in their order; None where it does not say."""
+
+    @property
     def hook_point(self) -> str:
         """Where in the network its maps were taken."""
 
