@@ -132,7 +132,14 @@ def test_a_truncated_image_is_named_in_one_line(num_workers: int, make_set: Make
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('num_workers', [0, 1, 2, (os.cpu_count() or 1) + 1])
+def test_more_workers_than_cores_are_no_warning(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would repeat it in every epoch."""
+    folder = make_set({'a.png': picture()}, {})
+    monkeypatch.setattr('os.sched_getaffinity', lambda _: {0})
+    assert len(list(load_batches(dataset_of(folder), [[Request(1, 'plain')]], num_workers=2))) == 1
+
+
+@pytest.mark.parametrize('num_workers', [0, 1, 2])
 def test_batches_come_in_order(num_workers: int, make_set: MakeSet) -> None:
     folder = make_set({f'{number}.png': picture() for number in range(6)}, {})
     batches = [[Request(2, 'plain'), Request(5, 'flip')], [Request(6, 'flip')], [Request(1, 'flip')]]
