@@ -9,7 +9,8 @@ from mtpd.detectors.models import load_config
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
-from mtpd_train.run_folder import CONFIG_FILE, RUN_FILE, STUDENT_FILE
+from mtpd_train.evaluator.stage_student import without_student
+from mtpd_train.run_folder import CONFIG_FILE, STUDENT_FILE
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,13 @@ def target_of_run(folder: Path, *, checkpoint: Path | None = None) -> Target:
     Raises:
         InputError: there is none.
     """
-    config_file = folder / CONFIG_FILE
-    weights = folder / STUDENT_FILE if checkpoint is None else checkpoint
-    if not config_file.is_file() or (checkpoint is None and not weights.is_file()):
-        if (folder / RUN_FILE).is_file():
-            raise InputError(
-                f'{folder}: has no {STUDENT_FILE}, as the run has not finished; give a stage that has, as '
-                f'{folder / "stage1"}'
-            )
+    config_file, weights = folder / CONFIG_FILE, checkpoint or folder / STUDENT_FILE
+    if checkpoint is None and not weights.is_file():
+        raise without_student(folder)
+    if not config_file.is_file():
         raise InputError(
-            f'{folder}: is no run and no finished stage of one (no {STUDENT_FILE} beside a {CONFIG_FILE}); give the '
-            '--out of mtpd-train, or --model and --checkpoint'
+            f'{folder}: has no {CONFIG_FILE}, the config of its student; give the folder of the stage that {weights} '
+            f'is of, or --model CONFIG.py --checkpoint {weights}'
         )
     config = load_config(str(config_file))
     return Target(str(folder), config, weights, _files_of(config))
@@ -108,7 +105,7 @@ def target_of_run(folder: Path, *, checkpoint: Path | None = None) -> Target:
 
 def _files_of(config: Any) -> Files | None:
     """The validation set that a student's config carries for mmdet's test tool."""
-    dataset = config.test_dataloader.dataset
+    dataset = config.get('test_dataloader', {}).get('dataset', {})
     if 'ann_file' not in dataset:
         return None
     return Files(Path(dataset.data_prefix['img']), Path(dataset.ann_file))

@@ -10,6 +10,7 @@ from mtpd_train.report.images import data_uri
 from mtpd_train.report.page import UNKNOWN, duration, known, render
 from mtpd_train.report.run_log import RunLog
 from mtpd_train.report.summary import StageSummary, summarise
+from mtpd_train.run_folder import METRICS_FILE
 
 METRICS = ('AP', 'AP50', 'APs', 'APm', 'APl')
 HEADINGS = (
@@ -31,7 +32,7 @@ def compare_columns(runs: Sequence[RunLog]) -> list[list[str]]:
             rows.append([name, *_cells(one)])
             name = ''
         if name:
-            rows.append([name, UNKNOWN, 'nothing recorded yet', *[''] * (len(HEADINGS) - 3)])
+            rows.append([name, UNKNOWN, _without_records(run), *[''] * (len(HEADINGS) - 3)])
     return [list(one) for one in zip(*rows, strict=True) if not set(one[1:]) <= {'', UNKNOWN}]
 
 
@@ -68,8 +69,16 @@ def compare_page(runs: Sequence[RunLog]) -> str:
     return render('compare.html', context)
 
 
+def _without_records(run: RunLog) -> str:
+    if run.is_finished:
+        return f'finished, but its {METRICS_FILE} is missing or empty'
+    return 'diverged before its first record' if any(one.has_diverged for one in run.stages) else 'nothing recorded yet'
+
+
 def _cells(one: StageSummary) -> list[str]:
     epochs = str(one.epoch) if one.is_finished or one.epochs is None else f'{one.epoch} of {one.epochs}'
+    if one.has_diverged:
+        epochs += ', diverged'
     return [
         str(one.number),
         one.teacher,

@@ -21,6 +21,7 @@ from mtpd.detectors.hook_point import NECK, student_hook_point
 from mtpd.detectors.transforms import make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd_train.evaluator.detector import build_target
+from mtpd_train.evaluator.stage_student import find_student, why_none
 from mtpd_train.evaluator.target import target_of_run
 from mtpd_train.report.adapter import fit_adapter
 from mtpd_train.report.images import map_uri, photo_uri
@@ -46,9 +47,15 @@ class ImageMaps:
 
 @dataclass(frozen=True)
 class StageMaps:
-    """The maps of a stage; `explained` is the share of the teacher's variance that the student's maps explain."""
+    """The maps of a stage.
 
-    number: int
+    Attributes:
+        student: which of its students is shown, empty for the last one of a stage that has finished.
+        images: with their maps.
+        explained: the share of the teacher's variance that the student's maps explain, by level.
+    """
+
+    student: str
     images: Sequence[ImageMaps]
     explained: Mapping[str, float]
 
@@ -57,7 +64,7 @@ class StageMaps:
 def stage_maps(
     run: RunLog, stage: StageLog, *, num_images: int, device: torch.device, read: Callable[[Path], CocoSet]
 ) -> StageMaps:
-    """The maps of the teacher that a finished stage's cache holds, and of its student, on training images.
+    """The maps of the teacher that a stage's cache holds, and of the stage's student, on training images.
 
     Args:
         run: the run.
@@ -67,13 +74,15 @@ def stage_maps(
         read: reads annotation files.
 
     Raises:
-        InputError: the stage has no cache, has not finished, or its images are gone.
+        InputError: the stage has no cache, no student yet, or its images are gone.
         CacheError: the cache is gone or another one than the stage learned from.
     """
     if stage.settings.get('cache') is None:
         raise InputError('it learned from no cache')
-    if not stage.is_finished:
-        raise InputError('it has not finished, so there are no weights')
+    stage_files = stage_folder(run.folder, stage.number)
+    shown_student = find_student(stage_files)
+    if shown_student is None:
+        raise InputError(why_none(stage_files))
     cache = _own_cache(stage)
     folder, annotations = _train_files(stage)
     coco = read(annotations)
@@ -82,7 +91,7 @@ def stage_maps(
         for image in coco.images
         if image.id in cache and any(not one.is_crowd for one in coco.annotations[image.id])
     ]
-    target = target_of_run(stage_folder(run.folder, stage.number))
+    target = target_of_run(stage_files, checkpoint=shown_student.checkpoint)
     student = build_target(target, scale=None, trust_checkpoint=False, device=device)
     pairs = {
         image.id: _maps(cache, student, image, folder, device=device)
@@ -103,7 +112,7 @@ def stage_maps(
         ours = [pairs[image.id] for image in shown]
         pictures[level] = _pictures([maps[level] for maps, _ in ours], [fitted(own[level]) for _, own in ours])
     return StageMaps(
-        number=stage.number,
+        student=shown_student.title,
         images=[
             ImageMaps(image.file_name, _photo(image, folder), {level: pictures[level][index] for level in levels})
             for index, image in enumerate(shown)

@@ -18,7 +18,7 @@ from mtpd.errors import MtpdError
 from mtpd_train.report import curves
 from mtpd_train.report.feature_maps import StageMaps, stage_maps
 from mtpd_train.report.images import data_uri
-from mtpd_train.report.predictions import PredictedImage, predicted_images
+from mtpd_train.report.predictions import Predictions, predictions
 from mtpd_train.report.run_log import RunLog, section
 from mtpd_train.report.summary import SHOWN, StageSummary, summarise
 from mtpd_train.report.tables import cache_facts, class_rows
@@ -119,13 +119,11 @@ def _charts(run: RunLog, evaluated: Sequence[StageSummary], kinds: Sequence[str]
     return {name: data_uri(svg, 'image/svg+xml') for name, svg in drawn.items() if svg is not None}
 
 
-def _predictions(
-    run: RunLog, *, num_images: int, min_score: float, device: torch.device
-) -> Attempt[list[PredictedImage]]:
+def _predictions(run: RunLog, *, num_images: int, min_score: float, device: torch.device) -> Attempt[Predictions]:
     if num_images == 0:
         return Attempt(None, 'left out, as --images 0 asks')
     return _attempt(
-        lambda: predicted_images(run, num_images=num_images, min_score=min_score, device=device, read=read_annotations)
+        lambda: predictions(run, num_images=num_images, min_score=min_score, device=device, read=read_annotations)
     )
 
 

@@ -12,10 +12,11 @@ from torchvision.ops import box_iou
 from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, image_path
 from mtpd.data.images import read_image
 from mtpd.data.spread import spread
-from mtpd.errors import InputError
+from mtpd.errors import InputError, MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect
 from mtpd_train.evaluator.detector import build_target, category_ids
+from mtpd_train.evaluator.stage_student import find_student, why_none
 from mtpd_train.evaluator.target import Files, Target, target_of_run
 from mtpd_train.report.images import DrawnBox, photo_uri
 from mtpd_train.report.run_log import RunLog
@@ -26,6 +27,23 @@ MIN_IOU = 0.5
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the student of a stage finds on an image.
+
+    Attributes:
+        stage: its number.
+        picture: data URI.
+        num_found: objects found.
+        num_mistaken: boxes that are no object's.
+    """
+
+    stage: int
+    picture: str
+    num_found: int
+    num_mistaken: int
+
+
+@dataclass(frozen=True)
 class PredictedImage:
     """An image with its truth and what each student finds.
 
@@ -33,19 +51,34 @@ class PredictedImage:
         name: of the file.
         truth: data URI.
         num_objects: in truth.
-        found: (stage, data URI, objects found, boxes that are no object's) for each stage.
+        found: for each stage that has a student.
     """
 
     name: str
     truth: str
     num_objects: int
-    found: Sequence[tuple[int, str, int, int]]
+    found: Sequence[Prediction]
 
 
-def predicted_images(
+@dataclass(frozen=True)
+class Predictions:
+    """Images as the students of a run see them.
+
+    Attributes:
+        images: that they are shown on.
+        titles: stage -> which of its students is shown, empty for the last one of a stage that has finished.
+        missing: stage -> why no student of it is shown.
+    """
+
+    images: Sequence[PredictedImage]
+    titles: Mapping[int, str]
+    missing: Mapping[int, str]
+
+
+def predictions(
     run: RunLog, *, num_images: int, min_score: float, device: torch.device, read: Callable[[Path], CocoSet]
-) -> list[PredictedImage]:
-    """Images with objects, at equal distances in the validation set, as the finished stages' students see them.
+) -> Predictions:
+    """Images with objects, at equal distances in the validation set, as the students of all stages see them.
 
     Args:
         run: the run.
@@ -55,27 +88,46 @@ def predicted_images(
         read: reads annotation files.
 
     Raises:
-        InputError: no stage has finished, the images are gone, or a student cannot be loaded.
+        InputError: the annotations are gone or name no objects, or the run had no validation set.
     """
-    targets = {
-        stage.number: target_of_run(stage_folder(run.folder, stage.number)) for stage in run.stages if stage.is_finished
-    }
-    if not targets:
-        raise InputError('no stage has finished yet, so there are no weights')
-    files = targets[max(targets)].files
+    students: dict[int, tuple[str, Target]] = {}
+    missing: dict[int, str] = {}
+    for stage in run.stages:
+        try:
+            students[stage.number] = _student(stage_folder(run.folder, stage.number))
+        except MtpdError as error:
+            missing[stage.number] = str(error)
+    if not students:
+        return Predictions([], {}, missing)
+    files = next((target.files for _, target in reversed(students.values()) if target.files is not None), None)
     if files is None:
         raise InputError('the run had no validation set')
     coco = read(files.annotations)
     with_objects = [image for image in coco.images if any(not one.is_crowd for one in coco.annotations[image.id])]
+    if not with_objects:
+        raise InputError(f'{coco.path}: none of its images has an object')
     chosen = replace(coco, images=spread(with_objects, num_images))
-    found = {
-        number: _detections(target, chosen, files, min_score=min_score, device=device)
-        for number, target in targets.items()
-    }
-    return [
-        _drawn(image, chosen, files, {number: one[image.id] for number, one in found.items()})
-        for image in chosen.images
-    ]
+    found: dict[int, dict[int, list[dict[str, Any]]]] = {}
+    for number, (_, target) in students.items():
+        try:
+            found[number] = _detections(target, chosen, files, min_score=min_score, device=device)
+        except MtpdError as error:
+            missing[number] = str(error)
+    return Predictions(
+        images=[
+            _drawn(image, chosen, files, {number: one[image.id] for number, one in found.items()})
+            for image in (chosen.images if found else ())
+        ],
+        titles={number: students[number][0] for number in found},
+        missing=dict(sorted(missing.items())),
+    )
+
+
+def _student(folder: Path) -> tuple[str, Target]:
+    student = find_student(folder)
+    if student is None:
+        raise InputError(why_none(folder))
+    return student.title, target_of_run(folder, checkpoint=student.checkpoint)
 
 
 def _detections(
@@ -115,7 +167,9 @@ def _drawn(
             for one, is_object in zip(detections, matched, strict=True)
         ]
         # The surest on top.
-        students.append((number, photo_uri(photo, boxes[::-1]), sum(matched), len(matched) - sum(matched)))
+        students.append(
+            Prediction(number, photo_uri(photo, boxes[::-1]), sum(matched), num_mistaken=len(matched) - sum(matched))
+        )
     return PredictedImage(image.file_name, photo_uri(photo, true_boxes), len(truth), students)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mtpd.errors import InputError
 from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
 from mtpd_train.report.records import Record, read_records
-from mtpd_train.run_folder import METRICS_FILE, RUN_FILE, STUDENT_FILE, stage_folder
+from mtpd_train.run_folder import DIVERGED_FILE, METRICS_FILE, RUN_FILE, STUDENT_FILE, stage_folder
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class StageLog:
         train, evaluations: what was recorded, in order.
         first_step: optimizer steps of all stages before.
         is_finished: whether its student is there.
+        has_diverged: whether it was stopped by losses that are not finite or have exploded.
     """
 
     number: int
@@ -32,6 +33,7 @@ class StageLog:
     evaluations: tuple[EvaluationRecord, ...]
     first_step: int
     is_finished: bool
+    has_diverged: bool
 
     @property
     def num_steps(self) -> int:
@@ -113,6 +115,8 @@ def entries(content: Any, name: str) -> list[Any]:
 def _stage(folder: Path, facts: Mapping[str, Any], records: list[Record], *, number: int, first_step: int) -> StageLog:
     settings = section(section(facts, 'stages'), str(number))
     own = [record for record in records if record.stage == number]
+    files = stage_folder(folder, number)
+    is_finished = (files / STUDENT_FILE).is_file()
     return StageLog(
         number=number,
         settings=settings,
@@ -120,7 +124,8 @@ def _stage(folder: Path, facts: Mapping[str, Any], records: list[Record], *, num
         train=tuple(record for record in own if isinstance(record, TrainRecord)),
         evaluations=tuple(record for record in own if isinstance(record, EvaluationRecord)),
         first_step=first_step,
-        is_finished=(stage_folder(folder, number) / STUDENT_FILE).is_file(),
+        is_finished=is_finished,
+        has_diverged=not is_finished and (files / DIVERGED_FILE).is_file(),
     )
 
 

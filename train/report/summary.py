@@ -20,7 +20,7 @@ class StageSummary:
         teacher, codec: what it learned from, and how that was stored; 'none' and '-' in plain training.
         losses: its distillation losses.
         epoch, epochs: the one that it is in or ended with, and all that are planned.
-        is_finished: whether it ended.
+        is_finished, has_diverged: whether it ended, and whether its losses stopped it before.
         metrics: COCO's numbers of its last evaluation, by name such as `box/AP`.
         best_ap, best_epoch: the highest box AP of its evaluations, and after how many epochs.
         class_ap: AP by kind and class of its last evaluation that recorded it.
@@ -38,6 +38,7 @@ class StageSummary:
     epoch: int
     epochs: int | None
     is_finished: bool
+    has_diverged: bool
     metrics: Mapping[str, float | None]
     best_ap: float | None
     best_epoch: int | None
@@ -78,6 +79,7 @@ def _summarise(stage: StageLog) -> StageSummary:
         epoch=stage.epoch,
         epochs=stage.epochs,
         is_finished=stage.is_finished,
+        has_diverged=stage.has_diverged,
         metrics={} if last is None else {name: known(value) for name, value in last.metrics.items()},
         best_ap=best_ap,
         best_epoch=None if best_ap is None else -best_epoch,

@@ -11,12 +11,17 @@ import torch
 BEST_FILE = 'best.pth'
 # What decides which student is best.
 BEST_BY = 'box/AP'
-_EPOCH_FILE = re.compile(r'epoch_(\d+)\.pth')
+_EPOCH_FILE = re.compile(r'epoch_([1-9]\d*)\.pth')
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
     """The student after an epoch, from 1."""
     return folder / f'epoch_{epoch}.pth'
+
+
+def last_epoch(folder: Path) -> int | None:
+    """The last epoch whose student is kept, from 1; None: none is."""
+    return max(_epochs(folder), default=None)
 
 
 def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
@@ -30,16 +35,20 @@ def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
 
 def drop_old(folder: Path, *, epoch: int, keep: int) -> None:
     """Leaves the students of the last `keep` epochs up to `epoch`; later ones are of a training that was cut off."""
-    for path in folder.glob('epoch_*.pth'):
-        match = _EPOCH_FILE.fullmatch(path.name)
-        if match and not epoch - keep < int(match[1]) <= epoch:
-            path.unlink()
+    for one in _epochs(folder):
+        if not epoch - keep < one <= epoch:
+            epoch_file(folder, one).unlink()
 
 
 def drop_all(folder: Path) -> None:
     """Leaves none: the stage starts anew."""
     drop_old(folder, epoch=0, keep=0)
     (folder / BEST_FILE).unlink(missing_ok=True)
+
+
+def _epochs(folder: Path) -> list[int]:
+    matches = (_EPOCH_FILE.fullmatch(path.name) for path in folder.glob('epoch_*.pth'))
+    return [int(match[1]) for match in matches if match]
 
 
 def _best_so_far(path: Path) -> float:

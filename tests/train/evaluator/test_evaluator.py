@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_network(copied: Path) -> None:
 
 
 def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_path: Path) -> None:
-    assert 'is no run and no finished stage of one' in refused(tmp_path)
+    assert 'is no run and no stage of one' in refused(tmp_path)
     assert 'there is no such file' in refused(finished, '--checkpoint', tmp_path / 'none.pth')
     assert 'cannot read the annotation file' in refused(finished, '--coco', tmp_path)
     annotations = synthetic_set / 'annotations' / 'instances_val2017.json'
@@ -218,6 +218,34 @@ def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_pa
     nowhere = tmp_path / 'no' / 'folder'
     (tmp_path / 'no').write_text('')
     assert 'cannot be written' in refused(finished, '--json', nowhere)
+
+
+def test_a_run_that_has_not_finished(copied: Path, records: Records, tmp_path: Path) -> None:
+    """Each refusal names what can be evaluated, as the command line takes it; else how to get something."""
+    stage, out = copied / 'stage1', tmp_path / 'scores.json'
+    best, newest = stage / 'best.pth', stage / 'epoch_3.pth'
+    for path in (copied / 'student.pth', copied / 'student_config.py', stage / 'student.pth'):
+        path.unlink()
+    scores = [one['metrics'] for one in records(copied, 'evaluation')]
+    wanted = max(scores, key=lambda metrics: metrics['box/AP'])
+    title = f'best so far, epoch {1 + scores.index(wanted)}'
+    assert refused(stage).endswith(f'has not finished; for its {title}, add --checkpoint {best}')
+    assert refused(copied).endswith(f'has not finished; for the {title}, of stage 1 give {stage} --checkpoint {best}')
+    assert evaluated(stage, '--checkpoint', best, '--json', out).exit_code == 0
+    assert json.loads(out.read_text())['metrics'] == pytest.approx(wanted, abs=1e-6)
+    assert f'give the folder of the stage that {best} is of' in refused(copied, '--checkpoint', best)
+    best.write_bytes(b'damaged')
+    assert f'checkpoint {best}: is damaged' in refused(stage)
+    best.unlink()
+    assert refused(stage).endswith(f'for its newest so far, epoch 3, add --checkpoint {newest}')
+    newest.unlink()
+    (stage / 'epoch_2.pth').unlink()
+    for folder in (stage, copied):
+        assert f'{folder}: has no student yet: the first is kept' in refused(folder)
+        assert refused(folder).endswith('its mtpd-train command and --resume')
+    (stage / 'diverged.jsonl').write_text('')
+    assert 'its losses diverged before the first one was kept; train anew' in refused(stage)
+    assert 'or the run has not come to it; wait for it' in refused(copied / 'stage2')
 
 
 def test_an_empty_set(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:

@@ -106,7 +106,33 @@ def test_a_run_that_has_hardly_begun(write_run: WriteRun, tmp_path: Path) -> Non
     page = page_of(write_run(tmp_path / 'run', begun=0, finished=0))
     require_self_contained(page)
     assert 'nothing recorded yet' in page.text
-    assert 'No predictions: no stage has finished yet' in page.text
+    assert 'No predictions of stage 1, 2: no student yet' in page.text
+    assert page.text.count('No maps: no student yet') == 2
+
+
+def test_a_run_that_has_diverged(write_run: WriteRun, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / 'run', begun=1, finished=0)
+    diverged = folder / 'stage1' / 'diverged.jsonl'
+    diverged.parent.mkdir()
+    diverged.write_text('{}')
+    text = page_of(folder).text
+    assert f'Stage 1 has diverged: a loss was not finite or has exploded. {diverged} has' in text
+    assert 'No predictions of stage 1: no student: its losses diverged before the first one was kept' in text
+    assert 'No predictions of stage 2: no student yet' in text
+    (folder / 'stage1' / 'student.pth').write_bytes(b'')
+    assert 'has diverged' not in page_of(folder, '--images', 0).text
+
+
+@pytest.mark.parametrize('content', [None, b'', b'{"kind": "tr'])
+@pytest.mark.parametrize('finished', [0, 2])
+def test_a_log_that_is_gone(content: bytes | None, finished: int, write_run: WriteRun, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / 'run', begun=0, finished=finished)
+    if content is not None:
+        (folder / 'metrics.jsonl').write_bytes(content)
+    page = page_of(folder, '--images', 0)
+    gone = f'No curves and no AP: {folder / "metrics.jsonl"} is missing or empty'
+    assert (gone in page.text) == bool(finished)
+    assert ('Nothing is recorded yet' in page.text) == (not finished)
 
 
 def test_an_older_run_says_that_it_has_no_classes(write_run: WriteRun, tmp_path: Path) -> None:
@@ -116,8 +142,8 @@ def test_an_older_run_says_that_it_has_no_classes(write_run: WriteRun, tmp_path:
 
 def test_weights_and_data_that_are_gone_are_named(write_run: WriteRun, tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / 'run'))
-    assert 'No predictions: ' in page.text
-    assert 'is no run and no finished stage of one' in page.text
+    assert 'No predictions of stage 1: ' in page.text
+    assert 'stage1: has no student_config.py, the config of its student' in page.text
     assert 'No maps: cache/r101: no cache here' in page.text
 
 

@@ -14,7 +14,7 @@ from mtpd.data.coco import CocoAnnotation, read_annotations
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd_train.report.cli import main
 from mtpd_train.report.feature_maps import stage_maps
-from mtpd_train.report.predictions import match_detections, predicted_images
+from mtpd_train.report.predictions import match_detections, predictions
 from mtpd_train.report.run_log import read_run
 
 CPU = torch.device('cpu')
@@ -58,17 +58,18 @@ def test_the_page_has_everything(finished: Path) -> None:
 
 
 def test_predictions_are_counted(finished: Path) -> None:
-    images = predicted_images(read_run(finished), num_images=3, min_score=0.0, device=CPU, read=read_annotations)
-    assert len(images) == 3
-    for image in images:
+    found = predictions(read_run(finished), num_images=3, min_score=0.0, device=CPU, read=read_annotations)
+    assert (found.titles, found.missing) == ({1: '', 2: ''}, {})
+    assert len(found.images) == 3
+    for image in found.images:
         assert image.num_objects > 0
-        assert [number for number, *_ in image.found] == [1, 2]
-        for _, uri, hits, misses in image.found:
-            assert uri.startswith('data:image/jpeg;base64,')
-            assert 0 <= hits <= image.num_objects
-            assert hits + misses > 0
-    nothing = predicted_images(read_run(finished), num_images=1, min_score=1.0, device=CPU, read=read_annotations)
-    assert all(found[2:] == (0, 0) for found in nothing[0].found)
+        assert [one.stage for one in image.found] == [1, 2]
+        for one in image.found:
+            assert one.picture.startswith('data:image/jpeg;base64,')
+            assert 0 <= one.num_found <= image.num_objects
+            assert one.num_found + one.num_mistaken > 0
+    nothing = predictions(read_run(finished), num_images=1, min_score=1.0, device=CPU, read=read_annotations)
+    assert all((one.num_found, one.num_mistaken) == (0, 0) for one in nothing.images[0].found)
 
 
 def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path) -> None:
@@ -111,6 +112,24 @@ def test_maps_that_are_equal_are_explained_and_look_equal(
     assert [image.name for image in same.images] == [image.name for image in own.images]
 
 
+def test_stages_that_have_not_finished(finished: Path, tmp_path: Path) -> None:
+    """The best student so far is shown, else the newest, and it is said which; where there is none, that is said."""
+    copied = Path(shutil.copytree(finished, tmp_path / 'run'))
+    first, second = copied / 'stage1', copied / 'stage2'
+    for path in (copied / 'student.pth', first / 'student.pth', second / 'student.pth', second / 'best.pth'):
+        path.unlink()
+    text = page_of(copied)
+    assert text.count('stage 1 (best so far, epoch 1): ') == 2
+    assert text.count('stage 2 (newest so far, epoch 1): ') == 2
+    assert '<h3>Stage 1, student: best so far, epoch 1</h3>' in text
+    (second / 'epoch_1.pth').unlink()
+    shutil.copy(first / 'epoch_1.pth', first / 'student.pth')
+    text = page_of(copied)
+    assert text.count('stage 1: ') == 2
+    assert '<h3>Stage 1</h3>' in text
+    assert 'No predictions of stage 2: no student yet: the first is kept after an epoch' in text
+
+
 @pytest.mark.parametrize('what', ['cache', 'images', 'weights'])
 def test_what_is_gone_is_named(
     what: str, finished: Path, extract_teacher: Callable[..., Path], synthetic_set: Path, tmp_path: Path
@@ -125,8 +144,9 @@ def test_what_is_gone_is_named(
     elif what == 'weights':
         (copied / 'stage1' / 'student.pth').write_bytes(b'damaged')
         text = page_of(copied)
-        assert 'No predictions: checkpoint' in text
+        assert 'No predictions of stage 1: checkpoint' in text
         assert 'is damaged or no checkpoint' in text
+        assert text.count('as the student of stage 2 sees it') == 2
     else:
         for path in [copied / 'run.json', *copied.glob('stage?/student_config.py')]:
             path.write_text(path.read_text().replace(str(synthetic_set), '/nowhere'))
