@@ -1,6 +1,7 @@
 """One evaluation, from the options to the tables."""
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ def run(options: Mapping[str, Any]) -> None:
     dataset = DetectionDataset(
         coco, files.images, geometry=student.preprocessing.geometry, for_training=False, with_masks=False
     )
+    for name in ('json', 'results'):
+        if options[name] is not None:
+            _require_place(f'--{name}', options[name])
 
     started = time.perf_counter()
     boxes, masks = detect(
@@ -91,10 +95,22 @@ def _has_segmentations(coco: CocoSet) -> bool:
     return any(one.segmentation is not None for several in coco.annotations.values() for one in several)
 
 
+def _require_place(option: str, path: Path) -> None:
+    """Finds out before a long evaluation whether its file can be written, by writing nothing beside it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(option, path, error) from error
+
+
 def _write(option: str, path: Path, content: Any) -> None:
     try:
         write_atomically(path, json.dumps(content).encode())
     except OSError as error:
-        raise UnavailableError(
-            f'{option} {path}: cannot be written ({error.strerror}); choose another place'
-        ) from error
+        raise _unwritable(option, path, error) from error
+
+
+def _unwritable(option: str, path: Path, error: OSError) -> UnavailableError:
+    return UnavailableError(f'{option} {path}: cannot be written ({error.strerror}); choose another place')

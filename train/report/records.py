@@ -36,7 +36,7 @@ def read_records(path: Path) -> list[Record]:
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
-            raise InputError(f'{path} line {number} is no metrics record; restore the file') from None
+            raise InputError(f'{path} line {number} is no metrics record; take the line out of the file') from None
         if record is not None:
             found.append(record)
     return found

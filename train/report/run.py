@@ -42,7 +42,11 @@ def export_events(options: Mapping[str, Any]) -> None:
         count = export(run, out)
     except OSError as error:
         raise UnavailableError(f'--out {out}: cannot be written ({error.strerror}); choose another place') from error
-    say(f'{out}: {count} values; look at them with tensorboard --logdir {out}')
+    say(
+        f'{out}: {count} values; look at them with tensorboard --logdir {out}'
+        if count
+        else f'{out}: nothing to export yet'
+    )
 
 
 def _write(out: Path, page: str) -> None:

@@ -217,7 +217,11 @@ def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_pa
     assert 'only mmdet detectors are evaluated' in refused('--model', 'my.py:build')
     nowhere = tmp_path / 'no' / 'folder'
     (tmp_path / 'no').write_text('')
-    assert 'cannot be written' in refused(finished, '--json', nowhere)
+    for option in ('--json', '--results'):
+        assert f'{option} {nowhere}: cannot be written' in refused(finished, option, nowhere)
+    # Before the evaluation, not after it.
+    refused(finished, '--json', nowhere, '--results', tmp_path / 'results.json')
+    assert not (tmp_path / 'results.json').exists()
 
 
 def test_a_run_that_has_not_finished(copied: Path, records: Records, tmp_path: Path) -> None:

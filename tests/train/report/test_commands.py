@@ -93,11 +93,13 @@ def test_tensorboard(runs: list[Path]) -> None:
     assert [one.step for one in events.Scalars('loss/total')] == [5, 10, 15, 20, 25, 30, 35, 40]
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_tensorboard__a_folder_with_other_files(runs: list[Path]) -> None:
     pytest.importorskip('tensorboard', reason='the extra `tensorboard` is not installed')
     result = report('tensorboard', runs[0], '--out', runs[0])
     assert result.exit_code == 1
     assert 'holds other files than events of TensorBoard' in result.stderr
+    assert 'nothing to export yet' in report('tensorboard', runs[2]).stdout
     assert (runs[0] / 'metrics.jsonl').exists()
 
 
@@ -124,4 +126,5 @@ def test_examples_are_accepted() -> None:
         name, *arguments = line.split(' && ')[0].split()[1:]
         command = cli.main.commands.get(name, cli.page)
         arguments = arguments if name in cli.main.commands else [name, *arguments]
-        command.make_context('mtpd-report', arguments)
+        # A command remembers the help options of the first context that it was in.
+        command.make_context('mtpd-report', arguments, parent=cli.main.make_context('mtpd-report', [*lines]))

@@ -89,6 +89,11 @@ def test_stages(write_run: WriteRun, tmp_path: Path) -> None:
     assert not run.is_finished
 
 
+def test_stages_are_in_the_order_of_their_numbers(write_run: WriteRun, tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / 'run', planned=11))
+    assert [stage.number for stage in run.stages] == list(range(1, 12))
+
+
 def test_a_run_without_records(write_run: WriteRun, tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / 'run', begun=0, finished=0))
     assert run.begun == ()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mtpd_train.records.metrics import EvaluationRecord, TrainRecord, append_record
 from mtpd_train.report.run_log import read_run
 from mtpd_train.report.summary import summarise
 from mtpd_train.report.tables import cache_facts, class_rows
@@ -25,6 +26,18 @@ def test_numbers(write_run: WriteRun, tmp_path: Path) -> None:
     # Four records of 2.5 seconds, and two evaluations of 3.
     assert first.seconds == pytest.approx(4 * 2.5 + 2 * 3)
     assert first.final_losses['total'] == pytest.approx(0.8)
+
+
+def test_records_that_differ(write_run: WriteRun, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / 'run', planned=1, begun=0)
+    for step, (speed, wait, memory) in enumerate([(10.0, 0.1, 3), (20.0, 0.2, 5), (90.0, 0.6, 4)], start=1):
+        record = TrainRecord(1, step, 1, {'total': 1.0}, 0.01, {}, speed, wait, memory)
+        append_record(folder / 'metrics.jsonl', record)
+    append_record(folder / 'metrics.jsonl', EvaluationRecord(1, 3, 1, {'box/AP': 0.0}, 1.0))
+    (one,) = summarise(read_run(folder))
+    assert (one.images_per_second, one.peak_memory) == (20.0, 5)
+    assert one.data_wait == pytest.approx(0.3)
+    assert (one.metrics['box/AP'], one.best_ap, one.best_epoch) == (0.0, 0.0, 1)  # nothing found is not unknown
 
 
 def test_records_of_an_older_version_say_nothing_of_time(write_run: WriteRun, tmp_path: Path) -> None:
@@ -70,6 +83,8 @@ def test_plain_training_and_a_teacher_in_the_loop(write_run: WriteRun, tmp_path:
     assert (one.teacher, one.codec) == ('none', '-')
     live = facts.replace('"cache": "cache/r101"', '"cache": null, "teacher": "r50", "checkpoint": "a.pth"')
     (folder / 'run.json').write_text(live.replace('"teachers": {}', '"teachers": {"r50 from a.pth": {"levels": []}}'))
+    (stage,) = read_run(folder).stages
+    assert stage.teaching == {'levels': []}
     (one,) = summarise(read_run(folder))
     assert (one.teacher, one.codec) == ('r50', 'in the loop')
 
