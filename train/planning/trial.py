@@ -1,6 +1,7 @@
 """A few real steps of a stage on the clock: what a dry run tells hours and memory by."""
 
 import itertools
+import math
 import time
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from mtpd_train.data.sampling import share_of
 from mtpd_train.optimization.gradient_step import gradient_step
 from mtpd_train.optimization.optimizer import build_optimizer
+from mtpd_train.planning.plan import PREFETCHED_BATCHES
 from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
 from mtpd_train.training.data_parallel import build_network
@@ -21,7 +23,7 @@ class Trial:
     """What a trial found.
 
     Attributes:
-        num_steps: optimizer steps on the clock, after one to warm up.
+        num_steps: optimizer steps on the clock, after some to warm up.
         seconds_per_step: of an optimizer step, with the reading of its images; evaluations come on top.
         gpu_bytes: the most that tensors took on the GPU of this process in these steps; None on a CPU.
     """
@@ -32,9 +34,10 @@ class Trial:
 
 
 def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: World = ALONE) -> Trial:
-    """Trains a stage for `num_steps` steps and one before them, and leaves it changed: for dry runs only.
+    """Trains a stage for some steps and leaves it changed: for dry runs only.
 
-    All processes of `world` do so together, as in training.
+    All processes of `world` do so together, as in training. At least `num_steps` steps are timed, more where processes
+    read images, and fewer where an epoch is shorter.
 
     Raises:
         MtpdError: an image or a map cannot be read.
@@ -50,11 +53,13 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
     optimizer = build_optimizer(parameters, kind=recipe.optimizer, lr=1e-3 * recipe.lr, momentum=recipe.momentum)
     scaler = GradScaler(device.type, enabled=recipe.precision == 'fp16')
     network = build_network(stage, world)
-    batches = stage.epoch_batches(0)[: (1 + num_steps) * recipe.accumulate]
-    shares = [share_of(batch, rank=world.rank, size=world.size).requests for batch in batches]
+    num_warm, num_timed = _steps(stage, num_steps)
+    # The whole epoch is asked for, so that images are read ahead to the end of the trial and beyond, as in training.
+    shares = [share_of(batch, rank=world.rank, size=world.size).requests for batch in stage.epoch_batches(0)]
+    num_tried = min(len(shares), (num_warm + num_timed) * recipe.accumulate)
     moments = [time.perf_counter()]
-    for number, (samples, ahead) in enumerate(loaded(stage, shares), start=1):
-        ends_step = number % recipe.accumulate == 0 or number == len(batches)
+    for number, (samples, ahead) in enumerate(itertools.islice(loaded(stage, shares), num_tried), start=1):
+        ends_step = number % recipe.accumulate == 0 or number == num_tried
         add_gradient(
             stage,
             samples,
@@ -74,6 +79,20 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
         moments.append(time.perf_counter())
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     stage.to(torch.device('cpu'))
-    # The first step warms up, unless it is the only one that the data gives.
-    timed = moments[1:] if len(moments) > 2 else moments
+    # An epoch may be short.
+    timed = moments[min(num_warm, (len(moments) - 1) // 2) :]
     return Trial(len(timed) - 1, (timed[-1] - timed[0]) / (len(timed) - 1), peak)
+
+
+def _steps(stage: Stage, num_steps: int) -> tuple[int, int]:
+    """How many optimizer steps warm up, and how many are then timed."""
+    accumulate, num_workers = stage.recipe.accumulate, stage.num_workers
+    if not num_workers:
+        return 1, num_steps
+    # What was read ahead while the first step warmed up must be used up, or a trial would not wait for images where the
+    # run does. Workers, which begin together, hand over a batch each at about the same time: all of them are timed.
+    num_rounds = math.ceil(num_steps * accumulate / num_workers)
+    return (
+        math.ceil(PREFETCHED_BATCHES * num_workers / accumulate),
+        math.ceil(num_rounds * num_workers / accumulate),
+    )

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
+from mtpd_train.data import dataset
 from mtpd_train.data.sampling import share_of
 from mtpd_train.optimization.optimizer import OptimizerKind, build_optimizer
 from mtpd_train.planning import account
@@ -114,6 +116,21 @@ def test_a_trial(data: dict[str, Any], accumulate: int, num_steps: int, build_st
     assert trial.gpu_bytes is None
     parameters = itertools.chain(stage.student.model.parameters(), stage.distiller.parameters())
     assert not any(one.isnan().any() for one in parameters)
+
+
+def test_a_trial_waits_for_images_as_the_run_does(build_stage: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes need 0.4 s for a batch of two images; what they have read ahead must not hide it."""
+    read_image = dataset.read_image
+
+    def read_slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.2)
+        return read_image(*arguments, **options)
+
+    monkeypatch.setattr(dataset, 'read_image', read_slowly)
+    stage = build_stage(data={'batch_size': 2, 'workers': 2})
+    trial = run_trial(stage, CPU, num_steps=3)
+    assert trial.num_steps == 4
+    assert trial.seconds_per_step > 0.16
 
 
 def test_a_dry_run_tells_the_plan(
