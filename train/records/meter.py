@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -23,8 +23,24 @@ class Meter:
         grad_norm: norm of the last gradient before clipping; None where it was not computed.
     """
 
-    def __init__(self, *, stage: int, device: torch.device, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        *,
+        stage: int,
+        device: torch.device,
+        world: World = ALONE,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Has seen nothing yet.
+
+        Args:
+            stage: number of the stage, from 1.
+            device: where it is trained.
+            world: the processes that train it.
+            clock: seconds from any moment on.
+        """
         self._stage = stage
+        self._clock = clock
         self._device = device
         self._world = world
         self._first_total: float | None = None
@@ -44,15 +60,15 @@ class Meter:
         What lies between two epochs, an evaluation above all, is no training.
         """
         iterator = iter(items)
-        self._started = time.perf_counter()
+        self._started = self._clock()
         while True:
-            started = time.perf_counter()
+            started = self._clock()
             try:
                 item = next(iterator)
             except StopIteration:
                 self._elapsed, self._started = self._elapsed_now(), None
                 return
-            self._waited += time.perf_counter() - started
+            self._waited += self._clock() - started
             yield item
 
     def add(self, losses: Mapping[str, Tensor], *, step: int, image_ids: Sequence[int], weight: float = 1.0) -> None:
@@ -113,7 +129,7 @@ class Meter:
             grad_norm=None if self.grad_norm is None else float(self.grad_norm),
         )
         self._seen, self._waited, self._elapsed = [], 0.0, 0.0
-        self._started = time.perf_counter()
+        self._started = self._clock()
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +149,7 @@ class Meter:
         self._waited, self._elapsed = state['waited'], state['elapsed']
 
     def _elapsed_now(self) -> float:
-        return self._elapsed + (0.0 if self._started is None else time.perf_counter() - self._started)
+        return self._elapsed + (0.0 if self._started is None else self._clock() - self._started)
 
     def _peak_memory(self) -> int:
         if self._device.type == 'cuda':

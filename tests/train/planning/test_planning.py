@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from mtpd_train.data import dataset
+from mtpd.data.images import read_image
 from mtpd_train.data.sampling import share_of
 from mtpd_train.optimization.optimizer import OptimizerKind, build_optimizer
 from mtpd_train.planning import account
@@ -120,13 +120,12 @@ def test_a_trial(data: dict[str, Any], accumulate: int, num_steps: int, build_st
 
 def test_a_trial_waits_for_images_as_the_run_does(build_stage: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes need 0.4 s for a batch of two images; what they have read ahead must not hide it."""
-    read_image = dataset.read_image
 
     def read_slowly(*arguments: Any, **options: Any) -> Any:
         time.sleep(0.2)
         return read_image(*arguments, **options)
 
-    monkeypatch.setattr(dataset, 'read_image', read_slowly)
+    monkeypatch.setattr('mtpd_train.data.dataset.read_image', read_slowly)
     stage = build_stage(data={'batch_size': 2, 'workers': 2})
     trial = run_trial(stage, CPU, num_steps=3)
     assert trial.num_steps == 4

@@ -1,63 +1,91 @@
 """What a meter says of time."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from mtpd_train.records.meter import Meter
 
-PAUSE = 0.2
 
+@dataclass
+class Clock:
+    """Goes on only when it is told to; seconds."""
 
-def read(*, meter: Meter, num_batches: int, waiting: float = 0.0, then: Callable[[], None] = lambda: None) -> None:
-    """An epoch of batches of 2 images."""
+    now: float = 1000.0
 
-    def batches() -> Iterator[int]:
-        for number in range(num_batches):
-            time.sleep(waiting)
-            yield number
+    def __call__(self) -> float:
+        return self.now
 
-    for number in meter.timed(batches()):
-        meter.add({'loss': torch.tensor(1.0)}, step=number + 1, image_ids=[1, 2])
-    then()
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
 
 
 @pytest.fixture
-def meter() -> Meter:
-    return Meter(stage=1, device=torch.device('cpu'))
+def clock() -> Clock:
+    return Clock()
 
 
-def test_seconds_are_those_of_the_images(meter: Meter) -> None:
-    read(meter=meter, num_batches=2, waiting=PAUSE)
+def started(clock: Clock) -> Meter:
+    return Meter(stage=1, device=torch.device('cpu'), clock=clock)
+
+
+def read(meter: Meter, clock: Clock, *, num_batches: int) -> None:
+    """An epoch of batches of 2 images, each with 3 s of waiting and 1 s of computing."""
+
+    def batches() -> Iterator[int]:
+        for number in range(num_batches):
+            clock.spend(3)
+            yield number
+
+    for number in meter.timed(batches()):
+        clock.spend(1)
+        meter.add({'loss': torch.tensor(1.0)}, step=number + 1, image_ids=[1, 2])
+
+
+def test_seconds_are_those_of_the_images(clock: Clock) -> None:
+    meter = started(clock)
+    read(meter, clock, num_batches=2)
     record = meter.record(step=2, epoch=1, lr=0.1, decay={})
-    assert record.seconds is not None
-    assert 2 * PAUSE <= record.seconds < 3 * PAUSE
-    assert record.images_per_second == pytest.approx(4 / record.seconds)
-    assert record.data_wait == pytest.approx(1, abs=0.1)
+    assert (record.seconds, record.images_per_second, record.data_wait) == (8, 0.5, 0.75)
+
+
+def test_each_record_has_its_own_seconds(clock: Clock) -> None:
+    """Also when a record is made in the middle of an epoch."""
+    meter = started(clock)
+    for number in meter.timed(range(2)):
+        clock.spend(1 + number)
+        meter.add({'loss': torch.tensor(1.0)}, step=number + 1, image_ids=[1, 2])
+        record = meter.record(step=number + 1, epoch=1, lr=0.1, decay={})
+        assert (record.seconds, record.data_wait) == (1 + number, 0)
 
 
 @pytest.mark.parametrize('resumed', [False, True])
-def test_an_evaluation_between_two_epochs_is_no_training(resumed: bool, meter: Meter) -> None:
-    read(meter=meter, num_batches=1, then=lambda: time.sleep(PAUSE))
+def test_an_evaluation_between_two_epochs_is_no_training(resumed: bool, clock: Clock) -> None:
+    meter = started(clock)
+    read(meter, clock, num_batches=1)
+    clock.spend(100)
     meter.look()
     if resumed:
         state = meter.state_dict()
-        meter = Meter(stage=1, device=torch.device('cpu'))
+        meter = started(clock)
         meter.load_state_dict(state)
-    read(meter=meter, num_batches=1)
+    read(meter, clock, num_batches=1)
     record = meter.record(step=2, epoch=2, lr=0.1, decay={})
-    assert record.seconds is not None
-    assert record.seconds < PAUSE / 2
+    assert (record.seconds, record.images_per_second, record.data_wait) == (8, 0.5, 0.75)
 
 
-def test_what_a_saved_state_has_done_counts(meter: Meter) -> None:
-    read(meter=meter, num_batches=1, waiting=PAUSE)
-    meter.look()
-    resumed = Meter(stage=1, device=torch.device('cpu'))
-    resumed.load_state_dict(meter.state_dict())
-    record = resumed.record(step=1, epoch=1, lr=0.1, decay={})
-    assert record.seconds is not None
-    assert record.seconds == pytest.approx(PAUSE, abs=PAUSE / 2)
-    assert record.images_per_second == pytest.approx(2 / record.seconds)
+def test_what_a_saved_state_has_done_counts(clock: Clock) -> None:
+    """In the middle of an epoch too; what passes until it is taken up again does not."""
+    meter = started(clock)
+    for number in meter.timed(range(2)):
+        clock.spend(4)
+        meter.add({'loss': torch.tensor(1.0)}, step=number + 1, image_ids=[1, 2])
+        meter.look()
+        state = meter.state_dict()
+    clock.spend(100)
+    resumed = started(clock)
+    resumed.load_state_dict(state)
+    record = resumed.record(step=2, epoch=1, lr=0.1, decay={})
+    assert (record.seconds, record.images_per_second) == (8, 0.5)
