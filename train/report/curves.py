@@ -15,9 +15,14 @@ MAX_LOSSES = 8
 
 def ap_chart(run: RunLog) -> bytes | None:
     """AP of boxes and masks over all stages, in percent; None before the first evaluation."""
+    lines = ap_lines(run)
+    return line_chart(lines, y_label='AP, %', borders=stage_borders(run), from_zero=True) if lines else None
+
+
+def ap_lines(run: RunLog) -> list[Line]:
+    """What `ap_chart` draws."""
     lines = [Line(label, ap_points(run, name), has_marks=True) for name, label in AP_LINES.items()]
-    lines = [line for line in lines if line.points]
-    return line_chart(lines, y_label='AP, %', borders=_borders(run), from_zero=True) if lines else None
+    return [line for line in lines if line.points]
 
 
 def ap_points(run: RunLog, name: str) -> list[tuple[float, float]]:
@@ -32,12 +37,17 @@ def ap_points(run: RunLog, name: str) -> list[tuple[float, float]]:
 
 def loss_chart(run: RunLog) -> bytes | None:
     """Every loss as it entered the sum, over all stages, on a logarithmic scale."""
+    lines = loss_lines(run)
+    return line_chart(lines, y_label='loss', borders=stage_borders(run), is_log=True) if lines else None
+
+
+def loss_lines(run: RunLog) -> list[Line]:
+    """What `loss_chart` draws; where there are many losses, the sum over levels of each."""
     names = list(dict.fromkeys(name for stage in run.begun for one in stage.train for name in one.losses))
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_without_level(name) if len(names) > MAX_LOSSES else name, []).append(name)
-    lines = [Line(label, _over_steps(run, _loss(parts))) for label, parts in groups.items()]
-    return line_chart(lines, y_label='loss', borders=_borders(run), is_log=True) if lines else None
+    return [Line(label, _over_steps(run, _loss(parts))) for label, parts in groups.items()]
 
 
 def learning_rate_chart(run: RunLog) -> bytes | None:
@@ -45,7 +55,7 @@ def learning_rate_chart(run: RunLog) -> bytes | None:
     points = _over_steps(run, lambda record: record.lr)
     if not points:
         return None
-    return line_chart([Line('lr', points)], y_label='learning rate', borders=_borders(run), from_zero=True)
+    return line_chart([Line('lr', points)], y_label='learning rate', borders=stage_borders(run), from_zero=True)
 
 
 def speed_chart(run: RunLog) -> bytes | None:
@@ -53,7 +63,7 @@ def speed_chart(run: RunLog) -> bytes | None:
     points = _over_steps(run, lambda record: record.images_per_second)
     if not points:
         return None
-    return line_chart([Line('images/s', points)], y_label='images a second', borders=_borders(run), from_zero=True)
+    return line_chart([Line('images/s', points)], y_label='images a second', borders=stage_borders(run), from_zero=True)
 
 
 def wait_chart(run: RunLog) -> bytes | None:
@@ -61,7 +71,7 @@ def wait_chart(run: RunLog) -> bytes | None:
     points = _over_steps(run, lambda record: 100 * record.data_wait)
     if not points:
         return None
-    return line_chart([Line('wait', points)], y_label='waiting for data, %', borders=_borders(run), from_zero=True)
+    return line_chart([Line('wait', points)], y_label='waiting for data, %', borders=stage_borders(run), from_zero=True)
 
 
 def size_chart(summaries: Sequence[StageSummary], *, kind: str) -> bytes | None:
@@ -76,6 +86,11 @@ def size_chart(summaries: Sequence[StageSummary], *, kind: str) -> bytes | None:
     }
     names = [list(SIZES.values())[index] for index in present]
     return bar_chart(percent, names=names, y_label=f'{kind} AP, %')
+
+
+def stage_borders(run: RunLog) -> dict[str, float]:
+    """The step over all stages at which each stage begins."""
+    return {f'stage {stage.number}': stage.first_step for stage in run.begun}
 
 
 def _over_steps(run: RunLog, value: Callable[[TrainRecord], float]) -> list[tuple[float, float]]:
@@ -99,7 +114,3 @@ def _without_level(name: str) -> str:
     """`distill/mgd/p3` as `distill/mgd`."""
     parts = name.split('/')
     return '/'.join(parts[:2]) if len(parts) == 3 else name
-
-
-def _borders(run: RunLog) -> dict[str, float]:
-    return {f'stage {stage.number}': stage.first_step for stage in run.begun}

@@ -63,6 +63,8 @@ def test_what_cannot_be_drawn_is_a_gap() -> None:
 def test_bars() -> None:
     svg = bar_chart({'stage 1': [10.0, None], HOSTILE: [12.5, 30.0]}, names=['small', 'medium'], y_label='AP')
     assert {'stage 1', HOSTILE, 'small', 'medium', '12.5', '30.0'} <= texts(svg)
+    assert svg.index(b'>12.5<') < svg.index(b'>30.0<')  # bars of a name are drawn together
+    assert svg.rindex(b'>small<') < svg.rindex(b'>medium<')
 
 
 def test_thinned() -> None:
@@ -85,8 +87,26 @@ def test_charts_of_a_run(write_run: WriteRun, tmp_path: Path) -> None:
     assert {'loss_cls', 'distill/mgd/p3', 'total'} <= texts(loss)
     assert {'small', 'medium', '20.0'} <= texts(size)
     assert 'large' not in texts(size)  # there are none
-    points = curves.ap_points(run, 'box/AP')
-    assert [(x, round(y, 9)) for x, y in points] == [(10, 15), (20, 10), (30, 25), (40, 20)]
+    assert size.index(b'>5.0<') < size.index(b'>20.0<')  # those of small objects come first, and are lower
+    assert '0.5' in texts(loss)
+    assert '0.4' not in texts(loss)  # as it would be on a scale that is not logarithmic
+    wait = curves.wait_chart(run)
+    assert wait is not None
+    assert not any(text.startswith('0.') for text in texts(wait))  # 10 and 20, in percent
+
+
+def test_lines_of_a_run(write_run: WriteRun, tmp_path: Path) -> None:
+    """Steps count over all stages; where a stage begins, a line of losses is broken."""
+    run = read_run(write_run(tmp_path / 'run'))
+    assert curves.stage_borders(run) == {'stage 1': 0, 'stage 2': 20}
+    ap = {line.name: [(x, round(y, 9)) for x, y in line.points] for line in curves.ap_lines(run)}
+    assert ap['box AP'] == [(10, 15), (20, 10), (30, 25), (40, 20)]
+    assert ap['box AP50'] == [(10, 30), (20, 20), (30, 50), (40, 40)]
+    losses = {line.name: line.points for line in curves.loss_lines(run)}
+    assert [x for x, _ in losses['loss_cls']] == [5, 10, 15, 20, 20, 25, 30, 35, 40]
+    assert [y for _, y in losses['loss_cls']] == pytest.approx(
+        [1 / 5, 1 / 10, 1 / 15, 1 / 20, math.nan, 1 / 5, 1 / 10, 1 / 15, 1 / 20], nan_ok=True
+    )
 
 
 def test_many_losses_are_summed_over_levels(write_run: WriteRun, tmp_path: Path) -> None:
@@ -94,10 +114,9 @@ def test_many_losses_are_summed_over_levels(write_run: WriteRun, tmp_path: Path)
     log = folder / 'metrics.jsonl'
     more = ', '.join(f'"distill/mgd/p{level}": 0.1' for level in range(5, 12))
     log.write_text(log.read_text().replace('"distill/mgd/p3"', f'{more}, "distill/mgd/p3"'))
-    loss = curves.loss_chart(read_run(folder))
-    assert loss is not None
-    assert 'distill/mgd' in texts(loss)
-    assert 'distill/mgd/p3' not in texts(loss)
+    losses = {line.name: line.points for line in curves.loss_lines(read_run(folder))}
+    assert list(losses) == ['loss_cls', 'distill/mgd', 'total']
+    assert losses['distill/mgd'][0] == pytest.approx((5, 0.5 + 0.25 + 7 * 0.1))
 
 
 def test_nothing_to_draw(write_run: WriteRun, tmp_path: Path) -> None:

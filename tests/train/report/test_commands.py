@@ -33,6 +33,7 @@ def test_compare__text(runs: list[Path]) -> None:
     headings = lines[0].split()
     assert headings[:4] == ['run', 'stage', 'teacher', 'codec']
     assert 'APl' not in headings  # no run has large objects
+    assert 'mask' not in headings
     first = lines[1].split()
     assert first[:4] == [str(runs[0]), '1', 'r101', 'lean']
     assert {'10.0', '15.0', '20.0', '1.00'} <= set(first)
@@ -40,6 +41,20 @@ def test_compare__text(runs: list[Path]) -> None:
     assert lines[3].startswith(str(runs[1]))
     assert 'nothing recorded yet' in lines[4]
     assert len(lines) == 5
+
+
+def test_compare__stages_that_have_not_finished(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run(tmp_path / 'run', planned=1, begun=1, finished=0)
+    log = run / 'metrics.jsonl'
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    assert '  1 of 2  ' in report('compare', run).stdout
+    (run / 'stage1').mkdir()
+    (run / 'stage1' / 'diverged.jsonl').write_text('')
+    assert '  1 of 2, diverged  ' in report('compare', run).stdout
+    log.unlink()
+    assert 'diverged before its first record' in report('compare', run).stdout
+    (run / 'stage1' / 'student.pth').write_bytes(b'')
+    assert 'finished, but its metrics.jsonl is missing or empty' in report('compare', run).stdout
 
 
 def test_compare__json(runs: list[Path]) -> None:
