@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.ops import box_iou
 
-from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, image_path
+from mtpd.data.coco import CocoImage, CocoSet, image_path
 from mtpd.data.images import read_image
 from mtpd.data.spread import spread
 from mtpd.errors import InputError, MtpdError
@@ -18,12 +17,10 @@ from mtpd_train.evaluation import detect
 from mtpd_train.evaluator.detector import build_target, category_ids
 from mtpd_train.evaluator.stage_student import find_student, why_none
 from mtpd_train.evaluator.target import Files, Target, target_of_run
-from mtpd_train.report.images import DrawnBox, photo_uri
+from mtpd_train.report.boxes import found_boxes, match_detections, true_boxes
+from mtpd_train.report.images import photo_uri
 from mtpd_train.report.run_log import RunLog
 from mtpd_train.run_folder import stage_folder
-
-FOUND, MISTAKEN, TRUE = '#0072b2', '#b34700', '#00664a'  # dark enough for white letters
-MIN_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -152,47 +149,12 @@ def _drawn(
     pixels = read_image(image_path(files.images, image.file_name), size=(image.height, image.width))
     photo = np.ascontiguousarray(pixels[..., ::-1])
     truth = [one for one in coco.annotations[image.id] if not one.is_crowd]
-    names = {category.id: category.name for category in coco.categories}
-    true_boxes = [DrawnBox(one.box, coco.categories[one.category].name, TRUE) for one in truth]
     students = []
     for number, detections in found.items():
         matched = match_detections(detections, truth, coco)
-        boxes = [
-            DrawnBox(
-                _corners(one['bbox']),
-                f'{names[one["category_id"]]} {one["score"]:.2f}',
-                FOUND if is_object else MISTAKEN,
-                is_dashed=not is_object,
-            )
-            for one, is_object in zip(detections, matched, strict=True)
-        ]
+        boxes = found_boxes(detections, matched, coco)
         # The surest on top.
         students.append(
             Prediction(number, photo_uri(photo, boxes[::-1]), sum(matched), num_mistaken=len(matched) - sum(matched))
         )
-    return PredictedImage(image.file_name, photo_uri(photo, true_boxes), len(truth), students)
-
-
-def match_detections(
-    detections: Sequence[Mapping[str, Any]], truth: Sequence[CocoAnnotation], coco: CocoSet
-) -> list[bool]:
-    """Whether each detection, the surest first, is that of an object of its class that no surer one has."""
-    if not detections or not truth:
-        return [False] * len(detections)
-    overlaps = box_iou(
-        torch.tensor([_corners(one['bbox']) for one in detections]), torch.tensor([one.box for one in truth])
-    )
-    free, result = set(range(len(truth))), []
-    for one, ious in zip(detections, overlaps.tolist(), strict=True):
-        own = [index for index in free if coco.categories[truth[index].category].id == one['category_id']]
-        best = max(own, key=lambda index: ious[index], default=None)
-        is_object = best is not None and ious[best] >= MIN_IOU
-        if best is not None and is_object:
-            free.remove(best)
-        result.append(is_object)
-    return result
-
-
-def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, width, height = box
-    return x, y, x + width, y + height
+    return PredictedImage(image.file_name, photo_uri(photo, true_boxes(truth, coco)), len(truth), students)

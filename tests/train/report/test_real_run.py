@@ -1,21 +1,26 @@
 """The page of a run that was really trained: predictions, and maps of teacher and student."""
 
+import base64
+import io
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
-from mtpd.data.coco import CocoAnnotation, read_annotations
+from mtpd.data.coco import read_annotations
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd_train.report.cli import main
 from mtpd_train.report.feature_maps import stage_maps
-from mtpd_train.report.predictions import match_detections, predictions
-from mtpd_train.report.run_log import read_run
+from mtpd_train.report.predictions import predictions
+from mtpd_train.report.run_log import RunLog, read_run
 
 CPU = torch.device('cpu')
 
@@ -37,6 +42,17 @@ def finished(
     ]
     train(*files, '--out', folder / 'run')
     return folder / 'run'
+
+
+def pixels(uri: str) -> npt.NDArray[np.int64]:
+    """Of a picture in a data URI."""
+    content = base64.b64decode(uri.split(',')[1])
+    return np.asarray(Image.open(io.BytesIO(content)).convert('RGB')).astype(np.int64)
+
+
+def _train_annotations(run: RunLog) -> Path:
+    data = run.stages[0].settings['data']
+    return Path(data['coco']) / 'annotations' / f'instances_{data["train"]}.json'
 
 
 def page_of(run: Path) -> str:
@@ -68,31 +84,13 @@ def test_predictions_are_counted(finished: Path) -> None:
             assert one.picture.startswith('data:image/jpeg;base64,')
             assert 0 <= one.num_found <= image.num_objects
             assert one.num_found + one.num_mistaken > 0
+    # Photographs have their colours.
+    data = read_run(finished).stages[0].settings['data']
+    for image in found.images:
+        photo = np.asarray(Image.open(Path(data['coco']) / data['val'] / image.name).convert('RGB'))
+        assert np.abs(pixels(image.truth).mean((0, 1)) - photo.mean((0, 1))).max() < 12
     nothing = predictions(read_run(finished), num_images=1, min_score=1.0, device=CPU, read=read_annotations)
     assert all((one.num_found, one.num_mistaken) == (0, 0) for one in nothing.images[0].found)
-
-
-def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path) -> None:
-    coco = read_annotations(synthetic_set / 'annotations' / 'instances_val2017.json')
-    truth = [
-        CocoAnnotation((10, 10, 50, 50), 0, False, 1600, None),
-        CocoAnnotation((60, 10, 99, 50), 1, False, 1560, None),
-    ]
-    first, second = (category.id for category in coco.categories[:2])
-
-    def detection(category_id: int, x: float) -> dict[str, Any]:
-        return {'category_id': category_id, 'bbox': [x, 10.0, 40.0, 40.0]}
-
-    found = [
-        detection(first, 12),  # the first object
-        detection(first, 10),  # again
-        detection(first, 60),  # where the second is, of another class
-        detection(second, 85),  # of its class, but too far off
-        detection(second, 60),  # the second object
-    ]
-    assert match_detections(found, truth, coco) == [True, False, False, False, True]
-    assert match_detections(found, [], coco) == [False] * 5
-    assert match_detections([], truth, coco) == []
 
 
 def test_maps_that_are_equal_are_explained_and_look_equal(
@@ -109,7 +107,16 @@ def test_maps_that_are_equal_are_explained_and_look_equal(
     assert 'p3' in same.explained
     assert all(share > 0.95 for share in same.explained.values())
     assert all(own.explained[level] < same.explained[level] for level in same.explained)
-    assert [image.name for image in same.images] == [image.name for image in own.images]
+    sizes = {one.file_name: (one.height, one.width) for one in read_annotations(_train_annotations(run)).images}
+    for image, other in zip(same.images, own.images, strict=True):
+        assert image.name == other.name
+        for level, (taught, learned) in image.levels.items():
+            assert taught == other.levels[level][0]
+            assert learned != other.levels[level][1]
+            assert np.abs(pixels(taught) - pixels(learned)).mean() < 20
+        height, width = sizes[image.name]
+        assert pixels(image.levels['p3'][0]).shape == (-(-height // 8), -(-width // 8), 3)
+    assert len({sizes[image.name] for image in same.images}) == 2
 
 
 def test_stages_that_have_not_finished(finished: Path, tmp_path: Path) -> None:
