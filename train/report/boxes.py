@@ -13,6 +13,12 @@ FOUND, MISTAKEN, TRUE = '#0072b2', '#b34700', '#00664a'  # dark enough for white
 MIN_IOU = 0.5
 
 
+def surest_first(detections: Sequence[dict[str, Any]], *, min_score: float) -> list[dict[str, Any]]:
+    """The detections of at least this score in the order in which they are matched."""
+    shown = [one for one in detections if one['score'] >= min_score]
+    return sorted(shown, key=lambda one: -float(one['score']))
+
+
 def match_detections(
     detections: Sequence[Mapping[str, Any]], truth: Sequence[CocoAnnotation], coco: CocoSet
 ) -> list[bool]:

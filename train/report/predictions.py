@@ -17,7 +17,7 @@ from mtpd_train.evaluation import detect
 from mtpd_train.evaluator.detector import build_target, category_ids
 from mtpd_train.evaluator.stage_student import find_student, why_none
 from mtpd_train.evaluator.target import Files, Target, target_of_run
-from mtpd_train.report.boxes import found_boxes, match_detections, true_boxes
+from mtpd_train.report.boxes import found_boxes, match_detections, surest_first, true_boxes
 from mtpd_train.report.images import photo_uri
 from mtpd_train.report.run_log import RunLog
 from mtpd_train.run_folder import stage_folder
@@ -137,9 +137,8 @@ def _detections(
     dataset = DetectionDataset(coco, files.images, geometry=geometry, for_training=False, with_masks=False)
     boxes, _ = detect(student, dataset, batch_size=1, num_workers=0, device=device, category_ids=ids)
     result: dict[int, list[dict[str, Any]]] = {image.id: [] for image in coco.images}
-    for one in sorted(boxes, key=lambda record: -record['score']):
-        if one['score'] >= min_score:
-            result[one['image_id']].append(one)
+    for one in surest_first(boxes, min_score=min_score):
+        result[one['image_id']].append(one)
     return result
 
 

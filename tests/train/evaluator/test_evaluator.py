@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def test_a_student_gets_the_numbers_of_its_training(finished: Path, records: Rec
         assert found['class_ap']['box'] == pytest.approx(recorded['class_ap']['box'], abs=1e-6)
         assert found['num_images'] == 8
         assert f'{100 * found["metrics"]["box/AP"]:.1f}' in result.stdout
+        assert f'8 images in {found["seconds"]:.1f} s ({8 / found["seconds"]:.1f} images/s)' in result.stdout
 
 
 def test_the_results_file_is_coco_s(finished: Path, synthetic_set: Path, records: Records, tmp_path: Path) -> None:
@@ -194,6 +196,25 @@ def test_a_checkpoint_of_other_classes(copied: Path) -> None:
     content['meta']['dataset_meta']['classes'] = ('a', 'b', 'c', 'd', 'e', 'f')
     torch.save(content, copied / 'student.pth')
     assert 'was trained on 6 classes (a, ...), its config names 6 (circle, ...)' in refused(copied)
+
+
+def test_a_checkpoint_that_holds_more_than_tensors(copied: Path) -> None:
+    """Nothing is unpickled unasked."""
+    content = torch.load(copied / 'student.pth', weights_only=True)
+    content['meta']['extra'] = Namespace()
+    torch.save(content, copied / 'student.pth')
+    assert 'holds more than tensors and plain values' in refused(copied)
+    assert evaluated(copied, '--trust-checkpoint').exit_code == 0
+
+
+def test_another_scale(finished: Path, tmp_path: Path) -> None:
+    found = []
+    for scale in ('128x128', '64x64'):
+        assert evaluated(finished, '--scale', scale, '--results', tmp_path / 'r.json').exit_code == 0
+        found.append((tmp_path / 'r.json').read_text())
+    assert found[1] != found[0]
+    scale = main.make_context('mtpd-eval', ['run', '--scale', '1333x800']).params['scale']
+    assert scale == (1333, 800)
 
 
 def test_a_checkpoint_of_another_network(copied: Path) -> None:

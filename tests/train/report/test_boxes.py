@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mtpd.data.coco import CocoAnnotation, read_annotations
-from mtpd_train.report.boxes import FOUND, MISTAKEN, TRUE, found_boxes, match_detections, true_boxes
+from mtpd_train.report.boxes import FOUND, MISTAKEN, TRUE, found_boxes, match_detections, surest_first, true_boxes
 from mtpd_train.report.images import DrawnBox, photo_uri
 
 
@@ -44,6 +44,11 @@ def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path
     drawn = found_boxes(found, matched, coco)
     assert drawn[0] == DrawnBox((12, 10, 52, 50), f'{circle} 0.25', FOUND)
     assert drawn[3] == DrawnBox((85, 10, 125, 50), f'{square} 0.25', MISTAKEN, is_dashed=True)
+
+
+def test_the_surest_come_first() -> None:
+    detections = [{'score': score} for score in (0.3, 0.9, 0.4, 0.2)]
+    assert [one['score'] for one in surest_first(detections, min_score=0.3)] == [0.9, 0.4, 0.3]
 
 
 @pytest.mark.parametrize(('iou', 'is_object'), [(0.49, False), (0.51, True)])
