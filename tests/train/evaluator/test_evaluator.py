@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,13 +197,26 @@ def test_a_checkpoint_of_other_classes(copied: Path) -> None:
     assert 'was trained on 6 classes (a, ...), its config names 6 (circle, ...)' in refused(copied)
 
 
-def test_a_checkpoint_that_holds_more_than_tensors(copied: Path) -> None:
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_holds_more_than_tensors(copied: Path, tmp_path: Path) -> None:
     """Nothing is unpickled unasked."""
+    trace = tmp_path / 'trace'
     content = torch.load(copied / 'student.pth', weights_only=True)
-    content['meta']['extra'] = Namespace()
+    content['meta']['extra'] = Touch(trace)
     torch.save(content, copied / 'student.pth')
     assert 'holds more than tensors and plain values' in refused(copied)
+    assert not trace.exists()
     assert evaluated(copied, '--trust-checkpoint').exit_code == 0
+    assert trace.exists()
 
 
 def test_another_scale(finished: Path, tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def test_a_run_names_the_batch_and_keeps_the_last_good_state(
     assert f'student from {progress}' in train(stages[0], '--out', tmp_path / 'again', *again).output
 
 
-def test_an_exploded_loss_stops_a_run(poisoned: Any, stages: list[Path], train_error: Any, tmp_path: Path) -> None:
+def test_an_exploded_loss_stops_a_run(
+    poisoned: Any, stages: list[Path], train: Any, train_error: Any, tmp_path: Path
+) -> None:
     """In its first epoch: there is nothing to go back to."""
     drawn = poisoned(3, 1e6)
     line = train_error(stages[1], '--out', tmp_path, '--set', 'optim.lr=1e-9')
@@ -125,3 +127,8 @@ def test_an_exploded_loss_stops_a_run(poisoned: Any, stages: list[Path], train_e
     images = ', '.join(map(str, drawn[2]))
     assert f'in step 2 on the images {images}; ' in line
     assert 'train anew from its start in another --out' in line
+    # What the file says is of that attempt alone.
+    assert (tmp_path / 'stage1' / 'diverged.jsonl').exists()
+    poisoned(0, math.nan)
+    train(stages[1], '--out', tmp_path, '--set', 'optim.lr=1e-9', '--resume')
+    assert not (tmp_path / 'stage1' / 'diverged.jsonl').exists()
