@@ -63,7 +63,7 @@ def test_what_cannot_be_drawn_is_a_gap() -> None:
 def test_bars() -> None:
     svg = bar_chart({'stage 1': [10.0, None], HOSTILE: [12.5, 30.0]}, names=['small', 'medium'], y_label='AP')
     assert {'stage 1', HOSTILE, 'small', 'medium', '12.5', '30.0'} <= texts(svg)
-    assert svg.index(b'>12.5<') < svg.index(b'>30.0<')  # bars of a name are drawn together
+    assert svg.rindex(b'>12.5<') < svg.rindex(b'>30.0<')  # bars of a name are drawn together
     assert svg.rindex(b'>small<') < svg.rindex(b'>medium<')
 
 
@@ -87,7 +87,7 @@ def test_charts_of_a_run(write_run: WriteRun, tmp_path: Path) -> None:
     assert {'loss_cls', 'distill/mgd/p3', 'total'} <= texts(loss)
     assert {'small', 'medium', '20.0'} <= texts(size)
     assert 'large' not in texts(size)  # there are none
-    assert size.index(b'>5.0<') < size.index(b'>20.0<')  # those of small objects come first, and are lower
+    assert size.rindex(b'>5.0<') < size.rindex(b'>20.0<')  # those of small objects come first, and are lower
     assert '0.5' in texts(loss)
     assert '0.4' not in texts(loss)  # as it would be on a scale that is not logarithmic
     wait = curves.wait_chart(run)
