@@ -69,3 +69,8 @@ def test_a_photograph_is_enlarged_with_its_boxes() -> None:
     for row, column in ((120, 201), (120, 359), (159, 300)):
         blue = image[row - 2 : row + 3, column - 2 : column + 3, 2]
         assert blue.max() > 200, (row, column)
+
+
+def test_a_large_photograph_is_made_smaller() -> None:
+    uri = photo_uri(np.zeros((420, 840, 3), np.uint8), [])
+    assert Image.open(io.BytesIO(base64.b64decode(uri.split(',')[1]))).size == (420, 210)
