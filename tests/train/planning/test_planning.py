@@ -17,7 +17,7 @@ from mtpd_train.optimization.optimizer import OptimizerKind, build_optimizer
 from mtpd_train.planning import account
 from mtpd_train.planning.account import plan_lines
 from mtpd_train.planning.plan import disk_bytes, plan_stage
-from mtpd_train.planning.trial import run_trial
+from mtpd_train.planning.trial import Trial, run_trial
 from mtpd_train.processes import World
 from mtpd_train.stage import Stage
 from mtpd_train.teachers import code_stream
@@ -35,12 +35,16 @@ def test_steps_and_checkpoint_are_those_of_the_run(
     records: Callable[..., list[dict[str, Any]]],
     tmp_path: Path,
 ) -> None:
-    changes: dict[str, Any] = {'data': {'batch_size': 5, 'val': None}, 'optim': {'epochs': 2, 'accumulate': 2}}
+    changes: dict[str, Any] = {'data': {'batch_size': 5}, 'optim': {'epochs': 2, 'accumulate': 2}}
     plan = plan_stage(build_stage(**changes))
     output = train(write_stage(tmp_path / 'stage.yaml', **changes), '--out', tmp_path / 'run').output
     assert '\n'.join(plan_lines([plan])) in output
     assert records(tmp_path / 'run', 'train')[-1]['step'] == plan.num_steps
     assert (tmp_path / 'run' / 'student.pth').stat().st_size == pytest.approx(plan.student_bytes, rel=0.1)
+    left = sum(path.stat().st_size for path in (tmp_path / 'run').rglob('*.pth'))
+    assert left == pytest.approx(plan.left_bytes + plan.student_bytes, rel=0.1)
+    # A state is written before the one that it replaces goes.
+    assert disk_bytes([plan]) == plan.left_bytes + plan.student_bytes + 2 * plan.progress_bytes
 
 
 def test_bytes_read_are_those_of_the_views_and_levels(build_stage: Build, caches: dict[int, Path]) -> None:
@@ -172,6 +176,22 @@ def test_no_room(
     monkeypatch.setattr(account, '_ram_bytes', lambda: 10)
     crowded = write_stage(tmp_path / 'crowded.yaml', data={'workers': 2})
     assert 'stage 1: what is read ahead needs' in train_error(crowded, *options)
+
+
+@pytest.mark.parametrize(('seconds', 'shown'), [(0.2, '60 s'), (2.0, '10 min'), (60.0, '5:00 h'), (65.0, '5:25 h')])
+def test_hours_are_of_all_epochs(seconds: float, shown: str, build_stage: Build) -> None:
+    plan = plan_stage(build_stage(optim={'epochs': 100}))
+    assert plan.num_steps == 300
+    _, row, total = plan_lines([plan], [Trial(3, seconds, None)])
+    assert shown in row
+    assert total.startswith(f'time     {shown} in all')
+
+
+def test_the_state_has_the_adapters_and_their_moments(build_stage: Build, caches: dict[int, Path]) -> None:
+    taught = build_stage(cache=caches[16], distill=DISTILL)
+    adapters = sum(one.numel() * one.element_size() for one in taught.distiller.parameters())
+    assert adapters > 0
+    assert plan_stage(taught).progress_bytes == plan_stage(build_stage()).progress_bytes + 3 * adapters
 
 
 def test_the_state_has_the_moving_average(build_stage: Build) -> None:
