@@ -132,3 +132,26 @@ def test_an_exploded_loss_stops_a_run(
     poisoned(0, math.nan)
     train(stages[1], '--out', tmp_path, '--set', 'optim.lr=1e-9', '--resume')
     assert not (tmp_path / 'stage1' / 'diverged.jsonl').exists()
+
+
+@pytest.mark.parametrize('grad_clip', [None, 10.0])
+def test_a_training_that_diverges(
+    grad_clip: float | None, write_stage: Callable[..., Path], train_error: Callable[..., str], tmp_path: Path
+) -> None:
+    optim = {'type': 'sgd', 'lr': 1e30, 'warmup_iters': 0, 'grad_clip': grad_clip, 'epochs': 3}
+    stage = write_stage(tmp_path / 'stage.yaml', optim=optim)
+    line = train_error(stage, '--out', tmp_path / 'run')
+    assert 'stage 1: loss_cls, nan in step 2 on the images ' in line
+    assert 'lower optim.lr' in line
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_weights_that_diverge_in_the_last_step(
+    write_stage: Callable[..., Path], train_error: Callable[..., str], tmp_path: Path
+) -> None:
+    """Every loss that was seen is finite, but the student must not be saved."""
+    optim = {'type': 'sgd', 'lr': 1e38, 'weight_decay': 1e6, 'warmup_iters': 0, 'grad_clip': None}
+    stage = write_stage(tmp_path / 'stage.yaml', optim=optim, data={'batch_size': 24})
+    line = train_error(stage, '--out', tmp_path / 'run')
+    assert 'of the student is not finite after step 1' in line
+    assert not list(tmp_path.rglob('*.pth'))
