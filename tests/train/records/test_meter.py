@@ -53,12 +53,18 @@ def test_seconds_are_those_of_the_images(clock: Clock) -> None:
 
 def test_each_record_has_its_own_seconds(clock: Clock) -> None:
     """Also when a record is made in the middle of an epoch."""
+
+    def batches() -> Iterator[int]:
+        for number in (1, 2):
+            clock.spend(3)
+            yield number
+
     meter = started(clock)
-    for number in meter.timed(range(2)):
-        clock.spend(1 + number)
-        meter.add({'loss': torch.tensor(1.0)}, step=number + 1, image_ids=[1, 2])
-        record = meter.record(step=number + 1, epoch=1, lr=0.1, decay={})
-        assert (record.seconds, record.data_wait) == (1 + number, 0)
+    for number in meter.timed(batches()):
+        clock.spend(number)
+        meter.add({'loss': torch.tensor(1.0)}, step=number, image_ids=[1, 2])
+        record = meter.record(step=number, epoch=1, lr=0.1, decay={})
+        assert (record.seconds, record.data_wait) == (3 + number, 3 / (3 + number))
 
 
 @pytest.mark.parametrize('resumed', [False, True])
