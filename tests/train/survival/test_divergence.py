@@ -24,10 +24,11 @@ def batches(*totals: float) -> list[SeenBatch]:
     ]
 
 
-def test_the_first_batch_that_is_not_finite_is_blamed() -> None:
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_the_first_batch_that_is_not_finite_is_blamed(value: float) -> None:
     seen = batches(1.0, 2.0, math.nan, math.inf)
-    seen[2] = SeenBatch(3, (30, 31), {'loss_cls': 1.0, 'loss_bbox': math.nan})
-    with pytest.raises(DivergedError, match=r'stage 2: loss_bbox, nan in step 3 on the images 30, 31$'):
+    seen[2] = SeenBatch(3, (30, 31), {'loss_cls': 1.0, 'loss_bbox': value})
+    with pytest.raises(DivergedError, match=rf'stage 2: loss_bbox, {value} in step 3 on the images 30, 31$'):
         require_sound(seen, first_total=1.0, stage=2)
 
 
