@@ -28,6 +28,10 @@ class CacheError(MtpdError):
     """A cache cannot be used."""
 
 
+# What to do about a damaged file of a cache.
+REPAIR = 'mend the cache with mtpd-cache verify --repair'
+
+
 class CacheDamagedError(CacheError):
     """Bytes of a cache are missing or differ from what was written."""
 

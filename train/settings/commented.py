@@ -1,10 +1,11 @@
 """A stage as YAML that explains itself: every setting with its meaning above it and, where it differs, its default."""
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mtpd_train.settings.stage_settings import StageSettings
@@ -24,7 +25,7 @@ def _section(section: BaseModel, *, indent: str, defaults: Any = None) -> list[s
     plain = section.model_dump(mode='json')
     lines = []
     for name, field in type(section).model_fields.items():
-        lines.append(f'{indent}# {field.description}')
+        lines.append(f'{indent}# {_meaning(field)}')
         value = getattr(section, name)
         default = getattr(defaults, name, field.get_default(call_default_factory=True))
         if isinstance(value, BaseModel):
@@ -36,6 +37,15 @@ def _section(section: BaseModel, *, indent: str, defaults: Any = None) -> list[s
         else:
             lines += _leaf(name, plain[name], default, indent=indent)
     return lines
+
+
+def _meaning(field: FieldInfo) -> str:
+    """What a setting means, with the choices that it leaves where that does not say them."""
+    text = field.description or ''
+    choices = [str(one) for one in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
+    if len(choices) < 2 or all(f'`{one}`' in text for one in choices):
+        return text
+    return f'{text} One of {", ".join(choices)}.'
 
 
 def _entry(entry: BaseModel, *, indent: str) -> list[str]:

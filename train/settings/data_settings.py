@@ -81,6 +81,6 @@ class DataSettings(Section):
     photometric: PhotometricSettings | None = None
     """Random changes of a training image's colours, for the student alone; null: none."""
     shuffle: Literal['full', 'shards'] = 'full'
-    """What is shuffled together: all images, or 8 shards of the cache at a time, where reading is what takes long."""
+    """`full`: all images are shuffled; `shards`: those of 8 shards of the cache at a time, where reading takes long."""
     geometry: GeometrySettings | None = None
     """Resize and padding of a stage without a cache; null: those of the student's config, or of its teacher."""

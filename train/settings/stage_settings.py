@@ -59,7 +59,7 @@ class OptimSettings(Section):
     epochs: PositiveInt
     """Passes over the training images."""
     schedule: Literal['multistep', 'cosine', 'linear', 'onecycle'] = 'multistep'
-    """Learning rate after the warm-up: a tenth after each milestone, or falling along a cosine or a line."""
+    """`multistep`: lr falls to a tenth after each milestone; `cosine`, `linear`: to `min_lr`; `onecycle`: up, down."""
     milestones: tuple[PositiveInt, ...] = ()
     """Epochs after which `multistep` divides the learning rate by 10."""
     min_lr: NonNegativeFloat = 0.0

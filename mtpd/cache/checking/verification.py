@@ -19,7 +19,7 @@ from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
 from mtpd.cache.reading.roi_rows import RoiReader
-from mtpd.errors import CacheDamagedError
+from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.prefetch import prefetched
 
 Kind = Literal['shard', 'head', 'metadata', 'stray']
@@ -109,7 +109,7 @@ def _damages_of_rois(
 
 def _damage(state: CacheState, check: FileCheck, error: CacheDamagedError) -> Damage:
     # What names the file is said by `file`, and the next step by who asked for the verification.
-    reason = str(error).removesuffix('; extract it again')
+    reason = str(error).removesuffix('; extract it again').removesuffix(f'; {REPAIR}')
     for prefix in (f'{state.root / check.file}: ', f'{state.root}: ', f'{state.root}/'):
         reason = reason.removeprefix(prefix)
     return Damage('head' if check.key is None else 'shard', check.file, reason, check.key)

@@ -13,7 +13,7 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from mtpd.errors import CacheDamagedError
+from mtpd.errors import REPAIR, CacheDamagedError
 
 MISSING = 2**64 - 1
 CHECKSUM_BYTES = 4
@@ -43,7 +43,7 @@ def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> 
     """
     # Whole and by its residue: without its end it would have to be copied. Of bytes the lock is released.
     if len(chunk) <= CHECKSUM_BYTES or google_crc32c.value(chunk) != RESIDUE or chunk_checksum(chunk) != checksum:
-        raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written')
+        raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written; {REPAIR}')
     # numcodecs accepts a frame that is shorter than the buffer, and unpacks one of unknown size before it looks at it.
     if _frame_content_size(chunk[:MAX_HEADER_BYTES]) != out.nbytes:
         raise CacheDamagedError(f'{name}: decompresses to another size than the {out.nbytes} bytes of its level')

@@ -9,7 +9,7 @@ import numpy as np
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.manifest import FileRecord
-from mtpd.errors import CacheDamagedError
+from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.files import sha256_bytes
 
 
@@ -36,7 +36,7 @@ class CacheFiles:
             raise _unreadable(path, error) from error
         if found != record.num_bytes:
             state = 'missing' if found is None else f'{found} bytes long'
-            raise CacheDamagedError(f'{path}: is {state}, the manifest says {record.num_bytes} bytes; extract it again')
+            raise CacheDamagedError(f'{path}: is {state}, the manifest says {record.num_bytes} bytes; {REPAIR}')
         # The path comes from the manifest, the links in it from whoever packed the folder.
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             raise CacheDamagedError(f'{path}: is a link that leads out of the cache; put the file itself there')
@@ -65,7 +65,7 @@ class CacheFiles:
             CacheDamagedError: they differ.
         """
         if found != self._records[file].sha256:
-            raise CacheDamagedError(f'{self.root / file}: its content differs from what was written; extract it again')
+            raise CacheDamagedError(f'{self.root / file}: its content differs from what was written; {REPAIR}')
 
     def read_array(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
         """The rows (rows_per_file, ...) of one file of an array that is not sharded.

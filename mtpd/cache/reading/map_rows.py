@@ -20,7 +20,7 @@ from mtpd.cache.format.manifest import Description, ViewName
 from mtpd.cache.format.plan import Bucket, num_elements
 from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.reading.cache_files import CacheFiles
-from mtpd.errors import CacheDamagedError
+from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.pyramid import Level
 
 # Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
@@ -154,7 +154,7 @@ class MapReader:
         file, name = spec.file(shard), str(self._files.root / spec.file(shard))
         size, length = self._files.size(file), index_bytes(spec.rows_per_file)
         if size < length:
-            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone takes {length}; extract it again')
+            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone takes {length}; {REPAIR}')
         return decode_index(
             self._files.read_range(file, offset=size - length, length=length),
             chunks_per_shard=spec.rows_per_file,

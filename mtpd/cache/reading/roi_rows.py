@@ -10,7 +10,7 @@ from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket
 from mtpd.cache.format.roi_arrays import TABLES, VALUES, RoisRecord, decode_row, roi_specs, row_bytes, row_checksum
 from mtpd.cache.reading.cache_files import CacheFiles
-from mtpd.errors import CacheDamagedError
+from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.heads.rois import ImageRois
 
 # Tables of this many shard groups are kept; one takes 16 bytes an image.
@@ -40,11 +40,11 @@ class RoiReader:
             raise CacheDamagedError(f'{name} belongs to image {found}, not {image_id}')
         rows = [self._row(self._specs(bucket)[array], shard, position) for array in VALUES]
         if row_checksum(rows) != tables['crc32c'][position]:
-            raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written')
+            raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written; {REPAIR}')
         try:
             return decode_row(rows, self._record, num_rois=int(tables['num_rois'][position]))
         except ValueError as error:
-            raise CacheDamagedError(f'{name}: holds {error}; extract it again') from error
+            raise CacheDamagedError(f'{name}: holds {error}; {REPAIR}') from error
 
     def _row(self, spec: ArraySpec, shard: int, position: int) -> bytes:
         file, length = spec.file(shard), row_bytes(spec)

@@ -60,7 +60,14 @@ def test_hard_values_read_back_as_they_are(load: Callable[..., StageSettings]) -
 def test_every_setting_has_its_meaning_above_it(load: Callable[..., StageSettings]) -> None:
     stage = load(HARD)
     comments = [line.strip() for line in dump_stage(stage).splitlines() if line.lstrip().startswith('# ')]
-    assert comments[1:] == [f'# {text}' for text in texts(stage)]
+    assert [one.partition(' One of ')[0] for one in comments[1:]] == [f'# {text}' for text in texts(stage)]
+
+
+def test_choices_are_said(load: Callable[..., StageSettings]) -> None:
+    text = dump_stage(load(HARD))
+    assert '  # Optimizer. One of sgd, adamw.\n  type: sgd' in text
+    assert 'One of full' not in text, 'its meaning says them'
+    assert 'One of pkd' not in text, 'it has one value'
 
 
 def test_defaults_are_said_where_values_differ(load: Callable[..., StageSettings]) -> None:
