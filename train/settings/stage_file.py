@@ -97,7 +97,10 @@ def _read_yaml(path: Path) -> tuple[yaml.Node, DictConfig]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f' line {mark.line + 1}' if mark else ''
-        raise InputError(f'{path}{where}: {error.problem or error.context}; mend the YAML') from None
+        problem = error.problem or error.context
+        if isinstance(error, yaml.composer.ComposerError) and 'another document' in str(problem):
+            problem = 'a second document begins here, but each stage is a file of its own'
+        raise InputError(f'{path}{where}: {problem}; mend the YAML') from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f'{path}: {_first_line(error)}; mend the YAML') from None
     assert isinstance(config, DictConfig)

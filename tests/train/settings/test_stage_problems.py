@@ -210,6 +210,10 @@ def test_single_problems(problems: Problems, text: str, problem: str) -> None:
         ('# nothing\n', 'the stage file stage.yaml is empty'),
         ('- a\n', 'must hold `key: value` lines, found a list'),
         ('hello\n', 'must hold `key: value` lines, found a single value'),
+        (
+            'student: a\n---\nstudent: b\n',
+            'stage.yaml line 2: a second document begins here, but each stage is a file of its own; mend the YAML',
+        ),
         ('student: a\nstudent: b\n', 'stage.yaml line 2: found duplicate key student; mend the YAML'),
         ('student: [a\noptim: 3\n', 'stage.yaml line 2: '),
         ('student: a\n---\nstudent: b\n', 'stage.yaml line 2: '),
