@@ -9,7 +9,7 @@ from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.console import say, warn
-from mtpd.files import free_bytes
+from mtpd.files import free_bytes, require_writable
 from mtpd.interrupt import stop_on_signals
 from mtpd.outcome import Interrupted
 from mtpd_extract.build import Extraction, build_extraction
@@ -38,6 +38,7 @@ def run(options: Mapping[str, Any]) -> None:
         print(_predictions(extraction, trial(), part))
     if options['dry_run'] or options['overwrite'] or not holds_extraction(out):
         # Before anything is written: what is there belongs to this cache, or will be deleted.
+        require_writable(out)
         present = present_bytes(out)
         require_room(
             lambda sizes: total_bytes(extraction, sizes) - present, out, trial=lambda: trial().bytes_per_element

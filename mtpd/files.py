@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mtpd.errors import UnavailableError
+
 TEMPORARY = '.tmp-'
 
 
@@ -68,8 +70,25 @@ def _temporary(path: Path, content: bytes, *, owner: str, flush: bool) -> Iterat
 
 def free_bytes(path: Path) -> int:
     """Free space of the file system that `path` is, or would be, on."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(path)).free
+
+
+def require_writable(out: Path) -> None:
+    """Refuses a place where no folder `out` can be made or written into.
+
+    Raises:
+        UnavailableError: the file system is read-only, or the user may not write there.
+    """
+    place = _existing(out)
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        is_readonly = os.statvfs(place).f_flag & os.ST_RDONLY
+        reason = 'the file system is read-only' if is_readonly else 'no permission to write here'
+        raise UnavailableError(f'{out}: {reason}; choose another --out')
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the first of the folders above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -85,16 +85,20 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 @contextmanager
-def deaf_children() -> Iterator[None]:
+def deaf_children(*, forked: bool = True) -> Iterator[None]:
     """Processes that are started within do not hear `STOP_SIGNALS`: who asks a whole job to stop asks them, too.
 
     They would end in the middle of the work that their parent wants to finish. They must call `end_with_parent`.
+
+    Args:
+        forked: whether they are forked.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        # What children that are not forked need first. As it starts it has its parent hear again.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        if not forked:
+            # What other children need first. As it starts it has its parent hear again.
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,8 +1,11 @@
 """A file is there whole or not at all, and equal values have equal hashes."""
 
 import hashlib
+import os
 import resource
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.files import canonical_json, fsync_directory, sha256_bytes, sha256_file, write_atomically
+from mtpd.errors import UnavailableError
+from mtpd.files import (
+    canonical_json,
+    fsync_directory,
+    require_writable,
+    sha256_bytes,
+    sha256_file,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -69,6 +80,34 @@ def test_fsync_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
     fsync_directory(tmp_path)
     with pytest.raises(FileNotFoundError):
         fsync_directory(tmp_path / 'gone')
+
+
+def test_a_place_that_can_be_written(tmp_path: Path) -> None:
+    require_writable(tmp_path)
+    require_writable(tmp_path / 'a' / 'b')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody may write into: not root either, for whom it is a file system of its own."""
+    folder = tmp_path / 'read-only'
+    folder.mkdir(mode=0o555)
+    if os.geteuid():
+        yield folder
+        return
+    mount = ['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip('root could write anywhere, and may not mount a file system here')
+    yield folder
+    subprocess.run(['umount', '--lazy', folder], check=True)
+
+
+@pytest.mark.parametrize('name', ['', 'a', 'a/b'])
+def test_a_place_that_cannot_be_written(name: str, read_only: Path) -> None:
+    reasons = '(the file system is read-only|no permission to write here)'
+    with pytest.raises(UnavailableError, match=f'{read_only / name}: {reasons}; choose another --out'):
+        require_writable(read_only / name)
 
 
 def test_hashes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from mtpd.differences import differences
 from mtpd.environment import describe_device, versions
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import TEMPORARY
+from mtpd.files import TEMPORARY, require_writable
 from mtpd.locks import HolderLock, LockHeldError
 from mtpd_train.saving.checkpoint import write_file
 from mtpd_train.settings.stage_settings import StageSettings
@@ -49,8 +49,10 @@ def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool
 
     Raises:
         InputError: the folder holds something else, another run, or one that was not asked to go on.
+        UnavailableError: it cannot be written.
     """
     _require_own(out)
+    require_writable(out)
     if (out / RUN_FILE).exists():
         _require_run(out, {'stages': _described_stages(settings)}, resume=resume)
 

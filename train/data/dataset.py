@@ -1,5 +1,6 @@
 """The images and annotations of one split, as samples for a detector."""
 
+import multiprocessing
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -118,7 +119,8 @@ def load_batches(
         MtpdError: an image cannot be read.
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
-    with warnings.catch_warnings(), deaf_children():
+    forked = (start_method or multiprocessing.get_start_method()) == 'fork'
+    with warnings.catch_warnings(), deaf_children(forked=forked):
         # Of more processes than cores, twice an epoch; the programs say it once.
         warnings.filterwarnings('ignore', message='This DataLoader will create')
         loader: Iterable[list[Sample | MtpdError]] = torch.utils.data.DataLoader(

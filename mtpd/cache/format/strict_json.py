@@ -39,7 +39,7 @@ def read_json(path: Path) -> Any:
         problem = 'nested too deeply'
     except ValueError as error:
         problem = short(error)
-    raise CacheDamagedError(f'{path}: not valid JSON ({problem}); restore it or extract again')
+    raise CacheDamagedError(f'{path}: not valid JSON ({problem}); restore it, or extract into another folder')
 
 
 def require_shallow(value: Any, *, depth: int = MAX_DEPTH) -> Any:

@@ -163,6 +163,20 @@ def test_a_run_is_not_written_over(
 
 
 @pytest.mark.usefixtures('_before_building')
+@pytest.mark.parametrize('options', [[], ['--dry-run']], ids=['run', 'dry run'])
+def test_a_read_only_place(
+    options: list[str],
+    stages: list[Path],
+    train_error: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr('os.access', lambda place, *_, **__: place != tmp_path)
+    error = train_error(*stages, '--out', tmp_path / 'run', *options)
+    assert f'{tmp_path / "run"}: no permission to write here; choose another --out' in error
+
+
+@pytest.mark.usefixtures('_before_building')
 def test_a_changed_configuration_is_refused(stages: list[Path], whole: Path, train_error: Callable[..., str]) -> None:
     line = train_error(*stages, '--out', whole, '--resume', '--set', 'optim.lr=0.5')
     assert 'stages.1.optim.lr was 0.002 and is 0.5' in line

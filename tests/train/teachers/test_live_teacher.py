@@ -126,11 +126,11 @@ def test_a_teacher_of_the_users_own(
     """It states its input; what the stage file says of the geometry goes before that."""
     stage = write_stage(tmp_path / 'stage.yaml', teacher=net, distill=[{'loss': 'mgd'}])
     output = train(stage, '--out', tmp_path / 'run').output
-    assert f'images at 128x128, teacher {net} in the loop' in output
+    assert f' at 128x128, teacher {net} in the loop' in output
     losses = records(tmp_path / 'run', 'train')[0]['losses']
     assert losses.keys() == {'loss_cls', 'loss_bbox', 'total', 'distill/mgd/p2', 'distill/mgd/p3'}
     stage = write_stage(tmp_path / 'other.yaml', teacher=net, distill=DISTILL, data={'geometry': {'scale': '96x64'}})
-    assert 'images at 96x64' in train(stage, '--out', tmp_path / 'no_run', '--dry-run').output
+    assert ' at 96x64' in train(stage, '--out', tmp_path / 'no_run', '--dry-run').output
     Path(net.removesuffix(':build')).write_text(NET.replace('std', 'deviation'))
     assert 'its std is not known' in train_error(stage, '--out', tmp_path / 'no_run')
     assert not (tmp_path / 'no_run').exists()
