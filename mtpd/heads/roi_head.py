@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from mtpd.heads.record import RoiHeadRecord, head_tensors
 
@@ -88,6 +87,9 @@ class RoiHead(nn.Module):
 
     def _features(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         """RoIAlign (K, C, size, size), each RoI from the level that suits its size."""
+        # Not at the top: it takes longer than torch itself, and who opens a cache mostly has no use for it.
+        from torchvision.ops import roi_align
+
         record = self.record
         size = record.output_size
         features = rois.new_zeros(len(rois), record.in_channels, size, size)

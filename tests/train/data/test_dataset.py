@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -147,12 +147,11 @@ def test_batches_come_in_order(num_workers: int, make_set: MakeSet) -> None:
     assert [[(one.image_id, one.view) for one in samples] for samples in found] == batches
 
 
-@pytest.mark.parametrize('start_method', ['fork', 'spawn'])
-def test_workers_are_deaf_to_signals(start_method: Literal['fork', 'spawn'], make_set: MakeSet) -> None:
+def test_workers_are_deaf_to_signals(make_set: MakeSet) -> None:
     """A scheduler sends them to all processes of a job; those that read go on until the job has what it needs."""
     folder = make_set({f'{number}.png': picture() for number in range(12)}, {})
     requests = [[Request(number, 'plain')] for number in range(1, 13)]
-    loaded = load_batches(dataset_of(folder), requests, num_workers=1, start_method=start_method)
+    loaded = load_batches(dataset_of(folder), requests, num_workers=1)
     found = [next(loaded)[0].image_id]
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

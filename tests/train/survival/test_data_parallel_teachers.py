@@ -73,7 +73,7 @@ def test_they_go_on_after_a_signal(
     """With a teacher in the loop, gates and losses that divide by what they count in a process."""
     document = json.loads(stage.read_text())
     document['distill'] = [{'loss': 'tar_head'}, {'loss': 'fgd'}, {'loss': 'mgd'}, {'loss': 'pkd'}]
-    document['optim']['epochs'] = 5
+    document['optim']['epochs'] = 3
     stage.write_text(json.dumps(document))
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     assert [one.wait() for one in start_two(stage, '--out', whole)] == [0, 0]

@@ -87,7 +87,7 @@ def test_steps_are_saved_whole(stages: list[Path], train: Any, train_error: Any,
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes(
     number: signal.Signals, stages: list[Path], start: Any, wait_for: Any, tmp_path: Path
 ) -> None:
