@@ -16,26 +16,6 @@ from mtpd_train.evaluator.cli import EXAMPLES, main
 
 Records = Callable[..., list[dict[str, Any]]]
 DETECTS_ALL = {'test_cfg.score_thr': 0.0}
-TINY_MASK_RCNN: dict[str, Any] = {
-    'student': 'mask-rcnn_r50_fpn_1x_coco',
-    'model': {
-        'backbone.depth': 18,
-        'backbone.base_channels': 8,
-        'neck.in_channels': [8, 16, 32, 64],
-        'neck.out_channels': 16,
-        'rpn_head.in_channels': 16,
-        'rpn_head.feat_channels': 16,
-        'roi_head.bbox_roi_extractor.out_channels': 16,
-        'roi_head.bbox_head.in_channels': 16,
-        'roi_head.bbox_head.fc_out_channels': 32,
-        'roi_head.mask_roi_extractor.out_channels': 16,
-        'roi_head.mask_head.in_channels': 16,
-        'roi_head.mask_head.conv_out_channels': 16,
-        'roi_head.mask_head.num_convs': 1,
-        'test_cfg.rpn.max_per_img': 20,
-        'test_cfg.rcnn.score_thr': 0.01,
-    },
-}
 
 
 def evaluated(*arguments: object) -> Result:
@@ -147,35 +127,6 @@ def test_class_table(finished: Path) -> None:
     lines = evaluated(finished, '--classes').stdout.splitlines()
     table = lines[next(number for number, line in enumerate(lines) if line.startswith('class')) :]
     assert {line.split()[0] for line in table[1:]} == {'circle', 'square', 'triangle', 'star', 'cross', 'ring'}
-
-
-def test_masks(
-    train: Callable[..., Any],
-    write_stage: Callable[..., Path],
-    records: Records,
-    synthetic_set: Path,
-    tmp_path: Path,
-) -> None:
-    """Boxes and masks; on a set without masks, boxes alone."""
-    train(write_stage(tmp_path / 'stage.yaml', **TINY_MASK_RCNN), '--out', tmp_path / 'run')
-    recorded = records(tmp_path / 'run', 'evaluation')[-1]['metrics']
-    out, results = tmp_path / 'scores.json', tmp_path / 'results.json'
-    assert evaluated(tmp_path / 'run', '--json', out, '--results', results).exit_code == 0
-    assert json.loads(out.read_text())['metrics'] == pytest.approx(recorded, abs=1e-6)
-    detections = json.loads(results.read_text())
-    assert detections
-    assert all({'bbox', 'segmentation'} <= record.keys() for record in detections)
-    assert 'mask/AP' in recorded
-
-    path = synthetic_set / 'annotations' / 'instances_val2017.json'
-    document = json.loads(path.read_text())
-    for one in document['annotations']:
-        del one['segmentation']
-    boxes_only = tmp_path / 'boxes.json'
-    boxes_only.write_text(json.dumps(document))
-    result = evaluated(tmp_path / 'run', '--images', synthetic_set / 'val2017', '--annotations', boxes_only)
-    assert result.exit_code == 0, result.output
-    assert 'masks are not evaluated' in result.stdout
 
 
 def test_other_classes(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:
