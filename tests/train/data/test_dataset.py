@@ -151,14 +151,27 @@ def test_workers_are_deaf_to_signals(make_set: MakeSet) -> None:
     """A scheduler sends them to all processes of a job; those that read go on until the job has what it needs."""
     folder = make_set({f'{number}.png': picture() for number in range(12)}, {})
     requests = [[Request(number, 'plain')] for number in range(1, 13)]
+    others = {*multiprocessing.active_children()}  # which tests before this one may have left
     loaded = load_batches(dataset_of(folder), requests, num_workers=1)
     found = [next(loaded)[0].image_id]
-    (worker,) = multiprocessing.active_children()
+    (worker,) = {*multiprocessing.active_children()} - others
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Not by this process, whose wish to end it is heard.
         subprocess.run(['kill', f'-{number}', str(worker.pid)], check=True)
     found += [samples[0].image_id for samples in loaded]
     assert found == list(range(1, 13))
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+def test_workers_end_when_their_program_does(make_set: MakeSet) -> None:
+    """Who leaves a loader in the middle sends SIGTERM at the exit, and waits for what it has sent it to."""
+    folder = make_set({f'{number}.png': picture() for number in range(12)}, {})
+    others = {*multiprocessing.active_children()}
+    loaded = load_batches(dataset_of(folder), [[Request(number, 'plain')] for number in range(1, 13)], num_workers=1)
+    next(loaded)
+    (worker,) = {*multiprocessing.active_children()} - others
+    worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
 

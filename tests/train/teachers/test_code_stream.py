@@ -151,7 +151,7 @@ def test_workers_start_while_codes_are_read(start_method: Literal['fork', 'spawn
             images: list[Tensor] = [one.image for one in next(loaded)]
             for worker in multiprocessing.active_children():
                 # As a scheduler does: they go on all the same. Of this process they would hear it.
-                subprocess.run(['kill', str(worker.pid)], check=True)
+                subprocess.run(['kill', str(worker.pid)], check=False)
             images += [one.image for samples in loaded for one in samples]
             assert len(images) == len(wanted)
             assert counts[0] > before
