@@ -12,6 +12,8 @@ from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.teacher_tensors import save_teacher
+from mtpd.console import warn
+from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
 from mtpd.detectors.proposals import proposing_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
@@ -63,6 +65,9 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     selected = coco.images[: options['limit']]
     if not selected:
         raise InputError(f'{annotation_file}: lists no images')
+    if options['part'] is None or options['part'][0] == 1:  # of several processes one speaks
+        for doubt in suspicions(coco):
+            warn(f'{annotation_file}: {doubt}')
     _require_images(replace(coco, images=selected), folder)
     device = choose_device(options['device'], number=options['local_rank'])
     teacher = load_teacher(

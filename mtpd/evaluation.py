@@ -6,12 +6,12 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mtpd.data.coco import CocoSet
 from mtpd.errors import InputError, UnavailableError
 
 Kind = Literal['bbox', 'segm']
@@ -38,7 +38,7 @@ class Evaluation:
 
 
 def evaluate(
-    coco_annotations: Path,
+    coco: CocoSet,
     detections: Sequence[Mapping[str, Any]],
     *,
     kind: Kind = 'bbox',
@@ -48,7 +48,8 @@ def evaluate(
     """Evaluates detections as the COCO benchmark does.
 
     Args:
-        coco_annotations: the ground truth, a COCO annotation file.
+        coco: the ground truth. Objects marked `ignore` count, as pycocotools has it; the mask of an object without one
+            is the outline of its box.
         detections: COCO's result records: `image_id`, `category_id` (the file's own ids), `score`, and `bbox`
             [x, y, width, height] in px or, for `segm`, `segmentation` as a compressed run-length encoding.
         kind: whether boxes or masks are compared.
@@ -59,17 +60,21 @@ def evaluate(
         InputError: a detection or `image_ids` names an image that the file does not have.
         UnavailableError: the backend is not installed.
     """
+    strangers = ({detection['image_id'] for detection in detections} | set(image_ids or ())) - coco.annotations.keys()
+    if strangers:
+        raise InputError(f'{coco.path}: has no image {min(strangers)}, which was to be evaluated')
     coco_class, evaluator_class = _backend(backend)
     fields = ('image_id', 'category_id', 'score', 'bbox' if kind == 'bbox' else 'segmentation')
     with contextlib.redirect_stdout(io.StringIO()):  # both print their progress
-        truth = coco_class(str(coco_annotations))
-        known = set(truth.getImgIds())
-        strangers = ({detection['image_id'] for detection in detections} | set(image_ids or ())) - known
-        if strangers:
-            raise InputError(f'{coco_annotations}: has no image {min(strangers)}, which was to be evaluated')
+        truth = _indexed(coco_class, _dataset(coco, kind))
         # Copies, as loadRes writes into its records. A mask goes without its box, whose area would count as its own.
         records = [{key: detection[key] for key in fields} for detection in detections]
-        results = truth.loadRes(records) if records else _without_detections(truth, coco_class)
+        results = (
+            truth.loadRes(records)
+            # loadRes looks into the first record, so it cannot take an empty list.
+            if records
+            else _indexed(coco_class, {**truth.dataset, 'annotations': []})
+        )
         evaluator = evaluator_class(truth, results, kind)
         if image_ids is not None:
             evaluator.params.imgIds = sorted(set(image_ids))
@@ -115,9 +120,33 @@ def _class_ap(evaluator: Any) -> dict[str, float]:
     return result
 
 
-def _without_detections(truth: Any, coco_class: Any) -> Any:
-    # loadRes looks into the first record, so it cannot take an empty list.
-    results = coco_class()
-    results.dataset = {**truth.dataset, 'annotations': []}
-    results.createIndex()
-    return results
+def _dataset(coco: CocoSet, kind: Kind) -> dict[str, Any]:
+    """The checked annotations as pycocotools wants them.
+
+    It keeps ids of annotations as marks of a match, where 0 is none, and one record for each id; files have ids that
+    are missing, that repeat or that start at 0. So they get ids from 1 on here.
+    """
+    annotations: list[dict[str, Any]] = []
+    for image in coco.images:
+        for one in coco.annotations[image.id]:
+            record = {
+                'id': len(annotations) + 1,
+                'image_id': image.id,
+                'category_id': coco.categories[one.category].id,
+                'bbox': list(one.bbox),
+                'area': one.area,
+                'iscrowd': int(one.is_crowd),
+            }
+            annotations.append(record | ({'segmentation': one.mask(image)} if kind == 'segm' else {}))
+    return {
+        'images': [{'id': image.id, 'height': image.height, 'width': image.width} for image in coco.images],
+        'categories': [{'id': category.id, 'name': category.name} for category in coco.categories],
+        'annotations': annotations,
+    }
+
+
+def _indexed(coco_class: Any, dataset: dict[str, Any]) -> Any:
+    result = coco_class()
+    result.dataset = dataset
+    result.createIndex()
+    return result

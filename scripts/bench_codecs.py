@@ -194,8 +194,8 @@ def measure(
             outcome.detections += detect(teacher, one, found, coco)
     ids = [image.id for image in images]
     for outcome in outcomes.values():
-        outcome.ap = 100 * evaluate(coco.path, outcome.detections, image_ids=ids).metrics['AP']
-    return 100 * evaluate(coco.path, live, image_ids=ids).metrics['AP'], outcomes
+        outcome.ap = 100 * evaluate(coco, outcome.detections, image_ids=ids).metrics['AP']
+    return 100 * evaluate(coco, live, image_ids=ids).metrics['AP'], outcomes
 
 
 def through(method: Method, outcome: Outcome, maps: Tensor, basis: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mtpd.console import progress_bar, say
+from mtpd.data.coco import CocoSet
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import Backend, Evaluation, evaluate
 from mtpd.interrupt import StopFlag, StopRequested
@@ -64,17 +64,22 @@ def detect(
 
 
 def evaluate_detections(
-    annotations: Path,
+    coco: CocoSet,
     boxes: Sequence[Mapping[str, Any]],
     masks: Sequence[Mapping[str, Any]] | None,
     *,
     backend: Backend,
 ) -> dict[str, Evaluation]:
-    """What COCO says of boxes and, where there are any to be had, of masks."""
-    found = {'box': evaluate(annotations, boxes, kind='bbox', backend=backend)}
-    if masks is not None:
-        found['mask'] = evaluate(annotations, masks, kind='segm', backend=backend)
+    """What COCO says of boxes and, where a detector gives them and the annotations have some, of masks."""
+    found = {'box': evaluate(coco, boxes, kind='bbox', backend=backend)}
+    if masks is not None and has_masks(coco):
+        found['mask'] = evaluate(coco, masks, kind='segm', backend=backend)
     return found
+
+
+def has_masks(coco: CocoSet) -> bool:
+    """Whether any object has a mask; a set without them says nothing of masks."""
+    return any(one.segmentation is not None for several in coco.annotations.values() for one in several)
 
 
 def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
@@ -111,7 +116,7 @@ def evaluate_stage(
     record = None
     if world.is_main:
         evaluated = evaluate_detections(
-            stage.val_set.coco.path, boxes, masks if student.has_masks else None, backend=stage.evaluation_backend
+            stage.val_set.coco, boxes, masks if student.has_masks else None, backend=stage.evaluation_backend
         )
         metrics = metrics_by_name(evaluated)
         shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]

@@ -16,6 +16,7 @@ from mtpd.environment import choose_device
 from mtpd.errors import InputError, UnavailableError
 from mtpd.interrupt import StopFlag, stop_on_signals
 from mtpd.outcome import Interrupted, exit_code
+from mtpd_train.building.data import accounts
 from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.building.stages import build_stages
 from mtpd_train.planning.account import plan_lines, require_room
@@ -77,6 +78,7 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
         say(_summary(stage))
     if world.is_main:
         _warn_of_workers(stages)
+        _tell_of_data(stages)
     plans = [plan_stage(stage, world) for stage in stages]
     if options['dry_run']:
         dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options['trial_steps'])
@@ -165,6 +167,14 @@ def _warn_of_workers(stages: Sequence[Stage]) -> None:
     number, cores = max(stage.num_workers for stage in stages), os.cpu_count() or 1
     if number > cores:
         warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be as fast')
+
+
+def _tell_of_data(stages: Sequence[Stage]) -> None:
+    lines, doubts = accounts(stages)
+    for line in lines:
+        say(line)
+    for doubt in doubts:
+        warn(doubt)
 
 
 def _summary(stage: Stage) -> str:

@@ -14,7 +14,8 @@ from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import decode, encode
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
-from mtpd.console import progress_bar
+from mtpd.console import progress_bar, warn
+from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations
 from mtpd.data.spread import spread
 from mtpd.detectors.hook_point import choice_of
@@ -59,6 +60,8 @@ def run(options: Mapping[str, Any]) -> None:
     teacher = _teacher(cache, options, device)
     folder, annotation_file = data_set(options)
     coco = read_annotations(annotation_file)
+    for doubt in suspicions(coco):
+        warn(f'{annotation_file}: {doubt}')
     report = _measure(cache, teacher, coco, folder, options=options, device=device)
     print(json.dumps(_record(report), indent=1) if options['as_json'] else '\n'.join(_lines(report)))
 
@@ -121,7 +124,7 @@ def _measure(
     ap = None
     if options['ap']:
         ids = [image.id for image in images]
-        live_ap, stored_ap = (100 * evaluate(coco.path, found, image_ids=ids).metrics['AP'] for found in detections)
+        live_ap, stored_ap = (100 * evaluate(coco, found, image_ids=ids).metrics['AP'] for found in detections)
         ap = live_ap, stored_ap
     return Report(source, len(images), views, mirrored, ap)
 

@@ -1,25 +1,39 @@
 """Reads COCO annotation files and checks them, so that later steps can trust what they hold.
 
-The file is untrusted input: what is wrong with it is named once, here, before a long run starts.
+The file is untrusted input: what is wrong with it is named once, here, before a long run starts. Training and
+evaluation use what was checked; nothing reads the file a second time.
 """
 
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from os.path import isfile  # a name that no file can have is none; Path.is_file raises
+from pathlib import Path
+from typing import Literal
 
-from mtpd.data.segmentation import Segmentation, check_segmentation
+from mtpd.data.records import (
+    Fields,
+    collector_paused,
+    flag,
+    number,
+    numbers,
+    parse_each,
+    parse_json,
+    shown,
+    text,
+    whole,
+)
+from mtpd.data.segmentation import Segmentation, box_outline, check_segmentation, mask_area
 from mtpd.errors import InputError
 from mtpd.files import sha256_bytes
 from mtpd.geometry import Geometry
 
 Box = tuple[float, float, float, float]
-Record = TypeVar('Record')
+# Why an object is no object to train on; mmdet leaves out the same ones.
+LeftOut = Literal['marked ignore', 'without width or height', 'thinner than 1 px', 'outside the image', 'without area']
 
-MAX_ID = 2**63 - 1  # ids are kept as int64 in caches
+MAX_SIDE, MAX_PIXELS = 2**20, 2**30  # of the images that OpenCV reads
+MAX_COORDINATE = 1e9  # px; float32 numbers are 64 px apart there
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +59,38 @@ class CocoAnnotation:
     """An object in an image.
 
     Attributes:
-        box: (x1, y1, x2, y2) in px of the original image, as annotated: not clipped to the image.
+        bbox: (x, y, width, height) in px of the original image, as annotated: not clipped to the image.
         category: 0-based index into `CocoSet.categories`.
         is_crowd: whether the box covers a group; such a box is ignored in training, not background.
+        is_ignored: whether the file says `ignore`; training leaves such an object out, as mmdet, evaluation does not,
+            as pycocotools.
         area: of the object, in px.
         segmentation: polygons [[x, y, x, y, ...], ...] in px, or a run-length encoding of the image's size, or None.
+        num_bad_polygons: polygons that were left out, see `mtpd.data.segmentation.check_segmentation`.
     """
 
-    box: Box
+    bbox: Box
     category: int
     is_crowd: bool
     area: float
-    segmentation: Segmentation | None
+    segmentation: Segmentation | None = None
+    is_ignored: bool = False
+    num_bad_polygons: int = 0
+
+    @property
+    def box(self) -> Box:
+        """(x1, y1, x2, y2) in px."""
+        x, y, width, height = self.bbox
+        return x, y, x + width, y + height
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it is an object of its own that is to be found."""
+        return not self.is_crowd and not self.is_ignored
+
+    def mask(self, image: CocoImage) -> Segmentation:
+        """Its segmentation, or the outline of its box where it has none."""
+        return self.segmentation or box_outline(self.box, height=image.height, width=image.width)
 
 
 @dataclass(frozen=True)
@@ -78,8 +112,14 @@ class CocoSet:
     annotations: Mapping[int, tuple[CocoAnnotation, ...]]
 
 
+@collector_paused()
 def read_annotations(path: Path) -> CocoSet:
-    """Reads and checks an annotation file in COCO's format. Annotations marked `ignore` are left out, as in mmdet.
+    """Reads and checks an annotation file in COCO's format.
+
+    Of an image `id`, `file_name`, `height` and `width` are read, of a category `id` and `name`, of an annotation
+    `image_id`, `category_id` and `bbox`, all of which must be there; and its `iscrowd` and `ignore` (missing or null:
+    no), `area` (missing or null: that of the mask, or else of the box) and `segmentation` (missing or empty: none).
+    Everything else may be missing or be anything; the ids of annotations too, as nothing asks for them.
 
     Raises:
         InputError: the file is missing, is no JSON or holds something that cannot be used; the message says where.
@@ -88,34 +128,40 @@ def read_annotations(path: Path) -> CocoSet:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f'{path}: cannot read the annotation file ({error.strerror}); check the path') from None
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: not valid JSON ({error}); the file may be truncated, fetch it again') from None
+    document = parse_json(path, content)
     if not isinstance(document, dict):
-        raise InputError(f'{path}: holds a {type(document).__name__}, wanted a COCO annotation object')
+        raise InputError(f'{path}: holds a {_kind(document)}, wanted a COCO annotation object')
 
-    images = tuple(_parse_each(path, document, 'images', _parse_image))
-    categories = tuple(sorted(_parse_each(path, document, 'categories', _parse_category), key=lambda c: c.id))
+    images = tuple(parse_each(path, document, 'images', _parse_image))
+    categories = tuple(sorted(parse_each(path, document, 'categories', _parse_category), key=lambda c: c.id))
     _check_unique(path, 'images', [image.id for image in images])
     _check_unique(path, 'categories', [category.id for category in categories])
 
-    sizes = {image.id: (image.height, image.width) for image in images}
+    by_id = {image.id: image for image in images}
     indices = {category.id: index for index, category in enumerate(categories)}
     annotations: dict[int, list[CocoAnnotation]] = {image.id: [] for image in images}
-    for parsed in _parse_each(path, document, 'annotations', lambda r: _parse_annotation(r, sizes, indices)):
-        if parsed is not None:
-            image_id, annotation = parsed
-            annotations[image_id].append(annotation)
+    for image_id, one in parse_each(path, document, 'annotations', lambda r: _parse_annotation(r, by_id, indices)):
+        annotations[image_id].append(one)
     return CocoSet(path, sha256_bytes(content), images, categories, {i: tuple(a) for i, a in annotations.items()})
 
 
 def training_annotations(coco_set: CocoSet, image: CocoImage) -> tuple[CocoAnnotation, ...]:
-    """The annotations of an image that training sees, by mmdet's rules.
+    """The annotations of an image that training sees, see `why_left_out`. Crowds stay, to be ignored as regions."""
+    return tuple(a for a in coco_set.annotations[image.id] if why_left_out(a, image) is None)
 
-    Boxes outside the image, thinner than one px or of no area are left out. Crowds stay, to be ignored as regions.
-    """
-    return tuple(a for a in coco_set.annotations[image.id] if _is_trainable(a, image))
+
+def why_left_out(annotation: CocoAnnotation, image: CocoImage) -> LeftOut | None:
+    """Why training does not see an annotation, by mmdet's rules; None: it does."""
+    if annotation.is_ignored:
+        return 'marked ignore'
+    x, y, width, height = annotation.bbox
+    if width <= 0 or height <= 0:
+        return 'without width or height'
+    if width < 1 or height < 1:
+        return 'thinner than 1 px'
+    if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
+        return 'outside the image'
+    return 'without area' if annotation.area <= 0 else None
 
 
 def image_path(folder: Path, file_name: str) -> Path:
@@ -133,7 +179,7 @@ def image_path(folder: Path, file_name: str) -> Path:
 
 def missing_images(coco_set: CocoSet, folder: Path) -> tuple[str, ...]:
     """File names of the set's images that are not in `folder`, in the set's order."""
-    return tuple(image.file_name for image in coco_set.images if not image_path(folder, image.file_name).is_file())
+    return tuple(image.file_name for image in coco_set.images if not isfile(image_path(folder, image.file_name)))
 
 
 def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
@@ -150,29 +196,15 @@ def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
             )
 
 
-def _is_trainable(annotation: CocoAnnotation, image: CocoImage) -> bool:
-    x1, y1, x2, y2 = annotation.box
-    overlaps = min(x2, image.width) > max(x1, 0) and min(y2, image.height) > max(y1, 0)
-    return overlaps and x2 - x1 >= 1 and y2 - y1 >= 1 and annotation.area > 0
+def _kind(document: object) -> str:
+    if not isinstance(document, list):
+        return f'{type(document).__name__}'
+    first = document[0] if document else None
+    is_found = isinstance(first, dict) and 'score' in first and 'image_id' in first
+    return 'list, by its looks detections (results) in place of annotations' if is_found else 'list'
 
 
-def _parse_each(path: Path, document: dict[str, Any], key: str, parse: Callable[[Any], Record]) -> Iterator[Record]:
-    records = document.get(key)
-    if not isinstance(records, list):
-        raise InputError(f"{path}: has no list '{key}'; a COCO annotation file has images, annotations and categories")
-    for index, record in enumerate(records):
-        try:
-            if not isinstance(record, dict):
-                raise TypeError(f'it is a {type(record).__name__}, wanted an object')
-            parsed = parse(record)
-        except KeyError as error:
-            raise InputError(f'{path}: {key}[{index}]: {error} is missing') from None
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f'{path}: {key}[{index}]: {error}') from None
-        yield parsed
-
-
-def _check_unique(path: Path, key: str, ids: list[int]) -> None:
+def _check_unique(path: Path, key: str, ids: Sequence[int]) -> None:
     seen: set[int] = set()
     for index, value in enumerate(ids):
         if value in seen:
@@ -180,56 +212,51 @@ def _check_unique(path: Path, key: str, ids: list[int]) -> None:
         seen.add(value)
 
 
-def _parse_image(record: dict[str, Any]) -> CocoImage:
-    file_name = record['file_name']
+def _parse_image(record: Fields) -> CocoImage:
+    file_name = text(record, 'file_name')
     _check_file_name(file_name)
-    return CocoImage(_whole(record, 'id', 0), file_name, _whole(record, 'height', 1), _whole(record, 'width', 1))
+    height, width = whole(record, 'height', 1, MAX_SIDE), whole(record, 'width', 1, MAX_SIDE)
+    if height * width > MAX_PIXELS:
+        raise ValueError(f'height x width is {height} x {width}, wanted at most {MAX_PIXELS} px: OpenCV reads no more')
+    return CocoImage(whole(record, 'id', 0), file_name, height, width)
 
 
-def _parse_category(record: dict[str, Any]) -> CocoCategory:
-    name = record['name']
-    if not isinstance(name, str) or not name:
-        raise ValueError(f'name is {name!r:.80}, wanted a text')
-    return CocoCategory(_whole(record, 'id', 0), name)
+def _parse_category(record: Fields) -> CocoCategory:
+    return CocoCategory(whole(record, 'id', 0), text(record, 'name'))
 
 
 def _parse_annotation(
-    record: dict[str, Any], sizes: dict[int, tuple[int, int]], indices: dict[int, int]
-) -> tuple[int, CocoAnnotation] | None:
-    image_id, category_id = _whole(record, 'image_id', 0), _whole(record, 'category_id', 0)
-    if image_id not in sizes:
+    record: Fields, images: Mapping[int, CocoImage], indices: Mapping[int, int]
+) -> tuple[int, CocoAnnotation]:
+    image_id, category_id = whole(record, 'image_id', 0), whole(record, 'category_id', 0)
+    if image_id not in images:
         raise ValueError(f"image_id {image_id} is not among 'images'")
     if category_id not in indices:
         raise ValueError(f"category_id {category_id} is not among 'categories'")
-    if record.get('ignore'):
-        return None
-    x1, y1, box_width, box_height = _numbers(record, 'bbox', record['bbox'], 4)
-    (area,) = _numbers(record, 'area', [record.get('area', box_width * box_height)], 1)
-    height, width = sizes[image_id]
-    segmentation = check_segmentation(record.get('segmentation'), height=height, width=width)
-    box = (x1, y1, x1 + box_width, y1 + box_height)
-    return image_id, CocoAnnotation(box, indices[category_id], bool(record.get('iscrowd')), area, segmentation)
+    x, y, width, height = numbers(record, 'bbox', 4, limit=MAX_COORDINATE, meaning='[x, y, width, height] in px')
+    image = images[image_id]
+    segmentation, num_bad_polygons = check_segmentation(
+        record.get('segmentation'), height=image.height, width=image.width
+    )
+    area = number(record, 'area')
+    if area is None:
+        area = width * height
+        if segmentation is not None:
+            area = mask_area(segmentation, height=image.height, width=image.width)
+    return image_id, CocoAnnotation(
+        (x, y, width, height),
+        indices[category_id],
+        flag(record, 'iscrowd'),
+        area,
+        segmentation,
+        flag(record, 'ignore'),
+        num_bad_polygons,
+    )
 
 
-def _whole(record: dict[str, Any], key: str, least: int) -> int:
-    value = record[key]
-    if type(value) is not int or not least <= value <= MAX_ID:
-        raise ValueError(f'{key} is {value!r:.80}, wanted a whole number from {least} on')
-    return value
-
-
-def _numbers(record: dict[str, Any], key: str, values: Any, count: int) -> list[float]:
-    numeric = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-    if not numeric or len(values) != count or not math.isfinite(sum(values)):
-        raise ValueError(f'{key} is {record.get(key)!r:.80}, wanted {count} finite number(s)')
-    return [float(value) for value in values]
-
-
-def _check_file_name(file_name: Any) -> None:
-    if not isinstance(file_name, str) or not file_name:
-        raise InputError(f'file_name is {file_name!r:.80}, wanted a text')
-    path = PurePosixPath(file_name)
+def _check_file_name(file_name: str) -> None:
+    parts = file_name.split('/')
     if '\0' in file_name or '\\' in file_name or re.match('[A-Za-z]:', file_name):
-        raise InputError(f'file_name {file_name!r:.80} has a NUL, a backslash or a drive letter')
-    if path.is_absolute() or '..' in path.parts or not path.parts:
-        raise InputError(f'file_name {file_name!r:.80} leaves the image folder; wanted a path relative to it')
+        raise InputError(f'file_name {shown(file_name)} has a NUL, a backslash or a drive letter')
+    if file_name.startswith('/') or '..' in parts or not set(parts) - {'', '.'}:
+        raise InputError(f'file_name {shown(file_name)} leaves the image folder; wanted a path relative to it')

@@ -1,4 +1,4 @@
-"""Checks COCO masks before pycocotools sees them.
+"""Checks COCO masks before pycocotools sees them, and measures what passed.
 
 pycocotools' C code trusts its input: a broken run-length string writes past its buffers, a polygon with a coordinate
 of 1e9 px ends the process. Both come from annotation files, so both are refused here with an error.
@@ -7,31 +7,55 @@ of 1e9 px ends the process. Both come from annotation files, so both are refused
 import math
 from typing import Any
 
-Segmentation = list[list[float]] | dict[str, Any]
+from pycocotools import mask as rle
+
+from mtpd.data.records import shown
+
+Polygons = list[list[float]]
+Segmentation = Polygons | dict[str, Any]
+
+MAX_COUNT_BITS = 40  # of a run length, far above that of the largest image
+WANTED = 'wanted polygons [[x, y, x, y, ...], ...] of numbers in px, or a run-length encoding'
 
 
-def check_segmentation(segmentation: Any, *, height: int, width: int) -> Segmentation | None:
-    """The mask of an object in an image of `height` x `width` px, or None where there is none that can be used.
+def check_segmentation(segmentation: Any, *, height: int, width: int) -> tuple[Segmentation | None, int]:
+    """The mask of an object in an image of `height` x `width` px, and how many of its polygons are left out.
 
-    Polygons [[x, y, x, y, ...], ...] of fewer than three points are left out, as in mmdet. A run-length encoding is
-    {'size': [height, width], 'counts': ...} with a list of run lengths or COCO's compressed string.
+    The mask is None where there is none that can be used: null, [], {}, '', or no polygon that is one. Polygons
+    [[x, y, x, y, ...], ...] of fewer than three points or with an odd number of values are left out, as in mmdet. A
+    run-length encoding is {'size': [height, width], 'counts': ...} with a list of run lengths or COCO's compressed
+    string.
 
     Raises:
         ValueError: the mask is malformed.
     """
-    if not segmentation:
-        return None
+    if segmentation is None or segmentation in ([], {}, ''):
+        return None, 0
     if isinstance(segmentation, dict):
-        _check_run_lengths(segmentation, height, width)
-        return segmentation
-    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
-        raise ValueError('segmentation is neither a list of polygons nor a run-length encoding')
+        return _check_run_lengths(segmentation, height, width), 0
+    if not isinstance(segmentation, list):
+        raise ValueError(f'segmentation is {shown(segmentation)}, {WANTED}')
+    _check_polygons(segmentation, limit=2 * max(height, width))
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    limit = 2 * max(height, width)
-    for polygon in polygons:
-        if not math.isfinite(sum(polygon)) or min(polygon) < -limit or max(polygon) > limit:
-            raise ValueError('segmentation has a polygon with a point that is not finite or lies far outside the image')
-    return polygons or None
+    return polygons or None, len(segmentation) - len(polygons)
+
+
+def mask_area(segmentation: Segmentation, *, height: int, width: int) -> float:
+    """Number of pixels of a checked mask, as COCO's own `area`."""
+    if isinstance(segmentation, list):
+        encoded = rle.merge(rle.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation['counts'], list):
+        encoded = rle.frPyObjects(segmentation, height, width)
+    else:
+        encoded = segmentation
+    return float(rle.area(encoded))
+
+
+def box_outline(box: tuple[float, float, float, float], *, height: int, width: int) -> Polygons:
+    """The part of a box (x1, y1, x2, y2) in the image, as a polygon: the mask of an object that has no other."""
+    x1, x2 = (min(max(x, 0.0), float(width)) for x in (box[0], box[2]))
+    y1, y2 = (min(max(y, 0.0), float(height)) for y in (box[1], box[3]))
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
 
 
 def decode_counts(counts: str) -> list[int]:
@@ -48,26 +72,54 @@ def decode_counts(counts: str) -> list[int]:
     for character in counts:
         group = ord(character) - ord('0')
         if not 0 <= group < 64:
-            raise ValueError(f'segmentation has the character {character!r} in its run lengths')
+            raise ValueError(f'segmentation: counts has the character {character!r}, which no run length is written in')
         value |= (group & 31) << shift
         shift += 5
         if group & 32:
+            if shift > MAX_COUNT_BITS:
+                raise ValueError('segmentation: counts has a number that no image has so many pixels for')
             continue
         if group & 16:
             value -= 1 << shift
         runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = shift = 0
     if shift:
-        raise ValueError('segmentation has run lengths that end within a number')
+        raise ValueError('segmentation: counts ends within a number')
     return runs
 
 
-def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> None:
+def _check_polygons(polygons: list[Any], *, limit: int) -> None:
+    for index, polygon in enumerate(polygons):
+        if not isinstance(polygon, list):
+            raise ValueError(f'segmentation[{index}] is {shown(polygon)}, {WANTED}')
+        if not {*map(type, polygon)} <= {int, float}:
+            place, value = next((i, one) for i, one in enumerate(polygon) if type(one) not in (int, float))
+            raise ValueError(f'segmentation[{index}][{place}] is {shown(value)}, {WANTED}')
+        # A NaN is within no limits, but min and max may pass over it.
+        if polygon and not (-limit <= min(polygon) and max(polygon) <= limit and not math.isnan(sum(polygon))):
+            place, value = next((i, one) for i, one in enumerate(polygon) if not -limit <= one <= limit)
+            raise ValueError(
+                f'segmentation[{index}][{place}] is {shown(value)}: a point that is not finite or lies far outside the '
+                f'image, {WANTED}'
+            )
+    if len(polygons) > 2 and all(len(polygon) == 2 for polygon in polygons):
+        raise ValueError(f'segmentation is {shown(polygons)}, a list of points [x, y]; {WANTED}')
+
+
+def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> Segmentation:
+    for key in ('size', 'counts'):
+        if key not in segmentation:
+            raise ValueError(f"segmentation: {key!r} is missing; {WANTED} {{'size': [height, width], 'counts': ...}}")
     size, counts = segmentation['size'], segmentation['counts']
-    if size != [height, width]:
-        raise ValueError(f'segmentation is of size {size!r:.80}, its image of size {[height, width]}')
+    if not isinstance(size, list) or bool in map(type, size) or size != [height, width]:
+        raise ValueError(f'segmentation: size is {shown(size)}, wanted that of its image, {[height, width]}')
     runs = decode_counts(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or any(type(run) is not int or run < 0 for run in runs):
-        raise ValueError('segmentation has run lengths that are not whole numbers from 0 on')
+    if not isinstance(runs, list) or not {*map(type, runs)} <= {int} or min(runs, default=0) < 0:
+        raise ValueError(
+            f'segmentation: counts is {shown(counts)}, wanted run lengths: whole numbers from 0 on, or their text'
+        )
     if sum(runs) != height * width:
-        raise ValueError(f'segmentation has run lengths that add up to {sum(runs)}, wanted {height} x {width}')
+        raise ValueError(
+            f'segmentation: counts has run lengths that add up to {shown(sum(runs))}, wanted {height} x {width}'
+        )
+    return {'size': [height, width], 'counts': counts}

@@ -3,22 +3,29 @@
 import copy
 import hashlib
 import json
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mtpd.data.account import evaluation_account, suspicions, training_account
 from mtpd.data.coco import (
     CocoAnnotation,
     CocoCategory,
     CocoImage,
+    CocoSet,
     image_path,
     missing_images,
     read_annotations,
     training_annotations,
 )
 from mtpd.errors import InputError
+from mtpd.evaluation import evaluate
 
 Document = dict[str, Any]
 
@@ -55,7 +62,8 @@ def test_read_annotations(tmp_path: Path) -> None:
     assert coco_set.categories == (CocoCategory(2, 'bicycle'), CocoCategory(18, 'dog'))
     assert coco_set.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     dog, crowd = coco_set.annotations[7]
-    assert dog == CocoAnnotation((10, 5.5, 30, 9.5), 1, False, 70.5, [[10, 5.5, 30, 5.5, 30, 9.5]])
+    assert dog == CocoAnnotation((10, 5.5, 20, 4), 1, False, 70.5, [[10, 5.5, 30, 5.5, 30, 9.5]], num_bad_polygons=1)
+    assert list(dog.box) == [10, 5.5, 30, 9.5]
     assert crowd.category == 0
     assert crowd.is_crowd
     assert coco_set.annotations[3] == ()
@@ -75,6 +83,8 @@ def set_value(*keys: str | int, value: object) -> Callable[[Document], None]:
 
 
 DELETE = object()
+NO_TRUTH_VALUES: list[Any] = ['0', '1', '', 'false', 2, -1, 0.5, [], [0], {}, float('nan')]
+NO_AREAS: list[Any] = ['5', True, [5], 10**400, float('nan')]
 BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     'no images': (set_value('images', value=DELETE), "no list 'images'"),
     'no annotations': (set_value('annotations', value=DELETE), "no list 'annotations'"),
@@ -99,7 +109,26 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     'bbox overflows': (set_value('annotations', 0, 'bbox', value=[1.7e308, 0, 1.7e308, 4]), 'finite'),
     'bbox beyond floats': (set_value('annotations', 0, 'bbox', value=[10**400, 0, 1, 4]), r'annotations\[0\]'),
     'area infinite': (set_value('annotations', 0, 'area', value=float('inf')), 'area is inf'),
-    'mask of another size': (set_value('annotations', 1, 'segmentation', 'size', value=[60, 40]), 'of size'),
+    'bbox null': (set_value('annotations', 0, 'bbox', value=None), 'bbox is None, wanted .*4 finite numbers'),
+    'mask of another size': (set_value('annotations', 1, 'segmentation', 'size', value=[60, 40]), 'size is .60, 40'),
+    'image too large': (set_value('images', 0, 'height', value=2**21), r'images\[0\]: height is 2097152'),
+    'image of too many px': (
+        lambda document: document['images'][0].update(height=2**20, width=2**11),
+        r'images\[0\]: height x width is 1048576 x 2048',
+    ),
+    'half a character': (set_value('categories', 0, 'name', value='\ud800'), r'categories\[0\]: name is'),
+    **{
+        f'{key} {value!r}': (
+            set_value('annotations', 1, key, value=value),
+            rf'annotations\[1\]: {key} is .*wanted 0 or 1',
+        )
+        for key in ('iscrowd', 'ignore')
+        for value in NO_TRUTH_VALUES
+    },
+    **{
+        f'area {value!r}': (set_value('annotations', 1, 'area', value=value), r'annotations\[1\]: area is ')
+        for value in NO_AREAS
+    },
 }
 
 
@@ -124,20 +153,114 @@ def test_file_name_that_leaves_the_folder(file_name: Any, tmp_path: Path) -> Non
     document['images'][1]['file_name'] = file_name
     with pytest.raises(InputError, match=r'images\[1\]: file_name'):
         read_annotations(write(tmp_path, document))
-    with pytest.raises(InputError, match='file_name'):
-        image_path(tmp_path, file_name)
+    if isinstance(file_name, str):
+        with pytest.raises(InputError, match='file_name'):
+            image_path(tmp_path, file_name)
 
 
 def test_image_path(tmp_path: Path) -> None:
     assert image_path(tmp_path, 'a..b/c.jpg') == tmp_path / 'a..b' / 'c.jpg'
 
 
-@pytest.mark.parametrize('content', [b'', b'{"images": [', b'\xff\xfe\x00', b'[' * 100_000, b'[]', b'3'])
+NO_COCO_JSON: dict[bytes, str] = {
+    b'': 'is empty',
+    b' \n': 'is empty',
+    b'{"images": [': 'not valid JSON',
+    b'\xff\xfe\x00': 'not valid JSON',
+    b'[' * 100_000: 'is nested too deeply',
+    b'{"images": ' + b'9' * 5000 + b'}': 'cannot be used',
+    b'{"images": [], "images": [1]}': "cannot be used: the key 'images' stands twice",
+    b'[]': 'holds a list, wanted a COCO',
+    b'[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]': 'holds a list, .*detections',
+    b'3': 'holds a int',
+    b'null': 'holds a NoneType',
+}
+
+
+@pytest.mark.parametrize('content', NO_COCO_JSON)
 def test_read_annotations__no_coco_json(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / 'x.json'
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r'x\.json: (not valid JSON|holds a)'):
+    with pytest.raises(InputError, match=rf'x\.json: {NO_COCO_JSON[content]}'):
         read_annotations(path)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be', 'utf-32'])
+def test_read_annotations__other_encodings(encoding: str, tmp_path: Path) -> None:
+    document = copy.deepcopy(VALID)
+    document['categories'][0]['name'] = 'Hündchen'
+    (tmp_path / 'x.json').write_bytes(json.dumps(document, ensure_ascii=False).encode(encoding))
+    assert read_annotations(tmp_path / 'x.json').categories[1].name == 'Hündchen'
+
+
+def test_read_annotations__defaults(tmp_path: Path) -> None:
+    """Keys that may be missing or null, and those that nobody reads, which may be anything."""
+    triangle = [[0, 0, 20, 0, 20, 10]]
+    read = {'image_id': 7, 'category_id': 18, 'bbox': [0, 0, 20, 10]}
+    unread = {'id': 'text', 'attributes': [None], 'score': float('nan'), 'caption': {}}
+    variants: list[dict[str, Any]] = [
+        read,
+        read | dict.fromkeys(['area', 'iscrowd', 'ignore', 'segmentation', 'id']),
+        read | unread | {'iscrowd': False, 'ignore': 0.0, 'segmentation': []},
+        {'image_id': 7.0, 'category_id': 18.0, 'bbox': [0, 0.0, 20, 10], 'area': 200},
+        read | {'segmentation': triangle},
+        read | {'iscrowd': True, 'ignore': 1},
+    ]
+    document = copy.deepcopy(VALID) | {'annotations': variants, 'info': None, 'licenses': 'none'}
+    *boxes, triangular, crowd = read_annotations(write(tmp_path, document)).annotations[7]
+    assert boxes == [CocoAnnotation((0, 0, 20, 10), 1, False, 200.0)] * 4
+    assert triangular.area == pytest.approx(100, abs=10)  # of the mask, as far as pixels go
+    assert (crowd.is_crowd, crowd.is_ignored, crowd.is_object) == (True, True, False)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([10**400, '0', '1']),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(['size', 'counts', 'x']), inner),
+    max_leaves=6,
+)
+NUMBERS = st.integers(-100, 100) | st.floats() | VALUES
+FIELDS = {
+    'images': ['id', 'file_name', 'height', 'width'],
+    'categories': ['id', 'name'],
+    'annotations': ['image_id', 'category_id', 'bbox', 'area', 'iscrowd', 'ignore', 'segmentation', 'id'],
+}
+
+
+@given(
+    st.sampled_from([(kind, field) for kind, fields in FIELDS.items() for field in fields]),
+    VALUES
+    | st.lists(NUMBERS, min_size=4, max_size=4)
+    | st.lists(st.lists(NUMBERS, min_size=6, max_size=8), max_size=2),
+)
+@settings(max_examples=400)
+def test_read_annotations__any_value_is_understood_or_named(place: tuple[str, str], value: Any) -> None:
+    kind, field = place
+    document = copy.deepcopy(VALID)
+    document[kind][0][field] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), document)
+        coco_set = _read_or_refused(path)
+        if isinstance(coco_set, str):
+            # Or an id is missed, or met again, where it is used.
+            assert re.match(rf'{path}: ({kind}\[0\]: .*{field}|\w+\[\d\]: \w+ \d+ is (not among|taken))', coco_set)
+            assert '\n' not in coco_set
+            return
+        for text in (training_account(coco_set), evaluation_account(coco_set, with_masks=True), *suspicions(coco_set)):
+            assert text is None or '\n' not in text
+        for image_kind in ('bbox', 'segm'):
+            evaluate(coco_set, [], kind=image_kind)
+
+
+def _read_or_refused(path: Path) -> CocoSet | str:
+    try:
+        return read_annotations(path)
+    except InputError as error:
+        return str(error)
 
 
 def test_read_annotations__missing(tmp_path: Path) -> None:

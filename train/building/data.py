@@ -1,13 +1,15 @@
 """The data sets of a stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mtpd.data.account import evaluation_account, nothing_to_train_on, suspicions, training_account
 from mtpd.data.coco import CocoSet
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.settings.data_settings import DataSettings, FilesSettings
+from mtpd_train.stage import Stage
 
 
 def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:
@@ -56,7 +58,10 @@ def build_train_set(data: DataSettings, coco: CocoSet, *, geometry: Geometry, wi
     folder, annotations = split_paths(data, data.train)
     train_set = DetectionDataset(coco, folder, geometry=geometry, for_training=True, with_masks=with_masks)
     if not train_set.sizes(with_objects=True):
-        raise InputError(f'{annotations}: no image has an object to train on; choose another training set')
+        raise InputError(
+            f'{annotations}: no image has an object to train on: {nothing_to_train_on(coco)}; correct the file or '
+            'choose another training set'
+        )
     return train_set
 
 
@@ -84,6 +89,21 @@ def build_val_set(
             f'{_first_difference(coco, train_coco)}; choose another data.val, or null for no evaluation'
         )
     return DetectionDataset(coco, folder, geometry=geometry, for_training=False, with_masks=False)
+
+
+def accounts(stages: Sequence[Stage]) -> tuple[list[str], list[str]]:
+    """What of the annotation files of a run is not used, and what looks like a mistake in them; once for each."""
+    training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
+    evaluation = {
+        stage.val_set.coco.path: (stage.val_set.coco, stage.student.has_masks)
+        for stage in stages
+        if stage.val_set is not None
+    }
+    lines = [training_account(coco) for coco in training.values()]
+    lines += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in evaluation.values()]
+    files = training | {path: coco for path, (coco, _) in evaluation.items()}
+    doubts = [f'{path}: {text}' for path, coco in files.items() for text in suspicions(coco)]
+    return [line for line in lines if line is not None], doubts
 
 
 def _first_difference(coco: CocoSet, train_coco: CocoSet) -> str:

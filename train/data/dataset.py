@@ -79,7 +79,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
             path=str(path),
             geometry=self._geometry,
             view=request.view,
-            instances=None if annotations is None else [_instance(one) for one in annotations],
+            instances=None if annotations is None else [_instance(one, image) for one in annotations],
             with_masks=self._with_masks,
         )
 
@@ -91,7 +91,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         return {
             image.id: (image.height, image.width)
             for image in self.coco.images
-            if not with_objects or any(not one.is_crowd for one in training_annotations(self.coco, image))
+            if not with_objects or any(one.is_object for one in training_annotations(self.coco, image))
         }
 
 
@@ -152,5 +152,5 @@ def _start_worker(number: int) -> None:
     prepare()  # A process that was not forked has mmdet still to import.
 
 
-def _instance(annotation: CocoAnnotation) -> Instance:
-    return Instance(annotation.box, annotation.category, annotation.is_crowd, annotation.segmentation)
+def _instance(annotation: CocoAnnotation, image: CocoImage) -> Instance:
+    return Instance(annotation.box, annotation.category, annotation.is_crowd, annotation.mask(image))

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpd.data.coco import CocoSet, read_annotations
+from mtpd.console import say, warn
+from mtpd.data.account import evaluation_account, suspicions
+from mtpd.data.coco import read_annotations
 from mtpd.environment import choose_device, describe_device, versions
 from mtpd.errors import InputError, UnavailableError
 from mtpd.evaluation import Evaluation, require_backend
@@ -30,11 +32,15 @@ def run(options: Mapping[str, Any]) -> None:
     coco = read_annotations(files.annotations)
     if not coco.images:
         raise InputError(f'{coco.path}: lists no images; give another annotation file')
+    for doubt in suspicions(coco):
+        warn(f'{coco.path}: {doubt}')
     student = build_target(target, scale=options['scale'], trust_checkpoint=options['trust_checkpoint'], device=device)
     ids = category_ids(target, student, coco, trust_checkpoint=options['trust_checkpoint'])
     dataset = DetectionDataset(
         coco, files.images, geometry=student.preprocessing.geometry, for_training=False, with_masks=False
     )
+    if line := evaluation_account(coco, with_masks=student.has_masks):
+        say(line)
     for name in ('json', 'results'):
         if options[name] is not None:
             _require_place(f'--{name}', options[name])
@@ -51,8 +57,7 @@ def run(options: Mapping[str, Any]) -> None:
     seconds = time.perf_counter() - started
     if options['results'] is not None:
         _write('--results', options['results'], _together(boxes, masks))
-    with_masks = student.has_masks and _has_segmentations(coco)
-    found = evaluate_detections(coco.path, boxes, masks if with_masks else None, backend=options['backend'])
+    found = evaluate_detections(coco, boxes, masks if student.has_masks else None, backend=options['backend'])
 
     if options['json'] is not None:
         record = {
@@ -70,7 +75,7 @@ def run(options: Mapping[str, Any]) -> None:
         _write('--json', options['json'], record)
     print(f'{target.name} from {target.checkpoint} on {coco.path}')
     print(f'{len(coco.images)} images in {seconds:.1f} s ({len(coco.images) / seconds:.1f} images/s)')
-    if student.has_masks and not with_masks:
+    if student.has_masks and 'mask' not in found:
         print('masks are not evaluated: the annotations have none')
     print('\n'.join(metrics_table(found)))
     if options['classes']:
@@ -89,10 +94,6 @@ def _together(boxes: Sequence[Mapping[str, Any]], masks: Sequence[Mapping[str, A
     if not masks:
         return [dict(box) for box in boxes]
     return [{**box, 'segmentation': mask['segmentation']} for box, mask in zip(boxes, masks, strict=True)]
-
-
-def _has_segmentations(coco: CocoSet) -> bool:
-    return any(one.segmentation is not None for several in coco.annotations.values() for one in several)
 
 
 def _require_place(option: str, path: Path) -> None:

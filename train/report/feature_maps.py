@@ -87,9 +87,7 @@ def stage_maps(
     folder, annotations = _train_files(stage)
     coco = read(annotations)
     images = [
-        image
-        for image in coco.images
-        if image.id in cache and any(not one.is_crowd for one in coco.annotations[image.id])
+        image for image in coco.images if image.id in cache and any(one.is_object for one in coco.annotations[image.id])
     ]
     target = target_of_run(stage_files, checkpoint=shown_student.checkpoint)
     student = build_target(target, scale=None, trust_checkpoint=False, device=device)

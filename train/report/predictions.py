@@ -100,7 +100,7 @@ def predictions(
     if files is None:
         raise InputError('the run had no validation set')
     coco = read(files.annotations)
-    with_objects = [image for image in coco.images if any(not one.is_crowd for one in coco.annotations[image.id])]
+    with_objects = [image for image in coco.images if any(one.is_object for one in coco.annotations[image.id])]
     if not with_objects:
         raise InputError(f'{coco.path}: none of its images has an object')
     chosen = replace(coco, images=spread(with_objects, num_images))
@@ -147,7 +147,7 @@ def _drawn(
 ) -> PredictedImage:
     pixels = read_image(image_path(files.images, image.file_name), size=(image.height, image.width))
     photo = np.ascontiguousarray(pixels[..., ::-1])
-    truth = [one for one in coco.annotations[image.id] if not one.is_crowd]
+    truth = [one for one in coco.annotations[image.id] if one.is_object]
     students = []
     for number, detections in found.items():
         matched = match_detections(detections, truth, coco)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from mtpd.data.coco import read_annotations
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd.evaluation import evaluate
 from mtpd_train.evaluator.cli import EXAMPLES, main
@@ -70,7 +71,7 @@ def test_the_results_file_is_coco_s(finished: Path, synthetic_set: Path, records
     out = tmp_path / 'results.json'
     assert evaluated(finished, '--results', out).exit_code == 0
     annotations = synthetic_set / 'annotations' / 'instances_val2017.json'
-    metrics = evaluate(annotations, json.loads(out.read_text())).metrics
+    metrics = evaluate(read_annotations(annotations), json.loads(out.read_text())).metrics
     recorded = records(finished, 'evaluation')[-1]['metrics']
     assert metrics == pytest.approx({name: recorded[f'box/{name}'] for name in metrics}, abs=1e-6)
 

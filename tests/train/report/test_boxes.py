@@ -17,8 +17,8 @@ from mtpd_train.report.images import DrawnBox, photo_uri
 def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path) -> None:
     coco = read_annotations(synthetic_set / 'annotations' / 'instances_val2017.json')
     truth = [
-        CocoAnnotation((10, 10, 50, 50), 0, False, 1600, None),
-        CocoAnnotation((60, 10, 99, 50), 1, False, 1560, None),
+        CocoAnnotation((10, 10, 40, 40), 0, False, 1600),
+        CocoAnnotation((60, 10, 39, 40), 1, False, 1560),
     ]
     first, second = (category.id for category in coco.categories[:2])
 
@@ -54,7 +54,7 @@ def test_the_surest_come_first() -> None:
 @pytest.mark.parametrize(('iou', 'is_object'), [(0.49, False), (0.51, True)])
 def test_half_of_the_area_must_be_shared(iou: float, is_object: bool, synthetic_set: Path) -> None:
     coco = read_annotations(synthetic_set / 'annotations' / 'instances_val2017.json')
-    truth = [CocoAnnotation((0, 0, 100, 100), 0, False, 10000, None)]
+    truth = [CocoAnnotation((0, 0, 100, 100), 0, False, 10000)]
     detection = {'category_id': coco.categories[0].id, 'bbox': [0.0, 0.0, 100.0, 100 * iou]}
     assert match_detections([detection], truth, coco) == [is_object]
 

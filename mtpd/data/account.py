@@ -1,0 +1,99 @@
+"""What training and evaluation do not use of an annotation file, and what looks wrong in it: lines for people."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, why_left_out
+
+MAX_EVALUATED_AREA = 1e10  # pycocotools' largest object, in px
+# Boxes that leave the image are few and leave it by a little in a sound file; with corners for sizes nearly half do.
+LEAST_BEYOND, SLACK = 0.1, 1.0  # share of the boxes; px
+
+
+def training_account(coco: CocoSet) -> str | None:
+    """How many objects training does not see, and why; None: it sees all of them."""
+    found = [why_left_out(one, image) for image, one in _objects(coco)]
+    reasons: Counter[str] = Counter(reason for reason in found if reason is not None)
+    left_out = f'{sum(reasons.values())} of {len(found)} objects are left out: {_listed(reasons)}'
+    return _account(coco, [left_out] if reasons else [])
+
+
+def nothing_to_train_on(coco: CocoSet) -> str:
+    """Why no image has an object to train on."""
+    reasons: Counter[str] = Counter(why_left_out(one, image) or 'crowds' for image, one in _objects(coco))
+    listed = f'of its annotations {_listed(reasons)}' if reasons else 'it has no annotations'
+    return '; '.join([listed, *suspicions(coco)])
+
+
+def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
+    """What is odd about the objects that are to be found; None: nothing. pycocotools decides what counts.
+
+    Args:
+        coco: the ground truth.
+        with_masks: whether masks are evaluated, too.
+    """
+    found: Counter[str] = Counter()
+    for image, one in _objects(coco):
+        if one.is_crowd:
+            continue
+        reason = why_left_out(one, image)
+        if reason in ('without width or height', 'outside the image'):
+            found[f'{reason}, so that nothing can find them'] += 1
+        elif not 0 <= one.area <= MAX_EVALUATED_AREA:
+            found[f'of an area that is not from 0 to {MAX_EVALUATED_AREA:g} px, which do not count'] += 1
+        elif one.is_ignored:
+            found['marked ignore, which count like the others'] += 1
+        if with_masks and one.segmentation is None:
+            found['without a mask, for which the outline of the box stands'] += 1
+    return _account(coco, [f'of {sum(1 for _ in _objects(coco))} objects {_listed(found)}'] if found else [])
+
+
+def suspicions(coco: CocoSet) -> list[str]:
+    """What is most likely a mistake, in the whole file: each a line that says what to do."""
+    found = []
+    names = Counter(str(PurePosixPath(image.file_name)) for image in coco.images)
+    repeated = [name for name, count in names.items() if count > 1]
+    if repeated:
+        found.append(
+            f'{len(repeated)} image files are listed under several image ids, the first is {repeated[0]}: each counts '
+            'as an image of its own; merge their records'
+        )
+    boxes = [(image, one.bbox) for image, one in _objects(coco)]
+    if not boxes:
+        return found
+    if all(0 <= value <= 1 for _, box in boxes for value in box):
+        found.append(
+            'no bbox has a value above 1: they look like shares of the image, wanted [x, y, width, height] in px; '
+            'multiply them by the width and height of their image'
+        )
+    elif _look_like_corners(boxes):
+        found.append(
+            'the values of bbox look like [x1, y1, x2, y2], as many boxes leave their image otherwise; wanted '
+            '[x, y, width, height]: subtract the corners'
+        )
+    return found
+
+
+def _objects(coco: CocoSet) -> Iterator[tuple[CocoImage, CocoAnnotation]]:
+    return ((image, one) for image in coco.images for one in coco.annotations[image.id])
+
+
+def _look_like_corners(boxes: list[tuple[CocoImage, tuple[float, float, float, float]]]) -> bool:
+    num_beyond = 0
+    for image, (x, y, third, fourth) in boxes:
+        if not (x < third <= image.width + SLACK and y < fourth <= image.height + SLACK):
+            return False
+        num_beyond += x + third > image.width + SLACK or y + fourth > image.height + SLACK
+    return num_beyond >= LEAST_BEYOND * len(boxes)
+
+
+def _account(coco: CocoSet, parts: list[str]) -> str | None:
+    num_polygons = sum(one.num_bad_polygons for _, one in _objects(coco))
+    if num_polygons:
+        parts.append(f'{num_polygons} polygons are left out: of fewer than 3 points, or an odd number of values')
+    return f'{coco.path}: {"; ".join(parts)}' if parts else None
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return ', '.join(f'{count} {reason}' for reason, count in reasons.most_common())
