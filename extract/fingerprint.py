@@ -19,7 +19,9 @@ from mtpd.environment import describe_device, versions
 from mtpd.errors import CacheError
 from mtpd.files import canonical_json, sha256_bytes
 
-LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'numpy')
+LIBRARIES = (
+    'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'simplejpeg', 'numpy'
+)  # fmt: skip
 
 
 def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) -> dict[str, Any]:

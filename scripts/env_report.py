@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
     'mtpd', 'torch', 'torchvision', 'triton', 'mmdet', 'mmengine', 'mmcv', 'mmcv-lite', 'zarr', 'numcodecs', 'numpy',
-    'opencv-python', 'pillow', 'pycocotools', 'faster-coco-eval', 'omegaconf', 'pydantic', 'safetensors', 'tensorboard',
+    'opencv-python', 'pillow', 'simplejpeg', 'pycocotools', 'faster-coco-eval', 'omegaconf', 'pydantic', 'safetensors',
+    'tensorboard',
 )  # fmt: skip
 # Variables that change what the programs do, and hold no secret.
 VARIABLES = ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES', 'WORLD_SIZE', 'LOCAL_RANK', 'TRITON_INTERPRET')

@@ -25,7 +25,9 @@ SOURCES = ('caches', 'teachers')
 # Settings that change nothing in what is learned, so that they may change under a run.
 HARMLESS = ('.save.', '.data.workers.', '.evaluate.backend.')
 MAX_SHOWN = 200  # characters of a value in a message
-LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'pycocotools')
+LIBRARIES = (
+    'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
+)  # fmt: skip
 
 
 def stage_folder(out: Path, number: int) -> Path:

@@ -1,43 +1,43 @@
 """Reads image files as mmdet does, but never passes on pixels that are not those of the file.
 
-OpenCV 4 decodes a truncated JPEG to grey pixels and says so on stderr at most: in a cache that would last. So files are
-checked for completeness first, which also keeps the decoders' own messages off stderr.
+OpenCV decodes a damaged JPEG to some pixels and says so on stderr at most: in a cache that would last. So files are
+checked for damage, which also keeps the decoders' own messages off stderr. A limit of a library is no damage.
 """
 
 import io
-import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from mtpd.data import jpeg, png
 from mtpd.errors import InputError
 
 Size = tuple[int, int]
 
-# A marker is 0xff and a code; 0xff00 is a stuffed byte, 0xffd0..0xffd7 restart a scan, 0xffff is fill (ITU T.81, B.1).
-JPEG_MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
-JPEG_START = b'\xff\xd8\xff'
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-JPEG_SCAN, JPEG_END = 0xDA, 0xD9
-JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
-
-PNG_START, PNG_END = b'\x89PNG\r\n\x1a\n', b'\0\0\0\0IEND\xaeB`\x82'
+# TIFF, Radiance HDR, Sun raster, PAM: kinds that OpenCV knows and Pillow does not, or not all of.
+LEFT_TO_OPENCV = (b'II*\0', b'MM\0*', b'#?R', b'Y\xa6j\x95', b'P7')
 
 
 def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]:
     """Reads an image file: (height, width, 3), BGR, the same pixels as mmdet's `LoadImageFromFile`.
 
     The EXIF orientation is applied; grey, CMYK, palette and 16-bit images become 8-bit BGR; transparency is dropped.
+    Of an animation the first picture is read. JPEGs are checked by decoding them, see `mtpd.data.jpeg`, PNGs by their
+    checksums, others by Pillow; what Pillow does not know is left to OpenCV.
 
     Args:
         path: the file.
         size: (height, width) in px that the image must have, as its annotation says.
 
     Raises:
-        InputError: the file is missing, empty, truncated, no image, or of another size.
+        InputError: the file is missing, empty, damaged, no image, or of another size.
     """
     try:
         content = path.read_bytes()
@@ -45,21 +45,25 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
         raise InputError(f'{path}: cannot read the image: {error.strerror}') from None
     if not content:
         raise InputError(f'{path}: the image file is empty; fetch it again')
+
+    def require(stated: Size) -> None:
+        # Judged by the header first, so that a small file cannot ask for gigabytes. It may still lie on its side.
+        if size is not None and size not in (stated, stated[::-1]):
+            raise InputError(_wrong_size(path, stated, size))
+
     try:
-        stated = _check_jpeg(content) if content.startswith(JPEG_START) else _check_other(content)
-    except UnidentifiedImageError:
-        raise InputError(f'{path}: the file is no image of a known kind; fetch it again') from None
-    except Exception as error:  # Pillow's decoders raise whatever comes up: OSError, SyntaxError, struct.error, ...
-        raise InputError(f'{path}: not a complete image ({error}); fetch it again') from None
-    # Judged by the header first, so that a small file cannot ask for gigabytes. It may still lie on its side.
-    if size is not None and size not in (stated, stated[::-1]):
-        raise InputError(_wrong_size(path, stated, size))
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        image = _decoded(content, require)
+    except InputError:
+        raise
     except cv2.error as error:
         raise InputError(f'{path}: OpenCV cannot decode the image ({error.err or error}); convert it') from None
+    except ValueError as error:
+        raise InputError(f'{path}: not a complete image ({error}); fetch it again') from None
     if image is None:
-        raise InputError(f'{path}: OpenCV cannot decode the image, it may be damaged; fetch it again or convert it')
+        raise InputError(
+            f'{path}: OpenCV cannot decode the file: the image is damaged, or of a kind that OpenCV does not know; '
+            'fetch it again or convert it'
+        )
     if size is not None and image.shape[:2] != size:
         raise InputError(_wrong_size(path, image.shape[:2], size))
     return image.astype(np.uint8, copy=False)
@@ -73,32 +77,57 @@ def _wrong_size(path: Path, found: tuple[int, ...], wanted: Size) -> str:
     )
 
 
-def _check_jpeg(content: bytes) -> Size:
-    """Walks the markers of a JPEG file to its end marker; (height, width) as stated there, before EXIF orientation."""
-    position, size = len(JPEG_START) - 1, None
-    has_scan = False
-    while match := JPEG_MARKER.search(content, position):
-        marker, position = match[1][0], match.end()
-        if marker == JPEG_END:
-            if size is None or not has_scan:
-                break
-            return size
-        if marker in JPEG_WITHOUT_LENGTH:
-            continue
-        if marker in JPEG_FRAMES:
-            size = (
-                int.from_bytes(content[position + 3 : position + 5]),
-                int.from_bytes(content[position + 5 : position + 7]),
-            )
-        has_scan = has_scan or marker == JPEG_SCAN
-        # Skipping a segment by its length passes over thumbnails inside it; a scan's data follows its segment.
-        position += int.from_bytes(content[position : position + 2])
-    raise ValueError('the JPEG ends before its end marker')
+def _decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArray[Any] | None:
+    """The pixels; `require` is called with the size that the header states, before they are decoded."""
+    if content.startswith(jpeg.START):
+        require(jpeg.jpeg_size(content))
+        return jpeg.decode_jpeg(content)
+    if content.startswith(png.START):
+        require(png.png_size(content))
+        content = png.checked_png(content)
+    else:
+        _check_other(content, require)
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
-def _check_other(content: bytes) -> Size:
-    if content.startswith(PNG_START) and PNG_END not in content:  # Pillow does not look for it
-        raise ValueError('the PNG ends before its end chunk')
-    with Image.open(io.BytesIO(content)) as image:
-        image.load()
-        return image.height, image.width
+def _check_other(content: bytes, require: Callable[[Size], None]) -> None:
+    try:
+        with _PILLOWS_LIMIT.lifted(), Image.open(io.BytesIO(content)) as image:
+            require((image.height, image.width))
+            image.load()
+    except UnidentifiedImageError:
+        if not content.startswith(LEFT_TO_OPENCV):
+            raise ValueError('no image of a known kind') from None
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever comes up: OSError, SyntaxError, struct.error, ...
+        raise ValueError(str(error)) from None
+
+
+class _PillowsLimit:
+    """Pillow's limit of pixels, for files of which nobody has said how many there are to be: here annotations do.
+
+    It is a global of Pillow: lifted while any thread is inside, and for users of the library as it was before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._before: int | None = None
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        with self._lock:
+            if self._num_inside == 0:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_inside -= 1
+                if self._num_inside == 0:
+                    Image.MAX_IMAGE_PIXELS = self._before
+
+
+_PILLOWS_LIMIT = _PillowsLimit()
