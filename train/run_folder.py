@@ -112,7 +112,7 @@ def _require_run(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
 def _described(run_file: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(run_file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in ('stages', *SOURCES)):
         raise InputError(f'{run_file} describes no run: it was damaged; restore it, or choose another --out')

@@ -1,5 +1,6 @@
 """Interrupted, killed, crowded out: the cache that comes of it equals an uninterrupted one, or does not open."""
 
+import json
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import mtpd.cache
 from mtpd.cache.writing.journal import JOURNAL_FILE
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
+from mtpd.files import canonical_json, sha256_bytes
 
 # Writes the default recipe, in a process of its own.
 WRITER = """
@@ -201,6 +203,20 @@ def test_a_journal_line_of_something_else_ends_what_counts(
     make_recipe().write(root, num_groups=3)
     lines = (root / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
     (root / JOURNAL_FILE).write_bytes(b''.join([lines[0], line, *lines[1:]]))
+    make_recipe().write(root)
+    assert contents(root) == complete
+
+
+@pytest.mark.parametrize('change', [{'bucket': ['64x96']}, {'plan': 1}])
+def test_a_closed_journal_line_with_fields_of_other_types(
+    tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes], change: dict[str, Any]
+) -> None:
+    root = tmp_path / 'cache'
+    make_recipe().write(root, num_groups=3)
+    content = json.loads((root / JOURNAL_FILE).read_bytes().splitlines()[0]) | change
+    del content['digest']
+    content['digest'] = sha256_bytes(canonical_json(content))
+    (root / JOURNAL_FILE).write_text(json.dumps(content) + '\n')
     make_recipe().write(root)
     assert contents(root) == complete
 

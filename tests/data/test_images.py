@@ -348,7 +348,7 @@ def test_read_image__sound_png(name: str, tmp_path: Path, capfd: pytest.CaptureF
 def test_read_image__png_with_a_changed_byte(place: int, change: int) -> None:
     content = bytearray(COMPLETE['png'])
     content[place] ^= change
-    with tempfile.TemporaryDirectory() as folder, pytest.raises(InputError, match='PNG|OpenCV cannot'):
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(InputError, match=r'PNG|OpenCV cannot'):
         read_image(saved(Path(folder), bytes(content)))
 
 

@@ -117,9 +117,9 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            place = record['stage'], record['step']
-            repeated = (record['kind'], record['stage']) == ('evaluation', stage) and record['epoch'] > epoch
-        except (ValueError, KeyError, TypeError):
+            place = _whole(record['stage']), _whole(record['step'])
+            repeated = (record['kind'], place[0]) == ('evaluation', stage) and _whole(record['epoch']) > epoch
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
             raise InputError(f'{path} line {number} is no metrics record; move the file away to resume') from None
@@ -127,6 +127,12 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
             kept.append(line)
     if len(kept) < len(lines):
         write_atomically(path, b''.join(kept))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError('wanted a whole number')
+    return value
 
 
 def _finite(values: Mapping[str, Any], prefix: str = '') -> tuple[dict[str, Any], list[str]]:

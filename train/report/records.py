@@ -14,7 +14,8 @@ Record = TrainRecord | EvaluationRecord
 AnyRecord = TypeVar('AnyRecord', TrainRecord, EvaluationRecord)
 
 KINDS: Mapping[str, type[Record]] = {TrainRecord.kind: TrainRecord, EvaluationRecord.kind: EvaluationRecord}
-NUMBERS = {'stage', 'step', 'epoch', 'lr', 'images_per_second', 'data_wait', 'peak_memory', 'seconds', 'grad_norm'}
+WHOLE_NUMBERS = {'stage', 'step', 'epoch', 'peak_memory'}
+NUMBERS = {'lr', 'images_per_second', 'data_wait', 'seconds', 'grad_norm'}
 
 
 def read_records(path: Path) -> list[Record]:
@@ -60,6 +61,10 @@ def _is_set(field: Field[Any], content: Mapping[str, Any]) -> bool:
 
 def _value(field: Field[Any], content: Mapping[str, Any]) -> Any:
     value = content[field.name]
+    if field.name in WHOLE_NUMBERS:
+        if type(value) is not int:
+            raise TypeError('wanted a whole number')
+        return value
     if field.name in NUMBERS:
         is_optional = field.default is None
         return None if value is None and is_optional else _number(value)

@@ -49,7 +49,7 @@ class StageLog:
     def epochs(self) -> int | None:
         """Epochs planned; None where run.json does not say."""
         found = section(self.settings, 'optim').get('epochs')
-        return found if isinstance(found, int) else None
+        return found if type(found) is int else None
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def plan_of_basis(content: bytes) -> str | None:
     """Hash of the plan that a file of `save_basis` was made for; None where it does not say."""
     try:
         return str(_metadata(content)['plan'])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return None
 
 

@@ -160,8 +160,11 @@ def _parse(line: bytes) -> JournalEntry | None:
         content = json.loads(line)
         if content.pop('digest') != sha256_bytes(canonical_json(content)):
             return None
+        plan, bucket, shard = content['plan'], content['bucket'], content['shard']
+        if not isinstance(plan, str) or not isinstance(bucket, str) or type(shard) is not int:
+            return None
         files = {name: FileRecord(**record) for name, record in content['files'].items()}
-        return JournalEntry(content['plan'], ShardKey(content['bucket'], content['shard']), files)
+        return JournalEntry(plan, ShardKey(bucket, shard), files)
     # Whatever JSON it is: what is no line of ours was not committed.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None

@@ -105,6 +105,11 @@ def test_a_missing_log_stays_missing(tmp_path: Path) -> None:
 
 
 def test_something_else_in_the_file(log_path: Path) -> None:
-    log_path.write_text('hello\n' + log_path.read_text())
-    with pytest.raises(InputError, match=r'metrics\.jsonl line 1 is no metrics record'):
-        truncate_metrics(log_path, stage=1, step=10, epoch=0)
+    """Text is no number, and neither is a truth value."""
+    records = log_path.read_text()
+    evaluation = {'kind': 'evaluation', 'stage': 1, 'step': 20, 'epoch': 1}
+    wrong = ({'step': '20'}, {'stage': True}, {'step': None}, {'epoch': '1'}, {'step': 20.5})
+    for line in ('hello', '[' * 10**5, *(json.dumps(evaluation | one) for one in wrong)):
+        log_path.write_text(f'{line}\n{records}')
+        with pytest.raises(InputError, match=r'metrics\.jsonl line 1 is no metrics record'):
+            truncate_metrics(log_path, stage=1, step=10, epoch=0)

@@ -51,7 +51,9 @@ def test_a_torn_last_line_is_left_out(log: Path) -> None:
 
 def test_a_damaged_line_is_named(log: Path) -> None:
     lines = log.read_text().splitlines()
-    for damage in ('hello', '[1]', '{"kind": "train"}', '{"kind": "train", "stage": "one"}', '{}'):
+    wrong = ({'stage': 'one'}, {'step': None}, {'epoch': True}, {'peak_memory': 1.5}, {'lr': '0.1'})
+    changed = [json.dumps(json.loads(lines[0]) | one) for one in wrong]
+    for damage in ('hello', '[1]', '{"kind": "train"}', '{}', *changed):
         log.write_text('\n'.join([*lines[:2], damage, *lines[3:]]))
         with pytest.raises(InputError, match=r'metrics\.jsonl line 3 is no metrics record'):
             read_records(log)
