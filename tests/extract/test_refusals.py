@@ -213,7 +213,8 @@ def test_data_sets(make_command: Any, command: Any, coco: Path, tmp_path: Path, 
     ('spoil', 'message'),
     [
         (lambda path: path.write_bytes(b''), 'the image file is empty'),
-        (lambda path: path.write_bytes(path.read_bytes()[:-500]), 'not a complete image'),
+        # With an end marker: only decoding it tells.
+        (lambda path: path.write_bytes(path.read_bytes()[:-500] + b'\xff\xd9'), 'not a complete image'),
         (lambda path: cv2.imwrite(str(path), np.zeros((9, 7, 3), np.uint8)), 'the image is 7 x 9 px'),
     ],
 )
@@ -227,6 +228,14 @@ def test_images(
     assert str(image) in error
     assert message in error
     assert not (tmp_path / 'cache' / 'manifest.json').exists()
+
+
+def test_an_odd_annotation_file_is_warned_of_once(make_command: Any, command: Any, coco: Path, tmp_path: Path) -> None:
+    edit_annotations(coco, lambda content: content['images'].append(content['images'][0] | {'id': 10**6}))
+    result = make_command(command.teacher, coco).invoke(tmp_path / 'cache', '--dry-run')
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith('warning: ')]
+    assert f'{coco / "annotations" / "instances_train2017.json"}: 1 image files are listed under several' in line
 
 
 def convert(path: Path, mode: str) -> None:

@@ -229,8 +229,14 @@ def test_categories_that_make_no_classes(fails: Callable[..., str], copied_set: 
 
 
 def test_nothing_to_train_on(fails: Callable[..., str], copied_set: Path) -> None:
-    edit(copied_set, lambda document: document['annotations'].clear())
-    assert 'no image has an object to train on' in fails(data={'coco': str(copied_set)})
+    def shrink(document: dict[str, Any]) -> None:
+        for number, annotation in enumerate(document['annotations']):
+            annotation.update({'iscrowd': True} if number < 3 else {'bbox': [0.1, 0.2, 0.3, 0.4]})
+
+    edit(copied_set, shrink)
+    line = fails(data={'coco': str(copied_set)})
+    assert 'no image has an object to train on' in line
+    assert 'thinner than 1 px, 3 crowds' in line
 
 
 def test_half_precision_on_a_cpu(fails: Callable[..., str]) -> None:
@@ -251,7 +257,10 @@ def test_images_and_annotations_that_must_work(
     copied_set: Path,
     tmp_path: Path,
 ) -> None:
-    """A grey, a CMYK and an empty image, a crowd, a one-pixel box and one that leaves the image; no evaluation."""
+    """A grey, a CMYK and an empty image, a crowd, a one-pixel box and one that leaves the image; no evaluation.
+
+    What of it is not used is told once, though two stages use it.
+    """
 
     def spoil(document: dict[str, Any]) -> None:
         images = document['images']
@@ -263,6 +272,7 @@ def test_images_and_annotations_that_must_work(
             area = int(np.prod(box[2:]))
             annotation = {'id': 10**6 + number, 'image_id': images[number]['id'], 'bbox': box, 'area': area}
             document['annotations'].append(annotation | {'category_id': 1, 'iscrowd': int(number == 2)})
+        images.append(images[0] | {'id': 10**6})
 
     edit(copied_set, spoil)
     edit(copied_set, lambda document: document.update(annotations=[]), 'val2017')
@@ -271,7 +281,13 @@ def test_images_and_annotations_that_must_work(
         write_stage(tmp_path / 'one.yaml', data=data),
         write_stage(tmp_path / 'two.yaml', data=data | {'val': None}),
     ]
-    train(*stages, '--out', tmp_path / 'run')
+    result = train(*stages, '--out', tmp_path / 'run')
+    path = copied_set / 'annotations' / 'instances_train2017.json'
+    (account,) = [line for line in result.stdout.splitlines() if line.startswith(f'{path}: ')]
+    assert '1 of ' in account
+    assert '1 without width or height' in account
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith('warning: ')]
+    assert f'{path}: 1 image files' in warning
     one, evaluation, two = records(tmp_path / 'run')
     assert (one['kind'], evaluation['kind'], two['kind']) == ('train', 'evaluation', 'train')
     assert evaluation['metrics']['box/AP'] == -1

@@ -1,6 +1,8 @@
 """`mtpd-eval` on a student that gives masks."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,24 @@ def evaluated(*arguments: object) -> Result:
         return CliRunner().invoke(main, [str(one) for one in arguments] + ['--workers', '0', '-q'])
 
 
+def spoil(path: Path) -> None:
+    """Makes every other object one of an odd kind, in turns."""
+    document = json.loads(path.read_text())
+    sizes = {one['id']: [one['height'], one['width']] for one in document['images']}
+    for number, one in enumerate(document['annotations'][::2]):
+        height, width = sizes[one['image_id']]
+        kinds: list[dict[str, Any]] = [
+            {'segmentation': None, 'iscrowd': None, 'area': None},
+            {'segmentation': [], 'bbox': [-1e8, -1e8, 1e9, 1e9], 'area': 1e18},
+            {'segmentation': [[5, 5, 9, 9]], 'id': 0},
+            {'segmentation': [[5, 5, 30, 5, 30, 30], [1, 2, 3, 4]], 'ignore': None},
+            {'segmentation': {'size': [height, width], 'counts': [9, 200, height * width - 209]}, 'iscrowd': 1},
+            {'segmentation': {}, 'iscrowd': True},
+        ]
+        one.update(kinds[number % len(kinds)])
+    path.write_text(json.dumps(document))
+
+
 def test_masks(
     train: Callable[..., Any],
     write_stage: Callable[..., Path],
@@ -46,8 +66,14 @@ def test_masks(
     synthetic_set: Path,
     tmp_path: Path,
 ) -> None:
-    """Boxes and masks; on a set without masks, boxes alone."""
-    train(write_stage(tmp_path / 'stage.yaml', **TINY_MASK_RCNN), '--out', tmp_path / 'run')
+    """Boxes and masks, of objects with all kinds of masks and without; on a set without masks, boxes alone."""
+    coco = tmp_path / 'coco'
+    shutil.copytree(synthetic_set, coco)
+    for split in ('train2017', 'val2017'):
+        spoil(coco / 'annotations' / f'instances_{split}.json')
+    stage = write_stage(tmp_path / 'stage.yaml', **TINY_MASK_RCNN, data={'coco': str(coco)})
+    result = train(stage, '--out', tmp_path / 'run')
+    assert re.search(r'instances_val2017.json: of \d+ objects \d+ without a mask', result.stdout)
     recorded = records(tmp_path / 'run', 'evaluation')[-1]['metrics']
     out, results = tmp_path / 'scores.json', tmp_path / 'results.json'
     assert evaluated(tmp_path / 'run', '--json', out, '--results', results).exit_code == 0
@@ -57,8 +83,7 @@ def test_masks(
     assert all({'bbox', 'segmentation'} <= record.keys() for record in detections)
     assert 'mask/AP' in recorded
 
-    path = synthetic_set / 'annotations' / 'instances_val2017.json'
-    document = json.loads(path.read_text())
+    document = json.loads((synthetic_set / 'annotations' / 'instances_val2017.json').read_text())
     for one in document['annotations']:
         del one['segmentation']
     boxes_only = tmp_path / 'boxes.json'
