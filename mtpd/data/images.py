@@ -58,7 +58,7 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
     except cv2.error as error:
         raise InputError(f'{path}: OpenCV cannot decode the image ({error.err or error}); convert it') from None
     except ValueError as error:
-        raise InputError(f'{path}: not a complete image ({error}); fetch it again') from None
+        raise InputError(f'{path}: not a complete image ({error}); fetch it again or convert it') from None
     if image is None:
         raise InputError(
             f'{path}: OpenCV cannot decode the file: the image is damaged, or of a kind that OpenCV does not know; '

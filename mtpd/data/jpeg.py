@@ -6,7 +6,7 @@ no decoder can tell is a changed bit that decodes to something else without a co
 
 Bytes after the end marker are not looked at, so further images in a file (MPO) do not matter. Zeros between the
 segments, or between a scan and the marker after it, are padding: they are taken out, and what is left must decode
-without a warning.
+without a warning. Other bytes there may come from inside the scan, so such a file is refused.
 """
 
 import re
@@ -26,7 +26,8 @@ MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
 START = b'\xff\xd8\xff'
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SCAN, END, EXIF = 0xDA, 0xD9, 0xE1
-EXIF_NAME = b'Exif\0\0'
+EXIF_NAME, JFIF_NAME = b'Exif\0\0', b'JFIF\0'
+VERSION_PLACE = 4 + len(JFIF_NAME)  # behind marker, length and name
 WITHOUT_LENGTH = (0x01, 0xD8, END)
 
 ORIENTATION_TAG, UPRIGHT = 0x0112, 1
@@ -61,10 +62,11 @@ def decode_jpeg(content: bytes) -> npt.NDArray[Any] | None:
         if UNKNOWN_SAMPLING in str(error):
             _require_no_complaint(content)
             return _decoded_by_opencv(content)
-        if 'extraneous bytes' not in str(error):
-            raise
-        content = _without_padding(content)
-        pixels = _strictly_decoded(content)
+        content = _tidied(content)
+        try:
+            pixels = _strictly_decoded(content)
+        except ValueError:
+            raise error from None
     return pixels if _is_upright(content) else _decoded_by_opencv(content)
 
 
@@ -99,13 +101,19 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int, int]]:
             return
 
 
-def _without_padding(content: bytes) -> bytes:
-    """The file up to its end marker without zeros between its segments and behind its scans."""
+def _tidied(content: bytes) -> bytes:
+    """The file up to its end marker, without what libjpeg warns of though it changes no pixel.
+
+    That is zeros between the segments and behind the scans, and a version of JFIF that is not 1.
+    """
     parts, position = [], 0
-    for _, place, _, end in _segments(content):
+    for _, place, start, end in _segments(content):
         between = content[position:place].rstrip(b'\0')
         stuffed = b'\0' if between.endswith(b'\xff') else b''
-        parts += [between, stuffed, content[place:end]]
+        segment = content[place:end]
+        if content.startswith(JFIF_NAME, start + 2):
+            segment = segment[:VERSION_PLACE] + b'\1' + segment[VERSION_PLACE + 1 :]
+        parts += [between, stuffed, segment]
         position = end
     return b''.join(parts)
 

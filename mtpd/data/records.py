@@ -44,7 +44,9 @@ def parse_json(path: Path, content: bytes) -> Any:
         raise InputError(f'{path}: is empty; fetch the file again')
     try:
         return json.loads(content, object_pairs_hook=_without_repeats)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path}: not valid JSON: no text ({error}); fetch it again or save it as UTF-8') from None
+    except json.JSONDecodeError as error:
         raise InputError(f'{path}: not valid JSON ({error}); the file may be truncated, fetch it again') from None
     except RecursionError:
         raise InputError(f'{path}: is nested too deeply; no annotation file is') from None

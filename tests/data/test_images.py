@@ -75,6 +75,7 @@ COMPLETE = {
     'rgb jpeg': encoded('JPEG', keep_rgb=True),
     'ycck jpeg': transformed(encoded('JPEG', 'CMYK'), 2),
     'jpeg of four components with one sampled finer': encoded('JPEG', 'CMYK', subsampling=2),
+    'jpeg of another jfif version': encoded('JPEG').replace(b'JFIF\0\1', b'JFIF\0\2', 1),
     'mpo': encoded('MPO', save_all=True, append_images=[Image.fromarray(255 - RGB)]),
     'jpeg with fill before its end': encoded('JPEG')[:-2] + b'\xff' * 5 + b'\xff\xd9',
     'animated png': encoded('PNG', save_all=True, append_images=[Image.fromarray(255 - RGB)]),
