@@ -72,14 +72,9 @@ def evaluate_detections(
 ) -> dict[str, Evaluation]:
     """What COCO says of boxes and, where a detector gives them and the annotations have some, of masks."""
     found = {'box': evaluate(coco, boxes, kind='bbox', backend=backend)}
-    if masks is not None and has_masks(coco):
+    if masks is not None and coco.has_masks:
         found['mask'] = evaluate(coco, masks, kind='segm', backend=backend)
     return found
-
-
-def has_masks(coco: CocoSet) -> bool:
-    """Whether any object has a mask; a set without them says nothing of masks."""
-    return any(one.segmentation is not None for several in coco.annotations.values() for one in several)
 
 
 def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from posixpath import normpath
 
 from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, why_left_out
 
@@ -31,7 +31,7 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
 
     Args:
         coco: the ground truth.
-        with_masks: whether masks are evaluated, too.
+        with_masks: whether the detector gives masks, too.
     """
     found: Counter[str] = Counter()
     for image, one in _objects(coco):
@@ -44,15 +44,18 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
             found[f'of an area that is not from 0 to {MAX_EVALUATED_AREA:g} px, which do not count'] += 1
         elif one.is_ignored:
             found['marked ignore, which count like the others'] += 1
-        if with_masks and one.segmentation is None:
+        if with_masks and coco.has_masks and one.segmentation is None:
             found['without a mask, for which the outline of the box stands'] += 1
-    return _account(coco, [f'of {sum(1 for _ in _objects(coco))} objects {_listed(found)}'] if found else [])
+    parts = [f'of {sum(1 for _ in _objects(coco))} objects {_listed(found)}'] if found else []
+    if with_masks and not coco.has_masks:
+        parts.append('no object has a mask, so masks are not evaluated')
+    return _account(coco, parts)
 
 
 def suspicions(coco: CocoSet) -> list[str]:
     """What is most likely a mistake, in the whole file: each a line that says what to do."""
     found = []
-    names = Counter(str(PurePosixPath(image.file_name)) for image in coco.images)
+    names = Counter(normpath(image.file_name) for image in coco.images)
     repeated = [name for name, count in names.items() if count > 1]
     if repeated:
         found.append(

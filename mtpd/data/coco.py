@@ -7,6 +7,7 @@ evaluation use what was checked; nothing reads the file a second time.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os.path import isfile  # a name that no file can have is none; Path.is_file raises
 from pathlib import Path
 from typing import Literal
@@ -110,6 +111,11 @@ class CocoSet:
     images: tuple[CocoImage, ...]
     categories: tuple[CocoCategory, ...]
     annotations: Mapping[int, tuple[CocoAnnotation, ...]]
+
+    @cached_property
+    def has_masks(self) -> bool:
+        """Whether any object has a segmentation; a set without them says nothing of masks."""
+        return any(one.segmentation is not None for several in self.annotations.values() for one in several)
 
 
 @collector_paused()

@@ -42,6 +42,7 @@ def test_nothing_is_said_of_a_sound_file(tmp_path: Path) -> None:
     coco = checked(tmp_path, [SOUND, SOUND | {'iscrowd': 1}])
     assert training_account(coco) is None
     assert evaluation_account(coco, with_masks=False) is None
+    assert 'masks are not evaluated' in str(evaluation_account(coco, with_masks=True))
     assert suspicions(coco) == []
 
 

@@ -39,7 +39,7 @@ def run(options: Mapping[str, Any]) -> None:
     dataset = DetectionDataset(
         coco, files.images, geometry=student.preprocessing.geometry, for_training=False, with_masks=False
     )
-    if line := evaluation_account(coco, with_masks=student.has_masks):
+    if line := evaluation_account(coco, with_masks=student.has_masks and coco.has_masks):
         say(line)
     for name in ('json', 'results'):
         if options[name] is not None:
