@@ -39,7 +39,7 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
             continue
         reason = why_left_out(one, image)
         if reason in ('without width or height', 'outside the image'):
-            found[f'{reason}, so that nothing can find them'] += 1
+            found[f'{reason}, which count as missed'] += 1
         elif not 0 <= one.area <= MAX_EVALUATED_AREA:
             found[f'of an area that is not from 0 to {MAX_EVALUATED_AREA:g} px, which do not count'] += 1
         elif one.is_ignored:
@@ -67,7 +67,7 @@ def suspicions(coco: CocoSet) -> list[str]:
         return found
     if all(0 <= value <= 1 for _, box in boxes for value in box):
         found.append(
-            'no bbox has a value above 1: they look like shares of the image, wanted [x, y, width, height] in px; '
+            'no bbox has a value above 1: the boxes look normalized, wanted [x, y, width, height] in px; '
             'multiply them by the width and height of their image'
         )
     elif _look_like_corners(boxes):

@@ -207,7 +207,7 @@ def _kind(document: object) -> str:
         return f'{type(document).__name__}'
     first = document[0] if document else None
     is_found = isinstance(first, dict) and 'score' in first and 'image_id' in first
-    return 'list, by its looks detections (results) in place of annotations' if is_found else 'list'
+    return 'list that looks like detections (a results file)' if is_found else 'list'
 
 
 def _check_unique(path: Path, key: str, ids: Sequence[int]) -> None:

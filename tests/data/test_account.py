@@ -79,13 +79,13 @@ def test_why_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     assert '1 crowds' in text
     assert '1 thinner than 1 px' in text
     shares = nothing_to_train_on(checked(tmp_path, [{'bbox': [0.1, 0.2, 0.3, 0.4]}]))
-    assert 'shares of the image' in shares
+    assert 'normalized' in shares
 
 
 @pytest.mark.parametrize(
     ('boxes', 'word'),
     [
-        ([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]], 'shares of the image'),
+        ([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]], 'normalized'),
         ([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1.5]], None),
         ([[10, 10, 40, 50], [120, 60, 190, 95], [150, 5, 180, 20]], 'x1, y1, x2, y2'),
         ([[0, 0, 200, 100], [1, 1, 200, 100]], None),  # a px too large is a common slip
