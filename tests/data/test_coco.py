@@ -171,7 +171,7 @@ NO_COCO_JSON: dict[bytes, str] = {
     b'{"images": ' + b'9' * 5000 + b'}': 'cannot be used',
     b'{"images": [], "images": [1]}': "cannot be used: the key 'images' stands twice",
     b'[]': 'holds a list, wanted a COCO',
-    b'[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]': 'holds a list that looks like detections',
+    b'[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]': 'holds a list that looks like detect',
     b'3': 'holds a int',
     b'null': 'holds a NoneType',
 }
