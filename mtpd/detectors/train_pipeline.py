@@ -64,6 +64,8 @@ def step_ingredients(steps: Iterable[Any]) -> Iterator[Ingredient]:
         if isinstance(step, list | tuple):
             yield from step_ingredients(step)
             continue
+        if not isinstance(step, dict):
+            raise TypeError(f'a step is {step!r}')
         name = type_name(step)
         if name in _CONTAINERS:
             if name not in _PLAIN_CONTAINERS:
