@@ -46,13 +46,13 @@ class Student:
 
 
 @contextmanager
-def named_failures(name: str, doing: str, *, image_ids: Sequence[int]) -> Iterator[None]:
+def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> Iterator[None]:
     """Tells of an error in the network's own code what failed and on which images: configs can cause any error there.
 
     Args:
         name: of the student.
         doing: what it cannot do if the block fails.
-        image_ids: of the batch.
+        image_ids: of the batch, if there is one.
 
     Raises:
         InputError: the block failed; MtpdErrors, and what a system or a device lacks, pass as they are.
@@ -69,9 +69,9 @@ def named_failures(name: str, doing: str, *, image_ids: Sequence[int]) -> Iterat
         if 'DataLoader worker' in str(error):
             raise
         text = next((line for line in str(error).splitlines() if line.strip()), 'no message')
-        images = ', '.join(map(str, image_ids))
+        images = f' (on images {", ".join(map(str, image_ids))})' if image_ids else ''
         raise InputError(
-            f'student {name} cannot {doing}: {type(error).__name__}: {" ".join(text.split())} (on images {images})'
+            f'student {name} cannot {doing}: {type(error).__name__}: {" ".join(text.split())}{images}'
         ) from error
 
 
@@ -107,11 +107,14 @@ def build_student(
     """
     torch.manual_seed(seed)
     model = build_detector(config, num_classes=num_classes, init_weights=True)
+    size = probe_size(preprocessing.geometry)
+    with named_failures(name, f'make maps of an input of {size[0]}x{size[1]} px (height x width)'):
+        levels = probe_levels(model, input_size=size)
     return Student(
         name=name,
         model=model,
         preprocessing=preprocessing,
-        levels=probe_levels(model, input_size=probe_size(preprocessing.geometry)),
+        levels=levels,
         has_masks=bool(getattr(model, 'with_mask', False)),
     )
 
