@@ -36,7 +36,11 @@ def fixed(stage: Stage) -> int:
 def test_a_random_stem_is_trained_in_every_stage(
     frozen: str, write_stage: Callable[..., Path], train: Callable[..., Any], tmp_path: Path
 ) -> None:
-    files = [write_stage(tmp_path / f'{name}.yaml', student=frozen, data={'val': None}) for name in 'ab']
+    # The second goes on with the student of the first, whatever its `init.backbone`.
+    files = [
+        write_stage(tmp_path / f'{choice}.yaml', student=frozen, init={'backbone': choice}, data={'val': None})
+        for choice in ('none', 'pretrained')
+    ]
     stages = build_stages(load_stages(files))
     for stage in stages:
         assert fixed(stage) == 0
