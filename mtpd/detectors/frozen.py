@@ -95,7 +95,10 @@ def _defaults(node: Any) -> dict[str, Any]:
     from mmdet.registry import MODELS
 
     kind = node['type']
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    try:
+        cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    except Exception:  # building the model tells what is wrong with the name
+        return {}
     found: dict[str, Any] = {}
     # Subclasses often pass their arguments on as **kwargs.
     for base in inspect.getmro(cls) if inspect.isclass(cls) else ():
