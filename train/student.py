@@ -2,7 +2,8 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.features import probe_levels
+from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
-from mtpd.errors import InputError
+from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
 from mtpd.pyramid import Level
 
@@ -29,16 +31,48 @@ class Student:
     """A detector to be trained.
 
     Attributes:
+        name: of its model, or the path of its config, for messages.
         model: the network.
         preprocessing: the stage's geometry with the network's normalisation.
         levels: what its neck gives.
         has_masks: whether it predicts masks.
     """
 
+    name: str
     model: nn.Module
     preprocessing: Preprocessing
     levels: tuple[Level, ...]
     has_masks: bool
+
+
+@contextmanager
+def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> Iterator[None]:
+    """Tells of an error in the network's own code what failed and on which images: configs can cause any error there.
+
+    Args:
+        name: of the student.
+        doing: what it cannot do if the block fails.
+        image_ids: of the batch, if there is one.
+
+    Raises:
+        InputError: the block failed; MtpdErrors, and what a system or a device lacks, pass as they are.
+        UnavailableError: it wants a package that is not installed.
+    """
+    try:
+        yield
+    except (MtpdError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise UnavailableError(f'student {name} cannot {doing}: it needs {missing_package(error)}') from error
+    except Exception as error:
+        # torch raises this of a process that reads images, wherever the main one is.
+        if 'DataLoader worker' in str(error):
+            raise
+        text = next((line for line in str(error).splitlines() if line.strip()), 'no message')
+        images = f' (on images {", ".join(map(str, image_ids))})' if image_ids else ''
+        raise InputError(
+            f'student {name} cannot {doing}: {type(error).__name__}: {" ".join(text.split())}{images}'
+        ) from error
 
 
 def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
@@ -59,21 +93,28 @@ def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def build_student(config: Any, *, preprocessing: Preprocessing, num_classes: int, seed: int) -> Student:
+def build_student(
+    config: Any, *, name: str, preprocessing: Preprocessing, num_classes: int, seed: int
+) -> Student:
     """A student with random weights.
 
     Args:
         config: from `student_config`.
+        name: for messages.
         preprocessing: of its inputs.
         num_classes: of the data set; every head is built for them.
         seed: of the random weights.
     """
     torch.manual_seed(seed)
     model = build_detector(config, num_classes=num_classes, init_weights=True)
+    size = probe_size(preprocessing.geometry)
+    with named_failures(name, f'make maps of an input of {size[0]}x{size[1]} px (height x width)'):
+        levels = probe_levels(model, input_size=size)
     return Student(
+        name=name,
         model=model,
         preprocessing=preprocessing,
-        levels=probe_levels(model, input_size=probe_size(preprocessing.geometry)),
+        levels=levels,
         has_masks=bool(getattr(model, 'with_mask', False)),
     )
 

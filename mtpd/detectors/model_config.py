@@ -9,31 +9,11 @@ from typing import Any
 from mtpd.detectors.language import NoLanguageModel
 from mtpd.errors import InputError
 
-PRETRAINED = 'Pretrained'
 SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN'}
 BN_EPSILON = 1e-5  # PyTorch's default
 # These classify something else than the data set's classes: object or not, or the classes of a stuff map.
 OTHER_HEADS = {'rpn_head', 'semantic_head'}
 CLASSIFYING_HEADS = ('bbox_head', 'mask_head', 'point_head', 'mask_iou_head', 'glbctx_head', 'segm_head')
-
-
-def keep_own_weights_only(config: Any) -> None:
-    """Drops every reference to weights that lie elsewhere: `init_cfg` of type Pretrained, `pretrained`, teachers."""
-    for node in _dicts(config):
-        if 'init_cfg' in node:
-            init = node['init_cfg']
-            kept = [item for item in (init if isinstance(init, list) else [init]) if not _is_pretrained(item)]
-            if isinstance(init, list) and kept:
-                node['init_cfg'] = kept
-            elif not kept:
-                del node['init_cfg']
-        if isinstance(node.get('pretrained'), str):
-            del node['pretrained']
-        elif node.get('pretrained') is True:
-            node['pretrained'] = False
-        # LD builds its own teacher and would download it.
-        if 'teacher_ckpt' in node:
-            node['teacher_ckpt'] = None
 
 
 def make_buildable(config: Any, *, zoo_folder: Path) -> None:
@@ -95,10 +75,6 @@ def _takes_num_classes(head: dict[str, Any]) -> bool:
     # Subclasses often pass their arguments on as **kwargs.
     own = [vars(base)['__init__'] for base in inspect.getmro(cls)[:-1] if '__init__' in vars(base)]
     return any('num_classes' in inspect.signature(init).parameters for init in own)
-
-
-def _is_pretrained(init: Any) -> bool:
-    return isinstance(init, dict) and init.get('type') in (PRETRAINED, 'PretrainedInit')
 
 
 def _dicts(config: Any) -> Iterator[Any]:

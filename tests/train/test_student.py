@@ -137,6 +137,7 @@ def test_a_checkpoint(build_stage: BuildStage, teachers: dict[int, Path], tmp_pa
         ({'model': {'backbone.deep': 18}}, r"cannot be built: .*unexpected keyword argument 'deep'"),
         ({'model': {'backbone.depth': 19}}, r'cannot be built: .*invalid depth 19'),
         ({'model': {'backbone.depth.x': 19}}, r'model: its changes do not fit the config'),
+        ({'model': {'neck.in_channels': [8, 16, 32, 65]}}, r'retinanet_tiny\.py cannot make maps .*256x320 px.*: Runt'),
     ],
 )
 def test_students_that_cannot_be_built(changes: dict[str, Any], message: str, build_stage: BuildStage) -> None:

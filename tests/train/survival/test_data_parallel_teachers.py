@@ -15,7 +15,6 @@ STUDENT = """\
 _base_ = {base!r}
 _all = dict(type='PseudoSampler', _delete_=True)
 model = dict(
-    backbone=dict(norm_eval=True),
     train_cfg=dict(
         rpn=dict(sampler=_all),
         rpn_proposal=dict(nms_pre=6, max_per_img=24, nms=dict(type='nms', iou_threshold=1.0), min_bbox_size=-1),
@@ -47,7 +46,13 @@ def stage(teacher: dict[str, str], tiny_two_stage: Path, uniform_set: Path, writ
     ]
     data = {'coco': uniform_set, 'val': None, 'batch_size': 4, 'geometry': {'scale': '96x96'}}
     path: Path = write_stage(
-        tmp_path / 'stage.yaml', student=str(student), **teacher, distill=distill, data=data, optim=OPTIM
+        tmp_path / 'stage.yaml',
+        student=str(student),
+        model={'backbone.norm_eval': True},
+        **teacher,
+        distill=distill,
+        data=data,
+        optim=OPTIM,
     )
     return path
 
