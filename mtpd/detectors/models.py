@@ -7,9 +7,20 @@ from typing import Any
 from torch import nn
 
 from mtpd.detectors import zoo
+from mtpd.detectors.compatibility import complete
 from mtpd.detectors.model_config import keep_own_weights_only, make_buildable, set_num_classes
 from mtpd.detectors.runtime import known_warnings_ignored, prepare
+from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError, UnavailableError
+
+# Packages that are installed under another name than they are imported by.
+PACKAGES = {
+    'PIL': 'pillow',
+    'cv2': 'opencv-python',
+    'skimage': 'scikit-image',
+    'sklearn': 'scikit-learn',
+    'yaml': 'pyyaml',
+}
 
 
 def load_config(reference: str) -> Any:
@@ -71,6 +82,7 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
         if 'is not installed' in str(error):  # how mmdet tells of optional packages, with the command that helps
             raise UnavailableError(f'{_name(config)}: {_line(error)}') from error
         raise InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}') from error
+    complete(model)
     if init_weights:
         with known_warnings_ignored():
             model.init_weights()
@@ -91,7 +103,7 @@ def backbone_pretrained(config: Any) -> str | None:
 
 
 def _name(config: Any) -> str:
-    return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {config.model.get("type")}'
+    return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {type_name(config.model)}'
 
 
 def _missing_package(error: ImportError) -> str:
@@ -101,7 +113,8 @@ def _missing_package(error: ImportError) -> str:
     package = cause.name.split('.')[0] if isinstance(cause, ModuleNotFoundError) and cause.name else None
     if package is None:
         return f'a package that cannot be imported: {_line(cause)}'
-    return f'the package {package}, which is not installed: pip install {package}'
+    name = PACKAGES.get(package, package)
+    return f'the package {name}, which is not installed: pip install {name}'
 
 
 def _line(error: BaseException) -> str:

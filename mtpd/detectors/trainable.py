@@ -1,0 +1,83 @@
+"""Which detectors of mmdet can be students: those that learn from images, boxes, classes and masks of objects alone."""
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mtpd.detectors.type_names import type_name
+from mtpd.errors import InputError, UnavailableError
+
+# Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
+BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
+# Heads that import a package when their losses are computed, not when they are built.
+PACKAGES = {'PAAHead': ('sklearn', 'scikit-learn'), 'LADHead': ('sklearn', 'scikit-learn')}
+# What is left of a detector without the teacher that it brings.
+WITHOUT_TEACHER = {'LDHead': 'gfl_r50_fpn_1x_coco', 'LADHead': 'paa_r50_fpn_1x_coco'}
+WITHOUT_STUFF = {
+    'HybridTaskCascade': 'htc-without-semantic_r50_fpn_1x_coco',
+    'SCNet': 'htc-without-semantic_r50_fpn_1x_coco',
+    'PanopticFPN': 'mask-rcnn_r50_fpn_1x_coco',
+}
+
+
+def require_trainable(config: Any) -> None:
+    """Refuses a detector that learns from, or predicts with, something else than a student gets.
+
+    Args:
+        config: an mmengine Config.
+
+    Raises:
+        InputError: says what the detector needs and which one does without.
+        UnavailableError: it needs a package that is not installed.
+    """
+    model = config.model
+    name = type_name(model)
+    nodes = list(_nodes(model))
+    heads = {type_name(node) for node in nodes}
+    own_teacher = sorted(key for node in nodes for key in node if key == 'teacher' or key.startswith('teacher_'))
+    if own_teacher:
+        other = next((WITHOUT_TEACHER[head] for head in sorted(heads) if head in WITHOUT_TEACHER), None)
+        raise InputError(
+            f'{name} learns from a teacher of its own ({own_teacher[0]}), whose weights a student does not get; '
+            f'choose {other or "a detector"} without one, and name its teacher by `cache` or `teacher`'
+        )
+    if isinstance(model.get('detector'), Mapping):
+        raise InputError(
+            f'{name} is a wrapper around a {type_name(model["detector"])}, which it trains on more than annotated '
+            f'images; write a config whose `model` is the detector inside, or choose a detector of the zoo'
+        )
+    if any(isinstance(node.get('semantic_head'), Mapping) for node in nodes):
+        other = WITHOUT_STUFF.get(name, 'a detector without it')
+        raise InputError(
+            f'{name} has a semantic_head, which learns from maps of stuff; students get boxes, classes and masks of '
+            f'objects alone: choose {other}'
+        )
+    if any('language_model' in node for node in nodes):
+        raise InputError(
+            f'{name} finds what a text describes, and students get no text; choose a detector without a language '
+            'model, such as atss_r50_fpn_dyhead_1x_coco or dino-4scale_r50_8xb2-12e_coco'
+        )
+    bordered = sorted(heads & BORDERED_HEADS)
+    if bordered:
+        raise InputError(
+            f'{name}: its {bordered[0]} predicts boxes for images in the middle of a border (RandomCenterCropPad), and '
+            'students get images padded at the right and the bottom; choose '
+            'centernet-update_r50-caffe_fpn_ms-1x_coco, which needs no border'
+        )
+    for head in sorted(heads & PACKAGES.keys()):
+        module, package = PACKAGES[head]
+        if importlib.util.find_spec(module) is None:
+            raise UnavailableError(
+                f'{name}: its {head} needs the package {package}, which is not installed: pip install {package}'
+            )
+
+
+def _nodes(config: Any) -> Iterator[Mapping[str, Any]]:
+    """Every dict in a nested config."""
+    if isinstance(config, Mapping):
+        yield config
+        for value in config.values():
+            yield from _nodes(value)
+    elif isinstance(config, list | tuple):
+        for item in config:
+            yield from _nodes(item)
