@@ -16,6 +16,7 @@ The last line is `students N of M, refused R, unclear U, wrong W`, of all famili
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import resource
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     # Here, and not in each process.
     prepare()
+    for program in ('mtpd_extract.run', 'mtpd_train.run', 'mtpd_train.evaluator.run'):
+        importlib.import_module(program)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         outcomes = {}

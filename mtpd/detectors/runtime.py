@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+from mtpd.detectors.compatibility import repair_mmdet
+
 logger = logging.getLogger(__name__)
 
 # Raised by mmdet, mmcv and mmengine at work: older spellings that PyTorch and they themselves warn of.
@@ -40,7 +42,7 @@ def prepare() -> None:
 
         register_all_modules(init_default_scope=True)
         _find_base_configs()
-        _complete_ssd()
+        repair_mmdet()
     _ignore_known_warnings()
     # mmengine logs a line for every tensor that is initialised, and warns of backbones without pretrained weights.
     MMLogger.get_current_instance().setLevel(logging.ERROR)
@@ -77,15 +79,6 @@ def _find_base_configs() -> None:
 
     config.is_installed = lambda package: spec(package) is not None
     config.get_installed_path = path
-
-
-def _complete_ssd() -> None:
-    """Lets SSD predict: mmdet 3.3 asks every head for its `loss_cls`, and SSD's, which has none, fails."""
-    from mmdet.models.dense_heads import SSDHead
-
-    if not hasattr(SSDHead, 'loss_cls'):
-        # Of a subclass that has one, PyTorch keeps it in `_modules`.
-        SSDHead.loss_cls = property(lambda head: vars(head)['_modules'].get('loss_cls'))
 
 
 def _provide_operators() -> None:

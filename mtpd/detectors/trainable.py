@@ -39,7 +39,8 @@ def require_trainable(config: Any) -> None:
         other = next((WITHOUT_TEACHER[head] for head in sorted(heads) if head in WITHOUT_TEACHER), None)
         raise InputError(
             f'{name} learns from a teacher of its own ({own_teacher[0]}), whose weights a student does not get; '
-            f'choose {other or "a detector"} without one, and name its teacher by `cache` or `teacher`'
+            f'choose its student part, {other or "a detector without that teacher"}, and name a teacher by `cache` or '
+            '`teacher`'
         )
     if isinstance(model.get('detector'), Mapping):
         raise InputError(

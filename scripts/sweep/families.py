@@ -120,7 +120,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         # As the refusal of the panoptic variant says.
         'maskformer': Family('maskformer_r50_ms-16xb1-75e_coco', _INSTANCES, refusal=_NO_NECK, plain_works=True),
         'nas_fpn': Family('retinanet_r50_nasfpn_crop640-50e_coco', pad_divisor=128),
-        'hrnet': Family('faster-rcnn_hrnetv2p-w18-1x_coco'),
+        # Without statistics of the batch the maps of random weights overflow.
+        'hrnet': Family('faster-rcnn_hrnetv2p-w18-1x_coco', {'backbone.norm_eval': False}),
         'tood': Family('tood_r50_fpn_1x_coco'),
         'paa': Family('paa_r50_fpn_1x_coco', refusal='scikit-learn'),
         'lad': Family('lad_r50-paa-r101_fpn_2xb8_coco_1x', refusal='paa'),
