@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--family', action='append', default=[], choices=FAMILIES, metavar='F', help='only this one')
     parser.add_argument('--timeout', type=float, default=300, help='seconds for one family (default 300)')
     parser.add_argument('--out', type=Path, help='append the results here; families that it has are not tried again')
-    parser.add_argument('--work', type=Path, help='keep runs and logs in this folder')
+    parser.add_argument('--work', type=Path, help='keep runs and logs in this folder, without checkpoints')
     options = parser.parse_args(arguments)
     chosen = options.family or list(FAMILIES)
     known = {} if options.family else _read(options.out)
@@ -60,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             started = time.monotonic()
             outcomes[name] = known.get(name) or run_trial(name, work=work, timeout=options.timeout)
             seconds = time.monotonic() - started
+            # A family's checkpoints take up to 2 GB.
+            for checkpoint in (work / name).rglob('*.pth'):
+                checkpoint.unlink()
             if name not in known and options.out is not None:
                 record = {'family': name, **vars(outcomes[name]), 'seconds': round(seconds, 1)}
                 with options.out.open('a') as file:
@@ -102,9 +105,8 @@ def _trial(name: str, work: Path, sender: 'multiprocessing.connection.Connection
     try:
         work.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(work / name, ignore_errors=True)
-        coco = make_set(work)
-        geometry = {'side': family.side, 'pad_divisor': family.pad_divisor, 'keep_ratio': family.keep_ratio}
-        cache = make_cache(work, coco, **geometry)
+        coco = make_set(work, num_classes=family.num_classes)
+        cache = make_cache(work, coco, family)
         sender.send(try_student(family, coco=coco, cache=cache, folder=work / name))
     except Exception as error:
         (work / f'{name}.log').write_text(traceback.format_exc())

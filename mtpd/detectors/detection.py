@@ -103,7 +103,8 @@ def predict(
     masks: list[dict[str, Any]] = []
     for result, sample in zip(_results(model, images, data_samples), samples, strict=True):
         instances = result.pred_instances
-        scores, labels = instances.scores.tolist(), instances.labels.tolist()
+        # CrowdDet gives its labels as floats.
+        scores, labels = instances.scores.tolist(), instances.labels.long().tolist()
         shared = [
             {'image_id': sample.image_id, 'category_id': category_of(label, category_ids), 'score': score}
             for score, label in zip(scores, labels, strict=True)

@@ -128,7 +128,7 @@ def _stride(input_size: Size, grid: Size) -> int:
         if Level('', stride, 0).grid(*input_size) == grid:
             return stride
     for stride in strides:
-        if (input_size[0] // stride, input_size[1] // stride) == grid:
+        if (input_size[0] // stride, input_size[1] // stride) == grid and min(grid) > 0:
             return stride
     raise InputError(
         f'a feature map of {grid[0]} x {grid[1]} cells for an input of {input_size[0]} x {input_size[1]} px has no one '

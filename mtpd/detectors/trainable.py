@@ -42,10 +42,13 @@ def require_trainable(config: Any) -> None:
             f'choose its student part, {other or "a detector without that teacher"}, and name a teacher by `cache` or '
             '`teacher`'
         )
-    if isinstance(model.get('detector'), Mapping):
+    inner = model.get('detector')
+    if isinstance(inner, Mapping):
+        what = type_name(inner)  # none in a wrapper around another library
         raise InputError(
-            f'{name} is a wrapper around a {type_name(model["detector"])}, which it trains on more than annotated '
-            f'images; write a config whose `model` is the detector inside, or choose a detector of the zoo'
+            f'{name} is a wrapper around {f"the detector {what}" if what else "another library"}, not a detector that '
+            f'students can be; {"write a config whose `model` is that detector, or " if what else ""}choose a detector '
+            'of the zoo, such as faster-rcnn_r50_fpn_1x_coco'
         )
     if any(isinstance(node.get('semantic_head'), Mapping) for node in nodes):
         other = WITHOUT_STUFF.get(name, 'a detector without it')
@@ -57,6 +60,11 @@ def require_trainable(config: Any) -> None:
         raise InputError(
             f'{name} finds what a text describes, and students get no text; choose a detector without a language '
             'model, such as atss_r50_fpn_dyhead_1x_coco or dino-4scale_r50_8xb2-12e_coco'
+        )
+    if 'BoxInstMaskHead' in heads:
+        raise InputError(
+            f'{name} learns masks from the colours of neighbouring pixels, which its data preprocessor compares, and '
+            'students get images that are normalised alone; choose condinst_r50_fpn_ms-poly-90k_coco_instance'
         )
     bordered = sorted(heads & BORDERED_HEADS)
     if bordered:

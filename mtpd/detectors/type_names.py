@@ -1,16 +1,13 @@
-"""What the `type` of a node in an mmengine config calls, however it is written."""
+"""The types that configs name: by a string, a string with a scope, or the class itself."""
 
-from collections.abc import Mapping
 from typing import Any
 
 
-def type_name(node: Mapping[str, Any]) -> str:
-    """The bare name of the class: 'RetinaNet' for 'RetinaNet', 'mmdet.RetinaNet' and the class itself.
+def type_name(node: Any) -> str:
+    """The bare class name of a config's `type`, or of the node (a mapping) that has it.
 
-    mmengine takes all three, the second with the scope of a registry, the third in configs of pure Python. An empty
-    string where the node has no type.
+    'mmdet.Resize', 'Resize' and the class `Resize` are all 'Resize'; what names no type gives ''.
     """
-    found = node.get('type')
-    if isinstance(found, str):
-        return found.rpartition('.')[2]
-    return getattr(found, '__name__', '')
+    kind = node.get('type') if hasattr(node, 'get') else node
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return str(name).rpartition('.')[2]

@@ -15,6 +15,7 @@ class Family:
         changes: the stage's `model:`, mostly what makes the network lighter.
         side: longer side of the images in px.
         pad_divisor: the padded sides are multiples of this many px.
+        num_classes: of the images.
         keep_ratio: False resizes to a square whatever the image.
         refusal: what the message says when the project refuses the family; None: it must work.
         plain_works: whether only distilling is refused.
@@ -24,6 +25,7 @@ class Family:
     changes: Mapping[str, Any] = field(default_factory=dict)
     side: int = 128
     pad_divisor: int = 32
+    num_classes: int = 2
     keep_ratio: bool = True
     refusal: str | None = None
     plain_works: bool = False
@@ -107,7 +109,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         'resnet_strikes_back': Family('retinanet_r50-rsb-pre_fpn_1x_coco'),
         'selfsup_pretrain': Family('mask-rcnn_r50-swav-pre_fpn_1x_coco'),
         'rpn': Family('rpn_r50_fpn_1x_coco'),
-        'boxinst': Family('boxinst_r50_fpn_ms-90k_coco', refusal='scikit-image'),
+        'boxinst': Family('boxinst_r50_fpn_ms-90k_coco', refusal='condinst'),
         'convnext': Family('mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', refusal='mmpretrain'),
         'glip': Family('glip_atss_swin-t_a_fpn_dyhead_pretrain_obj365', refusal='no text'),
         'tridentnet': Family('tridentnet_r50-caffe_1x_coco', refusal=_NO_NECK, plain_works=True),
@@ -134,7 +136,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         'ga_retinanet': Family('ga-retinanet_r50_fpn_1x_coco'),
         'ga_faster_rcnn': Family('ga-faster-rcnn_r50_fpn_1x_coco'),
         'queryinst': Family('queryinst_r50_fpn_1x_coco', {'rpn_head.num_proposals': 20}),
-        'crowddet': Family('crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman', refusal='one class'),
+        'crowddet': Family('crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman', num_classes=1, pad_divisor=64),
         'grounding_dino': Family('grounding_dino_r50_scratch_8xb2_1x_coco', refusal='no text'),
         'fpg': Family('retinanet_r50_fpg-chn128_crop640_50e_coco', pad_divisor=128),
         'pvt': Family('retinanet_pvt-t_fpn_1x_coco'),
