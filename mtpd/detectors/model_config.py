@@ -11,11 +11,14 @@ from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError
 
 PRETRAINED = {'Pretrained', 'PretrainedInit'}
-SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN'}
+# By their names in registries and as classes.
+SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm', 'NaiveSyncBatchNorm'}
+BATCH_NORMS = {'BN', 'BN2d', 'BatchNorm2d'}
 BN_EPSILON = 1e-5  # PyTorch's default
 # These classify something else than the data set's classes: object or not, or the classes of a stuff map.
 OTHER_HEADS = {'rpn_head', 'semantic_head'}
-ONE_CLASS_HEAD = 'MultiInstanceBBoxHead'
+# CrowdDet, whose head fails in mmdet 3.3 on more, and detectors that propose objects of no class.
+ONE_CLASS = {'MultiInstanceBBoxHead', 'RPN'}
 CLASSIFYING_HEADS = ('bbox_head', 'mask_head', 'point_head', 'mask_iou_head', 'glbctx_head', 'segm_head')
 
 
@@ -44,7 +47,7 @@ def make_buildable(config: Any, *, zoo_folder: Path) -> None:
         if type_name(node) in SYNCHRONISED_NORMS:
             node['type'] = 'BN'
         # BatchNorm without an epsilon (NAS-FCOS) is refused by PyTorch in training.
-        if type_name(node) == 'BN' and node.get('eps') == 0:
+        if type_name(node) in BATCH_NORMS and node.get('eps') == 0:
             node['eps'] = BN_EPSILON
         # Only saves memory in training, by way of a package that is seldom installed.
         if 'num_cp' in node and importlib.util.find_spec('fairscale') is None:
@@ -65,11 +68,10 @@ def set_num_classes(config: Any, num_classes: int) -> None:
     """
     if 'panoptic_head' in config:
         _set_num_things(config, num_classes)
-    one_class = [node for node in _dicts(config) if type_name(node) == ONE_CLASS_HEAD]
-    if one_class and num_classes != 1:
+    if num_classes != 1 and any(type_name(node) in ONE_CLASS for node in _dicts(config)):
         raise InputError(
-            f'{type_name(config)} tells objects of one class from the background (mmdet 3.3 fails on more), and the '
-            f'data has {num_classes} classes; take data of one class, or a detector such as faster-rcnn_r50_fpn_1x_coco'
+            f'{type_name(config)} tells objects of one class from the background, and the data has {num_classes} '
+            'classes; take data of one class, or a detector such as faster-rcnn_r50_fpn_1x_coco'
         )
     _set_num_classes(config, num_classes)
 

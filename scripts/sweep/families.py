@@ -33,6 +33,8 @@ class Family:
 
 # Deeper than an image of 128 px has cells to choose from.
 _QUERIES = {'num_queries': 60}
+# Without them the maps of these networks, with random weights, overflow.
+_BATCH_STATISTICS = {'backbone.norm_eval': False, 'neck.rfp_backbone.norm_eval': False}
 _NO_NECK = 'has no neck'
 _STUFF = 'htc-without-semantic'
 _UNBORDERED = 'centernet-update'
@@ -65,7 +67,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         'cascade_rcnn': Family('cascade-rcnn_r50_fpn_1x_coco'),
         'cascade_mask_rcnn': Family('cascade-mask-rcnn_r50_fpn_1x_coco'),
         'htc_without_semantic': Family('htc-without-semantic_r50_fpn_1x_coco'),
-        'detectors': Family('detectors_cascade-rcnn_r50_1x_coco'),
+        'detectors': Family('detectors_cascade-rcnn_r50_1x_coco', _BATCH_STATISTICS),
         'dynamic_rcnn': Family('dynamic-rcnn_r50_fpn_1x_coco'),
         'libra_rcnn': Family('libra-faster-rcnn_r50_fpn_1x_coco'),
         'grid_rcnn': Family('grid-rcnn_r50_fpn_gn-head_1x_coco'),
@@ -108,7 +110,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         'instaboost': Family('mask-rcnn_r50_fpn_instaboost-4x_coco'),
         'resnet_strikes_back': Family('retinanet_r50-rsb-pre_fpn_1x_coco'),
         'selfsup_pretrain': Family('mask-rcnn_r50-swav-pre_fpn_1x_coco'),
-        'rpn': Family('rpn_r50_fpn_1x_coco'),
+        'rpn': Family('rpn_r50_fpn_1x_coco', num_classes=1),
         'boxinst': Family('boxinst_r50_fpn_ms-90k_coco', refusal='condinst'),
         'convnext': Family('mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco', refusal='mmpretrain'),
         'glip': Family('glip_atss_swin-t_a_fpn_dyhead_pretrain_obj365', refusal='no text'),
@@ -122,7 +124,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         # As the refusal of the panoptic variant says.
         'maskformer': Family('maskformer_r50_ms-16xb1-75e_coco', _INSTANCES, refusal=_NO_NECK, plain_works=True),
         'nas_fpn': Family('retinanet_r50_nasfpn_crop640-50e_coco', pad_divisor=128),
-        # Without statistics of the batch the maps of random weights overflow.
         'hrnet': Family('faster-rcnn_hrnetv2p-w18-1x_coco', {'backbone.norm_eval': False}),
         'tood': Family('tood_r50_fpn_1x_coco'),
         'paa': Family('paa_r50_fpn_1x_coco', refusal='scikit-learn'),

@@ -1,0 +1,57 @@
+"""Which detectors of the zoo can be students, and that what a refusal names is one."""
+
+import re
+from typing import Any
+
+import pytest
+
+from mtpd.detectors import trainable
+from mtpd.detectors.models import load_config
+from mtpd.detectors.trainable import require_trainable
+from mtpd.detectors.zoo import find_model
+from mtpd.errors import InputError, UnavailableError
+
+
+@pytest.mark.parametrize(
+    ('name', 'needs'),
+    [
+        ('ld_r18-gflv1-r101_fpn_1x_coco', 'teacher_ckpt'),
+        ('lad_r50-paa-r101_fpn_2xb8_coco_1x', 'teacher_backbone'),
+        ('htc_r50_fpn_1x_coco', 'semantic_head'),
+        ('scnet_r50_fpn_1x_coco', 'semantic_head'),
+        ('panoptic-fpn_r50_fpn_1x_coco', 'semantic_head'),
+        ('grounding_dino_r50_scratch_8xb2_1x_coco', 'text'),
+        ('centernet_r18_8xb16-crop512-140e_coco', 'CenterNetHead'),
+        ('cornernet_hourglass104_8xb6-210e-mstest_coco', 'CornerHead'),
+        ('boxinst_r50_fpn_ms-90k_coco', 'colours'),
+        ('soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco', 'FasterRCNN'),
+        ('d2_retinanet_r50-caffe_fpn_ms-90k_coco', 'another library'),
+    ],
+)
+def test_refusals_name_what_is_needed_and_a_detector_without(name: str, needs: str) -> None:
+    with pytest.raises(InputError, match=needs) as caught:
+        require_trainable(load_config(name))
+    named = [word for word in re.split(r'[ ,;]+', str(caught.value)) if word.endswith(('_coco', '_instance'))]
+    assert named
+    for other in named:
+        assert find_model(other) is not None
+        if not other.startswith('paa'):  # which needs a package, as its own refusal says
+            require_trainable(load_config(other))
+
+
+@pytest.mark.parametrize('kind', ['mmdet.CenterNetHead', 'class'])
+def test_a_type_is_known_however_it_is_written(kind: str) -> None:
+    config = load_config('retinanet_r50_fpn_1x_coco')
+    require_trainable(config)
+    config.model.bbox_head.type = type('CenterNetHead', (), {}) if kind == 'class' else kind
+    with pytest.raises(InputError, match='CenterNetHead'):
+        require_trainable(config)
+
+
+def test_a_package_that_a_loss_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config('paa_r50_fpn_1x_coco')
+    found: list[Any] = [None, 'a module']
+    monkeypatch.setattr(trainable.importlib.util, 'find_spec', lambda name: found.pop(0))
+    with pytest.raises(UnavailableError, match='pip install scikit-learn$'):
+        require_trainable(config)
+    require_trainable(config)
