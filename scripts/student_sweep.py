@@ -29,11 +29,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-
-from mtpd.detectors.runtime import prepare
 from sweep.families import FAMILIES
 from sweep.setting import make_cache, make_set
 from sweep.trial import Outcome, try_student
+
+from mtpd.detectors.runtime import prepare
 
 MEMORY_LIMIT = 16 << 30  # bytes of address space
 

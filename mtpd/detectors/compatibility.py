@@ -1,7 +1,6 @@
 """What keeps detectors of mmdet 3.3's own zoo from being students, and is done about it.
 
-Nothing here changes what a detector computes where mmdet can compute it. All but `repair_mmdet` take a detector that was
-built.
+Nothing here changes what a detector computes where mmdet can compute it. All but `repair_mmdet` take a built detector.
 """
 
 from collections.abc import Callable

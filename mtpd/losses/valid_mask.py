@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
 from torch.nn.functional import pad
 
 from mtpd.geometry import Size

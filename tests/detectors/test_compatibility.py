@@ -32,7 +32,7 @@ def test_ssd_predicts() -> None:
     (found,) = head.predict_by_feat(*outputs, batch_img_metas=[meta])
     assert len(found.bboxes) == 5
 
-    class WithLoss(SSDHead):
+    class WithLoss(SSDHead):  # type: ignore[misc]  # mmdet has no types
         """A subclass with the loss that SSD's head has not."""
 
         def __init__(self) -> None:

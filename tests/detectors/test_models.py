@@ -63,7 +63,7 @@ def test_a_config_of_a_missing_package_names_it(tmp_path: Path) -> None:
         load_config(str(path))
     # Some are installed under another name than they are imported by.
     path.write_text('raise ModuleNotFoundError("", name="skimage.color")')
-    with pytest.raises(UnavailableError, match='pip install scikit-image$'):
+    with pytest.raises(UnavailableError, match=r'pip install scikit-image$'):
         load_config(str(path))
 
 
@@ -146,7 +146,7 @@ def test_a_panoptic_head_with_stuff_is_refused_and_told_what_works(name: str) ->
 def test_detectors_of_one_class(name: str) -> None:
     model = load_config(name).model
     set_num_classes(model, 1)
-    with pytest.raises(InputError, match='one class .* has 2 classes'):
+    with pytest.raises(InputError, match=r'one class .* has 2 classes'):
         set_num_classes(model, 2)
 
 
@@ -206,7 +206,11 @@ def test_every_reference_to_weights_is_dropped() -> None:
     config = {
         'backbone': {'init_cfg': dict(pretrained), 'pretrained': True},
         # PVT's has no type.
-        'others': [{'init_cfg': {'checkpoint': 'x'}}, {'init_cfg': by_class}, {'init_cfg': {'type': 'mmengine.Pretrained'}}],
+        'others': [
+            {'init_cfg': {'checkpoint': 'x'}},
+            {'init_cfg': by_class},
+            {'init_cfg': {'type': 'mmengine.Pretrained'}},
+        ],
         'neck': {'init_cfg': [pretrained, other], 'rfp_backbone': {'pretrained': 'x'}},
         'heads': [{'init_cfg': [pretrained]}, {'init_cfg': dict(other)}],
         'teacher_ckpt': 'https://x',

@@ -1,11 +1,12 @@
 """Which detectors of the zoo can be students, and that what a refusal names is one."""
 
 import re
-from typing import Any
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 
-from mtpd.detectors import trainable
 from mtpd.detectors.models import load_config
 from mtpd.detectors.trainable import require_trainable
 from mtpd.detectors.zoo import find_model
@@ -50,8 +51,9 @@ def test_a_type_is_known_however_it_is_written(kind: str) -> None:
 
 def test_a_package_that_a_loss_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config('paa_r50_fpn_1x_coco')
-    found: list[Any] = [None, 'a module']
-    monkeypatch.setattr(trainable.importlib.util, 'find_spec', lambda name: found.pop(0))
-    with pytest.raises(UnavailableError, match='pip install scikit-learn$'):
-        require_trainable(config)
+    monkeypatch.setitem(sys.modules, 'sklearn', ModuleType('sklearn'))
+    sys.modules['sklearn'].__spec__ = ModuleSpec('sklearn', None)
     require_trainable(config)
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    with pytest.raises(UnavailableError, match=r'pip install scikit-learn$'):
+        require_trainable(config)

@@ -127,7 +127,7 @@ def distillation_losses(
     maps, seen = ({name: pair[number] for name, pair in full.items()} for number in (0, 1))
     with _autocast(stage, next(iter(outputs.maps.values())).device):
         losses: dict[str, Tensor] = stage.distiller(
-            maps, targets.maps, targets.masks | seen, boxes=targets.boxes, progress=progress
+            maps, targets.maps, {**targets.masks, **seen}, boxes=targets.boxes, progress=progress
         )
         if stage.responses is not None:
             losses |= _response_losses(stage, stage.responses, samples, outputs, targets, progress=progress)
