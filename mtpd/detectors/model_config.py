@@ -10,7 +10,6 @@ from mtpd.detectors.language import NoLanguageModel
 from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError
 
-PRETRAINED = {'Pretrained', 'PretrainedInit'}
 # By their names in registries and as classes.
 SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm', 'NaiveSyncBatchNorm'}
 BATCH_NORMS = {'BN', 'BN2d', 'BatchNorm2d'}
@@ -20,25 +19,6 @@ OTHER_HEADS = {'rpn_head', 'semantic_head'}
 # CrowdDet, whose head fails in mmdet 3.3 on more, and detectors that propose objects of no class.
 ONE_CLASS = {'MultiInstanceBBoxHead', 'RPN'}
 CLASSIFYING_HEADS = ('bbox_head', 'mask_head', 'point_head', 'mask_iou_head', 'glbctx_head', 'segm_head')
-
-
-def keep_own_weights_only(config: Any) -> None:
-    """Drops every reference to weights that lie elsewhere: `init_cfg` of type Pretrained, `pretrained`, teachers."""
-    for node in _dicts(config):
-        if 'init_cfg' in node:
-            init = node['init_cfg']
-            kept = [item for item in (init if isinstance(init, list) else [init]) if not _is_pretrained(item)]
-            if isinstance(init, list) and kept:
-                node['init_cfg'] = kept
-            elif not kept:
-                del node['init_cfg']
-        if isinstance(node.get('pretrained'), str):
-            del node['pretrained']
-        elif node.get('pretrained') is True:
-            node['pretrained'] = False
-        # LD builds its own teacher and would download it: of such a model only the other part is used.
-        if 'teacher_ckpt' in node:
-            node['teacher_ckpt'] = None
 
 
 def make_buildable(config: Any, *, zoo_folder: Path) -> None:
@@ -127,11 +107,6 @@ def _takes_num_classes(head: dict[str, Any]) -> bool:
     # Subclasses often pass their arguments on as **kwargs.
     own = [vars(base)['__init__'] for base in inspect.getmro(cls)[:-1] if '__init__' in vars(base)]
     return any('num_classes' in inspect.signature(init).parameters for init in own)
-
-
-def _is_pretrained(init: Any) -> bool:
-    # PVT leaves the type out.
-    return isinstance(init, dict) and ('checkpoint' in init or type_name(init) in PRETRAINED)
 
 
 def _dicts(config: Any) -> Iterator[Any]:

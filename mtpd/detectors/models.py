@@ -8,19 +8,13 @@ from torch import nn
 
 from mtpd.detectors import zoo
 from mtpd.detectors.compatibility import complete
-from mtpd.detectors.model_config import keep_own_weights_only, make_buildable, set_num_classes
+from mtpd.detectors.missing_package import missing_package
+from mtpd.detectors.model_config import make_buildable, set_num_classes
+from mtpd.detectors.no_downloads import no_downloads
 from mtpd.detectors.runtime import known_warnings_ignored, prepare
 from mtpd.detectors.type_names import type_name
+from mtpd.detectors.weight_references import backbone_reference, drop_weight_references
 from mtpd.errors import InputError, UnavailableError
-
-# Packages that are installed under another name than they are imported by.
-PACKAGES = {
-    'PIL': 'pillow',
-    'cv2': 'opencv-python',
-    'skimage': 'scikit-image',
-    'sklearn': 'scikit-learn',
-    'yaml': 'pyyaml',
-}
 
 
 def load_config(reference: str) -> Any:
@@ -39,7 +33,7 @@ def load_config(reference: str) -> Any:
     try:
         config = Config.fromfile(str(path))
     except ImportError as error:
-        raise UnavailableError(f'config {path} needs {_missing_package(error)}') from error
+        raise UnavailableError(f'config {path} needs {missing_package(error)}') from error
     # A config is a program: it can fail in any way.
     except Exception as error:
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: {_line(error)}') from error
@@ -68,53 +62,44 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
     from mmdet.registry import MODELS
 
     model_config = copy.deepcopy(config.model)
-    keep_own_weights_only(model_config)
+    drop_weight_references(model_config)
     make_buildable(model_config, zoo_folder=zoo.configs_folder())
     if num_classes is not None:
         set_num_classes(model_config, num_classes)
-    try:
-        with known_warnings_ignored():
+    with no_downloads() as refused, known_warnings_ignored():
+        try:
             model: Any = MODELS.build(model_config)
-    except ImportError as error:
-        raise UnavailableError(f'{_name(config)} needs {_missing_package(error)}') from error
-    # Configs are the user's, and models check their arguments in every possible way.
-    except Exception as error:
-        if 'is not installed' in str(error):  # how mmdet tells of optional packages, with the command that helps
-            raise UnavailableError(f'{_name(config)}: {_line(error)}') from error
-        raise InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}') from error
-    complete(model)
-    if init_weights:
-        with known_warnings_ignored():
-            model.init_weights()
+            complete(model)
+            if init_weights:
+                model.init_weights()
+        # Configs are the user's, and models check their arguments in every possible way.
+        except Exception as error:
+            if not refused:
+                raise _unbuildable(error, config) from error
+    if refused:
+        raise InputError(
+            f'{_name(config)} gets {refused[0]} while it is built, and only the backbone has weights of its own '
+            '(init.backbone); take that out of the config, or change its key by `model` in the stage file'
+        )
     detector: nn.Module = model
     return detector
 
 
 def backbone_pretrained(config: Any) -> str | None:
     """Where the config takes its backbone's weights from, such as 'torchvision://resnet50'; None: nowhere."""
-    backbone = config.model.get('backbone') or {}
-    init = backbone.get('init_cfg') or {}
-    reference = init.get('checkpoint') if isinstance(init, dict) else None
-    # The older spellings.
-    for value in (reference, backbone.get('pretrained'), config.model.get('pretrained')):
-        if isinstance(value, str):
-            return value
-    return None
+    return backbone_reference(config.model)
+
+
+def _unbuildable(error: Exception, config: Any) -> InputError | UnavailableError:
+    if isinstance(error, ImportError):
+        return UnavailableError(f'{_name(config)} needs {missing_package(error)}')
+    if 'is not installed' in str(error):  # how mmdet tells of optional packages, with the command that helps
+        return UnavailableError(f'{_name(config)}: {_line(error)}')
+    return InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}')
 
 
 def _name(config: Any) -> str:
     return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {type_name(config.model)}'
-
-
-def _missing_package(error: ImportError) -> str:
-    cause: BaseException = error
-    while (deeper := cause.__cause__ or cause.__context__) is not None:
-        cause = deeper
-    package = cause.name.split('.')[0] if isinstance(cause, ModuleNotFoundError) and cause.name else None
-    if package is None:
-        return f'a package that cannot be imported: {_line(cause)}'
-    name = PACKAGES.get(package, package)
-    return f'the package {name}, which is not installed: pip install {name}'
 
 
 def _line(error: BaseException) -> str:

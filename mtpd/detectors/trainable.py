@@ -4,13 +4,14 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError, UnavailableError
 
 # Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
 BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
 # Heads that import a package when their losses are computed, not when they are built.
-PACKAGES = {'PAAHead': ('sklearn', 'scikit-learn'), 'LADHead': ('sklearn', 'scikit-learn')}
+PACKAGES = {'PAAHead': 'sklearn', 'LADHead': 'sklearn'}
 # What is left of a detector without the teacher that it brings.
 WITHOUT_TEACHER = {'LDHead': 'gfl_r50_fpn_1x_coco', 'LADHead': 'paa_r50_fpn_1x_coco'}
 WITHOUT_STUFF = {
@@ -74,11 +75,10 @@ def require_trainable(config: Any) -> None:
             'centernet-update_r50-caffe_fpn_ms-1x_coco, which needs no border'
         )
     for head in sorted(heads & PACKAGES.keys()):
-        module, package = PACKAGES[head]
-        if importlib.util.find_spec(module) is None:
-            raise UnavailableError(
-                f'{name}: its {head} needs the package {package}, which is not installed: pip install {package}'
-            )
+        package = PACKAGES[head]
+        if importlib.util.find_spec(package) is None:
+            needed = missing_package(ModuleNotFoundError(name=package))
+            raise UnavailableError(f'{name}: its {head} needs {needed}')
 
 
 def _nodes(config: Any) -> Iterator[Mapping[str, Any]]:

@@ -13,7 +13,8 @@ from mtpd.detectors.zoo import ZooModel
 from mtpd.errors import InputError
 
 BACKBONE = 'backbone.'
-SWIN_ORIGINAL = 'layers.0.blocks.0.attn.qkv.weight'  # a name of Swin's own release, which mmdet's configs point to
+# Names of Swin's and PVT's own releases, which mmdet's configs point to.
+SWIN_ORIGINAL, PVT_ORIGINAL = 'layers.0.blocks.0.attn.qkv.weight', 'patch_embed1.proj.weight'
 CHECKPOINT_OFFLINE = 'give a local file with --checkpoint FILE, or `checkpoint: FILE` in a stage file'
 BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
@@ -58,6 +59,11 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
         from mmdet.models.backbones.swin import swin_converter
 
         state = swin_converter(state)
+    if PVT_ORIGINAL in state:
+        prepare()
+        from mmdet.models.backbones.pvt import pvt_convert
+
+        state = pvt_convert(state)
     part = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     return part or state
 

@@ -10,8 +10,9 @@ import torch
 import yaml
 from torch import nn
 
-from mtpd.detectors.model_config import keep_own_weights_only, make_buildable, set_num_classes
-from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
+from mtpd.detectors.missing_package import missing_package
+from mtpd.detectors.model_config import make_buildable, set_num_classes
+from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.zoo import configs_folder
 from mtpd.errors import InputError, UnavailableError
 
@@ -56,15 +57,39 @@ def test_configs_that_cannot_be_had(tmp_path: Path) -> None:
             load_config(str(tmp_path / name))
 
 
-def test_a_config_of_a_missing_package_names_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ('module', 'wanted', 'unwanted'),
+    [
+        ('no_such_package.models', r'no_such_package\.models .*PYTHONPATH', 'pip'),
+        ('mmpretrain.models', 'pip install mmpretrain', 'PYTHONPATH'),
+        ('own_module', 'the package nowhere_to_be_found, which is not installed', 'pip'),
+        ('own_module.models', r'own_module\.models', 'pip'),
+    ],
+)
+def test_a_config_of_a_missing_package_names_it(
+    module: str, wanted: str, unwanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may own an unknown name on the package index, so that it is not advised."""
+    monkeypatch.syspath_prepend(tmp_path)
+    if module.endswith('own_module'):
+        (tmp_path / 'own_module.py').write_text('import nowhere_to_be_found\n')
     path = tmp_path / 'custom.py'
-    path.write_text('custom_imports = dict(imports=["no_such_package.models"])\nmodel = dict(type="RetinaNet")\n')
-    with pytest.raises(UnavailableError, match=r'needs the package no_such_package, .* pip install no_such_package'):
+    path.write_text(f'custom_imports = dict(imports=[{module!r}])\nmodel = dict(type="RetinaNet")\n')
+    with pytest.raises(UnavailableError, match=wanted) as caught:
         load_config(str(path))
-    # Some are installed under another name than they are imported by.
-    path.write_text('raise ModuleNotFoundError("", name="skimage.color")')
-    with pytest.raises(UnavailableError, match=r'pip install scikit-image$'):
-        load_config(str(path))
+    assert unwanted not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('error', 'advice'),
+    [
+        (ImportError('Please run "pip install sklearn" to install sklearn first.'), 'pip install scikit-learn'),
+        (ModuleNotFoundError('', name='skimage.color'), 'pip install scikit-image'),
+        (ModuleNotFoundError('', name='own.models.extra'), 'the module own.models.extra, which is not installed'),
+    ],
+)
+def test_packages_are_advised_by_the_names_of_their_distributions(error: ImportError, advice: str) -> None:
+    assert missing_package(error).endswith(advice)
 
 
 @pytest.mark.usefixtures('_no_network')
@@ -176,53 +201,6 @@ def test_what_cannot_be_built_is_one_line() -> None:
     assert '\n' not in str(caught.value)
     with pytest.raises(UnavailableError, match='transformers is not installed'):
         build_detector(load_config('glip_atss_swin-t_a_fpn_dyhead_pretrain_obj365'))
-
-
-@pytest.mark.parametrize(
-    ('name', 'reference'),
-    [
-        ('retinanet_r50_fpn_1x_coco', 'torchvision://resnet50'),
-        ('faster-rcnn_r50-caffe_fpn_1x_coco', 'open-mmlab://detectron2/resnet50_caffe'),
-        ('yolox_nano_8xb8-300e_coco', None),
-    ],
-)
-def test_where_the_backbone_comes_from(name: str, reference: str | None) -> None:
-    assert backbone_pretrained(load_config(name)) == reference
-
-
-def test_older_spellings_of_pretrained_weights() -> None:
-    config = load_config('yolox_nano_8xb8-300e_coco')
-    config.model.backbone.pretrained = 'torchvision://a'
-    assert backbone_pretrained(config) == 'torchvision://a'
-    del config.model.backbone['pretrained']
-    config.model.pretrained = 'torchvision://b'
-    assert backbone_pretrained(config) == 'torchvision://b'
-
-
-def test_every_reference_to_weights_is_dropped() -> None:
-    pretrained = {'type': 'Pretrained', 'checkpoint': 'x'}
-    other = {'type': 'Kaiming'}
-    by_class = {'type': type('PretrainedInit', (), {}), 'checkpoint': 'x'}
-    config = {
-        'backbone': {'init_cfg': dict(pretrained), 'pretrained': True},
-        # PVT's has no type.
-        'others': [
-            {'init_cfg': {'checkpoint': 'x'}},
-            {'init_cfg': by_class},
-            {'init_cfg': {'type': 'mmengine.Pretrained'}},
-        ],
-        'neck': {'init_cfg': [pretrained, other], 'rfp_backbone': {'pretrained': 'x'}},
-        'heads': [{'init_cfg': [pretrained]}, {'init_cfg': dict(other)}],
-        'teacher_ckpt': 'https://x',
-    }
-    keep_own_weights_only(config)
-    assert config == {
-        'backbone': {'pretrained': False},
-        'others': [{}, {}, {}],
-        'neck': {'init_cfg': [other], 'rfp_backbone': {}},
-        'heads': [{}, {'init_cfg': other}],
-        'teacher_ckpt': None,
-    }
 
 
 def test_the_config_of_a_built_in_teacher_is_found_in_the_zoo(tmp_path: Path) -> None:

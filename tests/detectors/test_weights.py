@@ -111,3 +111,16 @@ def test_swin_in_its_own_names(tmp_path: Path) -> None:
         'stages.0.blocks.0.attn.w_msa.qkv.weight',
         'stages.0.blocks.0.ffn.layers.0.0.weight',
     ]
+
+
+def test_a_pvt_of_its_authors_release_is_renamed(tmp_path: Path) -> None:
+    """mmdet's configs point to it: queries, keys and values are one tensor here, and layers have other names."""
+    parts = {name: torch.randn(size, 2) for name, size in (('q', 2), ('kv', 4))}
+    state = {f'block1.0.attn.{name}.weight': value for name, value in parts.items()}
+    state |= {'patch_embed1.proj.weight': torch.zeros(1), 'norm1.weight': torch.ones(1), 'head.weight': torch.ones(1)}
+    torch.save(state, tmp_path / 'pvt.pth')
+    found = backbone_weights(str(tmp_path / 'pvt.pth'))
+    assert set(found) == {
+        'layers.0.1.0.attn.attn.in_proj_weight', 'layers.0.0.projection.weight', 'layers.0.2.weight'
+    }  # fmt: skip
+    assert torch.equal(found['layers.0.1.0.attn.attn.in_proj_weight'], torch.cat([parts['q'], parts['kv']]))
