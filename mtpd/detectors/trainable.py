@@ -1,12 +1,15 @@
 """Which detectors of mmdet can be students: those that learn from images, boxes, classes and masks of objects alone."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError, UnavailableError
+from mtpd.geometry import Size
+from mtpd.pyramid import Level
 
 # Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
 BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
@@ -79,6 +82,37 @@ def require_trainable(config: Any) -> None:
         if importlib.util.find_spec(package) is None:
             needed = missing_package(ModuleNotFoundError(name=package))
             raise UnavailableError(f'{name}: its {head} needs {needed}')
+
+
+def require_queries(model: Any, *, levels: Sequence[Level], padded: Iterable[Size]) -> None:
+    """Refuses a detector with queries (DETR and what came of it) that has more to choose than to choose from.
+
+    Args:
+        model: an mmdet detector.
+        levels: what its neck gives.
+        padded: (height, width) of network inputs, px.
+
+    Raises:
+        InputError: it takes more queries from its maps than the smallest input gives them cells, or keeps more
+            detections than its queries make.
+    """
+    queries, head = getattr(model, 'num_queries', None), getattr(model, 'bbox_head', None)
+    if not isinstance(queries, int) or head is None:
+        return
+    name = type(model).__name__
+    cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in padded), default=queries)
+    if getattr(model, 'as_two_stage', False) and queries > cells:
+        raise InputError(
+            f'{name} takes its {queries} queries from the cells of its maps, and the smallest input has {cells} of '
+            f'them; set `model: {{num_queries: {cells}}}` or fewer, or give it larger inputs (data.geometry)'
+        )
+    found = queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
+    kept = (head.test_cfg or {}).get('max_per_img', 0)
+    if kept > found:
+        raise InputError(
+            f'{name} makes {found} detections of its {queries} queries, and its test_cfg keeps {kept}; set `model: '
+            f'{{test_cfg.max_per_img: {found}}}` or fewer'
+        )
 
 
 def _nodes(config: Any) -> Iterator[Mapping[str, Any]]:

@@ -67,6 +67,8 @@ def try_student(family: Family, *, coco: Path, cache: Path, folder: Path) -> Out
             return Outcome('refused', f'{refusal} (plain training works)')
         _require_done(taught)
         num_levels, num_found = _distilled_levels(folder / 'taught'), _compare(folder / 'taught')
+        if not num_found:
+            raise Failure('unclear', 'nothing was detected, so there is nothing to compare')
     except Failure as failure:
         return failure.outcome
     return Outcome('works', f'{num_levels} levels distilled, {num_found} detections as in mmdet')
@@ -102,7 +104,7 @@ def _few_detections(family: Family) -> dict[str, Any]:
 def _lowered(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if key == 'score_thr' and isinstance(value, float):
+            if key in ('score_thr', 'filter_thr') and isinstance(value, float):
                 yield path + key, SCORE_THRESHOLD
             elif key in MOST and isinstance(value, int):
                 yield path + key, min(MOST[key], value)

@@ -3,14 +3,16 @@
 import re
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mtpd.detectors.models import load_config
-from mtpd.detectors.trainable import require_trainable
+from mtpd.detectors.trainable import require_queries, require_trainable
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, UnavailableError
+from mtpd.pyramid import Level
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,27 @@ def test_a_package_that_a_loss_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     with pytest.raises(UnavailableError, match=r'pip install scikit-learn$'):
         require_trainable(config)
+
+
+def detr(**changes: Any) -> Any:
+    """As much of a detector with queries as is asked."""
+    head = SimpleNamespace(num_classes=2, loss_cls=SimpleNamespace(use_sigmoid=True), test_cfg={'max_per_img': 100})
+    return SimpleNamespace(**{'num_queries': 50, 'as_two_stage': True, 'bbox_head': head} | changes)
+
+
+def test_queries_have_cells_to_come_from() -> None:
+    levels = (Level('p4', 16, 8), Level('p5', 32, 8))
+    require_queries(detr(), levels=levels, padded=[(96, 128), (128, 128)])
+    # 4 x 6 and 2 x 3 cells.
+    with pytest.raises(InputError, match='50 queries .* 30 of them; set `model: {num_queries: 30}`'):
+        require_queries(detr(), levels=levels, padded=[(64, 96), (128, 128)])
+    require_queries(detr(as_two_stage=False), levels=levels, padded=[(64, 96)])
+    require_queries(SimpleNamespace(), levels=levels, padded=[(64, 96)])
+
+
+def test_no_more_detections_are_kept_than_made() -> None:
+    head = detr().bbox_head
+    for changes, num_made in [({'num_classes': 1}, 50), ({'loss_cls': SimpleNamespace(use_sigmoid=False)}, 50)]:
+        model = detr(bbox_head=SimpleNamespace(**vars(head) | changes))
+        with pytest.raises(InputError, match=f'keeps 100; set `model: {{test_cfg.max_per_img: {num_made}}}`'):
+            require_queries(model, levels=(), padded=[])
