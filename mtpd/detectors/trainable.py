@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mtpd.detectors.missing_package import missing_package
@@ -15,6 +15,8 @@ from mtpd.pyramid import Level
 BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
 # Heads that import a package when their losses are computed, not when they are built.
 PACKAGES = {'PAAHead': 'sklearn', 'LADHead': 'sklearn'}
+# YOLACT's stacks what it has for each image, which depends on the image's padding.
+ONE_SIZE_HEAD = 'YOLACTHead'
 # What is left of a detector without the teacher that it brings.
 WITHOUT_TEACHER = {'LDHead': 'gfl_r50_fpn_1x_coco', 'LADHead': 'paa_r50_fpn_1x_coco'}
 WITHOUT_STUFF = {
@@ -84,33 +86,45 @@ def require_trainable(config: Any) -> None:
             raise UnavailableError(f'{name}: its {head} needs {needed}')
 
 
-def require_queries(model: Any, *, levels: Sequence[Level], padded: Iterable[Size]) -> None:
-    """Refuses a detector with queries (DETR and what came of it) that has more to choose than to choose from.
+def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Size]) -> None:
+    """Refuses a detector that cannot be trained or tried on inputs of these sizes.
 
     Args:
         model: an mmdet detector.
         levels: what its neck gives.
-        padded: (height, width) of network inputs, px.
+        padded: (height, width) of the padded images, px.
 
     Raises:
-        InputError: it takes more queries from its maps than the smallest input gives them cells, or keeps more
-            detections than its queries make.
+        InputError: it wants inputs of one size; it takes more queries from its maps than the smallest input gives them
+            cells; or it keeps more detections than its queries make.
     """
-    queries, head = getattr(model, 'num_queries', None), getattr(model, 'bbox_head', None)
-    if not isinstance(queries, int) or head is None:
-        return
-    name = type(model).__name__
-    cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in padded), default=queries)
-    if getattr(model, 'as_two_stage', False) and queries > cells:
+    name, head = type(model).__name__, getattr(model, 'bbox_head', None)
+    sizes = sorted(set(padded))
+    if type(head).__name__ == ONE_SIZE_HEAD and len(sizes) > 1:
         raise InputError(
-            f'{name} takes its {queries} queries from the cells of its maps, and the smallest input has {cells} of '
+            f'{name} puts the anchors of a batch together, which fails for images of several sizes, and these have '
+            f'{len(sizes)} ({sizes[0][0]} x {sizes[0][1]} px, {sizes[1][0]} x {sizes[1][1]} px, ...); set '
+            '`data: {geometry: {scale: 550x550, keep_ratio: false}}`, or take a teacher that resizes so'
+        )
+    queries = getattr(model, 'num_queries', None)
+    if isinstance(queries, int) and head is not None:
+        cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in sizes), default=queries)
+        _require_queries(model, name, num_queries=queries, cells=cells)
+
+
+def _require_queries(model: Any, name: str, *, num_queries: int, cells: int) -> None:
+    """For DETR and what came of it."""
+    head = model.bbox_head
+    if getattr(model, 'as_two_stage', False) and num_queries > cells:
+        raise InputError(
+            f'{name} takes its {num_queries} queries from the cells of its maps, and the smallest input has {cells} of '
             f'them; set `model: {{num_queries: {cells}}}` or fewer, or give it larger inputs (data.geometry)'
         )
-    found = queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
+    found = num_queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
     kept = (head.test_cfg or {}).get('max_per_img', 0)
     if kept > found:
         raise InputError(
-            f'{name} makes {found} detections of its {queries} queries, and its test_cfg keeps {kept}; set `model: '
+            f'{name} makes {found} detections of its {num_queries} queries, and its test_cfg keeps {kept}; set `model: '
             f'{{test_cfg.max_per_img: {found}}}` or fewer'
         )
 

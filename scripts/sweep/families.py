@@ -88,7 +88,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         'solo': Family('solo_r50_fpn_1x_coco'),
         'solov2': Family('solov2-light_r18_fpn_ms-3x_coco'),
         'condinst': Family('condinst_r50_fpn_ms-poly-90k_coco_instance'),
-        'yolact': Family('yolact_r50_1xb8-55e_coco'),
+        'yolact': Family('yolact_r50_1xb8-55e_coco', keep_ratio=False),
         'detr': Family('detr_r18_8xb2-500e_coco'),
         'deformable_detr': Family('deformable-detr_r50_16xb2-50e_coco'),
         'conditional_detr': Family('conditional-detr_r50_8xb2-50e_coco'),

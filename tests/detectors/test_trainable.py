@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtpd.detectors.models import load_config
-from mtpd.detectors.trainable import require_queries, require_trainable
+from mtpd.detectors.trainable import require_inputs, require_trainable
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, UnavailableError
 from mtpd.pyramid import Level
@@ -69,12 +69,12 @@ def detr(**changes: Any) -> Any:
 
 def test_queries_have_cells_to_come_from() -> None:
     levels = (Level('p4', 16, 8), Level('p5', 32, 8))
-    require_queries(detr(), levels=levels, padded=[(96, 128), (128, 128)])
+    require_inputs(detr(), levels=levels, padded=[(96, 128), (128, 128)])
     # 4 x 6 and 2 x 3 cells.
-    with pytest.raises(InputError, match='50 queries .* 30 of them; set `model: {num_queries: 30}`'):
-        require_queries(detr(), levels=levels, padded=[(64, 96), (128, 128)])
-    require_queries(detr(as_two_stage=False), levels=levels, padded=[(64, 96)])
-    require_queries(SimpleNamespace(), levels=levels, padded=[(64, 96)])
+    with pytest.raises(InputError, match=r'50 queries .* 30 of them; set `model: {num_queries: 30}`'):
+        require_inputs(detr(), levels=levels, padded=[(64, 96), (128, 128)])
+    require_inputs(detr(as_two_stage=False), levels=levels, padded=[(64, 96)])
+    require_inputs(SimpleNamespace(), levels=levels, padded=[(64, 96)])
 
 
 def test_no_more_detections_are_kept_than_made() -> None:
@@ -82,4 +82,11 @@ def test_no_more_detections_are_kept_than_made() -> None:
     for changes, num_made in [({'num_classes': 1}, 50), ({'loss_cls': SimpleNamespace(use_sigmoid=False)}, 50)]:
         model = detr(bbox_head=SimpleNamespace(**vars(head) | changes))
         with pytest.raises(InputError, match=f'keeps 100; set `model: {{test_cfg.max_per_img: {num_made}}}`'):
-            require_queries(model, levels=(), padded=[])
+            require_inputs(model, levels=(), padded=[])
+
+
+def test_a_head_that_wants_images_of_one_size() -> None:
+    model = SimpleNamespace(bbox_head=type('YOLACTHead', (), {})())
+    require_inputs(model, levels=(), padded=[(64, 96), (64, 96)])
+    with pytest.raises(InputError, match=r'64 x 96 px, 96 x 96 px.*keep_ratio: false'):
+        require_inputs(model, levels=(), padded=[(96, 96), (64, 96)])
