@@ -56,6 +56,16 @@ def require_trainable(config: Any) -> None:
             f'students can be; {"write a config whose `model` is that detector, or " if what else ""}choose a detector '
             'of the zoo, such as faster-rcnn_r50_fpn_1x_coco'
         )
+    if 'tracker' in model or 'track_head' in model or name == 'BaseReID':
+        raise InputError(
+            f'{name} is a part of tracking through a video, and students get single images; choose a detector, such as '
+            'mask-rcnn_r50_fpn_1x_coco'
+        )
+    if 'roi_head' in model and 'rpn_head' not in model:
+        raise InputError(
+            f'{name} has no rpn_head: it learns from proposals that another detector has written to a file, and '
+            'students get images and annotations alone; choose faster-rcnn_r50_fpn_1x_coco'
+        )
     if any(isinstance(node.get('semantic_head'), Mapping) for node in nodes):
         other = WITHOUT_STUFF.get(name, 'a detector without it')
         raise InputError(

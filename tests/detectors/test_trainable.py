@@ -28,6 +28,9 @@ from mtpd.pyramid import Level
         ('cornernet_hourglass104_8xb6-210e-mstest_coco', 'CornerHead'),
         ('boxinst_r50_fpn_ms-90k_coco', 'colours'),
         ('soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco', 'FasterRCNN'),
+        ('fast-rcnn_r50_fpn_1x_coco', 'proposals'),
+        ('mask2former_r50_8xb2-8e_youtubevis2019', 'video'),
+        ('reid_r50_8xb32-6e_mot15train80_test-mot15val20', 'video'),
         ('d2_retinanet_r50-caffe_fpn_ms-90k_coco', 'another library'),
     ],
 )
