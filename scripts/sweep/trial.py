@@ -22,8 +22,8 @@ Verdict = Literal['works', 'refused', 'unclear', 'wrong']
 
 TOLERANCE = 1e-4  # px of boxes, and of scores
 MASK_TOLERANCE = 1e-3  # share of the pixels
-# Untrained detectors are sure of nothing.
-SCORE_THRESHOLD = 1e-3
+# Untrained detectors are sure of nothing, neither of objects nor of pixels.
+LEAST = {'score_thr': 1e-5, 'filter_thr': 1e-5, 'mask_thr': 1e-2}
 MOST = {'max_per_img': 20, 'nms_pre': 100}
 
 
@@ -104,8 +104,8 @@ def _few_detections(family: Family) -> dict[str, Any]:
 def _lowered(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if key in ('score_thr', 'filter_thr') and isinstance(value, float):
-                yield path + key, SCORE_THRESHOLD
+            if key in LEAST and isinstance(value, float):
+                yield path + key, LEAST[key]
             elif key in MOST and isinstance(value, int):
                 yield path + key, min(MOST[key], value)
             else:
