@@ -91,7 +91,10 @@ def run_trial(name: str, *, work: Path, timeout: float) -> Outcome:
         outcome: Outcome = receiver.recv()
     except EOFError:
         process.join()
-        return Outcome('unclear', f'the process died: {signal.Signals(-(process.exitcode or 0)).name}')
+        code = process.exitcode or 0
+        return Outcome(
+            'unclear', f'the process died: {signal.Signals(-code).name if code < 0 else f"exit code {code}"}'
+        )
     else:
         return outcome
     finally:

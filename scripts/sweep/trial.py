@@ -1,8 +1,10 @@
 """The trial of one student: trained alone and from a cache, evaluated, and loaded by mmdet."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -178,7 +180,7 @@ def _found_by_mmdet(run: Path) -> dict[int, list[dict[str, Any]]]:
     from mmdet.apis import inference_detector, init_detector
     from mmengine.logging import MMLogger
 
-    with known_warnings_ignored():
+    with known_warnings_ignored(), redirect_stdout(io.StringIO()):
         model = init_detector(str(run / 'student_config.py'), str(run / 'student.pth'), device='cpu')
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     dataset = model.cfg.test_dataloader.dataset
