@@ -16,7 +16,7 @@ from mtpd_train.data.sampling import evaluation_batches
 from mtpd_train.processes import ALONE, World
 from mtpd_train.records.metrics import EvaluationRecord
 from mtpd_train.stage import Stage
-from mtpd_train.student import Student
+from mtpd_train.student import Student, named_failures
 
 NEVER = StopFlag()
 
@@ -29,29 +29,37 @@ def detect(
     num_workers: int,
     device: torch.device,
     category_ids: Sequence[int] | None = None,
+    num_images: int | None = None,
     stop: StopFlag = NEVER,
     world: World = ALONE,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Box and mask results of every image of `dataset`, in COCO's result format. Leaves the student in eval mode.
 
     `category_ids` are those of the student's labels; None: those of the dataset, ascending. Several processes divide
-    the batches, and the first of them gets all results.
+    the batches, and the first of them gets all results. `num_images` are the first of the first batch; None: all.
 
     Raises:
+        InputError: an image cannot be read, or the student fails.
         StopRequested: `stop` was set, in any process.
     """
     student.model.eval()
     preprocessing = student.preprocessing
     padded = {image_id: preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
     batches = world.share(evaluation_batches(padded, batch_size=max(1, batch_size // world.size)))
+    if num_images is not None:
+        batches = [batch[:num_images] for batch in batches[:1]]
     if category_ids is None:
         category_ids = [category.id for category in dataset.coco.categories]
     boxes: list[dict[str, Any]] = []
     masks: list[dict[str, Any]] = []
-    with progress_bar(total=sum(map(len, batches)), unit='image', desc='evaluate', leave=False) as bar:
+    total, is_whole = sum(map(len, batches)), num_images is None
+    with progress_bar(total=total, unit='image', desc='evaluate', leave=False, in_logs=is_whole) as bar:
         for samples in load_batches(dataset, batches, num_workers=num_workers):
             images = collate(samples, preprocessing=preprocessing, device=device)
-            found = predict(student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks)
+            with named_failures(student.name, 'predict', image_ids=[one.image_id for one in samples]):
+                found = predict(
+                    student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks
+                )
             boxes += found[0]
             masks += found[1]
             bar.update(len(samples))

@@ -21,6 +21,7 @@ from mtpd_train.building.stages import build_stages
 from mtpd_train.planning.account import plan_lines, require_room
 from mtpd_train.planning.dry_run import dry_run
 from mtpd_train.planning.plan import plan_stage
+from mtpd_train.planning.prediction_trial import try_predictions
 from mtpd_train.processes import World, joined, world_of
 from mtpd_train.records.divergence import DivergedError, describe
 from mtpd_train.run_folder import (
@@ -77,6 +78,9 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
         say(_summary(stage))
     if world.is_main:
         _warn_of_workers(stages)
+        _tell_of_recipes(stages)
+        _tell_of_random_parts(stages)
+    try_predictions([one for one in stages if not (stage_folder(out, one.number) / STUDENT_FILE).exists()], device)
     plans = [plan_stage(stage, world) for stage in stages]
     if options['dry_run']:
         dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options['trial_steps'])
@@ -165,6 +169,31 @@ def _warn_of_workers(stages: Sequence[Stage]) -> None:
     number, cores = max(stage.num_workers for stage in stages), os.cpu_count() or 1
     if number > cores:
         warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be as fast')
+
+
+def _tell_of_recipes(stages: Sequence[Stage]) -> None:
+    """What the students' own recipes would do beyond their stages: a line for all, or one for each that differs."""
+    missing = {stage.number: (stage.student.name, stage.not_taken_over) for stage in stages}
+    if len(set(missing.values())) == 1:
+        missing = {0: missing[1]}
+    for number, (name, things) in missing.items():
+        if things:
+            who = f'stage {number}' if number else 'all stages' if len(stages) > 1 else 'stage 1'
+            say(f'{who}: not taken over from the recipe of {name} (in brackets what sets it): {", ".join(things)}')
+
+
+def _tell_of_random_parts(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        # Later stages go on with the same student.
+        if stage.unfrozen and stage.origin is not None:
+            changes = ', '.join(f'{key}: {value}' for key, value in stage.unfrozen.items())
+            say(f'stage {stage.number}: nothing is frozen at random weights, so the config is changed: {changes}')
+        names = stage.frozen_at_random
+        if names:
+            warn(
+                f'stage {stage.number}: {len(names)} parameters stay at random weights, because {stage.student.name} '
+                f'freezes them; the first is {names[0]}; load weights by `init`, or unfreeze them by `model`'
+            )
 
 
 def _summary(stage: Stage) -> str:

@@ -34,11 +34,13 @@ def stage_folder(out: Path, number: int) -> Path:
 
 
 def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
-    """The content of run.json: stage files with all defaults, caches and teachers, device, versions."""
+    """The content of run.json: stage files with all defaults, caches and teachers, what of the students' own
+    recipes is not taken over, device, versions."""
     sources = [stage.source for stage in stages if stage.source is not None]
     return {
         'stages': _described_stages(settings),
         **{kind: {one.name: one.description for one in sources if one.kind == kind} for kind in SOURCES},
+        'not_taken_over': {str(stage.number): list(stage.not_taken_over) for stage in stages},
         'device': describe_device(device),
         'versions': versions(LIBRARIES),
     }

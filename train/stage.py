@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,6 +42,9 @@ class Stage:
         batch_size, num_workers, evaluate_every, evaluation_backend, seed: as in the stage file.
         save_minutes, keep_epochs: as `save.every_minutes` and `save.keep` in the stage file.
         recipe: how to train.
+        unfrozen: keys of the student's config that were changed because what it freezes has random weights.
+        frozen_at_random: parameters that stay as random as they are.
+        not_taken_over: what the recipe in the student's config asks for beyond this stage, in words.
     """
 
     number: int
@@ -66,6 +70,9 @@ class Stage:
     save_minutes: float | None
     keep_epochs: int
     recipe: Recipe
+    unfrozen: Mapping[str, Any]
+    frozen_at_random: tuple[str, ...]
+    not_taken_over: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

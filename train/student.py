@@ -2,7 +2,8 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.compatibility import predicts_masks
 from mtpd.detectors.features import probe_levels
+from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.trainable import require_trainable
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
-from mtpd.errors import InputError
+from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
 from mtpd.pyramid import Level
 
@@ -31,16 +33,48 @@ class Student:
     """A detector to be trained.
 
     Attributes:
+        name: of its model, or the path of its config, for messages.
         model: the network.
         preprocessing: the stage's geometry with the network's normalisation.
         levels: what its neck gives.
         has_masks: whether it predicts masks.
     """
 
+    name: str
     model: nn.Module
     preprocessing: Preprocessing
     levels: tuple[Level, ...]
     has_masks: bool
+
+
+@contextmanager
+def named_failures(name: str, doing: str, *, image_ids: Sequence[int]) -> Iterator[None]:
+    """Tells of an error in the network's own code what failed and on which images: configs can cause any error there.
+
+    Args:
+        name: of the student.
+        doing: what it cannot do if the block fails.
+        image_ids: of the batch.
+
+    Raises:
+        InputError: the block failed; MtpdErrors, and what a system or a device lacks, pass as they are.
+        UnavailableError: it wants a package that is not installed.
+    """
+    try:
+        yield
+    except (MtpdError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise UnavailableError(f'student {name} cannot {doing}: it needs {missing_package(error)}') from error
+    except Exception as error:
+        # torch raises this of a process that reads images, wherever the main one is.
+        if 'DataLoader worker' in str(error):
+            raise
+        text = next((line for line in str(error).splitlines() if line.strip()), 'no message')
+        images = ', '.join(map(str, image_ids))
+        raise InputError(
+            f'student {name} cannot {doing}: {type(error).__name__}: {" ".join(text.split())} (on images {images})'
+        ) from error
 
 
 def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
@@ -63,11 +97,14 @@ def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def build_student(config: Any, *, preprocessing: Preprocessing, num_classes: int, seed: int) -> Student:
+def build_student(
+    config: Any, *, name: str, preprocessing: Preprocessing, num_classes: int, seed: int
+) -> Student:
     """A student with random weights.
 
     Args:
         config: from `student_config`.
+        name: for messages.
         preprocessing: of its inputs.
         num_classes: of the data set; every head is built for them.
         seed: of the random weights.
@@ -75,6 +112,7 @@ def build_student(config: Any, *, preprocessing: Preprocessing, num_classes: int
     torch.manual_seed(seed)
     model = build_detector(config, num_classes=num_classes, init_weights=True)
     return Student(
+        name=name,
         model=model,
         preprocessing=preprocessing,
         levels=probe_levels(model, input_size=probe_size(preprocessing.geometry)),

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache as cached
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from mtpd.detectors.activation_checkpointing import checkpoint_activations
 from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.class_names import require_same_labels
 from mtpd.detectors.export import export_config
+from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.detectors.trainable import require_inputs
@@ -22,22 +23,21 @@ from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.terms import FineGrainedTerm
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
+from mtpd_train.building.first_weights import changed_keys, first_weights, loaded_parts
 from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems
+from mtpd_train.building.recipe import not_taken_over
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.building.terms import build_term
 from mtpd_train.data.photometric import Photometric
 from mtpd_train.optimization.optimizer import Recipe, require_warmup_ends
 from mtpd_train.settings.loss_settings import TarHeadSettings
-from mtpd_train.settings.stage_settings import InitSettings, OptimSettings, StageSettings
+from mtpd_train.settings.stage_settings import OptimSettings, StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import (
     Student,
     build_student,
     inherit,
-    load_backbone,
-    load_for_other_classes,
-    load_student,
     require_same_network,
     student_config,
 )
@@ -63,12 +63,14 @@ def build_stages(settings: Sequence[StageSettings], *, place: Place = 'stage {}'
     read = cached(read_annotations)
     stages: list[Stage | None] = []
     found: list[Problem] = []
+    loaded: frozenset[str] | None = None
     for number, one in enumerate(settings, start=1):
+        loaded = loaded_parts(one.init, before=loaded)
         problems = Problems(number)
         stage = None
         # What the stage itself blames on no key is mostly about what the student can and cannot do.
         with problems.at('student'), suppress(Unbuildable):
-            stage = _build_stage(one, number=number, read=read, problems=problems)
+            stage = _build_stage(one, number=number, loaded=loaded, read=read, problems=problems)
         previous = stages[-1] if stages else None
         if stage is not None and previous is not None and stage.origin is None:
             with problems.at('student'):
@@ -79,7 +81,14 @@ def build_stages(settings: Sequence[StageSettings], *, place: Place = 'stage {}'
     return [stage for stage in stages if stage is not None]
 
 
-def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path], CocoSet], problems: Problems) -> Stage:
+def _build_stage(
+    settings: StageSettings,
+    *,
+    number: int,
+    loaded: frozenset[str],
+    read: Callable[[Path], CocoSet],
+    problems: Problems,
+) -> Stage:
     data = settings.data
     with problems.at('evaluate.backend'):
         require_backend(settings.evaluate.backend)
@@ -90,13 +99,18 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
     with problems.at('student'):
         config = student_config(settings.student, changes=settings.model)
         own = read_preprocessing(config)
+        unfrozen = unfreeze(config.model, loaded=loaded, kept=changed_keys(settings.model))
     problems.require_none()
 
     classes = [category.name for category in train_coco.categories]
     with problems.at('student'):
         preprocessing = student_preprocessing(own, data, source)
         student = build_student(
-            config, preprocessing=preprocessing, num_classes=len(train_coco.categories), seed=settings.seed
+            config,
+            name=settings.student,
+            preprocessing=preprocessing,
+            num_classes=len(train_coco.categories),
+            seed=settings.seed,
         )
     problems.require_none()
 
@@ -110,7 +124,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         responses = build_responses(settings.distill, student=student.model, classes=classes, source=source)
         distiller = _build_distiller(settings, student, source)
     with problems.at('init'):
-        origin = _first_weights(student.model, settings.init, config=config, is_first=number == 1)
+        origin = first_weights(student.model, settings.init, config=config, is_first=number == 1)
     inheritance: tuple[Inheritance, ...] = ()
     with problems.at('init.inherit'):
         if settings.init.inherit and source is not None:
@@ -160,11 +174,20 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         save_minutes=settings.save.every_minutes,
         keep_epochs=settings.save.keep,
         recipe=_recipe(settings.optim),
+        unfrozen=unfrozen,
+        frozen_at_random=frozen_parameters(student.model, loaded=loaded),
     )
     recipe = stage.recipe
     with problems.at('optim.warmup_iters'):
         require_warmup_ends(recipe.warmup_steps, epochs=recipe.epochs, steps_per_epoch=stage.steps_per_epoch)
-    return stage
+    missing = not_taken_over(
+        config,
+        settings,
+        geometry=preprocessing.geometry,
+        num_steps=recipe.epochs * stage.steps_per_epoch,
+        is_first=origin is not None,
+    )
+    return replace(stage, not_taken_over=missing)
 
 
 def _build_distiller(settings: StageSettings, student: Student, source: TeacherSource | None) -> Distiller:
@@ -175,15 +198,6 @@ def _build_distiller(settings: StageSettings, student: Student, source: TeacherS
     needs_anchors = any(isinstance(term, FineGrainedTerm) for term in terms)
     anchors = base_anchors(student.model) if needs_anchors else None
     return Distiller(terms, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
-
-
-def _first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first: bool) -> str | None:
-    """Gives a student its first weights and says where they come from; None: they come from the stage before."""
-    if init.checkpoint is not None:
-        return load_student(model, init.checkpoint, name='init.checkpoint')
-    if init.fine_tune is not None:
-        return load_for_other_classes(model, init.fine_tune)
-    return load_backbone(model, init.backbone, config=config) if is_first else None
 
 
 def _save_memory(model: nn.Module, optim: OptimSettings) -> None:

@@ -35,6 +35,7 @@ def build_target(
     state = load_checkpoint(target.checkpoint, allow_pickle=trust_checkpoint)
     load_into(model, state, name=_name(target.name, target.checkpoint))
     return Student(
+        name=_name(target.name, target.checkpoint),
         model=model.to(device).eval().requires_grad_(False),
         preprocessing=at_geometry(own, own.geometry),
         levels=(),  # Only losses on maps ask for them.

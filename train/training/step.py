@@ -21,6 +21,7 @@ from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request
 from mtpd_train.stage import Stage
+from mtpd_train.student import named_failures
 from mtpd_train.teachers.responses import Responses, response_losses, shared_rois
 from mtpd_train.teachers.teacher_source import ReadAhead
 from mtpd_train.training.targets import Targets, teacher_targets
@@ -107,12 +108,14 @@ def seen_by_student(stage: Stage, samples: Sequence[Sample], *, epoch: int) -> S
 def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> StudentOutputs:
     """The student's forward pass over `images`, which `collate` has made of the samples."""
     student = stage.student
+    named = named_failures(student.name, 'compute its losses', image_ids=[one.image_id for one in samples])
     if stage.recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with _autocast(stage, images.device):
         if not stage.is_taught:
-            return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
-        with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois:
+            with named:
+                return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
+        with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois, named:
             losses = detection_losses(student.model, images, samples)
     return StudentOutputs(losses, {level.name: one for level, one in zip(student.levels, maps, strict=True)}, rois)
 
