@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
+from mtpd.detectors.compatibility import predicts_masks
 from mtpd.detectors.features import probe_levels
 from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
+from mtpd.detectors.trainable import require_trainable
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
@@ -83,13 +85,15 @@ def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
         changes: replaces entries of the config's `model`.
 
     Raises:
-        InputError: the name, the config or a change does not work.
+        InputError: the name, the config or a change does not work, or no student can be made of it.
+        UnavailableError: it needs a package that is not installed.
     """
     config = load_config(reference)
     try:
         config.merge_from_dict({'model': dict(changes)})
     except (TypeError, KeyError, AssertionError) as error:
         raise InputError(f'model: its changes do not fit the config {reference}: {error}') from error
+    require_trainable(config)
     return config
 
 
@@ -115,7 +119,7 @@ def build_student(
         model=model,
         preprocessing=preprocessing,
         levels=levels,
-        has_masks=bool(getattr(model, 'with_mask', False)),
+        has_masks=predicts_masks(model),
     )
 
 

@@ -104,7 +104,9 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
     except RuntimeError as error:
         # Shapes of tensors that the model renames while it loads.
         raise InputError(f'{name}: does not fit the model: {" ".join(str(error).split())[:300]}') from error
-    missing = [key for key in keys.missing_keys if not key.endswith(COUNTER)]
+    # A tensor may have several names in a model, and a file only one of them.
+    loaded = {own[key].data_ptr() for key in state if key in own}
+    missing = [key for key in keys.missing_keys if not key.endswith(COUNTER) and own[key].data_ptr() not in loaded]
     ignored = [key for key in keys.unexpected_keys if key.startswith(IGNORED) or key.endswith(COUNTER)]
     unexpected = [key for key in keys.unexpected_keys if key not in ignored]
     problems = {'are missing': missing, 'are left over': unexpected}

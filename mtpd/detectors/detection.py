@@ -3,7 +3,7 @@
 Letters: B batch, C channels, H W grid of a level, N boxes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pycocotools.mask
 import torch
 from torch import Tensor
 
+from mtpd.detectors.compatibility import takes_one_image
 from mtpd.detectors.padding import pads_pixels
 from mtpd.detectors.preprocessing import Preprocessing, normalise
 from mtpd.detectors.runtime import prepare
@@ -40,6 +41,23 @@ def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: 
     samplelist_boxtype2tensor([sample.data_sample for sample in samples])
     images = [sample.image.to(device, non_blocking=True) for sample in samples]
     return normalise(images, padded=padded, normalisation=preprocessing.normalisation)
+
+
+def tell_progress(*, epoch: int, step: int) -> None:
+    """Tells the heads whose losses change in the course of training how far it is; call it before each step.
+
+    TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They ask mmengine, whose runner is not
+    used here.
+
+    Args:
+        epoch: from 0.
+        step: optimizer steps that are done.
+    """
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_current_instance()
+    hub.update_info('epoch', epoch)
+    hub.update_info('iter', step)
 
 
 def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -83,9 +101,10 @@ def predict(
     data_samples = [sample.data_sample.to(images.device) for sample in samples]
     boxes: list[dict[str, Any]] = []
     masks: list[dict[str, Any]] = []
-    for result, sample in zip(model.predict(images, data_samples, rescale=True), samples, strict=True):
+    for result, sample in zip(_results(model, images, data_samples), samples, strict=True):
         instances = result.pred_instances
-        scores, labels = instances.scores.tolist(), instances.labels.tolist()
+        # CrowdDet gives its labels as floats.
+        scores, labels = instances.scores.tolist(), instances.labels.long().tolist()
         shared = [
             {'image_id': sample.image_id, 'category_id': category_of(label, category_ids), 'score': score}
             for score, label in zip(scores, labels, strict=True)
@@ -98,6 +117,14 @@ def predict(
                 for record, mask in zip(shared, instances.masks.cpu().numpy(), strict=True)
             ]
     return boxes, masks
+
+
+def _results(model: Any, images: Tensor, data_samples: Sequence[Any]) -> Iterator[Any]:
+    if not takes_one_image(model):
+        yield from model.predict(images, data_samples, rescale=True)
+        return
+    for number, data_sample in enumerate(data_samples):
+        yield from model.predict(images[number : number + 1], [data_sample], rescale=True)
 
 
 def category_of(label: int, category_ids: Sequence[int]) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpd.detectors.model_config import set_num_classes
+from mtpd.detectors import zoo
+from mtpd.detectors.model_config import make_buildable, set_num_classes
 from mtpd.detectors.padding import padding_pixel, pads_pixels
 from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.runtime import prepare
@@ -34,6 +35,7 @@ def export_config(
     from mmengine.config import Config
 
     model = copy.deepcopy(config.model)
+    make_buildable(model, zoo_folder=zoo.configs_folder())  # As it was built: SyncBN needs several processes.
     set_num_classes(model, len(classes))
     model.data_preprocessor = _data_preprocessor(preprocessing, has_masks=has_masks)
     dataset: dict[str, Any] = {

@@ -17,6 +17,8 @@ from mtpd.pyramid import Level, level_name
 
 DEFAULT_INPUT: Size = (256, 256)
 MAX_LOG_STRIDE = 12
+# What NAS-FPN and FPG want, whose levels are added after being resized by factors of two.
+LARGE_DIVISORS = (64, 128, 256)
 
 
 def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -> tuple[Tensor, ...]:
@@ -41,14 +43,42 @@ def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -
 
 
 def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple[Level, ...]:
-    """Levels of an mmdet detector, found by running it once in eval mode. See `levels_of`."""
+    """Levels of an mmdet detector, found by running it once in eval mode. See `levels_of`.
+
+    Raises:
+        InputError: it fails on inputs of this size; says which sizes it takes if that can be found out.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         return levels_of(lambda images: neck_features(model, images), input_size=input_size, device=device)
+    except InputError:
+        raise
+    # A network says in any way that it cannot add the maps of its levels.
+    except Exception as error:
+        raise InputError(
+            f'{type(model).__name__} fails on an input of {input_size[0]} x {input_size[1]} px (height x width): '
+            f'{" ".join(str(error).split())[:200]}{_sizes_taken(model, device)}'
+        ) from error
     finally:
         model.train(training)
+
+
+def _sizes_taken(model: nn.Module, device: torch.device) -> str:
+    """What to do about a network, in eval mode, that takes some sizes only."""
+    for divisor in LARGE_DIVISORS:
+        try:
+            with torch.no_grad():
+                neck_features(model, torch.zeros(1, 3, 2 * divisor, 3 * divisor, device=device))
+        # As above.
+        except Exception:
+            continue
+        return (
+            f'; its input sides must be multiples of {divisor} px: set data.geometry.pad_divisor to {divisor}, or take '
+            'a teacher that pads so'
+        )
+    return '; give it inputs of another size (data.geometry), or choose another detector'
 
 
 @torch.no_grad()
@@ -88,10 +118,17 @@ def levels_of(
 
 
 def _stride(input_size: Size, grid: Size) -> int:
-    """The stride of a map: the smallest power of two that explains its size, else the ratio of the sizes."""
+    """The stride of a map: the smallest power of two that explains its size, else the ratio of the sizes.
+
+    Networks round the size of a map up, as strided convolutions do, or down (the average pooling of HRNet's neck).
+    """
     ratio = round(input_size[0] / max(grid[0], 1))
-    for stride in [*(1 << power for power in range(MAX_LOG_STRIDE)), ratio]:
+    strides = [*(1 << power for power in range(MAX_LOG_STRIDE)), ratio]
+    for stride in strides:
         if Level('', stride, 0).grid(*input_size) == grid:
+            return stride
+    for stride in strides:
+        if (input_size[0] // stride, input_size[1] // stride) == grid and min(grid) > 0:
             return stride
     raise InputError(
         f'a feature map of {grid[0]} x {grid[1]} cells for an input of {input_size[0]} x {input_size[1]} px has no one '

@@ -73,7 +73,8 @@ def neck_of(model: nn.Module) -> nn.Module:
     neck = getattr(model, 'neck', None)
     if not isinstance(neck, nn.Module):
         raise InputError(
-            f'{type(model).__name__} has no neck whose maps could be distilled; choose a detector with one'
+            f'{type(model).__name__} has no neck whose maps could be distilled; choose a detector with one, such as '
+            'faster-rcnn_r50_fpn_1x_coco, or train it without `distill`'
         )
     return neck
 

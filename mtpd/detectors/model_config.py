@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from mtpd.detectors.language import NoLanguageModel
+from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError
 
-SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN'}
+# By their names in registries and as classes.
+SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm', 'NaiveSyncBatchNorm'}
+BATCH_NORMS = {'BN', 'BN2d', 'BatchNorm2d'}
 BN_EPSILON = 1e-5  # PyTorch's default
 # These classify something else than the data set's classes: object or not, or the classes of a stuff map.
 OTHER_HEADS = {'rpn_head', 'semantic_head'}
+# CrowdDet, whose head fails in mmdet 3.3 on more, and detectors that propose objects of no class.
+ONE_CLASS = {'MultiInstanceBBoxHead', 'RPN'}
 CLASSIFYING_HEADS = ('bbox_head', 'mask_head', 'point_head', 'mask_iou_head', 'glbctx_head', 'segm_head')
 
 
 def make_buildable(config: Any, *, zoo_folder: Path) -> None:
     """Works around what stops models of the zoo from being built in one process on today's PyTorch."""
     for node in _dicts(config):
-        if node.get('type') in SYNCHRONISED_NORMS:
+        if type_name(node) in SYNCHRONISED_NORMS:
             node['type'] = 'BN'
         # BatchNorm without an epsilon (NAS-FCOS) is refused by PyTorch in training.
-        if node.get('type') == 'BN' and node.get('eps') == 0:
+        if type_name(node) in BATCH_NORMS and node.get('eps') == 0:
             node['eps'] = BN_EPSILON
         # Only saves memory in training, by way of a package that is seldom installed.
         if 'num_cp' in node and importlib.util.find_spec('fairscale') is None:
@@ -39,14 +44,41 @@ def set_num_classes(config: Any, num_classes: int) -> None:
     """Sets the number of classes of every head that classifies objects.
 
     Raises:
-        InputError: the model's heads mix objects with stuff, so that one number does not say what is meant.
+        InputError: a head tells other things apart than so many classes of objects.
     """
     if 'panoptic_head' in config:
+        _set_num_things(config, num_classes)
+    if num_classes != 1 and any(type_name(node) in ONE_CLASS for node in _dicts(config)):
         raise InputError(
-            f'{config["type"]}: the number of classes of a panoptic head cannot be set to {num_classes}; '
-            f'choose another model or write a config for it'
+            f'{type_name(config)} tells objects of one class from the background, and the data has {num_classes} '
+            'classes; take data of one class, or a detector such as faster-rcnn_r50_fpn_1x_coco'
         )
     _set_num_classes(config, num_classes)
+
+
+def _set_num_things(config: Any, num_classes: int) -> None:
+    """Sets the classes of MaskFormer and its like, which count things (objects) and stuff apart."""
+    heads = [config[name] for name in ('panoptic_head', 'panoptic_fusion_head') if name in config]
+    # mmdet's default is that of COCO panoptic.
+    num_stuff = max(head.get('num_stuff_classes', 53) for head in heads)
+    predicts_instances = (config.get('test_cfg') or {}).get('instance_on', False)
+    if num_stuff or not predicts_instances:
+        raise InputError(
+            f'{type_name(config)}: its heads tell {num_stuff} classes of stuff apart, and '
+            f'{"" if predicts_instances else "its test_cfg predicts no instances, while "}students find objects alone; '
+            'choose mask2former_r50_8xb2-lsj-50e_coco, or set `model: {panoptic_head.num_stuff_classes: 0, '
+            'panoptic_fusion_head.num_stuff_classes: 0, test_cfg.panoptic_on: false, test_cfg.instance_on: true}`'
+        )
+    for head in heads:
+        head['num_things_classes'] = num_classes
+    loss = config['panoptic_head'].get('loss_cls') or {}
+    weights = loss.get('class_weight')
+    if not isinstance(weights, list | tuple) or len(set(weights[:-1])) != 1:
+        raise InputError(
+            f'{type_name(config)}: panoptic_head.loss_cls.class_weight is {weights!r}, expected a list with one weight '
+            'for all classes and another for the background at its end; set it so'
+        )
+    loss['class_weight'] = [weights[0]] * num_classes + [weights[-1]]
 
 
 def _set_num_classes(config: Any, num_classes: int) -> None:

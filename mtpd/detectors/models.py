@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from mtpd.detectors import zoo
+from mtpd.detectors.compatibility import complete
 from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.model_config import make_buildable, set_num_classes
 from mtpd.detectors.no_downloads import no_downloads
 from mtpd.detectors.runtime import known_warnings_ignored, prepare
+from mtpd.detectors.type_names import type_name
 from mtpd.detectors.weight_references import backbone_reference, drop_weight_references
 from mtpd.errors import InputError, UnavailableError
 
@@ -67,6 +69,7 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
     with no_downloads() as refused, known_warnings_ignored():
         try:
             model: Any = MODELS.build(model_config)
+            complete(model)
             if init_weights:
                 model.init_weights()
         # Configs are the user's, and models check their arguments in every possible way.
@@ -96,7 +99,7 @@ def _unbuildable(error: Exception, config: Any) -> InputError | UnavailableError
 
 
 def _name(config: Any) -> str:
-    return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {config.model.get("type")}'
+    return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {type_name(config.model)}'
 
 
 def _line(error: BaseException) -> str:

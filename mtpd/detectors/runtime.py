@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+from mtpd.detectors.compatibility import repair_mmdet
+
 logger = logging.getLogger(__name__)
 
 # Raised by mmdet, mmcv and mmengine at work: older spellings that PyTorch and they themselves warn of.
@@ -40,6 +42,7 @@ def prepare() -> None:
 
         register_all_modules(init_default_scope=True)
         _find_base_configs()
+        repair_mmdet()
     _ignore_known_warnings()
     # mmengine logs a line for every tensor that is initialised, and warns of backbones without pretrained weights.
     MMLogger.get_current_instance().setLevel(logging.ERROR)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mtpd.geometry import Size
 
@@ -33,3 +34,24 @@ def valid_cells(
     rows = torch.arange(grid[0], device=sizes.device) * stride < sizes[:, :1]
     columns = torch.arange(grid[1], device=sizes.device) * stride < sizes[:, 1:]
     return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def on_full_grid(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Brings a map that lacks the last row or column to the grid of its mask; the cells that it lacks do not count.
+
+    Networks that round the size of a map down, as HRNet's neck does, see nothing of the input's last pixels.
+
+    Args:
+        values: (B, C, h, w), with h and w as in the mask or one less.
+        mask: bool (B, 1, H, W).
+
+    Returns:
+        both on the grid (H, W), the very same where nothing lacks; a map of yet another size is left to the losses.
+    """
+    rows, columns = values.shape[2:]
+    lacking = mask.shape[2] - rows, mask.shape[3] - columns
+    if lacking == (0, 0) or not all(0 <= one <= 1 for one in lacking):
+        return values, mask
+    seen = torch.zeros_like(mask)
+    seen[:, :, :rows, :columns] = mask[:, :, :rows, :columns]
+    return pad(values, (0, lacking[1], 0, lacking[0])), seen

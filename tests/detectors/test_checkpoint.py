@@ -131,6 +131,17 @@ def test_loading_sets_every_tensor() -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items() if name in state)
 
 
+def test_a_tensor_of_two_names_is_needed_once() -> None:
+    first = nn.Linear(3, 2)
+    model = nn.Sequential(first, first)
+    state = {name: value for name, value in state_of(model).items() if name.startswith('1.')}
+    load_into(model, state, name='teacher')
+    assert torch.equal(first.weight, state['1.weight'])
+    del state['1.bias']
+    with pytest.raises(InputError, match=r'2 tensors are missing \(0\.bias, 1\.bias\)'):
+        load_into(model, state, name='teacher')
+
+
 def test_what_does_not_fit_is_named() -> None:
     model = network()
     state = state_of(model)

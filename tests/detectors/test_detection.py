@@ -189,7 +189,7 @@ def test_masks_are_run_length_codes_of_the_original_size() -> None:
     mask[0, 10:20, 30:55] = True
     mask[1, :, ::7] = True
 
-    class Fixed:
+    class Fixed(torch.nn.Module):
         """Predicts two masks."""
 
         def predict(self, images: Tensor, data_samples: list[Any], *, rescale: bool) -> list[Any]:

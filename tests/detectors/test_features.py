@@ -77,6 +77,33 @@ def test_strides_of_ceiled_maps_and_of_ssd() -> None:
     assert levels_of(fake((4, 10, 20)), input_size=(100, 200)) == (Level('s10', 10, 4),)
 
 
+def test_strides_of_maps_that_are_rounded_down() -> None:
+    levels = levels_of(fake((4, 64, 80), (4, 16, 20), (4, 2, 2)), input_size=(256, 320))
+    assert [level.stride for level in levels] == [4, 16, 128]
+
+
+class EvenOnly(nn.Module):
+    """A pyramid that adds its two levels up, which fits inputs of multiples of 128 px alone."""
+
+    def __init__(self, divisor: int) -> None:
+        super().__init__()
+        self.divisor = nn.Parameter(torch.tensor(float(divisor)))
+
+    def extract_feat(self, images: Tensor) -> list[Tensor]:
+        if images.shape[2] % int(self.divisor) or images.shape[3] % int(self.divisor):
+            raise RuntimeError('The size of tensor a (5)\nmust match the size of tensor b (6)')
+        return [images[:, :, ::8, ::8]]
+
+
+def test_a_detector_that_takes_few_sizes_says_which() -> None:
+    assert probe_levels(EvenOnly(128), input_size=(256, 384)) == (Level('p3', 8, 3),)
+    with pytest.raises(InputError, match=r'256 x 320 px .*pad_divisor to 128') as caught:
+        probe_levels(EvenOnly(128), input_size=(256, 320))
+    assert '\n' not in str(caught.value)
+    with pytest.raises(InputError, match='another size'):
+        probe_levels(EvenOnly(100), input_size=(256, 320))
+
+
 def test_every_level_predicts_the_size_of_its_map(detector: nn.Module) -> None:
     levels = probe_levels(detector, input_size=(64, 64))
     maps = neck_features(detector.eval(), torch.zeros(1, 3, 160, 224))

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from mtpd.detectors.missing_package import missing_package
-from mtpd.detectors.model_config import make_buildable
+from mtpd.detectors.model_config import make_buildable, set_num_classes
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.zoo import configs_folder
 from mtpd.errors import InputError, UnavailableError
@@ -138,9 +139,47 @@ def test_the_number_of_classes_reaches_heads_in_lists_and_leaves_stuff_alone() -
     assert model.roi_head.semantic_head.num_classes == 183
 
 
-def test_a_panoptic_head_refuses_a_number_of_classes() -> None:
-    with pytest.raises(InputError, match='panoptic head cannot be set to 7'):
-        build_detector(load_config('mask2former_r50_8xb2-lsj-50e_coco'), num_classes=7)
+def panoptic(name: str) -> Any:
+    """The model of a zoo config with a panoptic head."""
+    return load_config(name).model
+
+
+def test_the_classes_of_a_panoptic_head_without_stuff() -> None:
+    model = panoptic('mask2former_r50_8xb2-lsj-50e_coco')
+    set_num_classes(model, 7)
+    for head in (model.panoptic_head, model.panoptic_fusion_head):
+        assert (head.num_things_classes, head.num_stuff_classes) == (7, 0)
+    assert model.panoptic_head.loss_cls.class_weight == [1.0] * 7 + [0.1]
+    model.panoptic_head.loss_cls.class_weight = [1.0, 2.0, 0.1]
+    with pytest.raises(InputError, match=r'class_weight is \[1\.0, 2\.0, 0\.1\]'):
+        set_num_classes(model, 7)
+
+
+@pytest.mark.parametrize('name', ['maskformer_r50_ms-16xb1-75e_coco', 'mask2former_r50_8xb2-lsj-50e_coco-panoptic'])
+def test_a_panoptic_head_with_stuff_is_refused_and_told_what_works(name: str) -> None:
+    model = panoptic(name)
+    with pytest.raises(InputError, match='53 classes of stuff') as caught:
+        set_num_classes(model, 7)
+    changes = yaml.safe_load(str(caught.value).split('`model: ')[1].rstrip('`'))
+    config = load_config(name)
+    config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    set_num_classes(config.model, 7)
+    assert config.model.panoptic_head.num_things_classes == 7
+
+
+@pytest.mark.parametrize('name', ['crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman', 'rpn_r50_fpn_1x_coco'])
+def test_detectors_of_one_class(name: str) -> None:
+    model = load_config(name).model
+    set_num_classes(model, 1)
+    with pytest.raises(InputError, match=r'one class .* has 2 classes'):
+        set_num_classes(model, 2)
+
+
+@pytest.mark.parametrize('kind', ['SyncBN', 'MMSyncBN', 'mmdet.NaiveSyncBN', nn.SyncBatchNorm, 'class'])
+def test_norms_however_their_type_is_written(kind: Any) -> None:
+    config = {'norm_cfg': {'type': type('SyncBN', (), {}) if kind == 'class' else kind, 'eps': 0}}
+    make_buildable(config, zoo_folder=configs_folder())
+    assert config == {'norm_cfg': {'type': 'BN', 'eps': 1e-5}}
 
 
 def test_synchronised_and_epsilonless_norms_train_in_one_process() -> None:

@@ -138,6 +138,8 @@ def test_a_checkpoint(build_stage: BuildStage, teachers: dict[int, Path], tmp_pa
         ({'model': {'backbone.depth': 19}}, r'cannot be built: .*invalid depth 19'),
         ({'model': {'backbone.depth.x': 19}}, r'model: its changes do not fit the config'),
         ({'model': {'neck.in_channels': [8, 16, 32, 65]}}, r'retinanet_tiny\.py cannot make maps .*256x320 px.*: Runt'),
+        ({'student': 'ld_r18-gflv1-r101_fpn_1x_coco', 'model': {'teacher_ckpt': None}}, r'gfl_r50_fpn_1x_coco'),
+        ({'student': 'crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman'}, r'has 6 classes'),
     ],
 )
 def test_students_that_cannot_be_built(changes: dict[str, Any], message: str, build_stage: BuildStage) -> None:

@@ -17,6 +17,7 @@ from mtpd.detectors.export import export_config
 from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
 from mtpd.detectors.preprocessing import read_preprocessing
+from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
@@ -138,6 +139,10 @@ def _build_stage(
         if source is not None and settings.distill:
             # Stored proposals are mirrored exactly, so without maps the plain view will do.
             source.require_fit(train_set, flip=data.flip if needed else 0.0)
+    with problems.at('student'):
+        sizes = {size for one in (train_set, val_set) if one is not None for size in one.sizes().values()}
+        padded = {preprocessing.geometry.padded(size) for size in sizes}
+        require_inputs(student.model, levels=student.levels, padded=padded)
     problems.require_none()
     stage = Stage(
         number=number,

@@ -7,6 +7,7 @@ import torch
 from mtpd.data.coco import CocoSet
 from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes, labels_to_categories, num_classes_of
+from mtpd.detectors.compatibility import predicts_masks
 from mtpd.detectors.models import build_detector
 from mtpd.detectors.padding import at_geometry
 from mtpd.detectors.preprocessing import read_preprocessing
@@ -38,7 +39,7 @@ def build_target(
         model=model.to(device).eval().requires_grad_(False),
         preprocessing=at_geometry(own, own.geometry),
         levels=(),  # Only losses on maps ask for them.
-        has_masks=bool(getattr(model, 'with_mask', False)),
+        has_masks=predicts_masks(model),
     )
 
 

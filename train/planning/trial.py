@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from mtpd.detectors.detection import tell_progress
 from mtpd_train.data.sampling import share_of
 from mtpd_train.optimization.gradient_step import gradient_step
 from mtpd_train.optimization.optimizer import build_optimizer
@@ -57,6 +58,7 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
     # The whole epoch is asked for, so that images are read ahead to the end of the trial and beyond, as in training.
     shares = [share_of(batch, rank=world.rank, size=world.size).requests for batch in stage.epoch_batches(0)]
     num_tried = min(len(shares), (num_warm + num_timed) * recipe.accumulate)
+    tell_progress(epoch=0, step=0)
     moments = [time.perf_counter()]
     for number, (samples, ahead) in enumerate(itertools.islice(loaded(stage, shares), num_tried), start=1):
         ends_step = number % recipe.accumulate == 0 or number == num_tried

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mtpd.console import progress_bar
+from mtpd.detectors.detection import tell_progress
 from mtpd.interrupt import StopFlag, StopRequested
 from mtpd.outcome import Interrupted
 from mtpd_train.data.sampling import share_of
@@ -83,6 +84,7 @@ def train_stage(stage: Stage, place: Place) -> None:
                 batches_of_step = min(recipe.accumulate, num_batches - begun)
                 ends_step = number + 1 == begun + batches_of_step
                 progress = step / num_steps
+                tell_progress(epoch=epoch, step=step)
                 losses = add_gradient(
                     stage,
                     samples,

@@ -16,6 +16,7 @@ from mtpd.detectors.hook_point import captured_maps
 from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.transforms import Sample
 from mtpd.losses.responses.tar_head import no_losses
+from mtpd.losses.valid_mask import on_full_grid
 from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request
@@ -125,9 +126,11 @@ def distillation_losses(
     """The distillation losses by name, weighted and decayed; none in plain training."""
     if targets is None:
         return {}
+    full = {name: on_full_grid(values, targets.masks[name]) for name, values in outputs.maps.items()}
+    maps, seen = ({name: pair[number] for name, pair in full.items()} for number in (0, 1))
     with _autocast(stage, next(iter(outputs.maps.values())).device):
         losses: dict[str, Tensor] = stage.distiller(
-            outputs.maps, targets.maps, targets.masks, boxes=targets.boxes, progress=progress
+            maps, targets.maps, {**targets.masks, **seen}, boxes=targets.boxes, progress=progress
         )
         if stage.responses is not None:
             losses |= _response_losses(stage, stage.responses, samples, outputs, targets, progress=progress)

@@ -95,3 +95,15 @@ def test_only_the_levels_that_are_compared_are_read(build_stage: Callable[..., A
     one = {'loss': 'pkd', 'levels': ['p4'], 'teacher_levels': ['p2'], 'resize': 'teacher'}
     stage = build_stage(cache=caches[24], distill=[one, {'loss': 'cwd', 'levels': ['p5']}])
     assert [level.name for level in stage.teacher_levels] == ['p2', 'p5']
+
+
+def test_a_neck_that_rounds_its_maps_down(distilled: Callable[..., list[dict[str, float]]]) -> None:
+    """p6 of HRNet's neck has 2 x 2 cells where the grid of 128 x 160 px has 2 x 3."""
+    (losses,) = distilled(
+        {'loss': 'masked_mse'},
+        {'loss': 'fgd', 'levels': ['p6'], 'teacher_levels': ['p5'], 'resize': 'teacher'},
+        model={'neck.type': 'HRFPN', 'neck.num_outs': 5, 'bbox_head.anchor_generator.strides': [4, 8, 16, 32, 64]},
+        data={'val': None},
+    )
+    assert list(losses) == [f'distill/{one}' for one in (*(f'masked_mse/p{n}' for n in range(2, 6)), 'fgd/p6-p5')]
+    assert all(0 < loss < math.inf for loss in losses.values())

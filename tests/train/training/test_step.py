@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from torch import Tensor
 
 from mtpd.interrupt import StopFlag
@@ -132,6 +133,9 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(build_stage: Buil
     records = run_stage(stage)
     assert [record['kind'] for record in records] == ['train', 'evaluation'] * 2
     assert stage.student.model.get_buffer('backbone.bn1.num_batches_tracked') == 6
+    # Heads whose losses change in the course of training ask mmengine how far it is: before the sixth step.
+    hub = MessageHub.get_current_instance()
+    assert (hub.get_info('epoch'), hub.get_info('iter')) == (1, 5)
 
 
 def test_plain_training_asks_for_no_neck(build_stage: BuildStage, monkeypatch: pytest.MonkeyPatch) -> None:

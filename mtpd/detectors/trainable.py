@@ -1,0 +1,150 @@
+"""Which detectors of mmdet can be students: those that learn from images, boxes, classes and masks of objects alone."""
+
+import importlib.util
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from mtpd.detectors.missing_package import missing_package
+from mtpd.detectors.type_names import type_name
+from mtpd.errors import InputError, UnavailableError
+from mtpd.geometry import Size
+from mtpd.pyramid import Level
+
+# Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
+BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
+# Heads that import a package when their losses are computed, not when they are built.
+PACKAGES = {'PAAHead': 'sklearn', 'LADHead': 'sklearn'}
+# YOLACT's stacks what it has for each image, which depends on the image's padding.
+ONE_SIZE_HEAD = 'YOLACTHead'
+# What is left of a detector without the teacher that it brings.
+WITHOUT_TEACHER = {'LDHead': 'gfl_r50_fpn_1x_coco', 'LADHead': 'paa_r50_fpn_1x_coco'}
+WITHOUT_STUFF = {
+    'HybridTaskCascade': 'htc-without-semantic_r50_fpn_1x_coco',
+    'SCNet': 'htc-without-semantic_r50_fpn_1x_coco',
+    'PanopticFPN': 'mask-rcnn_r50_fpn_1x_coco',
+}
+
+
+def require_trainable(config: Any) -> None:
+    """Refuses a detector that learns from, or predicts with, something else than a student gets.
+
+    Args:
+        config: an mmengine Config.
+
+    Raises:
+        InputError: says what the detector needs and which one does without.
+        UnavailableError: it needs a package that is not installed.
+    """
+    model = config.model
+    name = type_name(model)
+    nodes = list(_nodes(model))
+    heads = {type_name(node) for node in nodes}
+    own_teacher = sorted(key for node in nodes for key in node if key == 'teacher' or key.startswith('teacher_'))
+    if own_teacher:
+        other = next((WITHOUT_TEACHER[head] for head in sorted(heads) if head in WITHOUT_TEACHER), None)
+        raise InputError(
+            f'{name} learns from a teacher of its own ({own_teacher[0]}), whose weights a student does not get; '
+            f'choose its student part, {other or "a detector without that teacher"}, and name a teacher by `cache` or '
+            '`teacher`'
+        )
+    inner = model.get('detector')
+    if isinstance(inner, Mapping):
+        what = type_name(inner)  # none in a wrapper around another library
+        raise InputError(
+            f'{name} is a wrapper around {f"the detector {what}" if what else "another library"}, not a detector that '
+            f'students can be; {"write a config whose `model` is that detector, or " if what else ""}choose a detector '
+            'of the zoo, such as faster-rcnn_r50_fpn_1x_coco'
+        )
+    if 'tracker' in model or 'track_head' in model or name == 'BaseReID':
+        raise InputError(
+            f'{name} is a part of tracking through a video, and students get single images; choose a detector, such as '
+            'mask-rcnn_r50_fpn_1x_coco'
+        )
+    if 'roi_head' in model and 'rpn_head' not in model:
+        raise InputError(
+            f'{name} has no rpn_head: it learns from proposals that another detector has written to a file, and '
+            'students get images and annotations alone; choose faster-rcnn_r50_fpn_1x_coco'
+        )
+    if any(isinstance(node.get('semantic_head'), Mapping) for node in nodes):
+        other = WITHOUT_STUFF.get(name, 'a detector without it')
+        raise InputError(
+            f'{name} has a semantic_head, which learns from maps of stuff; students get boxes, classes and masks of '
+            f'objects alone: choose {other}'
+        )
+    if any('language_model' in node for node in nodes):
+        raise InputError(
+            f'{name} finds what a text describes, and students get no text; choose a detector without a language '
+            'model, such as atss_r50_fpn_dyhead_1x_coco or dino-4scale_r50_8xb2-12e_coco'
+        )
+    if 'BoxInstMaskHead' in heads:
+        raise InputError(
+            f'{name} learns masks from the colours of neighbouring pixels, which its data preprocessor compares, and '
+            'students get images that are normalised alone; choose condinst_r50_fpn_ms-poly-90k_coco_instance'
+        )
+    bordered = sorted(heads & BORDERED_HEADS)
+    if bordered:
+        raise InputError(
+            f'{name}: its {bordered[0]} predicts boxes for images in the middle of a border (RandomCenterCropPad), and '
+            'students get images padded at the right and the bottom; choose '
+            'centernet-update_r50-caffe_fpn_ms-1x_coco, which needs no border'
+        )
+    for head in sorted(heads & PACKAGES.keys()):
+        package = PACKAGES[head]
+        if importlib.util.find_spec(package) is None:
+            needed = missing_package(ModuleNotFoundError(name=package))
+            raise UnavailableError(f'{name}: its {head} needs {needed}')
+
+
+def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Size]) -> None:
+    """Refuses a detector that cannot be trained or tried on inputs of these sizes.
+
+    Args:
+        model: an mmdet detector.
+        levels: what its neck gives.
+        padded: (height, width) of the padded images, px.
+
+    Raises:
+        InputError: it wants inputs of one size; it takes more queries from its maps than the smallest input gives them
+            cells; or it keeps more detections than its queries make.
+    """
+    name, head = type(model).__name__, getattr(model, 'bbox_head', None)
+    sizes = sorted(set(padded))
+    if type(head).__name__ == ONE_SIZE_HEAD and len(sizes) > 1:
+        raise InputError(
+            f'{name} puts the anchors of a batch together, which fails for images of several sizes, and these have '
+            f'{len(sizes)} ({sizes[0][0]} x {sizes[0][1]} px, {sizes[1][0]} x {sizes[1][1]} px, ...); set '
+            '`data: {geometry: {scale: 550x550, keep_ratio: false}}`, or take a teacher that resizes so'
+        )
+    queries = getattr(model, 'num_queries', None)
+    if isinstance(queries, int) and head is not None:
+        cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in sizes), default=queries)
+        _require_queries(model, name, num_queries=queries, cells=cells)
+
+
+def _require_queries(model: Any, name: str, *, num_queries: int, cells: int) -> None:
+    """For DETR and what came of it."""
+    head = model.bbox_head
+    if getattr(model, 'as_two_stage', False) and num_queries > cells:
+        raise InputError(
+            f'{name} takes its {num_queries} queries from the cells of its maps, and the smallest input has {cells} of '
+            f'them; set `model: {{num_queries: {cells}}}` or fewer, or give it larger inputs (data.geometry)'
+        )
+    found = num_queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
+    kept = (head.test_cfg or {}).get('max_per_img', 0)
+    if kept > found:
+        raise InputError(
+            f'{name} makes {found} detections of its {num_queries} queries, and its test_cfg keeps {kept}; set `model: '
+            f'{{test_cfg.max_per_img: {found}}}` or fewer'
+        )
+
+
+def _nodes(config: Any) -> Iterator[Mapping[str, Any]]:
+    """Every dict in a nested config."""
+    if isinstance(config, Mapping):
+        yield config
+        for value in config.values():
+            yield from _nodes(value)
+    elif isinstance(config, list | tuple):
+        for item in config:
+            yield from _nodes(item)
