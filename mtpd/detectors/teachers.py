@@ -146,7 +146,7 @@ def _from_mmdet(
             )
         checkpoint = fetch_weights(model_entry)
     module = build_detector(config, init_weights=False)
-    state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint)
+    state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint, network=module)
     load_into(module, state, name=f'teacher {reference} from {checkpoint}')
     module = module.to(device).eval().requires_grad_(False)
     hook_point = teacher_hook_point(module, hook, name=reference)
