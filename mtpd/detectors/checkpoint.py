@@ -59,7 +59,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     found = find_weights(content, name=name, own=() if network is None else network.state_dict().keys())
     _require_plain(found.state, name=name)
     for note in [*found.notes, *_oddities(found.state)]:
-        logger.warning('%s: %s', name, note)
+        logger.warning('note: %s: %s', name, note)
     state = OrderedDict(found.state)
     # Modules tell old layouts from new ones by the versions kept here.
     vars(state)['_metadata'] = OrderedDict(found.versions)

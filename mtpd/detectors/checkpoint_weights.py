@@ -18,7 +18,8 @@ TRAINED = (
     'params',
 )  # fmt: skip
 AVERAGED = (
-    'ema', 'ema_state_dict', 'ema_model', 'model_ema', 'state_dict_ema', 'params_ema', 'averaged_model', 'swa_model',
+    'ema', 'ema_state_dict', 'ema_model', 'model_ema', 'state_dict_ema', 'params_ema', 'averaged_model', 'average',
+    'swa_model',
 )  # fmt: skip
 # Of two networks that train together either may be meant.
 ROLES = ('student', 'teacher')

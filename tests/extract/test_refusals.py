@@ -263,7 +263,11 @@ def test_maps_of_an_unexpected_size(teacher_error: Callable[..., str], tmp_path:
 @pytest.mark.parametrize(
     ('source', 'codec', 'message'),
     [
-        ('Net.features = lambda self, x: [self.conv(x) / (x.amax() < -1e9)]', 'int8', 'not finite'),
+        *(
+            (f'Net.features = lambda self, x: [self.conv(x) * {bad}]', codec, 'not finite')
+            for codec in ('fp16', 'int8', 'lean')
+            for bad in ('float("nan")', '((x.amax() > 0) / 0)', '1e25')
+        ),
         ('Net.features = lambda self, x: [self.conv(x) + x.amax() * 1e6]', 'fp16', 'exceed 65504'),
     ],
 )
