@@ -4,7 +4,7 @@ A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`)
 checkpoint, or `file.py:callable` (see `mtpd.detectors.teacher_file`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes
+from mtpd.detectors.definition import definition_sha256
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
 from mtpd.detectors.models import build_detector, load_config
@@ -159,7 +160,7 @@ def _from_mmdet(
         features=features,
         levels=levels,
         preprocessing=preprocessing,
-        definition_sha256=sha256_bytes(canonical_json(_plain(config.model.to_dict()))),
+        definition_sha256=definition_sha256(config),
         hook_point=hook_point,
         roi_head=roi_head_record(module, levels=levels) if hook_point == NECK else None,
         classes=checkpoint_classes(checkpoint_meta(checkpoint, allow_pickle=trust_checkpoint))
@@ -221,15 +222,3 @@ def _refuse_input_options(reference: str, options: InputOptions) -> None:
         raise InputError(
             f'{option}: the input of {reference} is read from its config; the option is for file.py:callable'
         )
-
-
-def _plain(value: Any) -> Any:
-    """A config as JSON values that are the same in every process; anything else by its name."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    # JSON has no infinity, which configs use as a bound.
-    if value is None or isinstance(value, str | bool | int | float):
-        return repr(value) if isinstance(value, float) else value
-    return getattr(value, '__qualname__', type(value).__qualname__)

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -136,6 +137,11 @@ class LiveTeacher:
             seen = [number for number, sample in enumerate(samples) if sample.view == view]
             ids = [samples[number].image_id for number in seen]
             require_finite(values[seen], level=level.name, view=view, image_ids=ids)
+
+
+def teacher_name(teacher: str | None, checkpoint: Path | str | None) -> str | None:
+    """What a user calls a teacher in the loop: its reference, with its weights where they are named."""
+    return teacher if teacher is None or checkpoint is None else f'{teacher} from {checkpoint}'
 
 
 def live_teacher(teacher: Teacher, *, name: str) -> LiveTeacher:
