@@ -77,7 +77,7 @@ def test_half_precision_input(codec: CodecName, dtype: torch.dtype) -> None:
 def test_values_that_are_not_finite_are_refused(codec: CodecName, bad: float) -> None:
     maps = torch.randn(3, 2, 4, 4)
     maps[1, 1, 2, 3] = bad
-    with pytest.raises(InputError, match='level p4, view flip of the images with ids 8: .*normalisation'):
+    with pytest.raises(InputError, match=r'level p4, view flip of the images with ids 8: .*normalisation'):
         require_storable(encode(maps, codec), level='p4', view='flip', image_ids=[7, 8, 9])
 
 
