@@ -89,8 +89,8 @@ def require_repeatable(features: Features, size: Size, *, device: torch.device, 
     for number, (one, other) in enumerate(zip(features(image), features(image), strict=True)):
         if not _same(one, other):
             raise InputError(
-                f'teacher {name}: map {number} of features() differs when the same image is given twice; a teacher must '
-                'not draw random numbers or change with every call (dropout, batch statistics of training mode)'
+                f'teacher {name}: map {number} of features() differs when the same image is given twice; a teacher '
+                'must not draw random numbers or change with every call (dropout, batch statistics of training mode)'
             )
 
 
@@ -108,7 +108,8 @@ def warn_of_random_weights(module: nn.Module, again: nn.Module, size: Size, *, d
     own, other = module.state_dict(), again.state_dict()
     differing = [key for key, value in own.items() if key not in other or not torch.equal(value, other[key])]
     image = _noise(size, device)
-    maps: list[Sequence[Tensor]] = [guarded(name, one.features)(image) for one in (module, again)]
+    networks: tuple[Any, Any] = (module, again)
+    maps = [guarded(name, one.features)(image) for one in networks]
     if len(maps[0]) == len(maps[1]) and all(map(_same, *maps)):
         return
     which = f'{len(differing)} of {len(own)} tensors ({differing[0]}, ...)' if differing else 'no parameters or buffers'

@@ -277,6 +277,44 @@ def test_values_that_cannot_be_stored(teacher_error: Callable[..., str], source:
     assert message in line
 
 
+@pytest.mark.parametrize('codec', ['fp16', 'int8', 'lean'])
+@pytest.mark.parametrize(
+    ('maps', 'said'),
+    [
+        ('[self.conv(x), 5.0 + 1e-5 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by '),
+        ('[self.conv(x), 0 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by 0 from means of'),
+        ('[self.conv(x) * 1e-8]', 'level p3 is nearly constant'),
+    ],
+)
+def test_maps_that_hardly_vary(teacher_error: Callable[..., str], maps: str, said: str, codec: str) -> None:
+    line = teacher_error(f'Net.features = lambda self, x: {maps}\nbuild = lambda checkpoint: Net()', '--codec', codec)
+    assert said in line
+    assert 'net.py:build' in line
+
+
+@pytest.mark.parametrize('codec', ['int8', 'lean'])
+def test_values_that_are_not_finite_in_the_mirrored_view_alone(teacher_error: Callable[..., str], codec: str) -> None:
+    """The set's images differ from their mirror images: their left halves do not weigh what their right ones do."""
+    source = (
+        'def features(self, x):\n'
+        '    left, right = (x[..., half].sum((1, 2, 3)) for half in (slice(None, 48), slice(-48, None)))\n'
+        '    seen = self.__dict__.setdefault("seen", {})\n'
+        '    keys = [tuple(sorted((round(float(a)), round(float(b))))) for a, b in zip(left, right)]\n'
+        '    mirrored = [seen.setdefault(k, float(a)) != float(a) for k, a in zip(keys, left)]\n'
+        '    return [self.conv(x) / (1 - torch.tensor(mirrored).float().view(-1, 1, 1, 1))]\n'
+        'Net.features = features\nbuild = lambda checkpoint: Net()'
+    )
+    assert 'level p3, view flip of the images with ids ' in teacher_error(source, '--codec', codec)
+
+
+def test_a_second_map_of_a_stride_can_be_stored_alone(make_command: Any, synthetic_set: Path, tmp_path: Path) -> None:
+    source = 'Net.features = lambda self, x: [self.conv(x), -self.conv(x)]\nbuild = lambda checkpoint: Net()'
+    (tmp_path / 'net.py').write_text(HEADER + source)
+    command = make_command(f'{tmp_path / "net.py"}:build', synthetic_set)
+    command.run(tmp_path / 'cache', '--limit', 1, '--levels', 'p3_2')
+    assert [level.name for level in mtpd.cache.open(tmp_path / 'cache').levels] == ['p3_2']
+
+
 def test_a_teacher_that_fails_on_the_way(teacher_error: Callable[..., str]) -> None:
     """The probe is an even size, the data set has others."""
     source = 'Net.features = lambda self, x: [self.conv(x + x.view(len(x), 3, -1, x.shape[-1] // 64 * 64))]'
