@@ -71,9 +71,7 @@ def find_weights(content: Any, *, name: str, own: Collection[str] = ()) -> Weigh
     place, found, notes = _state_in(content, (), name=name)
     entries = {str(key): value for key, value in found.items()}
     state = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-    extra = [
-        key for key, value in entries.items() if not isinstance(value, Tensor) and not key.endswith('_extra_state')
-    ]
+    extra = [key for key, value in entries.items() if not isinstance(value, Tensor) and not key.endswith(EXTRA)]
     if extra:
         notes.append(f'left out {len(extra)} entries that are no tensors ({_first(extra)})')
     if len(place) > 1 or (place and place[0] not in TRAINED[:3]):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError, MtpdError, UnavailableError
-from mtpd.geometry import Size
 
 logger = logging.getLogger(__name__)
 
@@ -72,21 +71,18 @@ def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
     return values.detach()
 
 
-@torch.no_grad()
-def require_repeatable(features: Features, size: Size, *, device: torch.device, name: str) -> None:
+def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name: str) -> None:
     """Refuses a network that gives other maps for the same image a second time.
 
     Args:
-        features: see `guarded`.
-        size: (height, width) of its input, px.
-        device: where it runs.
+        first: its maps of an image.
+        second: its maps of the same image.
         name: the teacher's, for messages.
 
     Raises:
-        InputError: it does.
+        InputError: they differ.
     """
-    image = _noise(size, device)
-    for number, (one, other) in enumerate(zip(features(image), features(image), strict=True)):
+    for number, (one, other) in enumerate(zip(first, second, strict=True)):
         if not _same(one, other):
             raise InputError(
                 f'teacher {name}: map {number} of features() differs when the same image is given twice; a teacher '
@@ -94,36 +90,25 @@ def require_repeatable(features: Features, size: Size, *, device: torch.device, 
             )
 
 
-@torch.no_grad()
-def warn_of_random_weights(module: nn.Module, again: nn.Module, size: Size, *, device: torch.device, name: str) -> None:
-    """Says so where maps depend on weights that are drawn at random: on what neither file nor checkpoint sets.
+def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) -> None:
+    """Says which weights are drawn at random: those that neither the file nor the checkpoint sets.
 
     Args:
         module: the teacher.
-        again: built a second time, after another seed, on `device` and in eval mode.
-        size: (height, width) of the input, px.
-        device: where both run.
+        again: built a second time, after another seed.
         name: the teacher's, for messages.
     """
     own, other = module.state_dict(), again.state_dict()
     differing = [key for key, value in own.items() if key not in other or not torch.equal(value, other[key])]
-    image = _noise(size, device)
-    networks: tuple[Any, Any] = (module, again)
-    maps = [guarded(name, one.features)(image) for one in networks]
-    if len(maps[0]) == len(maps[1]) and all(map(_same, *maps)):
-        return
-    which = f'{len(differing)} of {len(own)} tensors ({differing[0]}, ...)' if differing else 'no parameters or buffers'
-    logger.warning(
-        'warning: teacher %s: its maps come from weights that are drawn at random, %s: no checkpoint sets them; if it '
-        'is trained, give its weights by --checkpoint FILE, or load them in the file',
-        name,
-        which,
-    )
-
-
-def _noise(size: Size, device: torch.device) -> Tensor:
-    """An image (1, 3, H, W) that is the same in every process."""
-    return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    if differing:
+        logger.warning(
+            'warning: teacher %s: %d of its %d tensors (%s, ...) are drawn at random, since no checkpoint sets them; '
+            'unless its maps do without them, give trained weights by --checkpoint FILE, or load them in the file',
+            name,
+            len(differing),
+            len(own),
+            differing[0],
+        )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -22,7 +22,7 @@ from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size, read_preprocessing
 from mtpd.detectors.roi_structure import roi_head_record
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
-from mtpd.detectors.teacher_maps import Features, guarded, require_repeatable, warn_of_random_weights
+from mtpd.detectors.teacher_maps import Features, guarded, require_repeated, warn_of_random_weights
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
@@ -184,10 +184,12 @@ def _from_file(
     preprocessing = stated_preprocessing(module, options, name=reference)
     size = probe_size(preprocessing.geometry)
     levels = levels_of(features, input_size=size, device=device)
-    require_repeatable(features, size, device=device, name=reference)
-    with suppress(Exception):  # a file that cannot be run twice, in which nothing is wrong
+    with torch.no_grad():
+        black = torch.zeros(1, 3, *size, device=device)
+        require_repeated(features(black), features(black), name=reference)
+    with suppress(InputError):  # a function that works only once, in which nothing is wrong
         again = _built(path, function, checkpoint=checkpoint, seed=1, device=device)
-        warn_of_random_weights(module, again, size, device=device, name=reference)
+        warn_of_random_weights(module, again, name=reference)
     return Teacher(
         name=reference,
         module=module,

@@ -307,6 +307,11 @@ def test_values_that_are_not_finite_in_the_mirrored_view_alone(teacher_error: Ca
     assert 'level p3, view flip of the images with ids ' in teacher_error(source, '--codec', codec)
 
 
+def test_random_numbers_that_a_black_image_does_not_show(teacher_error: Callable[..., str]) -> None:
+    source = 'Net.features = lambda self, x: [self.conv(x * torch.rand(1))]\nbuild = lambda checkpoint: Net()'
+    assert 'map 0 of features() differs when the same image is given twice' in teacher_error(source)
+
+
 def test_a_second_map_of_a_stride_can_be_stored_alone(make_command: Any, synthetic_set: Path, tmp_path: Path) -> None:
     source = 'Net.features = lambda self, x: [self.conv(x), -self.conv(x)]\nbuild = lambda checkpoint: Net()'
     (tmp_path / 'net.py').write_text(HEADER + source)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from mtpd.detectors.detection import collate
+from mtpd.detectors.teacher_maps import require_repeated
 from mtpd.map_statistics import MapStatistics
 from mtpd_train.stage import Stage
 from mtpd_train.training.step import loaded, to_device
@@ -32,6 +33,11 @@ def check_teacher(stage: Stage, device: torch.device) -> None:
         images = collate(moved, preprocessing=stage.student.preprocessing, device=device)
         targets = teacher_targets(stage, moved, ahead, images)
         assert targets is not None
+        if stage.source.kind == 'teachers':
+            again = teacher_targets(stage, moved, ahead, images)
+            assert again is not None
+            first, second = ([one.values() for one in each.maps.values()] for each in (targets, again))
+            require_repeated(first, second, name=stage.source.name)
         for level in stage.teacher_levels:
             statistics = MapStatistics(level.name)
             statistics.add(targets.maps[level.name].values(), targets.masks[level.name])
