@@ -87,9 +87,8 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
         return
     found, moved = _require_run(out, description, resume=resume)
     if moved:
-        warn(
-            f'{out}: resumed with other paths to the same content (of images the files are not compared): {"; ".join(moved)}'
-        )
+        compared = 'the same content (image files are not compared)'
+        warn(f'{out}: resumed with other paths to {compared}: {"; ".join(moved)}')
     if moved or 'contents' not in found:
         # Who reads the run later looks for its caches and data there.
         changes = {key: value for key, value in description.items() if key in ('stages', 'contents', *SOURCES)}
