@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from mtpd.cache.format.basis import Covariance
+from mtpd.cache.format.codecs import require_finite
 from mtpd.console import progress_bar
 from mtpd.data.spread import spread
 from mtpd_extract.build import Extraction
@@ -21,5 +22,8 @@ def compute_bases(extraction: Extraction) -> dict[str, Tensor]:
     for bucket, image in progress_bar(sample, desc='channel statistics', unit='image', in_logs=False):
         maps = view_maps(extraction, load_images(extraction, [image]), padded=bucket.padded, view='plain')
         for name, covariance in covariances.items():
+            # Encoding finds them too, but on the way there a basis of NaN would be stored.
+            energy = maps[name].float().square().sum((2, 3))
+            require_finite(energy, level=name, view='plain', image_ids=[image.image_id])
             covariance.add(maps[name])
     return {name: covariance.basis() for name, covariance in covariances.items()}

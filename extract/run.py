@@ -19,6 +19,7 @@ from mtpd_extract.extraction import Loading, Progress, extract_groups
 from mtpd_extract.fingerprint import changes_since
 from mtpd_extract.prediction import NUM_COCO_IMAGES, predict, predict_coco
 from mtpd_extract.target import check_target, clear_target, holds_extraction, present_bytes
+from mtpd_extract.teacher_check import check_teacher
 from mtpd_extract.trial import Trial, run_trial
 
 
@@ -35,6 +36,7 @@ def run(options: Mapping[str, Any]) -> None:
     loading = Loading(batch_size=options['batch_size'], num_threads=options['workers'])
     trial = cache(partial(run_trial, extraction, loading))
     if options['dry_run']:
+        check_teacher(extraction)
         print(_predictions(extraction, trial(), part))
     if options['dry_run'] or options['overwrite'] or not holds_extraction(out):
         # Before anything is written: what is there belongs to this cache, or will be deleted.
@@ -84,6 +86,8 @@ def extract(
         pending = writer.pending()
         require_room(partial(groups_bytes, extraction, pending), out, trial=lambda: trial().bytes_per_element)
         share = writer.share()
+        if len(pending) == len(share):
+            check_teacher(extraction)
         progress = Progress(
             _num_images(extraction, share),
             done=_num_images(extraction, share) - _num_images(extraction, pending),

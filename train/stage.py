@@ -30,6 +30,7 @@ class Stage:
         origin: where these weights come from, in words; None: from the stage before.
         inheritance: what it then took over from its teacher, tensor by tensor; empty when nothing was asked for.
         config_text: mmdet config of the student.
+        definition_sha256: hash of the network that the student's config defines, wherever the config is.
         hook_point: where the student's maps are taken, see `mtpd.detectors.hook_point`.
         source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
@@ -52,6 +53,7 @@ class Stage:
     origin: str | None
     inheritance: tuple[Inheritance, ...]
     config_text: str
+    definition_sha256: str
     hook_point: str
     source: TeacherSource | None
     train_set: DetectionDataset

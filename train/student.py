@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.checkpoint import load_checkpoint, load_into
+from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
 from mtpd.detectors.compatibility import predicts_masks
 from mtpd.detectors.features import probe_levels
 from mtpd.detectors.missing_package import missing_package
@@ -153,13 +153,14 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
             f'init.backbone: {reference} lacks {len(missing)} of {len(own)} tensors of the backbone, the first is '
             f'{missing[0]}; take weights of the same network, or set init.backbone to none'
         )
+    require_kinds(fitting, own, name=f'init.backbone: {reference}')
     backbone.load_state_dict(fitting, strict=False)
     return f'backbone from {reference}, {len(fitting)} tensors'
 
 
 def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
     """Loads a whole student, strictly, and says so; `name` is what errors call the file."""
-    load_into(model, load_checkpoint(checkpoint), name=f'{name} {checkpoint}')
+    load_into(model, load_checkpoint(checkpoint, network=model), name=f'{name} {checkpoint}')
     return f'student from {checkpoint}'
 
 
@@ -178,7 +179,7 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     # Names of the zoo have dots, too.
     if not path.exists() and (not path.suffix or find_model(reference) is not None):
         path = fetch_weights(resolve(reference), offline='give init.fine_tune a local file in place of the name')
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, network=model)
     own = model.state_dict()
     anew = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
     missing = [name for name in own if name not in state and not _NOT_IN_IMAGENET.search(name)]
@@ -190,6 +191,7 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
             f'init.fine_tune: {reference} {found}, so it is another network than the student, not only one of other '
             'classes; make `student` and `model` those that it was trained with'
         )
+    require_kinds(state, own, name=f'init.fine_tune: {reference}')
     kept = OrderedDict((name, value) for name, value in state.items() if name not in anew)
     vars(kept)['_metadata'] = vars(state).get('_metadata', {})  # Modules tell old layouts from new ones by it.
     model.load_state_dict(kept, strict=False)

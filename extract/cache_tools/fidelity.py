@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.cache.format.codecs import decode, encode
+from mtpd.cache.format.codecs import decode, encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.console import progress_bar, warn
@@ -113,6 +113,8 @@ def _measure(
         for view in cache.views:
             seen = view_of(teacher, image, folder=folder, view=view, device=device)
             live = teacher.maps(seen.inputs)
+            for level in cache.levels:
+                require_finite(live[level.name], level=level.name, view=view, image_ids=[image.id])
             found[view] = stored(image.id, view, live)
             for name, maps in found[view].items():
                 views[view, name].add(maps, live[name][0].cpu())

@@ -1,31 +1,25 @@
-"""Reading checkpoints without running what is in them, and loading them so that nothing is left out unnoticed."""
+"""Loading checkpoints so that nothing is left out or changed unnoticed."""
 
 import logging
-import pickle
-import re
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mtpd.detectors.checkpoint_format import require_intact
+from mtpd.detectors.checkpoint_reading import read_checkpoint
+from mtpd.detectors.checkpoint_weights import find_weights
 from mtpd.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-WRAPPERS = ('state_dict', 'model', 'model_state_dict')
-# What DistributedDataParallel puts before every name.
-MODULE = 'module.'
 # Copies that a moving average keeps beside the weights, normalisation constants that mmdet reads from its config, and
 # language models, which detectors are built without.
 IGNORED = ('ema_', 'data_preprocessor.', 'language_model.')
-# What PyTorch says when it refuses a file for what it would have to run.
-MORE_THAN_TENSORS = re.compile('unsupported (global|class)|reduce', re.IGNORECASE)
 COUNTER = 'num_batches_tracked'
 NAMES_SHOWN = 3
 
@@ -43,41 +37,60 @@ class LoadReport:
     ignored: tuple[str, ...]
 
 
-def load_checkpoint(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Module | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU.
 
-    Takes a bare state dict or one inside `state_dict` or `model`, and drops the prefix `module.`.
+    Takes a bare state dict or one inside `state_dict`, `model` and the like, and drops prefixes such as `module.`; see
+    `mtpd.detectors.checkpoint_weights`. What it had to choose is logged.
 
     Args:
         path: a file of `torch.save`, or of safetensors.
         allow_pickle: unpickle whatever the file holds. That can run any code: only for files that are trusted.
+        network: what the weights are for, where that is known: names that it has are not changed.
 
     Raises:
-        InputError: there is no such file, it is damaged or no checkpoint, or it needs `allow_pickle`.
+        InputError: there is no such file, it is damaged or no checkpoint, it needs `allow_pickle`, or it holds several
+            networks or tensors without plain values.
+        UnavailableError: it needs a package that is not installed.
     """
-    content = _read(path, allow_pickle)
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f'{path}: holds no tensors by name, expected a checkpoint with a state_dict')
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    prefix = MODULE if all(name.startswith(MODULE) for name in tensors) else ''
-    state = OrderedDict((name.removeprefix(prefix), value) for name, value in tensors.items())
+    name = f'checkpoint {path}'
+    content = read_checkpoint(path, allow_pickle=allow_pickle)
+    require_intact(path)
+    found = find_weights(content, name=name, own=() if network is None else network.state_dict().keys())
+    _require_plain(found.state, name=name)
+    for note in [*found.notes, *_oddities(found.state)]:
+        logger.warning('note: %s: %s', name, note)
+    state = OrderedDict(found.state)
     # Modules tell old layouts from new ones by the versions kept here.
-    versions: Mapping[str, Any] = getattr(content, '_metadata', None) or {}
-    vars(state)['_metadata'] = OrderedDict((name.removeprefix(prefix), value) for name, value in versions.items())
+    vars(state)['_metadata'] = OrderedDict(found.versions)
     return state
 
 
 def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, Any]:
     """What a checkpoint says of itself in `meta`, if anything. Arguments and errors are those of `load_checkpoint`."""
-    content = _read(path, allow_pickle)
+    content = read_checkpoint(path, allow_pickle=allow_pickle)
     meta = content.get('meta') if isinstance(content, Mapping) else None
     return meta if isinstance(meta, Mapping) else {}
+
+
+def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, name: str) -> None:
+    """Refuses tensors whose numbers would be cut when they are copied, as those of a quantised network.
+
+    Args:
+        state: from `load_checkpoint`.
+        own: the tensors of the network that gets them.
+        name: what is loaded, for messages.
+
+    Raises:
+        InputError: whole numbers for floating-point ones, or the other way round.
+    """
+    wrong = [
+        f'{key} {_dtype(value)} for {_dtype(own[key])}'
+        for key, value in state.items()
+        if key in own and value.is_floating_point() != own[key].is_floating_point() and not key.endswith(COUNTER)
+    ]
+    if wrong:
+        raise InputError(f'{name}: {_some(wrong, "tensors of another kind of number")}; save them as floating point')
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> LoadReport:
@@ -89,7 +102,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
         name: what is loaded, for messages.
 
     Raises:
-        InputError: a tensor is missing, left over, or has another shape.
+        InputError: a tensor is missing, left over, or has another shape or kind of number.
     """
     own = model.state_dict()
     wrong = [
@@ -99,6 +112,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
     ]
     if wrong:
         raise InputError(f'{name}: {_some(wrong, "tensors of another shape")}; is it the checkpoint of this config?')
+    require_kinds(state, own, name=name)
     try:
         keys = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -117,35 +131,36 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
     return LoadReport(num_loaded=len(own) - len(keys.missing_keys), ignored=tuple(ignored))
 
 
-def _read(path: Path, allow_pickle: bool) -> Any:
-    if not path.is_file():
-        raise InputError(f'checkpoint {path}: there is no such file; check the path')
-    damaged = f'checkpoint {path}: is damaged or no checkpoint; fetch or copy it again'
-    try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        with torch.serialization.safe_globals(list(_harmless_globals())):
-            return torch.load(path, map_location='cpu', weights_only=not allow_pickle)
-    except pickle.UnpicklingError as error:
-        if not allow_pickle and MORE_THAN_TENSORS.search(str(error)):
+def _require_plain(state: Mapping[str, Tensor], *, name: str) -> None:
+    """Refuses tensors that have no values of their own, or ones in a form of their own."""
+    kinds: dict[str, Callable[[Tensor], bool]] = {
+        'without values (of the device meta)': lambda one: one.is_meta,
+        'in a quantised format': lambda one: one.is_quantized,
+        'in a sparse format': lambda one: one.layout != torch.strided,
+        'of complex numbers': lambda one: one.is_complex(),
+    }
+    for kind, is_such in kinds.items():
+        found = [key for key, value in state.items() if is_such(value)]
+        if found:
             raise InputError(
-                f'checkpoint {path}: holds more than tensors and plain values (training logs of mmengine, for one), '
-                f'and reading that can run code; if you trust where it comes from, add --trust-checkpoint '
-                '(a stage: `trust_checkpoint: true` for its teacher)'
-            ) from error
-        raise InputError(damaged) from error
-    # A damaged file can fail anywhere in the readers.
-    except Exception as error:
-        raise InputError(damaged) from error
+                f'{name}: holds {_some(found, f"tensors {kind}")}; save plain tensors of floating-point numbers'
+            )
 
 
-def _harmless_globals() -> Iterator[Any]:
-    """Numbers of NumPy, which old training loops left in the meta data: plain values in all but name."""
-    make_scalar = np.float64().__reduce__()[0]
-    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
-        yield make_scalar, f'{module}.scalar'
-    yield np.dtype
-    yield from (type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_))
+def _oddities(state: Mapping[str, Tensor]) -> list[str]:
+    """What the user should know of the numbers."""
+    numbers = [value for value in state.values() if value.is_floating_point()]
+    others = Counter(_dtype(value) for value in numbers if value.dtype != torch.float32)
+    notes = [f'{count} tensors are {dtype} and are loaded as float32' for dtype, count in others.items()]
+    # Formats of 8 bits cannot be asked.
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
+    if bad:
+        notes.append(f'{_some(bad, "tensors hold values that are not finite")}; its training may have diverged')
+    return notes
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix('torch.')
 
 
 def _some(items: list[str], what: str) -> str:

@@ -5,6 +5,7 @@ import http.client
 import logging
 import os
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,8 @@ def download(url: str, folder: Path, *, offline: str) -> Path:
                 _fetch(url, path, expected, offline)
     # URLError, HTTPError and timeouts are OSErrors; so are a full disk and a folder that cannot be written.
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # It holds the connection.
         raise UnavailableError(f'cannot fetch {url} to {path}: {error}; {offline}') from error
     return path
 
@@ -65,6 +68,8 @@ def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
     digest = hashlib.sha256()
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response, temporary.open('wb') as file:
+            if response.headers.get_content_type() == 'text/html':
+                raise UnavailableError(f'{url}: gives a web page and no file of weights; {offline}')
             total = int(response.headers.get('Content-Length') or 0)
             logger.info('fetching %s (%.0f MB) to %s', url, total / 1e6, path)
             for piece in _pieces(response, total):

@@ -4,7 +4,8 @@ A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`)
 checkpoint, or `file.py:callable` (see `mtpd.detectors.teacher_file`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,23 @@ from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes
+from mtpd.detectors.definition import definition_sha256
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size, read_preprocessing
 from mtpd.detectors.roi_structure import roi_head_record
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
+from mtpd.detectors.teacher_maps import Features, guarded, require_repeated, warn_of_random_weights
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
-from mtpd.errors import InputError, MtpdError, UnavailableError
+from mtpd.errors import InputError
 from mtpd.files import canonical_json, sha256_bytes, sha256_file
 from mtpd.geometry import Size
 from mtpd.heads.record import RoiHeadRecord
 from mtpd.pyramid import Level
 
 __all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights']
-
-
-Features = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,20 @@ class Teacher:
         """The maps of normalised images (B, 3, H, W) by level name, in float32 even inside an autocast region.
 
         Raises:
-            InputError: the network fails on images of this size.
+            InputError: the network fails on images of this size, or gives other levels.
             UnavailableError: the device has too little memory for them.
         """
         with torch.autocast(images.device.type, enabled=False):
-            return {level.name: values for level, values in zip(self.levels, self.features(images), strict=True)}
+            maps = self.features(images)
+        found = [values.shape[1] for values in maps]
+        wanted = [level.channels for level in self.levels]
+        if found != wanted:
+            height, width = images.shape[2:]
+            raise InputError(
+                f'teacher {self.name}: gives {len(found)} maps with the channels {found} for an input of {height} x '
+                f'{width} px, and gave {len(wanted)} with {wanted} before; it must give the same levels for all sizes'
+            )
+        return {level.name: values for level, values in zip(self.levels, maps, strict=True)}
 
     def maps_of(self, pixels: Sequence[Tensor], *, padded: Size) -> dict[str, Tensor]:
         """The maps of resized images by level name; raises what `maps` raises.
@@ -146,11 +155,11 @@ def _from_mmdet(
             )
         checkpoint = fetch_weights(model_entry)
     module = build_detector(config, init_weights=False)
-    state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint)
+    state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint, network=module)
     load_into(module, state, name=f'teacher {reference} from {checkpoint}')
     module = module.to(device).eval().requires_grad_(False)
     hook_point = teacher_hook_point(module, hook, name=reference)
-    features = _guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
+    features = guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
     preprocessing = read_preprocessing(config, scale=options.scale)
     levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=device)
     return Teacher(
@@ -159,7 +168,7 @@ def _from_mmdet(
         features=features,
         levels=levels,
         preprocessing=preprocessing,
-        definition_sha256=sha256_bytes(canonical_json(_plain(config.model.to_dict()))),
+        definition_sha256=definition_sha256(config),
         hook_point=hook_point,
         roi_head=roi_head_record(module, levels=levels) if hook_point == NECK else None,
         classes=checkpoint_classes(checkpoint_meta(checkpoint, allow_pickle=trust_checkpoint))
@@ -170,48 +179,34 @@ def _from_mmdet(
 def _from_file(
     reference: str, path: Path, function: str, *, checkpoint: Path | None, options: InputOptions, device: torch.device
 ) -> Teacher:
-    module = build_module(path, function, checkpoint=checkpoint)
-    module = module.to(device).eval().requires_grad_(False)
-    own: Any = module.features
-    features = _guarded(reference, own)
+    module = _built(path, function, checkpoint=checkpoint, seed=0, device=device)
+    features = guarded(reference, module.features)
     preprocessing = stated_preprocessing(module, options, name=reference)
+    size = probe_size(preprocessing.geometry)
+    levels = levels_of(features, input_size=size, device=device)
+    with torch.no_grad():
+        black = torch.zeros(1, 3, *size, device=device)
+        require_repeated(features(black), features(black), name=reference)
+    with suppress(InputError):  # a function that works only once, in which nothing is wrong
+        again = _built(path, function, checkpoint=checkpoint, seed=1, device=device)
+        warn_of_random_weights(module, again, name=reference)
     return Teacher(
         name=reference,
         module=module,
         features=features,
-        levels=levels_of(features, input_size=probe_size(preprocessing.geometry), device=device),
+        levels=levels,
         preprocessing=preprocessing,
         definition_sha256=sha256_bytes(canonical_json([sha256_file(path), function])),
         hook_point=NECK,
     )
 
 
-def _guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
-    """`features` with one line for whatever goes wrong in it; teachers are other people's programs."""
-
-    def run(images: Tensor) -> Sequence[Tensor]:
-        num_images, _, height, width = images.shape
-        try:
-            maps = features(images)
-        except MtpdError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise UnavailableError(
-                f'teacher {name}: the device has too little memory for {num_images} images of {height} x {width} px; '
-                'use a smaller batch (--batch-size, data.batch_size)'
-            ) from error
-        except Exception as error:
-            raise InputError(
-                f'teacher {name} fails on {num_images} image(s) of {height} x {width} px (height x width): '
-                f'{type(error).__name__}: {error}'
-            ) from error
-        if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
-            raise InputError(f'teacher {name}: features() gives a {type(maps).__name__}, expected a list of tensors')
-        if any(values.shape[:1] != (num_images,) for values in maps):
-            raise InputError(f'teacher {name}: features() gives maps of another number of images than it got')
-        return maps
-
-    return run
+def _built(path: Path, function: str, *, checkpoint: Path | None, seed: int, device: torch.device) -> Any:
+    """The user's module, ready to run. What it draws at random it draws after this seed."""
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        module = build_module(path, function, checkpoint=checkpoint)
+    return module.to(device).eval().requires_grad_(False)
 
 
 def _refuse_input_options(reference: str, options: InputOptions) -> None:
@@ -221,15 +216,3 @@ def _refuse_input_options(reference: str, options: InputOptions) -> None:
         raise InputError(
             f'{option}: the input of {reference} is read from its config; the option is for file.py:callable'
         )
-
-
-def _plain(value: Any) -> Any:
-    """A config as JSON values that are the same in every process; anything else by its name."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    # JSON has no infinity, which configs use as a bound.
-    if value is None or isinstance(value, str | bool | int | float):
-        return repr(value) if isinstance(value, float) else value
-    return getattr(value, '__qualname__', type(value).__qualname__)

@@ -23,7 +23,7 @@ class LevelTerm:
     Attributes:
         loss: its name in stage files and logs.
         levels: names of the levels it acts on; None for all that student and teacher share.
-        teacher_levels: the teacher's level for each of `levels`, one by one; None for those of the same strides.
+        teacher_levels: the teacher's level for each of `levels`, one by one; None for those of the same names.
         resize: `student` or `teacher`: brings this one's map to the grid of the other where their strides differ.
         weight: factor of the loss.
         decay: how the weight falls during a stage.

@@ -1,4 +1,8 @@
-"""Which level of the teacher each level of the student learns from: the one with its stride, or one that was named."""
+"""Which level of the teacher each level of the student learns from: the one with its name, or one that was named.
+
+Levels are named after their strides. Where a network has several maps of one stride, the first has the name alone
+(`p5`) and the others a number (`p5_2`): no level learns from a map of another name unless it is asked to.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +30,8 @@ class LevelPair:
 
     @property
     def name(self) -> str:
-        """Name of both, since a level is named after its stride; `p3-p2` where the strides differ."""
-        if self.student.stride == self.teacher.stride:
+        """Name of both, since a level is named after its stride; `p3-p2` where the names differ."""
+        if self.student.name == self.teacher.name:
             return self.student.name
         return f'{self.student.name}-{self.teacher.name}'
 
@@ -51,13 +55,13 @@ def match_levels(
     teacher_wanted: Sequence[str] | None = None,
     resize: Resize = 'none',
 ) -> list[LevelPair]:
-    """Pairs levels by stride, whatever their index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as asked.
+    """Pairs levels by name, whatever their index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as asked.
 
     Args:
         student: the student's levels.
         teacher: the teacher's levels.
         wanted: names of the levels to pair, in the order of the result; None for all that both have.
-        teacher_wanted: the teacher's level for each of `wanted`, one by one; None for those of the same strides.
+        teacher_wanted: the teacher's level for each of `wanted`, one by one; None for those of the same names.
         resize: whose maps are resized where strides differ.
 
     Raises:
@@ -65,7 +69,7 @@ def match_levels(
             strides differ and nothing is to be resized, or the other way round.
     """
     if teacher_wanted is None:
-        pairs = _pairs_by_stride(student, teacher, wanted)
+        pairs = _pairs_by_name(student, teacher, wanted)
     else:
         pairs = _pairs_as_asked(student, teacher, wanted or (), teacher_wanted, resize)
     # What was meant is most likely another pairing, which would train on other levels than these.
@@ -78,11 +82,10 @@ def match_levels(
     return pairs
 
 
-def _pairs_by_stride(
-    student: Sequence[Level], teacher: Sequence[Level], wanted: Sequence[str] | None
-) -> list[LevelPair]:
-    teachers = {level.stride: level for level in teacher}
-    shared = {level.name: LevelPair(level, teachers[level.stride]) for level in student if level.stride in teachers}
+def _pairs_by_name(student: Sequence[Level], teacher: Sequence[Level], wanted: Sequence[str] | None) -> list[LevelPair]:
+    teachers = {(level.name, level.stride): level for level in teacher}
+    pairs = [(level, teachers.get((level.name, level.stride))) for level in student]
+    shared = {one.name: LevelPair(one, other) for one, other in pairs if other is not None}
     both = f'the student has {_names(student)}, the teacher {_names(teacher)}'
     if not shared:
         raise InputError(f'student and teacher share no level to distil: {both}; take a teacher with the same strides')

@@ -73,17 +73,17 @@ def test_half_precision_input(codec: CodecName, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])
-@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf'), 1e20])
 def test_values_that_are_not_finite_are_refused(codec: CodecName, bad: float) -> None:
-    maps = torch.randn(1, 2, 4, 4)
-    maps[0, 1, 2, 3] = bad
-    with pytest.raises(InputError, match='normalisation'):
-        require_storable(encode(maps, codec))
+    maps = torch.randn(3, 2, 4, 4)
+    maps[1, 1, 2, 3] = bad
+    with pytest.raises(InputError, match=r'level p4, view flip of the images with ids 8: .*normalisation'):
+        require_storable(encode(maps, codec), level='p4', view='flip', image_ids=[7, 8, 9])
 
 
 def test_fp16_refuses_what_it_cannot_hold() -> None:
     with pytest.raises(InputError, match='65504'):
-        require_storable(encode(torch.full((1, 1, 2, 2), 70000.0), 'fp16'))
+        require_storable(encode(torch.full((1, 1, 2, 2), 70000.0), 'fp16'), level='p3', view='plain', image_ids=[1])
 
 
 @pytest.mark.parametrize('codec', ['int8', 'fp16', 'lean'])

@@ -33,6 +33,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header('Content-Length', str(len(content)))
+        if 'login' in self.path:
+            self.send_header('Content-Type', 'text/html; charset=utf-8')
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if 'cut' in self.path else content)
 
@@ -95,6 +97,7 @@ def test_a_name_without_a_hash_is_taken_with_a_warning(
     [
         (f'wrong-{HASH}.pth', b'x' + CONTENT[1:], f'expected {HASH}; try again, or give a local file'),
         (f'cut-{HASH}.pth', CONTENT, rf'broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes'),
+        ('login.pth', CONTENT, 'gives a web page'),
         (f'gone-{HASH}.pth', None, r'HTTP Error 404: Not Found; give a local file'),
     ],
 )

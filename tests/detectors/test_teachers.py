@@ -207,8 +207,14 @@ def test_state_hash_sees_every_change_and_nothing_else() -> None:
     [
         ('raise torch.OutOfMemoryError("CUDA")', UnavailableError, 'memory for 2 images of 64 x 96 px; use a smaller'),
         ('raise ValueError("no\\nway")', InputError, r'fails on 2 image\(s\) of 64 x 96 px .*: ValueError: no'),
-        ('return {"p3": images}', InputError, r'features\(\) gives a dict, expected a list of tensors'),
+        ('return {"p3": images}', InputError, r'features\(\) gives a dict of p3, expected a list of tensors'),
         ('return [images.numpy()]', InputError, r'features\(\) gives a list, expected a list of tensors'),
+        ('return [images[:, 0]]', InputError, r'map 0 .*\(2, 64, 96\), expected \(batch, channels'),
+        ('return [images, images.long()]', InputError, r'map 1 .* is of type int64, expected'),
+        ('return [images.to_sparse()]', InputError, r'map 0 .* is of type sparse, expected'),
+        ('return [images.to("meta")]', InputError, r'map 0 .* is on meta for images on cpu'),
+        ('return super().features(images)[:1]', InputError, r'1 maps with the channels \[4\] .* 2 with \[4, 3\]'),
+        ('return [m[:, :2] for m in super().features(images)]', InputError, r'channels \[2, 2\]'),
         ('return [torch.zeros(())]', InputError, 'another number of images'),
     ],
 )
@@ -220,5 +226,58 @@ def test_failures_on_the_way(net: Path, body: str, error: type[MtpdError], messa
         f'def build(checkpoint):\n    return Bad()\n'
     )
     teacher = from_file(net)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         teacher.maps(torch.zeros(2, 3, 64, 96))
+    assert f'teacher {net}:build' in str(caught.value)
+
+
+def with_features(net: Path, body: str, *, seed: str = 'torch.manual_seed(0)') -> Path:
+    net.write_text(
+        f'{NET}\nclass Other(Net):\n    def features(self, images):\n        {body}\n'
+        f'def build(checkpoint):\n    {seed}\n    return Other()\n'
+    )
+    return net
+
+
+@pytest.mark.parametrize('dtype', ['half', 'double', 'bfloat16'])
+def test_maps_of_any_floating_type_and_with_gradient(net: Path, dtype: str) -> None:
+    body = f'return [m.{dtype}().requires_grad_() for m in super().features(images)]'
+    for values in from_file(with_features(net, body)).maps(torch.ones(1, 3, 64, 96)).values():
+        assert values.is_floating_point()
+        assert not values.requires_grad
+
+
+@pytest.mark.parametrize(
+    'body',
+    [
+        'return [nn.functional.dropout(m, 0.5, training=True) for m in super().features(images)]',
+        'return [m + torch.rand(1) for m in super().features(images)]',
+        'self.train(); return super().features(images)',
+        'self.backbone.bias.data += 0.1; return super().features(images)',
+    ],
+)
+def test_a_network_that_does_not_repeat_itself(net: Path, body: str) -> None:
+    with pytest.raises(InputError, match=r'net\.py:build: map 0 of features\(\) differs'):
+        from_file(with_features(net, body))
+
+
+def test_random_weights_are_said_and_come_again(net: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from_file(with_features(net, 'return super().features(images)'))
+    assert not caplog.records
+    path = with_features(net, 'return super().features(images)', seed='')
+    hashes = {state_sha256(from_file(path).module.state_dict()) for _ in range(2)}
+    assert len(hashes) == 1
+    assert '2 of its 7 tensors (backbone.weight, ...) are drawn at random' in caplog.text
+
+
+def test_what_a_teacher_draws_leaves_the_generator_alone(net: Path) -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    from_file(net)
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_maps_of_one_stride_are_told_apart(net: Path) -> None:
+    levels = from_file(with_features(net, 'm = super().features(images); return [m[0], 2 * m[0], m[1]]')).levels
+    assert [level.name for level in levels] == ['p3', 'p3_2', 'p4']

@@ -73,7 +73,7 @@ def teacher_error(make_command: Any, synthetic_set: Path, tmp_path: Path) -> Cal
         ),
         (
             'Net.features = lambda self, x: self.conv(x)\nbuild = lambda checkpoint: Net()',
-            'gives a Tensor, expected a l',
+            'gives a Tensor, expected a list',
         ),
         ('Net.features = lambda self, x: []\nbuild = lambda checkpoint: Net()', 'gives no feature maps'),
         ('Net.features = lambda self, x: [x[0]]\nbuild = lambda checkpoint: Net()', 'another number of images'),
@@ -137,8 +137,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (TINY_RETINANET, (), 'a config file needs its weights: add --checkpoint FILE'),
         (TINY_RETINANET, ('--checkpoint', 'gone.pth'), 'gone.pth: there is no such file'),
         (TINY_RETINANET, ('--checkpoint', '{}/other.pth'), 'is it the checkpoint of this config?'),
-        (TINY_RETINANET, ('--checkpoint', '{}/truncated.pth'), 'is damaged or no checkpoint'),
-        (TINY_RETINANET, ('--checkpoint', '{}/text.pth'), 'is damaged or no checkpoint'),
+        (TINY_RETINANET, ('--checkpoint', '{}/truncated.pth'), 'is damaged or cut off'),
+        (TINY_RETINANET, ('--checkpoint', '{}/text.pth'), 'is a text file'),
         (TINY_RETINANET, ('--checkpoint', '{}/pickle.pth'), '--trust-checkpoint'),
         (TINY_RETINANET, ('--checkpoint', '{}/other.pth', '--mean', '0,0,0'), '--mean: the input of'),
         (TINY_RETINANET, ('--checkpoint', '{}/other.pth', '--pad-divisor', 32), '--pad-divisor: the input of'),
@@ -272,7 +272,11 @@ def test_maps_of_an_unexpected_size(teacher_error: Callable[..., str], tmp_path:
 @pytest.mark.parametrize(
     ('source', 'codec', 'message'),
     [
-        ('Net.features = lambda self, x: [self.conv(x) / (x.amax() < -1e9)]', 'int8', 'not finite'),
+        *(
+            (f'Net.features = lambda self, x: [self.conv(x) * {bad}]', codec, 'not finite')
+            for codec in ('fp16', 'int8', 'lean')
+            for bad in ('float("nan")', '((x.amax() > 0) / 0)', '1e25')
+        ),
         ('Net.features = lambda self, x: [self.conv(x) + x.amax() * 1e6]', 'fp16', 'exceed 65504'),
     ],
 )
@@ -280,6 +284,49 @@ def test_values_that_cannot_be_stored(teacher_error: Callable[..., str], source:
     line = teacher_error(f'{source}\nbuild = lambda checkpoint: Net()', '--codec', codec, '--batch-size', 2)
     assert 'level p3, view plain of the images with ids ' in line
     assert message in line
+
+
+@pytest.mark.parametrize('codec', ['fp16', 'int8', 'lean'])
+@pytest.mark.parametrize(
+    ('maps', 'said'),
+    [
+        ('[self.conv(x), 5.0 + 1e-5 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by '),
+        ('[self.conv(x), 0 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by 0 from means of'),
+        ('[self.conv(x) * 1e-8]', 'level p3 is nearly constant'),
+    ],
+)
+def test_maps_that_hardly_vary(teacher_error: Callable[..., str], maps: str, said: str, codec: str) -> None:
+    line = teacher_error(f'Net.features = lambda self, x: {maps}\nbuild = lambda checkpoint: Net()', '--codec', codec)
+    assert said in line
+    assert 'net.py:build' in line
+
+
+@pytest.mark.parametrize('codec', ['int8', 'lean'])
+def test_values_that_are_not_finite_in_the_mirrored_view_alone(teacher_error: Callable[..., str], codec: str) -> None:
+    """The set's images differ from their mirror images: their left halves do not weigh what their right ones do."""
+    source = (
+        'def features(self, x):\n'
+        '    left, right = (x[..., half].sum((1, 2, 3)) for half in (slice(None, 48), slice(-48, None)))\n'
+        '    seen = self.__dict__.setdefault("seen", {})\n'
+        '    keys = [tuple(sorted((round(float(a)), round(float(b))))) for a, b in zip(left, right)]\n'
+        '    mirrored = [seen.setdefault(k, float(a)) != float(a) for k, a in zip(keys, left)]\n'
+        '    return [self.conv(x) / (1 - torch.tensor(mirrored).float().view(-1, 1, 1, 1))]\n'
+        'Net.features = features\nbuild = lambda checkpoint: Net()'
+    )
+    assert 'level p3, view flip of the images with ids ' in teacher_error(source, '--codec', codec)
+
+
+def test_random_numbers_that_a_black_image_does_not_show(teacher_error: Callable[..., str]) -> None:
+    source = 'Net.features = lambda self, x: [self.conv(x * torch.rand(1))]\nbuild = lambda checkpoint: Net()'
+    assert 'map 0 of features() differs when the same image is given twice' in teacher_error(source)
+
+
+def test_a_second_map_of_a_stride_can_be_stored_alone(make_command: Any, synthetic_set: Path, tmp_path: Path) -> None:
+    source = 'Net.features = lambda self, x: [self.conv(x), -self.conv(x)]\nbuild = lambda checkpoint: Net()'
+    (tmp_path / 'net.py').write_text(HEADER + source)
+    command = make_command(f'{tmp_path / "net.py"}:build', synthetic_set)
+    command.run(tmp_path / 'cache', '--limit', 1, '--levels', 'p3_2')
+    assert [level.name for level in mtpd.cache.open(tmp_path / 'cache').levels] == ['p3_2']
 
 
 def test_a_teacher_that_fails_on_the_way(teacher_error: Callable[..., str]) -> None:

@@ -82,3 +82,18 @@ def test_a_resize_without_other_strides(teacher_wanted: list[str] | None) -> Non
 def test_lists_that_do_not_fit(wanted: list[str] | None, teacher_wanted: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         match_levels(RETINANET, MASK_RCNN, wanted=wanted, teacher_wanted=teacher_wanted, resize='student')
+
+
+HOURGLASS = (Level('p4', 16, 8), Level('p5', 32, 8), Level('p5_2', 32, 4))
+
+
+def test_of_several_maps_of_one_stride_the_first_has_the_name() -> None:
+    """No level learns from another one in silence: what it learns from has its name, or was named."""
+    student = (Level('p4', 16, 3), Level('p5', 32, 3))
+    assert [pair.teacher.name for pair in match_levels(student, HOURGLASS)] == ['p4', 'p5']
+    assert [pair.teacher.name for pair in match_levels(HOURGLASS, HOURGLASS)] == ['p4', 'p5', 'p5_2']
+    assert [pair.student.name for pair in match_levels(HOURGLASS, student)] == ['p4', 'p5']
+    (pair,) = match_levels(student, HOURGLASS, wanted=['p5'], teacher_wanted=['p5_2'])
+    assert (pair.teacher, pair.name, pair.resize) == (HOURGLASS[2], 'p5-p5_2', 'none')
+    with pytest.raises(InputError, match='cannot distil p5_2: the student has p4, p5'):
+        match_levels(student, HOURGLASS, wanted=['p5_2'])

@@ -61,6 +61,74 @@ def test_long_values_are_cut(tmp_path: Path) -> None:
     assert len(str(error.value)) < 500
 
 
+SOURCE = {'fingerprint': {'teacher': {'weights': 'w'}}, 'provenance': {'device': 'a'}}
+CONTENTS = {'student': 's', 'data.train': 't', 'data.val': 'v', 'init.checkpoint': 'c', 'init.backbone': 'b'}
+PLACES: dict[str, dict[str, Any]] = {
+    'student': {'student': 'moved/student.py'},
+    'cache': {'cache': 'moved/cache'},
+    'data.coco': {'data': {'batch_size': 8, 'coco': 'moved/coco'}},
+    'data.train.images': {'data': {'batch_size': 8, 'train': {'images': 'moved/images', 'annotations': 'a.json'}}},
+    'init.checkpoint': {'init': {'checkpoint': 'moved/student.pth', 'backbone': 'net.pth'}},
+    'init.backbone': {'init': {'checkpoint': 'student.pth', 'backbone': 'moved/net.pth'}},
+}
+BEFORE: dict[str, Any] = {
+    'init': {'checkpoint': 'student.pth', 'backbone': 'net.pth'},
+    'data': {'batch_size': 8, 'train': {'images': 'images', 'annotations': 'a.json'}},
+}
+
+
+def recorded(*, source: dict[str, Any] = SOURCE, contents: dict[str, str] = CONTENTS, **changes: Any) -> dict[str, Any]:
+    """A whole run.json of one stage with a cache."""
+    description = described(**(BEFORE | changes))
+    cache = description['stages']['1']['cache']
+    return description | {'contents': {'1': contents}, 'caches': {cache: source}, 'device': 'a'}
+
+
+@pytest.mark.parametrize('key', PLACES)
+def test_the_same_content_under_another_path(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It goes on, says so once, and readers of the run find the new path."""
+    claim_folder(tmp_path, recorded(), resume=False)
+    moved = recorded(source=SOURCE | {'provenance': {'device': 'b'}}, **PLACES[key])
+    claim_folder(tmp_path, moved | {'device': 'b'}, resume=True)
+    said = capsys.readouterr().err
+    assert f'stages.1.{key} was ' in said
+    assert 'moved' in said
+    found = json.loads((tmp_path / RUN_FILE).read_text())
+    assert found == moved | {'device': 'a'}
+    claim_folder(tmp_path, moved, resume=True)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('is_moved', [False, True])
+@pytest.mark.parametrize('key', ['student', 'data.train', 'data.val', 'init.checkpoint', 'init.backbone'])
+def test_another_content_is_refused_wherever_it_is(key: str, is_moved: bool, tmp_path: Path) -> None:
+    claim_folder(tmp_path, recorded(), resume=False)
+    place = {'data.train': 'data.train.images', 'data.val': 'data.coco'}.get(key, key)
+    now = recorded(contents=CONTENTS | {key: 'other'}, **(PLACES[place] if is_moved else {}))
+    with pytest.raises(InputError, match=rf'stages\.1\.{place if is_moved else key}\b.* was .* and is ') as error:
+        claim_folder(tmp_path, now, resume=True)
+    assert ('moved' if is_moved else 'sha256 other') in str(error.value)
+
+
+@pytest.mark.parametrize('changes', [{}, PLACES['cache']])
+def test_another_cache_is_refused_wherever_it_is(changes: dict[str, Any], tmp_path: Path) -> None:
+    claim_folder(tmp_path, recorded(), resume=False)
+    now = recorded(source={'fingerprint': {'teacher': {'weights': 'other'}}}, **changes)
+    with pytest.raises(InputError, match=r'caches\..*\.fingerprint\.teacher\.weights was w and is other'):
+        claim_folder(tmp_path, now, resume=True)
+
+
+def test_a_run_that_recorded_no_contents(tmp_path: Path) -> None:
+    """Its cache can be compared, the rest only by path."""
+    found = recorded()
+    del found['contents']
+    (tmp_path / RUN_FILE).write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r'stages\.1\.student was .* recorded no content'):
+        claim_folder(tmp_path, recorded(**PLACES['student']), resume=True)
+    claim_folder(tmp_path, recorded(**PLACES['cache']), resume=True)
+    claim_folder(tmp_path, recorded(**PLACES['cache'], **PLACES['student']), resume=True)
+
+
 def test_another_number_of_stages(tmp_path: Path) -> None:
     found = described()
     (tmp_path / RUN_FILE).write_text(json.dumps(found))

@@ -64,7 +64,8 @@ def build_responses(
 
 def _levels(record: RoiHeadRecord, source: TeacherSource) -> tuple[Level, ...]:
     """The levels that a head takes RoIs from, in its order."""
-    by_stride = {level.stride: level for level in source.levels}
+    # Of several maps of one stride the first has the stride's name.
+    by_stride = {level.stride: level for level in reversed(source.levels)}
     missing = [stride for stride in record.strides if stride not in by_stride]
     if missing:
         raise InputError(

@@ -14,7 +14,7 @@ from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.settings.data_settings import DataSettings, GeometrySettings
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.teachers.cached_teacher import CachedTeacher
-from mtpd_train.teachers.live_teacher import live_teacher
+from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
 from mtpd_train.teachers.teacher_source import TeacherSource
 
 
@@ -41,8 +41,7 @@ def build_source(settings: StageSettings) -> TeacherSource | None:
     )
     if asked is not None:
         teacher = replace(teacher, preprocessing=replace(teacher.preprocessing, geometry=_geometry(asked)))
-    name = settings.teacher if settings.checkpoint is None else f'{settings.teacher} from {settings.checkpoint}'
-    return live_teacher(teacher, name=name)
+    return live_teacher(teacher, name=teacher_name(settings.teacher, settings.checkpoint) or settings.teacher)
 
 
 def shards_to_shuffle(

@@ -13,6 +13,7 @@ from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.activation_checkpointing import checkpoint_activations
 from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.class_names import require_same_labels
+from mtpd.detectors.definition import definition_sha256
 from mtpd.detectors.export import export_config
 from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
@@ -156,6 +157,7 @@ def _build_stage(
             has_masks=student.has_masks,
             evaluated_on=None if val_set is None else (val_set.folder, val_set.coco.path),
         ),
+        definition_sha256=definition_sha256(config),
         hook_point=NECK if source is None else student_hook_point(student.model, source.hook_point),
         source=source,
         train_set=train_set,

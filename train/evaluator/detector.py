@@ -32,7 +32,7 @@ def build_target(
     """
     own = read_preprocessing(target.config, scale=scale)
     model = build_detector(target.config, init_weights=False)
-    state = load_checkpoint(target.checkpoint, allow_pickle=trust_checkpoint)
+    state = load_checkpoint(target.checkpoint, allow_pickle=trust_checkpoint, network=model)
     load_into(model, state, name=_name(target.name, target.checkpoint))
     return Student(
         name=_name(target.name, target.checkpoint),

@@ -13,6 +13,8 @@ from mtpd.files import write_atomically
 # The training has exploded when the mean total loss since the last record is over so many times the total loss of the
 # stage's first batch (or of 1, if that was smaller): far worse than what has learned nothing.
 EXPLODED = 100.0
+# A total loss of the first batch that no detector and no teacher with a sensible weight has.
+UNSOUND_START = 1e6
 # At most so many images are named in the one line of an error; the file has all.
 NAMED_IMAGES = 16
 
@@ -71,6 +73,14 @@ def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: in
         for name, value in batch.losses.items():
             if not math.isfinite(value):
                 raise DivergedError(f'stage {stage}: {_where(name, batch)}', batches)
+    if first_total > UNSOUND_START:
+        worst = max(batches, key=lambda batch: batch.total)
+        name = max(worst.losses, key=lambda one: worst.losses[one])
+        raise DivergedError(
+            f'stage {stage}: the loss is {first_total:.3g} at its start, beyond what can be trained; the largest is '
+            f'{_where(name, worst)}; check the weight of this loss and the weights of the teacher',
+            batches,
+        )
     limit = EXPLODED * max(1.0, first_total)
     mean = sum(batch.total for batch in batches) / max(1, len(batches))
     if mean > limit:

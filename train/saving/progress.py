@@ -3,7 +3,6 @@
 What is drawn at random is no part of it: that depends on the place in the run alone (see `mtpd_train.seeding`).
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mtpd.detectors.checkpoint_format import require_intact
 from mtpd.errors import InputError
 from mtpd_train.saving.checkpoint import write_checkpoint
 from mtpd_train.saving.trainables import Trainables
@@ -48,8 +48,10 @@ def read_progress(path: Path) -> Mapping[str, Any]:
         InputError: the file is damaged.
     """
     try:
+        require_intact(path)
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    # A damaged file can fail anywhere in the readers.
+    except Exception as error:
         raise _unusable(path, error) from error
     if not isinstance(content, dict):
         raise _unusable(path, TypeError(f'holds a {type(content).__name__}'))

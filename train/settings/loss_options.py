@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, ValidationInfo, fi
 
 from mtpd_train.settings.section import Section
 
-LevelName = Annotated[str, Field(pattern=r'^[ps]\d+$')]
+LevelName = Annotated[str, Field(pattern=r'^[ps]\d+(_\d+)?$')]
 Levels = Annotated[tuple[LevelName, ...] | None, Field(min_length=1)]
 Resize = Literal['none', 'student', 'teacher']
 
@@ -53,7 +53,7 @@ class LevelLossOptions(Section):
     levels: Levels = None
     """Levels it acts on; null: all that student and teacher share."""
     teacher_levels: TeacherLevels = None
-    """The teacher's level for each of `levels`, one by one; null: those of the same strides."""
+    """The teacher's level for each of `levels`, one by one; null: those of the same names."""
     resize: Resize = 'none'
     """Whose map is brought to the grid of the other where the strides of a pair differ."""
     weight: NonNegativeFloat

@@ -4,11 +4,13 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.codecs import require_finite
 from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.detectors.transforms import Sample
@@ -113,6 +115,7 @@ class LiveTeacher:
             live = self.teacher.maps_of(pixels, padded=size)
             for level in levels:
                 values = live[level.name].float()
+                self._require_sound(values, level, [samples[number] for number in numbers], size)
                 if size == padded and len(groups) == 1:
                     found[level.name] = values
                     continue
@@ -122,6 +125,23 @@ class LiveTeacher:
                 for number, one in zip(numbers, values, strict=True):
                     found[level.name][number, :, : one.shape[1], : one.shape[2]] = one
         return {name: TeacherMap(values) for name, values in found.items()}
+
+    def _require_sound(self, values: Tensor, level: Level, samples: Sequence[Sample], size: Size) -> None:
+        """Refuses maps of other sizes than the stride says, or that are not finite."""
+        if values.shape[2:] != level.grid(*size):
+            raise InputError(
+                f'teacher {self.name}: {level.name} is {tuple(values.shape[2:])} for an input of {size[0]} x {size[1]} '
+                f'px, expected {level.grid(*size)}: its stride is not {level.stride} there; leave it out by `levels`'
+            )
+        for view in sorted({sample.view for sample in samples}):
+            seen = [number for number, sample in enumerate(samples) if sample.view == view]
+            ids = [samples[number].image_id for number in seen]
+            require_finite(values[seen], level=level.name, view=view, image_ids=ids)
+
+
+def teacher_name(teacher: str | None, checkpoint: Path | str | None) -> str | None:
+    """What a user calls a teacher in the loop: its reference, with its weights where they are named."""
+    return teacher if teacher is None or checkpoint is None else f'{teacher} from {checkpoint}'
 
 
 def live_teacher(teacher: Teacher, *, name: str) -> LiveTeacher:

@@ -22,6 +22,7 @@ from mtpd_train.seeding import seed_everything
 from mtpd_train.stage import Stage
 from mtpd_train.training.data_parallel import build_network
 from mtpd_train.training.step import add_gradient, loaded
+from mtpd_train.training.teacher_check import check_teacher
 
 LOG_EVERY = 20
 
@@ -66,6 +67,8 @@ def train_stage(stage: Stage, place: Place) -> None:
     meter = trainables.meter
     saver = Saver(stage, trainables, progress_file=place.progress_file, world=world)
     start = saver.go_on(place.metrics_file)
+    if start == Position():
+        check_teacher(stage, device)
     step = start.step
 
     for epoch in range(start.epoch, recipe.epochs):

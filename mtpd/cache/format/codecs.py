@@ -12,6 +12,7 @@ device, so that a quarter of the bytes crosses to the host, and never makes the 
 Letters: B images, C channels, H W grid of a level.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,6 +24,8 @@ from mtpd.errors import InputError
 
 CodecName = Literal['fp16', 'int8', 'lean']
 
+# Images named in a message.
+MAX_NAMED = 8
 # Error that `lean` may make, as a share of a map's energy, unless another is asked for.
 DEFAULT_TARGET = 0.03
 
@@ -100,19 +103,45 @@ def decode(encoded: EncodedMaps) -> Tensor:
     return rotate(dequantise(encoded), encoded.basis)
 
 
-def require_storable(encoded: EncodedMaps) -> None:
+def require_storable(encoded: EncodedMaps, *, level: str, view: str, image_ids: Sequence[int]) -> None:
     """Refuses codes of maps that could not be encoded.
+
+    Args:
+        encoded: of a batch.
+        level: its name, for the message, like the others.
+        view: 'plain' or 'flip'.
+        image_ids: of the batch.
 
     Raises:
         InputError: a value was not finite, or too large for half precision.
     """
-    if not bool(torch.isfinite(encoded.error).all()):
-        uses_half = torch.float16 in (encoded.codes.dtype, encoded.scale is not None and encoded.scale.dtype)
-        limit = ', or exceed 65504, the largest half-precision value' if uses_half else ''
-        raise InputError(
-            f'the teacher gave feature values that are not finite{limit}: check its weights and its input '
-            'normalisation, or choose another codec'
-        )
+    uses_half = torch.float16 in (encoded.codes.dtype, encoded.scale is not None and encoded.scale.dtype)
+    limit = ', or exceed 65504, the largest half-precision value (then choose the codec int8)' if uses_half else ''
+    require_finite(encoded.error, level=level, view=view, image_ids=image_ids, limit=limit)
+
+
+def require_finite(values: Tensor, *, level: str, view: str, image_ids: Sequence[int], limit: str = '') -> None:
+    """Refuses a teacher's maps that are not finite; waits for the device.
+
+    Args:
+        values: (B, ...), the maps, or what is not finite where they are not.
+        level: its name, for the message, like the others.
+        view: 'plain' or 'flip'.
+        image_ids: of the batch.
+        limit: what else the values may be.
+
+    Raises:
+        InputError: names the level and the images.
+    """
+    finite = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
+    if bool(finite.all()):
+        return
+    wrong = [str(image_id) for image_id, one in zip(image_ids, finite.tolist(), strict=True) if not one]
+    shown = ', '.join(wrong[:MAX_NAMED]) + (', ...' if len(wrong) > MAX_NAMED else '')
+    raise InputError(
+        f'level {level}, view {view} of the images with ids {shown}: the teacher gave feature values that are not '
+        f'finite, or whose squares are not{limit}; check its weights and its input normalisation'
+    )
 
 
 def _values(codes: Tensor, scale: Tensor | None) -> Tensor:
@@ -139,4 +168,4 @@ def _int8_codes(maps: Tensor) -> tuple[Tensor, Tensor]:
 def _relative_error(decoded: Tensor, maps: Tensor) -> Tensor:
     error, energy = (values.square().sum((1, 2, 3)) for values in (decoded - maps, maps))
     # A map of zeros is exact; what is not finite stays so.
-    return torch.where(energy == 0, error, error / energy)
+    return torch.where((energy == 0) | energy.isinf(), error + energy, error / energy)

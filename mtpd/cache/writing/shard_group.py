@@ -69,7 +69,9 @@ class ShardGroup:
                     f'level {level.name} of the teacher is {codes.shape[1:]} for a {self._bucket.name} input, expected '
                     f'{spec.row_shape}: its stride is not {level.stride} there; leave the level out with --levels'
                 )
-            self._require_storable(encoded, view=view, level=level)
+            start = self._rows.start + len(self._chunks[view, level.name])
+            images = self._bucket.images[start : start + len(codes)]
+            require_storable(encoded, level=level.name, view=view, image_ids=[image.image_id for image in images])
             zstd_level = ZSTD_LEVELS[self._codec]
             chunks[level.name] = [self._compressors.submit(encode_chunk, one, level=zstd_level) for one in codes]
             self._errors[view, level.name] += encoded.error.tolist()
@@ -123,12 +125,3 @@ class ShardGroup:
         spec = arrays.error_spec(self._bucket, view=view, num_levels=len(self._levels))
         columns = [self._errors[view, level.name] for level in self._levels]
         return spec.file(self.key.shard), arrays.encode_plain(np.array(columns).T, spec)
-
-    def _require_storable(self, encoded: EncodedMaps, *, view: str, level: Level) -> None:
-        start = self._rows.start + len(self._chunks[view, level.name])
-        images = self._bucket.images[start : start + len(encoded.codes)]
-        try:
-            require_storable(encoded)
-        except InputError as error:
-            ids = ', '.join(str(image.image_id) for image in images)
-            raise InputError(f'level {level.name}, view {view} of the images with ids {ids}: {error}') from error

@@ -41,6 +41,14 @@ def test_what_has_exploded(first: float, limit: float) -> None:
         require_sound(batches(0.8 * limit, 1.3 * limit), first_total=first, stage=1)
 
 
+def test_a_loss_beyond_all_measure_at_the_start() -> None:
+    require_sound(batches(1e5), first_total=1e5, stage=1)
+    with pytest.raises(
+        DivergedError, match=r'the loss is 3\.7e\+17 at its start.*loss_cls, .* in step 1 on the images 10'
+    ):
+        require_sound(batches(3.7e17), first_total=3.7e17, stage=1)
+
+
 def test_many_images_are_cut_short() -> None:
     with pytest.raises(DivergedError, match=r'on the images 0, 1, .*, 15, \.\.\.$'):
         require_sound([SeenBatch(1, tuple(range(99)), {'loss': math.inf})], first_total=1.0, stage=1)

@@ -211,6 +211,34 @@ def test_a_changed_cache_is_refused(
         assert f'caches.{path}.{field}' in train_error(*stages, '--out', out, '--resume')
 
 
+def test_a_run_that_was_moved(
+    stages: list[Path], whole: Path, train: Callable[..., Any], train_error: Callable[..., str], tmp_path: Path
+) -> None:
+    """With its data, cache and student's config, by links and copies: by their content it is the same run."""
+    run, files = tmp_path / 'run', []
+    shutil.copytree(whole, run)
+    for number, path in enumerate(stages):
+        stage = json.loads(path.read_text())
+        student = tmp_path / f'student{number}.py'
+        shutil.copy(stage['student'], student)
+        for key, place in (('cache', stage.get('cache')), ('coco', stage['data']['coco'])):
+            if place is not None and not (tmp_path / f'{key}{number}').exists():
+                (tmp_path / f'{key}{number}').symlink_to(place)
+        stage |= {'student': str(student), 'data': stage['data'] | {'coco': str(tmp_path / f'coco{number}')}}
+        if stage.get('cache') is not None:
+            stage['cache'] = str(tmp_path / f'cache{number}')
+        files.append(tmp_path / f'stage{number}.yaml')
+        files[-1].write_text(json.dumps(stage))
+    result = train(*files, '--out', run, '--resume')
+    assert 'stages.1.student was ' in result.stderr
+    assert 'stages.1.data.coco was ' in result.stderr
+    assert 'finished before' in result.output
+    # The same path, and a network of the same weights that is trained otherwise.
+    student.write_text(student.read_text().replace("'gamma': 2.0", "'gamma': 3.0"))
+    line = train_error(*files, '--out', run, '--resume')
+    assert f'stages.{len(files)}.student ({student}) was sha256' in line
+
+
 def test_progress_that_is_damaged(
     stages: list[Path], whole: Path, train_error: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """A teacher in the loop: what it computes is nobody else's, what is recorded of it, and what users get wrong."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,27 @@ def net(tmp_path: Path) -> str:
     """A teacher of the user's own."""
     (tmp_path / 'net.py').write_text(NET)
     return f'{tmp_path / "net.py"}:build'
+
+
+@pytest.mark.parametrize(
+    ('maps', 'said'),
+    [
+        ('[p2, self.p3(p2) * float("nan")]', r'level p3, view plain of the images with ids \d+.* not finite'),
+        ('[p2, 3.0 + 1e-5 * self.p3(p2)]', 'level p3 is nearly constant: its features deviate by .* from means of 3'),
+        ('[p2, 1e-9 * self.p3(p2)]', 'level p3 is nearly constant'),
+        (
+            '[p2, self.p3(p2 if len(images) == 1 else p2[..., :-8])]',
+            'its stride is not 8 there',
+        ),
+    ],
+)
+def test_maps_that_teach_nothing(
+    net: str, maps: str, said: str, train_error: Any, write_stage: Any, tmp_path: Path
+) -> None:
+    """Found before the training starts; levels that no loss compares do not matter."""
+    (tmp_path / 'net.py').write_text(NET.replace('return [p2, self.p3(p2)]', f'return {maps}'))
+    stage = write_stage(tmp_path / 'stage.yaml', teacher=net, distill=DISTILL, data={'val': None, 'flip': 0})
+    assert re.search(said, train_error(stage, '--out', tmp_path / 'run'))
 
 
 def test_training_leaves_the_teacher_alone(

@@ -1,0 +1,119 @@
+"""Feature maps from networks that are other people's programs: whatever goes wrong in them is told in one line."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtpd.errors import InputError, MtpdError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+Features = Callable[[Tensor], Sequence[Tensor]]
+
+# Squared difference of two passes over one image, as a share of the maps' energy: on a GPU sums may differ a little.
+SAME = 1e-6
+
+
+def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
+    """`features` with one line for whatever goes wrong in it, which gives floating-point maps without gradient.
+
+    Args:
+        name: the teacher's, for messages.
+        features: (B, 3, H, W) -> maps (B, C, h, w).
+    """
+
+    def run(images: Tensor) -> Sequence[Tensor]:
+        num_images, _, height, width = images.shape
+        try:
+            maps = features(images)
+        except MtpdError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise UnavailableError(
+                f'teacher {name}: the device has too little memory for {num_images} images of {height} x {width} px; '
+                'use a smaller batch (--batch-size, data.batch_size)'
+            ) from error
+        except Exception as error:
+            raise InputError(
+                f'teacher {name} fails on {num_images} image(s) of {height} x {width} px (height x width): '
+                f'{type(error).__name__}: {error}'
+            ) from error
+        if isinstance(maps, Mapping):
+            names = ', '.join(map(str, maps))[:80]
+            raise InputError(
+                f'teacher {name}: features() gives a {type(maps).__name__} of {names}, expected a list of tensors; '
+                'return list(maps.values()), from the finest level to the coarsest'
+            )
+        if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
+            raise InputError(f'teacher {name}: features() gives a {type(maps).__name__}, expected a list of tensors')
+        place = f'teacher {name}: map {{}} of features()'.format
+        return [_checked(values, images, name=place(number)) for number, values in enumerate(maps)]
+
+    return run
+
+
+def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
+    """A map as the rest of the program takes it."""
+    if values.shape[:1] != images.shape[:1]:
+        raise InputError(
+            f'{name} has the shape {tuple(values.shape)}, of another number of images than it got ({len(images)})'
+        )
+    if values.ndim != 4:
+        raise InputError(f'{name} has the shape {tuple(values.shape)}, expected (batch, channels, h, w)')
+    if not values.is_floating_point() or values.layout != torch.strided:
+        kind = str(values.dtype).removeprefix('torch.') if values.layout == torch.strided else 'sparse'
+        raise InputError(f'{name} is of type {kind}, expected a dense map of floating-point numbers')
+    if values.device != images.device:
+        raise InputError(f'{name} is on {values.device} for images on {images.device}; compute it where the images are')
+    return values.detach()
+
+
+def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name: str) -> None:
+    """Refuses a network that gives other maps for the same image a second time.
+
+    Args:
+        first: its maps of an image.
+        second: its maps of the same image.
+        name: the teacher's, for messages.
+
+    Raises:
+        InputError: they differ.
+    """
+    for number, (one, other) in enumerate(zip(first, second, strict=True)):
+        if not _same(one, other):
+            raise InputError(
+                f'teacher {name}: map {number} of features() differs when the same image is given twice; a teacher '
+                'must not draw random numbers or change with every call (dropout, batch statistics of training mode)'
+            )
+
+
+def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) -> None:
+    """Says which weights are drawn at random: those that neither the file nor the checkpoint sets.
+
+    Args:
+        module: the teacher.
+        again: built a second time, after another seed.
+        name: the teacher's, for messages.
+    """
+    own, other = module.state_dict(), again.state_dict()
+    differing = [key for key, value in own.items() if key not in other or not torch.equal(value, other[key])]
+    if differing:
+        logger.warning(
+            'warning: teacher %s: %d of its %d tensors (%s, ...) are drawn at random, since no checkpoint sets them; '
+            'unless its maps do without them, give trained weights by --checkpoint FILE, or load them in the file',
+            name,
+            len(differing),
+            len(own),
+            differing[0],
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    # What is not finite is refused later, with its image.
+    one, other = (torch.nan_to_num(values.double(), 0, 0, 0) for values in (one, other))
+    return float((one - other).square().sum()) <= SAME * float(one.square().sum())
