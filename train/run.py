@@ -77,6 +77,8 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
         say(_summary(stage))
     if world.is_main:
         _warn_of_workers(stages)
+        for note in dict.fromkeys(note for stage in stages for note in stage.notes):
+            warn(note)
     plans = [plan_stage(stage, world) for stage in stages]
     if options['dry_run']:
         dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options['trial_steps'])

@@ -41,6 +41,7 @@ class Stage:
         batch_size, num_workers, evaluate_every, evaluation_backend, seed: as in the stage file.
         save_minutes, keep_epochs: as `save.every_minutes` and `save.keep` in the stage file.
         recipe: how to train.
+        notes: what of the student's config is not taken over, in lines for the user.
     """
 
     number: int
@@ -66,6 +67,7 @@ class Stage:
     save_minutes: float | None
     keep_epochs: int
     recipe: Recipe
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

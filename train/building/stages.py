@@ -15,7 +15,6 @@ from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.class_names import require_same_labels
 from mtpd.detectors.export import export_config
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
-from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.evaluation import require_backend
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
@@ -88,12 +87,11 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         train_coco = read_train_annotations(data, read=read)
     with problems.at('student'):
         config = student_config(settings.student, changes=settings.model)
-        own = read_preprocessing(config)
     problems.require_none()
 
     classes = [category.name for category in train_coco.categories]
     with problems.at('student'):
-        preprocessing = student_preprocessing(own, data, source)
+        preprocessing, notes = student_preprocessing(config, data, source)
         student = build_student(
             config, preprocessing=preprocessing, num_classes=len(train_coco.categories), seed=settings.seed
         )
@@ -155,6 +153,7 @@ def _build_stage(settings: StageSettings, *, number: int, read: Callable[[Path],
         save_minutes=settings.save.every_minutes,
         keep_epochs=settings.save.keep,
         recipe=_recipe(settings.optim),
+        notes=notes,
     )
     recipe = stage.recipe
     with problems.at('optim.warmup_iters'):
