@@ -64,6 +64,9 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
     try:
         own = read_preprocessing(config)
     except InputError as error:
+        # Its head looks up what this step writes down, and no other step does.
+        if 'RandomCenterCropPad' in str(error):
+            raise
         notes = (f'{error} (not taken over: the resize and padding of the stage take its place)',)
         return _normalisation(Steps(None, None, None, _normalize_step(config)), preprocessor), notes
     return own.normalisation, tuple(

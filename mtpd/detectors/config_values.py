@@ -12,13 +12,13 @@ _PLAIN_PACKAGES = frozenset({'mmdet', 'mmcv', 'mmengine'})
 
 
 def type_name(value: Any) -> str:
-    """The name of a config's `type`: `Resize` for 'Resize', 'mmdet.Resize' and mmdet's class Resize alike.
+    """The name of a config's `type`: `Resize` for 'Resize', 'mmdet.Resize', its full path and the class alike.
 
     Other scopes and classes of other packages keep their full names; what names no type becomes its repr.
     """
     if isinstance(value, str):
         scope, _, name = value.rpartition('.')
-        return name if scope in _PLAIN_PACKAGES else value
+        return name if scope.partition('.')[0] in _PLAIN_PACKAGES else value
     if isinstance(value, type):
         is_plain = value.__module__.partition('.')[0] in _PLAIN_PACKAGES
         return value.__name__ if is_plain else f'{value.__module__}.{value.__qualname__}'
@@ -54,6 +54,8 @@ class Entry:
 
     def require_known(self, known: Collection[str]) -> None:
         """Refuses keys that are not in `known` (`type` and `_scope_` always are)."""
+        if self.values.get('_scope_', 'mmdet') not in _PLAIN_PACKAGES:
+            self.refuse('_scope_', ' or '.join(sorted(_PLAIN_PACKAGES)))
         for key in self.values:
             if key not in known and key not in ('type', '_scope_'):
                 raise InputError(

@@ -39,6 +39,7 @@ _REASONS = {
     'RandomCenterCropPad': _CENTRED,
     'TransformBroadcaster': 'it is for video; take the config of the detector in the tracker',
     'ProposalBroadcaster': 'it is for detectors that read their proposals from a file; take one with an RPN',
+    'PackReIDInputs': 'it is for a network that tells objects apart; take the config of a detector',
     'LoadProposals': 'it is for detectors that read their proposals from a file; take one with an RPN',
 }
 _OTHERWISE = 'keep one Resize and at most one Pad and one Normalize in a copy of the config'

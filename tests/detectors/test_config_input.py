@@ -128,7 +128,10 @@ def test_steps_and_preprocessors_by_class(images: list[Path]) -> None:
 
     steps = [{'type': LoadImageFromFile}, RESIZE | {'type': Resize}, PACK | {'type': PackDetInputs}]
     config = config_of(steps, DIVISOR | {'type': DetDataPreprocessor})
-    assert read_preprocessing(config) == read_preprocessing(config_of([LOAD, RESIZE, PACK], DIVISOR))
+    plain = read_preprocessing(config_of([LOAD, RESIZE, PACK], DIVISOR))
+    assert read_preprocessing(config) == plain
+    path = RESIZE | {'type': 'mmdet.datasets.transforms.Resize'}
+    assert read_preprocessing(config_of([LOAD, path, PACK], DIVISOR)) == plain
 
     class Resized(Resize):  # type: ignore[misc]
         pass
@@ -150,6 +153,7 @@ def test_steps_and_preprocessors_by_class(images: list[Path]) -> None:
         ([LOAD, RESIZE | {'keep_ratio': 'no'}], {}, "Resize keep_ratio 'no'"),
         ([LOAD, RESIZE | {'interpolation': 'box'}], {}, 'Resize interpolation box'),
         ([LOAD, RESIZE | {'sharpen': 1}], {}, 'Resize sharpen'),
+        ([LOAD, RESIZE | {'_scope_': 'mine'}], {}, 'Resize _scope_ mine'),
         ([LOAD | {'to_float32': True}, RESIZE | {'backend': 'pillow'}], {}, 'Resize backend pillow'),
         ([LOAD, RESIZE, RESIZE], {}, 'Resize second'),
         ([LOAD, {'type': 'Pad', 'size_divisor': 32}, RESIZE], {}, 'Resize order'),
@@ -258,14 +262,16 @@ def test_without_a_dataloader_the_test_pipeline_counts(dataloader: Any) -> None:
 
 
 def test_what_a_geometry_replaces_is_noted_and_the_rest_is_still_checked() -> None:
-    crop = {'type': 'RandomCenterCropPad', 'test_mode': True}
+    crop = {'type': 'CenterCrop', 'crop_size': 9}
     config = config_of([LOAD, crop, PACK], DIVISOR | IMAGENET)
     normalisation, notes = read_normalisation(config, geometry=Geometry((9, 9)))
     assert normalisation.mean == tuple(IMAGENET['mean'])
-    assert any('RandomCenterCropPad' in note for note in notes)
+    assert any('CenterCrop' in note for note in notes)
     other = config_of([LOAD, RESIZE | {'interpolation': 'area'}, PACK], DIVISOR)
     assert any('area' in note for note in read_normalisation(other, geometry=Geometry((9, 9)))[1])
     assert not read_normalisation(config_of([LOAD, RESIZE, PACK], DIVISOR), geometry=Geometry((9, 9)))[1]
+    with pytest.raises(InputError, match='RandomCenterCropPad'):
+        read_normalisation(config_of([LOAD, {'type': 'RandomCenterCropPad'}], DIVISOR), geometry=Geometry((9, 9)))
     with pytest.raises(InputError, match='gamma'):
         read_normalisation(config_of([LOAD, RESIZE], DIVISOR | {'gamma': 2}), geometry=Geometry((9, 9)))
 
