@@ -42,6 +42,23 @@ def teacher_options(command: Command) -> Command:
             help='For FILE.py:CALLABLE: padded sides are multiples of this.  [default: 32]',
         ),
         click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: pixel value of padding.  [default: 0]'),
+        click.option(
+            '--pad-after-normalisation/--pad-before-normalisation',
+            default=None,
+            help='For FILE.py:CALLABLE: --pad-value is one of normalised inputs, or of pixels.  [default: before]',
+        ),
+        click.option(
+            '--keep-ratio/--no-keep-ratio',
+            default=None,
+            help='For FILE.py:CALLABLE: keep the aspect ratio, or resize to exactly --scale.  [default: keep]',
+        ),
+        click.option(
+            '--pad-size',
+            type=click.IntRange(1),
+            nargs=2,
+            metavar='HEIGHT WIDTH',
+            help='For FILE.py:CALLABLE: the padded input has at least this size, px.',
+        ),
     )
 
 

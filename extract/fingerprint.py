@@ -34,7 +34,7 @@ def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) ->
     """
     content = {
         **teacher_fingerprint(teacher),
-        'input': {'decoder': 'opencv', 'interpolation': 'bilinear'},
+        'input': {'decoder': 'opencv', 'interpolation': teacher.preprocessing.geometry.interpolation},
         'data': {
             'annotations': coco.sha256,
             'image_ids': sha256_bytes(canonical_json([image.id for image in images])),

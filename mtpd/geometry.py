@@ -4,7 +4,8 @@ Teacher and student of a cache share one geometry, so that cell (y, x) of a leve
 Sizes are (height, width) in px. Padding goes to the right and the bottom, after mirroring, as in mmdet.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from mtpd.errors import InputError
 
@@ -21,29 +22,46 @@ class Geometry:
         keep_ratio: whether the aspect ratio is kept.
         pad_divisor: the padded sides are multiples of this many px.
         pad_size: the padded (height, width) is at least this, or None.
+        pad_square: both padded sides are at least the longer resized one.
+        interpolation, backend: of the resize, as in mmdet's `Resize`.
+        rounds_down: whether the kept ratio gives sides that are rounded down (mmdet's `FixScaleResize`).
+        float_pixels: whether the resize gives float32 pixels, not uint8.
     """
 
     scale: tuple[int, int]
     keep_ratio: bool = True
     pad_divisor: int = 32
     pad_size: Size | None = None
+    pad_square: bool = False
+    interpolation: str = 'bilinear'
+    backend: str = 'cv2'
+    rounds_down: bool = False
+    float_pixels: bool = False
 
     def __post_init__(self) -> None:
         if min(self.scale) < 1 or self.pad_divisor < 1:
             raise InputError(f'scale {self.scale} and pad divisor {self.pad_divisor} must be positive')
 
     def resized(self, original: Size) -> Size:
-        """Size of an image of size `original` after the resize (mmcv's rounding: half up)."""
+        """Size of an image of size `original` after the resize (mmcv rounds half up)."""
         height, width = original
         if not self.keep_ratio:
             return self.scale[1], self.scale[0]
         factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
-        return int(height * factor + 0.5), int(width * factor + 0.5)
+        offset = 0.0 if self.rounds_down else 0.5
+        return int(height * factor + offset), int(width * factor + offset)
 
     def padded(self, original: Size) -> Size:
         """Size of the network input for an image of size `original`."""
         height, width = self.resized(original)
+        if self.pad_square:
+            height = width = max(height, width)
         if self.pad_size is not None:
             height, width = max(height, self.pad_size[0]), max(width, self.pad_size[1])
         divisor = self.pad_divisor
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its values by name; the rarer ones only where they are not the default, as older caches lack them."""
+        rarer = {field.name: field.default for field in fields(self)[4:]}
+        return {name: value for name, value in asdict(self).items() if name not in rarer or value != rarer[name]}

@@ -105,3 +105,15 @@ def test_the_grid_covers_the_input(stride: int, height: int, width: int) -> None
 
 def test_names_of_levels() -> None:
     assert [level_name(stride) for stride in (1, 4, 8, 128, 100, 12)] == ['p0', 'p2', 'p3', 'p7', 's100', 's12']
+
+
+def test_rarer_values_are_stored_only_where_they_are_not_the_default() -> None:
+    from mtpd.cache.format.manifest import GeometryRecord
+
+    usual = Geometry((96, 64))
+    assert usual.to_dict().keys() == {'scale', 'keep_ratio', 'pad_divisor', 'pad_size'}
+    rare = Geometry((96, 64), interpolation='nearest', backend='pillow', rounds_down=True, pad_square=True)
+    for geometry in (usual, rare):
+        stored = GeometryRecord(**vars(geometry)).model_dump(mode='json')
+        assert stored.keys() == geometry.to_dict().keys()
+        assert GeometryRecord(**stored).to_geometry() == geometry

@@ -57,9 +57,7 @@ def detect(
         for samples in load_batches(dataset, batches, num_workers=num_workers):
             images = collate(samples, preprocessing=preprocessing, device=device)
             with named_failures(student.name, 'predict', image_ids=[one.image_id for one in samples]):
-                found = predict(
-                    student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks
-                )
+                found = predict(student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks)
             boxes += found[0]
             masks += found[1]
             bar.update(len(samples))

@@ -82,6 +82,8 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
         _tell_of_data(stages)
         _tell_of_recipes(stages)
         _tell_of_random_parts(stages)
+        for note in dict.fromkeys(note for stage in stages for note in stage.notes):
+            warn(note)
     try_predictions([one for one in stages if not (stage_folder(out, one.number) / STUDENT_FILE).exists()], device)
     plans = [plan_stage(stage, world) for stage in stages]
     if options['dry_run']:

@@ -46,6 +46,7 @@ class Stage:
         unfrozen: keys of the student's config that were changed because what it freezes has random weights.
         frozen_at_random: parameters that stay as random as they are.
         not_taken_over: what the recipe in the student's config asks for beyond this stage, in words.
+        notes: what of the student's config is not taken over, in lines for the user.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Stage:
     unfrozen: Mapping[str, Any]
     frozen_at_random: tuple[str, ...]
     not_taken_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

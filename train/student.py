@@ -97,9 +97,7 @@ def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def build_student(
-    config: Any, *, name: str, preprocessing: Preprocessing, num_classes: int, seed: int
-) -> Student:
+def build_student(config: Any, *, name: str, preprocessing: Preprocessing, num_classes: int, seed: int) -> Student:
     """A student with random weights.
 
     Args:

@@ -103,7 +103,10 @@ def _geometry(state: CacheState) -> str:
     least = geometry.pad_size
     padded = f'at least {least[1]}x{least[0]}, ' if least else ''
     scale = 'x'.join(map(str, geometry.scale))
-    return f'scale {scale}, {ratio}, padded to {padded}multiples of {geometry.pad_divisor} px'
+    square = 'squares of ' if geometry.pad_square else ''
+    rarer = geometry.to_geometry().to_dict().keys() - {'scale', 'keep_ratio', 'pad_divisor', 'pad_size', 'pad_square'}
+    stated = ''.join(f', {name} {getattr(geometry, name)}' for name in sorted(rarer))
+    return f'scale {scale}, {ratio}, padded to {padded}{square}multiples of {geometry.pad_divisor} px{stated}'
 
 
 def _made_on(provenance: Mapping[str, Any]) -> str:

@@ -78,13 +78,20 @@ def _data_preprocessor(preprocessing: Preprocessing, *, has_masks: bool) -> dict
 
 def _pipeline(preprocessing: Preprocessing) -> list[dict[str, Any]]:
     geometry = preprocessing.geometry
-    steps: list[dict[str, Any]] = [
-        {'type': 'LoadImageFromFile'},
-        {'type': 'Resize', 'scale': geometry.scale, 'keep_ratio': geometry.keep_ratio},
-    ]
+    stated = geometry.to_dict()
+    resize: dict[str, Any] = {
+        'type': 'FixScaleResize' if geometry.rounds_down else 'Resize',
+        **{name: stated[name] for name in ('scale', 'keep_ratio', 'backend', 'interpolation') if name in stated},
+    }
+    load: dict[str, Any] = {'type': 'LoadImageFromFile'}
+    if geometry.float_pixels:
+        load['to_float32'] = True
+    steps = [load, resize]
     if pads_pixels(preprocessing):
         pad: dict[str, Any] = {'type': 'Pad', 'pad_val': {'img': padding_pixel(preprocessing.normalisation)}}
-        if geometry.pad_size is None:
+        if geometry.pad_square and geometry.pad_size is None:
+            steps.append(pad | {'pad_to_square': True, 'size_divisor': geometry.pad_divisor})
+        elif geometry.pad_size is None:
             steps.append(pad | {'size_divisor': geometry.pad_divisor})
         else:
             # Rounded up here, because what the data preprocessor adds is one number for all channels.

@@ -32,10 +32,11 @@ def load_config(reference: str) -> Any:
 
     try:
         config = Config.fromfile(str(path))
+        _import_types(config._cfg_dict)
     except ImportError as error:
         raise UnavailableError(f'config {path} needs {missing_package(error)}') from error
-    # A config is a program: it can fail in any way.
-    except Exception as error:
+    # A config is a program: it can fail in any way, or leave.
+    except (Exception, SystemExit) as error:
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: {_line(error)}') from error
     if not isinstance(config.get('model'), dict) or 'type' not in config.model:
         raise InputError(f'config {path} has no `model` with a `type`; give the config of a detector')
@@ -96,6 +97,16 @@ def _unbuildable(error: Exception, config: Any) -> InputError | UnavailableError
     if 'is not installed' in str(error):  # how mmdet tells of optional packages, with the command that helps
         return UnavailableError(f'{_name(config)}: {_line(error)}')
     return InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}')
+
+
+def _import_types(values: Any) -> None:
+    """Imports the classes that a pure Python config names, which mmengine does not before they are looked at."""
+    if isinstance(values, dict):
+        for value in values.values():
+            _import_types(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            _import_types(value)
 
 
 def _name(config: Any) -> str:

@@ -14,8 +14,9 @@ BGR = tuple[int, int, int]
 
 
 def pads_pixels(preprocessing: Preprocessing) -> bool:
-    """Whether mmdet's `Pad` step is needed: to reach a fixed size, or to give each channel its own value."""
-    return preprocessing.geometry.pad_size is not None or len(set(preprocessing.normalisation.padding)) > 1
+    """Whether mmdet's `Pad` step is needed: for a fixed size, a square, or a value for each channel."""
+    geometry = preprocessing.geometry
+    return geometry.pad_size is not None or geometry.pad_square or len(set(preprocessing.normalisation.padding)) > 1
 
 
 def padding_pixel(normalisation: Normalisation) -> BGR:

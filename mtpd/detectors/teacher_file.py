@@ -2,7 +2,7 @@
 
 The callable takes the checkpoint's path, or None, and returns a torch module with `features(images)`. How images become
 its inputs is said by options, or by attributes of the module of the same names: `scale`, `mean`, `std` and, if they are
-not the defaults, `channel_order`, `pad_divisor`, `pad_value`.
+not the defaults, `channel_order`, `pad_divisor`, `pad_value`, `keep_ratio`, `pad_size`, `pad_after_normalisation`.
 """
 
 import importlib.util
@@ -21,6 +21,8 @@ from mtpd.detectors.preprocessing import Normalisation, Preprocessing
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 
+_MAX_SIDE = 2**16  # px; what a cache can hold
+
 
 @dataclass(frozen=True)
 class InputOptions:
@@ -31,7 +33,10 @@ class InputOptions:
         mean, std: per channel in the network's order, for values 0..255 (only for `file.py:callable`, like the rest).
         channel_order: 'bgr' or 'rgb'.
         pad_divisor: the padded sides are multiples of this, px.
-        pad_value: pixel value (before normalisation) of padding.
+        pad_value: value of padding, a pixel value before the normalisation.
+        keep_ratio: False resizes to exactly `scale`, as (width, height).
+        pad_size: (height, width) px that the padded input has at least.
+        pad_after_normalisation: `pad_value` is that of normalised inputs, as torchvision pads with zeros.
     """
 
     scale: tuple[int, int] | None = None
@@ -40,6 +45,9 @@ class InputOptions:
     channel_order: str | None = None
     pad_divisor: int | None = None
     pad_value: float | None = None
+    keep_ratio: bool | None = None
+    pad_size: tuple[int, int] | None = None
+    pad_after_normalisation: bool | None = None
 
 
 def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Module:
@@ -103,17 +111,38 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
             raise InputError(f'teacher {name}: its {field} is {value!r:.80}, expected {count} finite number(s)')
         return found
 
-    long_edge, short_edge = numbers('scale', 2)
+    def whole(field: str, count: int, default: Any = None) -> list[int]:
+        found = numbers(field, count, default)
+        if not all(one.is_integer() and 1 <= one <= _MAX_SIDE for one in found):
+            raise InputError(
+                f'teacher {name}: its {field} is {stated(field, default)!r:.80}, expected whole numbers from 1 to '
+                f'{_MAX_SIDE}'
+            )
+        return [int(one) for one in found]
+
+    def flag(field: str, default: bool) -> bool:
+        value = stated(field, default)
+        if not isinstance(value, bool):
+            raise InputError(f'teacher {name}: its {field} is {value!r:.80}, expected True or False')
+        return value
+
+    long_edge, short_edge = whole('scale', 2)
     mean, std = _rgb(numbers('mean', 3)), _rgb(numbers('std', 3))
     if min(std) <= 0:
         raise InputError(f'teacher {name}: its std is {std}, expected three numbers above 0')
     order = stated('channel_order', 'bgr')
-    if order not in ('bgr', 'rgb'):
+    if not isinstance(order, str) or order not in ('bgr', 'rgb'):
         raise InputError(f'teacher {name}: its channel_order is {order!r:.80}, expected bgr or rgb')
-    (pad_divisor,), (pad_value,) = numbers('pad_divisor', 1, 32), numbers('pad_value', 1, 0)
+    (pad_divisor,), (pad_value,) = whole('pad_divisor', 1, 32), numbers('pad_value', 1, 0)
     padding = _rgb([(pad_value - m) / s for m, s in zip(mean, std, strict=True)])
+    if flag('pad_after_normalisation', False):
+        padding = (pad_value, pad_value, pad_value)
+    pad_size: tuple[int, int] | None = None
+    if options.pad_size is not None or getattr(module, 'pad_size', None) is not None:
+        height, width = whole('pad_size', 2)
+        pad_size = height, width
     return Preprocessing(
-        geometry=Geometry((int(long_edge), int(short_edge)), pad_divisor=int(pad_divisor)),
+        geometry=Geometry((long_edge, short_edge), flag('keep_ratio', True), pad_divisor, pad_size),
         normalisation=Normalisation(mean, std, to_rgb=order == 'rgb', padding=padding),
     )
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes
+from mtpd.detectors.config_input import read_preprocessing
 from mtpd.detectors.definition import definition_sha256
 from mtpd.detectors.features import levels_of, neck_features
 from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size, read_preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
 from mtpd.detectors.roi_structure import roi_head_record
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.teacher_maps import Features, guarded, require_repeated, warn_of_random_weights

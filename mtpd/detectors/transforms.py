@@ -41,7 +41,7 @@ class Sample:
     """One view of one image, ready to be batched.
 
     Attributes:
-        image: uint8 (3, h, w), BGR, resized and perhaps mirrored, not padded.
+        image: uint8 (float32 where the geometry says so) (3, h, w), BGR, resized and perhaps mirrored, not padded.
         data_sample: mmdet's DetDataSample with the geometry and, for training, the instances.
         image_id: COCO's.
         view: which view `image` is.
@@ -63,7 +63,7 @@ class Sample:
 
 
 def image_view(image: np.ndarray, *, geometry: Geometry, view: View) -> Tensor:
-    """The pixels of a view, uint8 (3, h, w) BGR, from a decoded image uint8 (H, W, 3) BGR."""
+    """The pixels of a view, (3, h, w) BGR as in `Sample`, from a decoded image uint8 (H, W, 3) BGR."""
     results = {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
     return _to_tensor(_apply(results, geometry=geometry, view=view)['img'])
 
@@ -108,6 +108,8 @@ def make_sample(
 
 
 def _apply(results: dict[str, Any], *, geometry: Geometry, view: View) -> dict[str, Any]:
+    if geometry.float_pixels:
+        results['img'] = results['img'].astype(np.float32)
     results = _resize(geometry)(results)
     if view == 'flip':
         results = _flip()(results)
@@ -129,9 +131,14 @@ def _to_tensor(image: np.ndarray) -> Tensor:
 @lru_cache(maxsize=8)
 def _resize(geometry: Geometry) -> Any:
     prepare()
-    from mmdet.datasets.transforms import Resize
+    from mmdet.datasets.transforms import FixScaleResize, Resize
 
-    return Resize(scale=geometry.scale, keep_ratio=geometry.keep_ratio)
+    return (FixScaleResize if geometry.rounds_down else Resize)(
+        scale=geometry.scale,
+        keep_ratio=geometry.keep_ratio,
+        backend=geometry.backend,
+        interpolation=geometry.interpolation,
+    )
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from mtpd.detectors.config_input import read_preprocessing
 from mtpd.detectors.models import load_config
-from mtpd.detectors.preprocessing import normalise, read_preprocessing
+from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.transforms import image_view
 from mtpd.errors import InputError
 

@@ -1,11 +1,14 @@
 """Teachers from mmdet configs and from files: eval mode, levels, input, identity, failures told in one line."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.teacher_file import stated_preprocessing
 from mtpd.detectors.teacher_fingerprint import state_sha256
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
 from mtpd.errors import InputError, MtpdError, UnavailableError
@@ -127,6 +130,34 @@ def test_input_by_the_module_and_options_above_it(net: Path) -> None:
     assert changed.normalisation.mean == (0.0, 0.0, 0.0)
     assert changed.normalisation.std == (2.0, 2.0, 5.0)
     assert not changed.normalisation.to_rgb
+
+
+def test_a_fixed_size_padded_after_the_normalisation(net: Path) -> None:
+    options = replace(OPTIONS, keep_ratio=False, pad_size=(96, 128), pad_value=0.0, pad_after_normalisation=True)
+    found = from_file(net, options=options).preprocessing
+    assert found.geometry == Geometry((100, 60), keep_ratio=False, pad_size=(96, 128))
+    assert found.normalisation.padding == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('keep_ratio', 'yes'),
+        ('pad_after_normalisation', 1),
+        ('pad_size', (96, 0)),
+        ('pad_size', 96),
+        ('pad_divisor', 32.5),
+        ('scale', (100.5, 60)),
+        ('channel_order', ['bgr']),
+    ],
+)
+def test_attributes_of_a_file_teacher_are_checked(field: str, value: Any) -> None:
+    module = torch.nn.Identity()
+    setattr(module, field, value)
+    options = replace(OPTIONS, **{field: None})
+    with pytest.raises(InputError) as caught:
+        stated_preprocessing(module, options, name='mine')
+    assert all(word in str(caught.value) for word in ('mine', field, repr(value)))
 
 
 def test_a_teacher_from_mmdet(checkpoint: Path) -> None:

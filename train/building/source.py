@@ -1,11 +1,13 @@
 """What a stage learns from, and the input that student and teacher share."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 import mtpd.cache
 from mtpd.cache.format.plan import ShardKey
+from mtpd.detectors.config_input import read_normalisation, read_preprocessing
 from mtpd.detectors.padding import at_geometry
 from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.teachers import InputOptions, load_teacher
@@ -40,7 +42,17 @@ def build_source(settings: StageSettings) -> TeacherSource | None:
         hook=settings.hook,
     )
     if asked is not None:
-        teacher = replace(teacher, preprocessing=replace(teacher.preprocessing, geometry=_geometry(asked)))
+        # How it resizes stays its own; to which size is what is asked.
+        own = teacher.preprocessing
+        geometry = replace(
+            own.geometry,
+            scale=asked.scale,
+            keep_ratio=asked.keep_ratio,
+            pad_divisor=asked.pad_divisor,
+            pad_size=asked.pad_size,
+            pad_square=False,
+        )
+        teacher = replace(teacher, preprocessing=replace(own, geometry=geometry))
     return live_teacher(teacher, name=teacher_name(settings.teacher, settings.checkpoint) or settings.teacher)
 
 
@@ -57,13 +69,26 @@ def shards_to_shuffle(
     return {one: source.reader.shard(one) for one in train_set.sizes(with_objects=True)}
 
 
-def student_preprocessing(own: Preprocessing, data: DataSettings, source: TeacherSource | None) -> Preprocessing:
-    """The student's preprocessing at the geometry of the teacher, of the stage file, or else its own."""
+def student_preprocessing(
+    config: Any, data: DataSettings, source: TeacherSource | None
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """The student's preprocessing at the geometry of the teacher, of the stage file, or else its own.
+
+    Returns:
+        the preprocessing, and a line for each part of the config's test pipeline that is not taken over.
+
+    Raises:
+        InputError: the config has something that is not supported, and that the geometry does not replace.
+    """
     if source is not None:
-        return at_geometry(own, source.geometry)
-    if data.geometry is None:
-        return at_geometry(own, own.geometry)
-    return at_geometry(own, _geometry(data.geometry))
+        geometry = source.geometry
+    elif data.geometry is not None:
+        geometry = _geometry(data.geometry)
+    else:
+        own = read_preprocessing(config)
+        return at_geometry(own, own.geometry), ()
+    normalisation, notes = read_normalisation(config, geometry=geometry)
+    return at_geometry(Preprocessing(geometry, normalisation), geometry), notes
 
 
 def _geometry(asked: GeometrySettings) -> Geometry:

@@ -17,7 +17,6 @@ from mtpd.detectors.definition import definition_sha256
 from mtpd.detectors.export import export_config
 from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
-from mtpd.detectors.preprocessing import read_preprocessing
 from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
 from mtpd.inheritance import Inheritance
@@ -99,13 +98,12 @@ def _build_stage(
         train_coco = read_train_annotations(data, read=read)
     with problems.at('student'):
         config = student_config(settings.student, changes=settings.model)
-        own = read_preprocessing(config)
         unfrozen = unfreeze(config.model, loaded=loaded, kept=changed_keys(settings.model))
     problems.require_none()
 
     classes = [category.name for category in train_coco.categories]
     with problems.at('student'):
-        preprocessing = student_preprocessing(own, data, source)
+        preprocessing, notes = student_preprocessing(config, data, source)
         student = build_student(
             config,
             name=settings.student,
@@ -178,6 +176,7 @@ def _build_stage(
         recipe=_recipe(settings.optim),
         unfrozen=unfrozen,
         frozen_at_random=frozen_parameters(student.model, loaded=loaded),
+        notes=notes,
     )
     recipe = stage.recipe
     with problems.at('optim.warmup_iters'):

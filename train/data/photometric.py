@@ -34,7 +34,7 @@ def distorted(samples: Sequence[Sample], options: Photometric, *, seed: Sequence
     read images changes it.
 
     Args:
-        samples: uint8 images.
+        samples: images of uint8 or of floats from 0 to 255.
         options: how far.
         seed: of the epoch.
     """
@@ -49,6 +49,8 @@ def _distorted(image: Tensor, options: Photometric, *, seed: Sequence[int]) -> T
     is_brighter, is_contrasted, is_saturated, is_shifted = (generator.random(4) < options.probability).tolist()
     contrast_first = bool(generator.random() < 0.5)
     pixels = image.flip(0)  # The channels are BGR, torchvision's functions take RGB.
+    if pixels.is_floating_point():
+        pixels = pixels / 255  # They take floats from 0 to 1.
     if is_brighter:
         pixels = F.adjust_brightness(pixels, 1 + brightness)
     if is_contrasted and contrast_first:
@@ -59,4 +61,4 @@ def _distorted(image: Tensor, options: Photometric, *, seed: Sequence[int]) -> T
         pixels = F.adjust_hue(pixels, hue)
     if is_contrasted and not contrast_first:
         pixels = F.adjust_contrast(pixels, 1 + contrast)
-    return pixels.flip(0)
+    return (pixels * 255 if pixels.is_floating_point() else pixels).flip(0)

@@ -149,7 +149,7 @@ def live_teacher(teacher: Teacher, *, name: str) -> LiveTeacher:
     description = {
         'fingerprint': teacher_fingerprint(teacher),
         'levels': [asdict(level) for level in teacher.levels],
-        'geometry': asdict(teacher.preprocessing.geometry),
+        'geometry': teacher.preprocessing.geometry.to_dict(),
     }
     # As it comes back from a file: lists for tuples.
     return LiveTeacher(teacher, name, json.loads(canonical_json(description)))

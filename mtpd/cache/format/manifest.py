@@ -77,10 +77,22 @@ class GeometryRecord(_Record):
     keep_ratio: bool
     pad_divisor: Pixels
     pad_size: tuple[Pixels, Pixels] | None = Field(strict=False)
+    pad_square: bool = False
+    interpolation: Literal['nearest', 'bilinear', 'bicubic', 'area', 'lanczos', 'box', 'hamming'] = 'bilinear'
+    backend: Literal['cv2', 'pillow'] = 'cv2'
+    rounds_down: bool = False
+    float_pixels: bool = False
 
     def to_geometry(self) -> Geometry:
         """The value that the rest of the program uses."""
-        return Geometry(self.scale, self.keep_ratio, self.pad_divisor, self.pad_size)
+        return Geometry(**{name: getattr(self, name) for name in type(self).model_fields})
+
+    @model_serializer(mode='wrap')
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Caches with the usual resize and padding are byte for byte as they were before there were others."""
+        content: dict[str, Any] = serialize(self)
+        stated = self.to_geometry().to_dict()
+        return {name: value for name, value in content.items() if name in stated}
 
 
 class BucketRecord(_Record):

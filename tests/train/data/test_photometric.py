@@ -63,6 +63,14 @@ def test_hue_and_saturation_leave_grey_alone() -> None:
     assert len({tuple(pixels(constant(20, 60, 200), options, seed=seed)) for seed in range(10)}) == 10
 
 
+def test_float_pixels_change_as_whole_ones_do() -> None:
+    image = torch.randint(60, 200, (3, 8, 8), dtype=torch.uint8)
+    whole = distorted([sample_of(image)], SSD, seed=(0, 1, 0))[0].image
+    floats = distorted([sample_of(image.float())], SSD, seed=(0, 1, 0))[0].image
+    assert floats.dtype == torch.float32
+    assert (floats - whole).abs().max() < 5  # Whole values are rounded after each of the four.
+
+
 def test_a_pure_function_of_seed_epoch_and_image() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 20, 30)).astype(np.uint8))
     samples = [sample_of(image, image_id) for image_id in (5, -1, 7, 2**40)]

@@ -97,9 +97,7 @@ def test_each_student_is_tried_once(write_stage: WriteStage, tmp_path: Path, mon
     other = write_stage(tmp_path / 'other.yaml', model={'test_cfg.score_thr': 0.3})
     stages = build_stages(load_stages([one, one, other]))
     tried: list[Any] = []
-    monkeypatch.setattr(
-        'mtpd_train.planning.prediction_trial.detect', lambda student, *_, **__: tried.append(student)
-    )
+    monkeypatch.setattr('mtpd_train.planning.prediction_trial.detect', lambda student, *_, **__: tried.append(student))
     try_predictions(stages, CPU)
     assert tried == [stages[0].student, stages[2].student]
 

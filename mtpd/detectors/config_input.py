@@ -1,0 +1,240 @@
+"""What a detector's own config says about its input: geometry and normalisation.
+
+Nothing is assumed: RetinaNet subtracts ImageNet means, swaps to RGB and pads with zeros after that; YOLOX takes raw BGR
+values and pads with 114 before. Both are read from the config's test pipeline and data preprocessor; every argument is
+understood as mmdet does, or refused by name.
+"""
+
+from typing import Any
+
+from mtpd.detectors.config_values import Entry, is_number, is_whole
+from mtpd.detectors.data_preprocessor import read_channels, read_data_preprocessor
+from mtpd.detectors.pipeline_steps import Steps, find_steps, read_steps
+from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing
+from mtpd.errors import InputError
+from mtpd.geometry import Geometry, Size
+
+_INTERPOLATIONS = {
+    'cv2': ('nearest', 'bilinear', 'bicubic', 'area', 'lanczos'),
+    'pillow': ('nearest', 'bilinear', 'bicubic', 'box', 'lanczos', 'hamming'),
+}
+
+
+def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> Preprocessing:
+    """Reads a detector's preprocessing from its mmdet config.
+
+    Args:
+        config: an mmengine Config.
+        scale: replaces the config's resize scale (and a fixed pad size with it); None keeps it.
+
+    Raises:
+        InputError: the config's test pipeline or data preprocessor has something that is not supported; names the step,
+            the argument and its value.
+    """
+    steps = read_steps(config)
+    if steps.resize is not None and steps.resize.values.get('scale') == scale:
+        scale = None
+    preprocessor = read_data_preprocessor(config)
+    normalisation = _normalisation(steps, preprocessor)
+    geometry = _resize(steps, config.filename, scale)
+    divisor = preprocessor.whole('pad_size_divisor', 1)
+    if steps.pad is None:
+        return Preprocessing(_with_padding(geometry, divisor), normalisation)
+    geometry = _padding(steps.pad, geometry, divisor=divisor, is_scale_given=scale is not None)
+    outer = preprocessor.number('pad_value', 0)
+    if scale is None and any(value != outer for value in normalisation.padding):
+        _require_one_padding(steps.pad, geometry, divisor=divisor)
+    return Preprocessing(geometry, normalisation)
+
+
+def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
+    """A detector's normalisation for inputs of another geometry than its config's.
+
+    Args:
+        config: an mmengine Config.
+        geometry: what takes the place of the resize and padding in its test pipeline.
+
+    Returns:
+        the normalisation, and a line for each part of the test pipeline that is not taken over.
+
+    Raises:
+        InputError: the data preprocessor or a Normalize step has something that is not supported.
+    """
+    preprocessor = read_data_preprocessor(config)
+    try:
+        own = read_preprocessing(config)
+    except InputError as error:
+        # Its head looks up what this step writes down, and no other step does.
+        if 'RandomCenterCropPad' in str(error):
+            raise
+        notes = (f'{error} (not taken over: the resize and padding of the stage take its place)',)
+        return _normalisation(Steps(None, None, None, _normalize_step(config)), preprocessor), notes
+    return own.normalisation, tuple(
+        f'{config.filename}: {name} of its resize is {value}; that of the stage is {getattr(geometry, name)}'
+        for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
+        if (value := getattr(own.geometry, name)) != getattr(geometry, name)
+    )
+
+
+def _normalize_step(config: Any) -> Entry | None:
+    try:
+        entries = find_steps(config)
+    except InputError:  # Nothing is lost: all of it is replaced.
+        return None
+    return next((entry for entry in entries if entry.type == 'Normalize'), None)
+
+
+def _resize(steps: Steps, name: str, scale: tuple[int, int] | None) -> Geometry:
+    """The geometry without padding."""
+    float_pixels = False
+    if steps.load is not None:
+        load = steps.load
+        load.require_known(
+            ('to_float32', 'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty')
+        )
+        float_pixels = load.flag('to_float32', False)
+        load.choice('color_type', 'color', ('color',))
+        if load.has('imdecode_backend'):
+            load.choice('imdecode_backend', 'cv2', ('cv2',))
+    resize = steps.resize
+    if resize is None:
+        if scale is None:
+            raise InputError(
+                f'{name}: the test pipeline has no Resize with a scale: give one (--scale, or data.geometry in a stage '
+                'file)'
+            )
+        return Geometry(scale, pad_divisor=1, float_pixels=float_pixels)
+    if 'img_scale' in resize.values:
+        resize.refuse('img_scale', 'no such argument: mmdet 3 calls it scale')
+    resize.require_known(('scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation'))
+    keep_ratio = resize.flag('keep_ratio', False)
+    resize.flag('clip_object_border', True)
+    backend = resize.choice('backend', 'cv2', tuple(_INTERPOLATIONS)) if resize.has('backend') else 'cv2'
+    if backend == 'pillow' and float_pixels:
+        resize.refuse('backend', 'cv2 beside to_float32: pillow resizes whole pixel values alone')
+    return Geometry(
+        scale or _scale(resize, keep_ratio=keep_ratio),
+        keep_ratio,
+        pad_divisor=1,
+        interpolation=resize.choice('interpolation', 'bilinear', _INTERPOLATIONS[backend]),
+        backend=backend,
+        rounds_down=keep_ratio and resize.type == 'FixScaleResize',
+        float_pixels=float_pixels,
+    )
+
+
+def _scale(resize: Entry, *, keep_ratio: bool) -> Size:
+    """(width, height) as mmcv reads it: one number is a square."""
+    value: Any = resize.values.get('scale')
+    if resize.has('scale_factor'):
+        resize.refuse('scale_factor', 'a scale in its place, or --scale: images are resized to fit a size')
+    if is_whole(value) and value >= 1:
+        return int(value), int(value)
+    return resize.size('scale', also_list=not keep_ratio)
+
+
+def _with_padding(
+    geometry: Geometry, divisor: int, *, pad_size: Size | None = None, pad_square: bool = False
+) -> Geometry:
+    values = {**vars(geometry), 'pad_divisor': divisor, 'pad_size': pad_size, 'pad_square': pad_square}
+    return Geometry(**values)
+
+
+def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bool) -> Geometry:
+    """The geometry with the padding of `Pad` and of the data preprocessor's divisor."""
+    pad.require_known(('size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode'))
+    pad.choice('padding_mode', 'constant', ('constant',))
+    is_square = pad.flag('pad_to_square', False)
+    if pad.has('size') and (is_square or pad.has('size_divisor')):
+        pad.refuse('size', 'None beside pad_to_square or size_divisor')
+    own = pad.whole('size_divisor', 1) if pad.has('size_divisor') else 1
+    if own % divisor and divisor % own:
+        pad.refuse('size_divisor', f"a multiple or divisor of the data preprocessor's pad_size_divisor {divisor}")
+    both = max(own, divisor)
+    if is_square:
+        # The longer side is that of the scale, always, unless a kept ratio meets a scale that is no square.
+        is_fixed = not geometry.keep_ratio or (len(set(geometry.scale)) == 1 and not geometry.rounds_down)
+        if not is_fixed:
+            return _with_padding(geometry, both, pad_square=True)
+        side = -(-max(geometry.scale) // own) * own
+        return _with_padding(geometry, divisor, pad_size=(side, side))
+    if own > 1 or pad.has('size_divisor'):
+        return _with_padding(geometry, both)
+    width, height = pad.size('size', also_list=True)
+    if is_scale_given:
+        width, height = geometry.scale
+    return _with_padding(geometry, divisor, pad_size=(height, width))
+
+
+def _require_one_padding(pad: Entry, geometry: Geometry, *, divisor: int) -> None:
+    """Refuses a `Pad` after which the data preprocessor pads on, with another value."""
+    if geometry.pad_size is not None:
+        width, height = geometry.scale
+        longest = (max(width, height),) * 2 if geometry.keep_ratio else (height, width)
+        is_complete = all(
+            side % divisor == 0 and side >= most for side, most in zip(geometry.pad_size, longest, strict=True)
+        )
+    else:
+        own = pad.values.get('size_divisor') or 1
+        is_complete = own % divisor == 0
+    if not is_complete:
+        raise InputError(
+            f'{pad.place}: pads to {_stated(pad)}, and the data preprocessor pads on to its pad_size_divisor '
+            f'{divisor}, with another value; in a copy of the config pad to a multiple of that holding all images'
+        )
+
+
+def _stated(pad: Entry) -> str:
+    return ', '.join(f'{key}={pad.values[key]}' for key in ('size', 'size_divisor', 'pad_to_square') if pad.has(key))
+
+
+def _normalisation(steps: Steps, preprocessor: Entry) -> Normalisation:
+    normalize = steps.normalize
+    if normalize is not None:
+        normalize.require_known(('mean', 'std', 'to_rgb'))
+        for key in ('mean', 'std'):
+            if preprocessor.has(key):
+                preprocessor.refuse(key, 'None beside a Normalize step, or the values are normalised twice')
+        for key in ('bgr_to_rgb', 'rgb_to_bgr'):
+            if preprocessor.values.get(key):
+                preprocessor.refuse(key, 'False beside a Normalize step, which has to_rgb')
+        mean, std = read_channels(normalize, 'mean'), read_channels(normalize, 'std')
+        to_rgb = normalize.flag('to_rgb', True)
+    else:
+        has_mean = preprocessor.has('mean')
+        if has_mean != preprocessor.has('std'):
+            preprocessor.refuse('std' if has_mean else 'mean', 'a value beside the other of mean and std, or both None')
+        mean = read_channels(preprocessor, 'mean') if has_mean else (0.0, 0.0, 0.0)
+        std = read_channels(preprocessor, 'std') if has_mean else (1.0, 1.0, 1.0)
+        to_rgb = bool(preprocessor.values.get('bgr_to_rgb') or preprocessor.values.get('rgb_to_bgr'))
+    outer = preprocessor.number('pad_value', 0)
+    padding = (outer, outer, outer)
+    if steps.pad is not None:
+        values = _pad_value(steps.pad, is_normalised=steps.pad_is_last)
+        # A Pad before the normalisation holds pixel values in BGR order.
+        ordered = values[::-1] if to_rgb else values
+        normalised = tuple((value - m) / s for value, m, s in zip(ordered, mean, std, strict=True))
+        padding = values if steps.pad_is_last else (normalised[0], normalised[1], normalised[2])
+    return Normalisation(mean=mean, std=std, to_rgb=to_rgb, padding=padding)
+
+
+def _pad_value(pad: Entry, *, is_normalised: bool) -> RGB:
+    """The value of `pad_val` for the image, a number for each channel."""
+    wanted = 'a whole number from 0 to 255, or a dict whose img is one or a tuple of three'
+    if is_normalised:
+        wanted = 'a whole number, or a dict whose img is one or a tuple of three finite numbers'
+    value = pad.values.get('pad_val', 0)
+    if isinstance(value, dict):
+        if value.keys() - {'img', 'seg', 'masks'}:
+            pad.refuse('pad_val', f'{wanted}, and no keys but img, seg and masks')
+        value = value.get('img', 0)
+        # With one float, mmcv pads the first channel alone.
+        values = value if isinstance(value, tuple) else (value,) * 3 if is_whole(value) else ()
+    else:
+        values = (value,) * 3 if is_whole(value) else ()
+    if len(values) != 3 or not all(map(is_number, values)):
+        pad.refuse('pad_val', wanted)
+    if not is_normalised and not all(0 <= one <= 255 and float(one).is_integer() for one in values):
+        pad.refuse('pad_val', wanted)
+    first, second, third = map(float, values)
+    return first, second, third
