@@ -109,14 +109,11 @@ def build_student(config: Any, *, name: str, preprocessing: Preprocessing, num_c
     """
     torch.manual_seed(seed)
     model = build_detector(config, num_classes=num_classes, init_weights=True)
-    size = probe_size(preprocessing.geometry)
-    with named_failures(name, f'make maps of an input of {size[0]}x{size[1]} px (height x width)'):
-        levels = probe_levels(model, input_size=size)
     return Student(
         name=name,
         model=model,
         preprocessing=preprocessing,
-        levels=levels,
+        levels=probe_levels(model, input_size=probe_size(preprocessing.geometry)),
         has_masks=predicts_masks(model),
     )
 

@@ -53,7 +53,7 @@ def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple
     model.eval()
     try:
         return levels_of(lambda images: neck_features(model, images), input_size=input_size, device=device)
-    except InputError:
+    except (InputError, torch.OutOfMemoryError):
         raise
     # A network says in any way that it cannot add the maps of its levels.
     except Exception as error:
@@ -78,7 +78,7 @@ def _sizes_taken(model: nn.Module, device: torch.device) -> str:
             f'; its input sides must be multiples of {divisor} px: set data.geometry.pad_divisor to {divisor}, or take '
             'a teacher that pads so'
         )
-    return '; give it inputs of another size (data.geometry), or choose another detector'
+    return '; correct its config, give it inputs of another size (data.geometry), or choose another detector'
 
 
 @torch.no_grad()
