@@ -16,6 +16,7 @@ LEAST_DEVIATION = 1e-4
 # Of a level's deviation to its mean: below it differences drown in the rounding of half precision and of codes.
 LEAST_RATIO = 1e-3
 MIN_CELLS = 16  # of a level, over all images: fewer say nothing
+PART = 1 << 14  # cells that are in float64 at once
 
 
 class MapStatistics:
@@ -23,7 +24,9 @@ class MapStatistics:
 
     def __init__(self, level: str) -> None:
         self._level = level
-        self._maps: list[Tensor] = []
+        self._num_cells = 0
+        self._mean = torch.zeros(1, dtype=torch.float64)
+        self._squares = torch.zeros(1, dtype=torch.float64)  # sum of squared deviations from the mean
 
     def add(self, values: Tensor, mask: Tensor | None = None) -> None:
         """Takes in maps.
@@ -34,7 +37,23 @@ class MapStatistics:
         """
         cells = values.detach().permute(0, 2, 3, 1)
         chosen = cells.flatten(0, 2) if mask is None else cells[mask[:, 0]]
-        self._maps.append(chosen.cpu().double())
+        for part in torch.split(chosen.cpu(), PART):
+            self._add(part.double())
+
+    def _add(self, values: Tensor) -> None:
+        """Takes in float64 (N, C): means and squared deviations are joined as by Chan et al. 1979."""
+        num_cells = self._num_cells + len(values)
+        if num_cells == self._num_cells:
+            return
+        mean = values.mean(0)
+        difference = mean - self._mean
+        self._squares = (
+            self._squares
+            + (values - mean).square().sum(0)
+            + difference.square() * self._num_cells * len(values) / num_cells
+        )
+        self._mean = self._mean + difference * len(values) / num_cells
+        self._num_cells = num_cells
 
     def require_varied(self, *, name: str, advice: str) -> None:
         """Refuses a level that is as good as constant.
@@ -46,11 +65,10 @@ class MapStatistics:
         Raises:
             InputError: names the level with its deviation and mean.
         """
-        values = torch.cat(self._maps)
-        if len(values) < MIN_CELLS:
+        if self._num_cells < MIN_CELLS:
             return
-        deviation = math.sqrt(float(values.var(0, correction=0).mean()))
-        mean = math.sqrt(float(values.mean(0).square().mean()))
+        deviation = math.sqrt(float(self._squares.mean()) / self._num_cells)
+        mean = math.sqrt(float(self._mean.square().mean()))
         if deviation >= LEAST_DEVIATION and deviation >= LEAST_RATIO * mean:
             return
         raise InputError(

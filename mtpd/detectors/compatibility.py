@@ -13,14 +13,16 @@ Paste = Callable[..., tuple[Tensor, tuple[slice, ...]]]
 
 
 def repair_mmdet() -> None:
-    """Lets two parts of mmdet predict that fail, for all detectors in this process."""
-    from mmdet.models.dense_heads import SSDHead
+    """Lets three parts of mmdet predict that fail, for all detectors in this process."""
+    from mmdet.models.dense_heads import GARPNHead, GuidedAnchorHead, SSDHead
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 
     # mmdet asks every dense head for its `loss_cls`, and SSD's has none. A subclass's own is found in `_modules`.
     if not hasattr(SSDHead, 'loss_cls'):
         SSDHead.loss_cls = property(lambda head: vars(head)['_modules'].get('loss_cls'))
     fcn_mask_head._do_paste_mask = _pasting_outside(fcn_mask_head._do_paste_mask)
+    for head in (GuidedAnchorHead, GARPNHead):
+        head._predict_by_feat_single = _finding_nothing(head._predict_by_feat_single)
 
 
 def _pasting_outside(paste: Paste) -> Paste:
@@ -34,6 +36,21 @@ def _pasting_outside(paste: Paste) -> Paste:
         return paste(masks, boxes, img_h, img_w, skip_empty=skip_empty and is_region)
 
     return paste_anywhere
+
+
+def _finding_nothing(predict: Callable[..., Any]) -> Callable[..., Any]:
+    """mmdet's method, also for an image where guided anchoring keeps no location on any level: no boxes."""
+    from mmengine.structures import InstanceData
+
+    def predict_anything(
+        head: Any, cls_scores: Any, bbox_preds: Any, mlvl_anchors: Any, mlvl_masks: Any, **rest: Any
+    ) -> Any:
+        if any(mask.any() for mask in mlvl_masks):
+            return predict(head, cls_scores, bbox_preds, mlvl_anchors, mlvl_masks, **rest)
+        scores = cls_scores[0].new_zeros(0)
+        return InstanceData(bboxes=scores.new_zeros(0, 4), scores=scores, labels=scores.long())
+
+    return predict_anything
 
 
 def complete(model: nn.Module) -> None:

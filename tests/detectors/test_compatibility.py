@@ -86,6 +86,21 @@ class OneImage(nn.Module):
         return [SimpleNamespace(pred_instances=SimpleNamespace(**found)) for _ in data_samples]
 
 
+@pytest.mark.parametrize('name', ['GuidedAnchorHead', 'GARPNHead'])
+def test_guided_anchoring_finds_nothing_where_it_keeps_no_location(name: str) -> None:
+    prepare()
+    from mmdet.models import dense_heads
+
+    given = {
+        'cls_scores': [torch.zeros(1, 2, 3)] * 2,
+        'bbox_preds': [torch.zeros(4, 2, 3)] * 2,
+        'mlvl_anchors': [torch.zeros(0, 4)] * 2,
+        'mlvl_masks': [torch.zeros(6, dtype=torch.bool)] * 2,
+    }
+    found = getattr(dense_heads, name)._predict_by_feat_single(None, **given, img_meta={}, cfg=None, rescale=True)
+    assert [found.bboxes.shape, found.scores.shape, found.labels.shape] == [(0, 4), (0,), (0,)]
+
+
 def test_guided_anchoring_predicts_images_one_by_one() -> None:
     model = OneImage()
     assert takes_one_image(model)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache as cached
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,15 +18,17 @@ from mtpd.detectors.definition import definition_sha256
 from mtpd.detectors.export import export_config
 from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
+from mtpd.detectors.recipe import WEIGHTS, recipe_ingredients
+from mtpd.detectors.train_pipeline import GEOMETRY, PAD_DIVISOR, PAD_SIZE
 from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
+from mtpd.geometry import Geometry
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.terms import FineGrainedTerm
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.first_weights import changed_keys, first_weights, loaded_parts
 from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems
-from mtpd_train.building.recipe import not_taken_over
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.building.terms import build_term
@@ -181,7 +184,7 @@ def _build_stage(
     recipe = stage.recipe
     with problems.at('optim.warmup_iters'):
         require_warmup_ends(recipe.warmup_steps, epochs=recipe.epochs, steps_per_epoch=stage.steps_per_epoch)
-    missing = not_taken_over(
+    missing = _not_taken_over(
         config,
         settings,
         geometry=preprocessing.geometry,
@@ -206,6 +209,37 @@ def _save_memory(model: nn.Module, optim: OptimSettings) -> None:
         model.to(memory_format=torch.channels_last)
     if optim.activation_checkpointing:
         checkpoint_activations(model)
+
+
+def _not_taken_over(
+    config: Any, settings: StageSettings, *, geometry: Geometry, num_steps: int, is_first: bool
+) -> tuple[str, ...]:
+    """Names of what the recipe asks for and the stage does not do, each with the setting that would, if one does.
+
+    Args:
+        config: the student's mmengine Config.
+        settings: of the stage.
+        geometry: of the student's inputs.
+        num_steps: optimizer steps of the stage.
+        is_first: whether the student is a new one, or else that of the stage before.
+    """
+    optim, data, init = settings.optim, settings.data, settings.init
+    given = {f'optim.{key}': value for key, value in optim.model_dump().items()}
+    if optim.schedule != 'onecycle':
+        given['optim.warmup_iters'] = min(500, num_steps // 10) if optim.warmup_iters is None else optim.warmup_iters
+        given['optim.warmup_ratio'] = 0.001 if optim.warmup_ratio is None else optim.warmup_ratio
+    given |= {
+        'data.batch_size': data.batch_size,
+        'data.flip': data.flip,
+        'data.photometric': data.photometric,
+        GEOMETRY: (*geometry.scale, geometry.keep_ratio),
+        PAD_SIZE: geometry.pad_size,
+        PAD_DIVISOR: geometry.pad_divisor,
+        # A student that has weights already wants no others.
+        WEIGHTS: (init.fine_tune or init.checkpoint) if is_first else 'those of the stage before',
+        'seed': settings.seed,
+    }
+    return tuple(str(one) for one in recipe_ingredients(config) if not one.is_given(given))
 
 
 def _recipe(optim: OptimSettings) -> Recipe:
