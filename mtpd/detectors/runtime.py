@@ -13,8 +13,10 @@ from mtpd.detectors.compatibility import repair_mmdet
 
 logger = logging.getLogger(__name__)
 
-# Raised by mmdet, mmcv and mmengine at work: older spellings that PyTorch and they themselves warn of.
+# Raised by mmdet, mmcv and mmengine at work: older spellings, and hints for their authors.
 KNOWN_WARNINGS = (
+    r'Unnecessary conv bias before',
+    r'Sparse invariant checks are implicitly disabled',
     r'`torch\.cuda\.amp\.',
     r'torch\.meshgrid: in an upcoming release',
     r'This overload of addmm is deprecated',
