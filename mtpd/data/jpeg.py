@@ -1,8 +1,9 @@
 """Decodes JPEGs as OpenCV does, and refuses those that libjpeg would have to guess at.
 
 libjpeg fills in what is missing or broken with grey or with pixels of other places, and only warns. simplejpeg makes
-errors of these warnings; it is libjpeg-turbo, as in OpenCV's wheels, and gives the same pixels in the same time. Of what
-libjpeg takes for sound `mtpd.data.jpeg_scans` finds the rest, but for changed bits that decode without a contradiction.
+errors of these warnings; it is libjpeg-turbo, as in OpenCV's wheels, and gives the same pixels in the same time. Of
+what libjpeg takes for sound `mtpd.data.jpeg_scans` finds the rest, but for changed bits that decode without a
+contradiction.
 
 Bytes after the end marker are not looked at, so further images in a file (MPO) do not matter. Zeros between the
 segments, or between a scan and the marker after it, are padding: they are taken out, and what is left must decode

@@ -17,8 +17,8 @@ TABLES, SCAN, END = 0xC4, 0xDA, 0xD9
 USUAL_SYMBOLS = {0x00: 0, 0x01: 0, 0x10: 1, 0x11: 0}
 AC_CLASS = 0x10
 NUM_COEFFICIENTS = 64
-# Bytes of zeros. Two whole blocks of coefficients of -1 are fewer than the first; the others are a long even gradient, or
-# all bits that correct what earlier scans said, of which libjpeg writes 1000 together.
+# Bytes of zeros. Two whole blocks of coefficients of -1 are fewer than the first; the second are a long even gradient,
+# or all bits that correct what earlier scans said, of which libjpeg writes 1000 together.
 MAX_ZEROS, MAX_PLAIN_ZEROS = 47, 255
 
 
@@ -52,7 +52,7 @@ def require_sound_scans(content: bytes, segments: Iterable[Segment]) -> None:
                 for component in tables:
                     missing_bits[component][first : last + 1] = [bits & 15] * (last + 1 - first)
             else:
-                missing_bits |= dict.fromkeys(tables, [0])
+                missing_bits |= {component: [0] for component in tables}
                 if not has_zeros and len(tables) == len(missing_bits):
                     return  # The only scan: looking for the end marker takes time.
             if has_zeros:
@@ -71,9 +71,7 @@ def _symbols_of_zeros(body: bytes) -> dict[int, int]:
     return symbols
 
 
-def _most_zeros(
-    tables: Iterable[int], symbols: dict[int, int], *, first: int, earlier: int, kind: int
-) -> int | None:
+def _most_zeros(tables: Iterable[int], symbols: dict[int, int], *, first: int, earlier: int, kind: int) -> int | None:
     """How many bytes of zeros a scan can have; None: any number, as in an image of one colour."""
     for_dc = {symbols.get(one >> 4, 0) for one in tables}
     for_ac = {symbols.get(AC_CLASS | one & 15, 0) for one in tables}

@@ -52,15 +52,15 @@ def checked_png(content: bytes) -> bytes:
     png_size(content)
     colour = content[25]
     if colour not in KINDS or content[24] not in KINDS[colour][1]:
-        raise ValueError(f'the PNG is of colour type {colour} with {content[24]} bits, which the standard does not have')
+        raise ValueError(f'the PNG is of colour type {colour} with {content[24]} bits, none of the standard')
     before, data, after = [START], list[bytes](), list[bytes]()
     for kind, body, chunk in _chunks(content):
         lengths = LENGTHS.get(kind)
         if kind == DATA:
             data.append(body)
-        elif kind == EXIF and body[:4] not in TIFF_STARTS:
-            continue
         elif lengths is not None and (data or len(body) not in lengths.get(colour, ())):
+            continue
+        elif kind == EXIF and body[:4] not in TIFF_STARTS:
             continue
         elif data:
             after.append(chunk)

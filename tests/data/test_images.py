@@ -205,7 +205,7 @@ DAMAGES = st.tuples(st.integers(0, 2**32), st.sampled_from(['byte', 'zeros', 'ga
 
 @pytest.mark.parametrize('name', ['jpeg', 'progressive jpeg', 'jpeg with restarts', 'grey jpeg', 'cmyk jpeg'])
 def test_read_image__damaged_scan(name: str, tmp_path: Path) -> None:
-    """What libjpeg complains of is refused, and many zeros; the rest has OpenCV's pixels, and nothing reaches stderr."""
+    """What libjpeg complains of is refused, and many zeros; else OpenCV's pixels, and nothing reaches stderr."""
     num_refused = 0
 
     @given(DAMAGES)
@@ -282,7 +282,9 @@ def test_read_image__damaged_jpeg_of_a_rare_sampling(tmp_path: Path, capfd: pyte
     assert capfd.readouterr().err == ''
 
 
-@pytest.mark.parametrize('options', [{}, {'optimize': True}, {'progressive': True}, {'restart_marker_blocks': 2}], ids=str)
+@pytest.mark.parametrize(
+    'options', [{}, {'optimize': True}, {'progressive': True}, {'restart_marker_blocks': 2}], ids=str
+)
 def test_read_image__jpeg_with_a_lost_block(options: dict[str, Any], tmp_path: Path) -> None:
     """A block of a disk that reads as zeros: libjpeg notices few of them."""
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -316,7 +318,8 @@ def test_read_image__jpegs_whose_scans_have_many_zeros(
 ) -> None:
     picture = np.zeros((64, 1600, 3), np.uint8)
     ramp = np.arange(1600)[:, None] * np.array([1, 0.5, 0.25])
-    picture[:] = {'white': 255, 'ramp': ramp % 256, 'ramp down': 255 - ramp % 256, 'steps': ramp // 8 % 256}.get(drawn, 0)
+    drawings = {'white': 255, 'ramp': ramp % 256, 'ramp down': 255 - ramp % 256, 'steps': ramp // 8 % 256}
+    picture[:] = drawings.get(drawn, 0)
     picture[:, 800:] |= np.uint8(77 if drawn == 'half of it' else 0)
     picture[::8, ::8] |= np.uint8(255 if drawn == 'chequered' else 0)
     if drawn == 'letters':
