@@ -51,6 +51,8 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
         if with_masks and coco.has_masks and one.segmentation is None:
             found['without a mask, for which the outline of the box stands'] += 1
     parts = [f'of {sum(1 for _ in _objects(coco))} objects {_listed(found)}'] if found else []
+    if all(one.is_crowd for _, one in _objects(coco)):
+        parts.append('no object is to be found, so there is no AP')
     if with_masks and not coco.has_masks:
         parts.append('no object has a mask, so masks are not evaluated')
     return _account(coco, parts)

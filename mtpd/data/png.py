@@ -55,20 +55,20 @@ def checked_png(content: bytes) -> bytes:
         raise ValueError(f'the PNG is of colour type {colour} with {content[24]} bits, none of the standard')
     before, data, after = [START], list[bytes](), list[bytes]()
     for kind, body, chunk in _chunks(content):
-        lengths = LENGTHS.get(kind)
         if kind == DATA:
             data.append(body)
-        elif lengths is not None and (data or len(body) not in lengths.get(colour, ())):
-            continue
-        elif kind == EXIF and body[:4] not in TIFF_STARTS:
-            continue
-        elif data:
-            after.append(chunk)
-        else:
-            before.append(chunk)
+        elif _is_sound(kind, body, colour=colour, is_late=bool(data)):
+            (after if data else before).append(chunk)
     if colour == INDEXED and not any(chunk[4:8] == PALETTE for chunk in before):
         raise ValueError('the PNG has no palette')
     return b''.join([*before, _chunk(DATA, _checked_rows(content[16:29], b''.join(data))), *after])
+
+
+def _is_sound(kind: bytes, body: bytes, *, colour: int, is_late: bool) -> bool:
+    """Whether libpng takes a chunk that an image can do without; `is_late`: it lies behind the rows."""
+    if kind == EXIF:
+        return body[:4] in TIFF_STARTS
+    return kind not in LENGTHS or (not is_late and len(body) in LENGTHS[kind].get(colour, ()))
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:

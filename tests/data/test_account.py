@@ -130,6 +130,11 @@ def test_most_annotations_are_crowds(tmp_path: Path) -> None:
     assert 'iscrowd' in line
 
 
+@pytest.mark.parametrize('annotations', [[], [SOUND | {'iscrowd': 1}]])
+def test_nothing_to_find(annotations: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert 'no object is to be found' in str(evaluation_account(checked(tmp_path, annotations), with_masks=False))
+
+
 def test_objects_that_stand_twice(tmp_path: Path) -> None:
     coco = checked(tmp_path, [SOUND, SOUND, SOUND | {'image_id': 2}, SOUND | {'iscrowd': 1}])
     for account in (training_account(coco), evaluation_account(coco, with_masks=False)):

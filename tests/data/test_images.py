@@ -288,7 +288,8 @@ def test_read_image__damaged_jpeg_of_a_rare_sampling(tmp_path: Path, capfd: pyte
 def test_read_image__jpeg_with_a_lost_block(options: dict[str, Any], tmp_path: Path) -> None:
     """A block of a disk that reads as zeros: libjpeg notices few of them."""
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    content = encoded('JPEG', image=cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC), **options)
+    picture = cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
+    content = encoded('JPEG', image=picture, **options)
     for start in range(content.index(b'\xff\xda') + 500, len(content) - 520, max(64, len(content) // 40)):
         with pytest.raises(InputError, match='not a complete image'):
             read_image(saved(tmp_path, content[:start] + bytes(512) + content[start + 512 :]))
@@ -324,7 +325,12 @@ def test_read_image__jpegs_whose_scans_have_many_zeros(
     picture[::8, ::8] |= np.uint8(255 if drawn == 'chequered' else 0)
     if drawn == 'letters':
         cv2.putText(picture, 'letters', (50, 50), cv2.FONT_HERSHEY_SIMPLEX, 2, (255, 255, 255), 4)
-    options = {'quality': quality, 'progressive': is_progressive, 'optimize': is_optimal, 'subsampling': sampling}
+    options: dict[str, Any] = {
+        'quality': quality,
+        'progressive': is_progressive,
+        'optimize': is_optimal,
+        'subsampling': sampling,
+    }
     content = encoded('JPEG', image=picture, **options)
     with tempfile.TemporaryDirectory() as folder:
         assert read_image(saved(Path(folder), content)).shape == picture.shape
@@ -474,7 +480,7 @@ def test_read_image__interlaced_png(kind: tuple[int, int], size: tuple[int, int]
 
 @pytest.mark.parametrize('kind', ['TIFF', 'GIF', 'BMP', 'WEBP', 'PPM'])
 def test_read_image__what_opencv_logs(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tags = {'tiffinfo': {65000: 'a private tag'}} if kind == 'TIFF' else {}
+    tags: dict[str, Any] = {'tiffinfo': {65000: 'a private tag'}} if kind == 'TIFF' else {}
     content, before = encoded(kind, **tags), cv2.utils.logging.getLogLevel()
     assert read_image(saved(tmp_path, content)).shape == RGB.shape
     with pytest.raises(InputError):
