@@ -71,8 +71,8 @@ def labels_to_categories(
             if _key(one[1]) == _key(other)
         )
         raise InputError(
-            f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on cannot "
-            'be told apart; rename one'
+            f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
+            'cannot be told apart; rename one'
         )
     known = {_key(one) for one in classes}
     if known != set(by_name):
