@@ -64,8 +64,10 @@ def decode_jpeg(content: bytes) -> npt.NDArray[Any] | None:
     except ValueError as error:
         if UNKNOWN_SAMPLING in str(error):
             _require_no_complaint(content)
-            require_sound_scans(content, _segments(content))
-            return _decoded_by_opencv(content)
+            found = _decoded_by_opencv(content)
+            if found is not None:
+                require_sound_scans(content, _segments(content))
+            return found
         content = _tidied(content)
         try:
             pixels = _strictly_decoded(content)

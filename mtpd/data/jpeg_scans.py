@@ -32,6 +32,13 @@ def require_sound_scans(content: bytes, segments: Iterable[Segment]) -> None:
     Raises:
         ValueError: a scan is missing or has a block of zeros; says which.
     """
+    try:
+        _check_scans(content, segments)
+    except (IndexError, KeyError):  # of a table, a component or a length that nothing before has stated
+        raise ValueError('the segments of the JPEG contradict each other') from None
+
+
+def _check_scans(content: bytes, segments: Iterable[Segment]) -> None:
     has_zeros = bytes(MAX_ZEROS + 1) in content
     symbols, missing_bits = dict(USUAL_SYMBOLS), dict[int, list[int]]()
     limit, scan_end, kind = None, 0, 0

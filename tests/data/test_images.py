@@ -336,6 +336,23 @@ def test_read_image__jpegs_whose_scans_have_many_zeros(
         assert read_image(saved(Path(folder), content)).shape == picture.shape
 
 
+@given(
+    st.sampled_from(['jpeg', 'progressive jpeg', 'jpeg with restarts']),
+    st.lists(st.tuples(st.integers(2, 640), st.integers(0, 255)), min_size=1, max_size=3),
+    st.integers(0, 40),
+)
+@settings(max_examples=50)
+def test_read_image__changed_headers_of_jpegs(name: str, changes: list[tuple[int, int]], num_lost: int) -> None:
+    """Read or refused by name."""
+    content = bytearray(COMPLETE[name])
+    for place, value in changes:
+        content[place] = value
+    del content[changes[0][0] : changes[0][0] + num_lost]
+    with tempfile.TemporaryDirectory() as folder, stderr_of_process() as stderr:
+        _read_or_none(saved(Path(folder), bytes(content)))
+    assert stderr.getvalue() == ''
+
+
 def test_read_image__padding_of_jpegs(tmp_path: Path) -> None:
     """Zeros between segments and behind the scan change no pixel; anything else may, and is refused."""
     for name in ('jpeg', 'progressive jpeg'):
