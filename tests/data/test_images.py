@@ -287,10 +287,10 @@ def test_read_image__damaged_jpeg_of_a_rare_sampling(tmp_path: Path, capfd: pyte
 )
 def test_read_image__jpeg_with_a_lost_block(options: dict[str, Any], tmp_path: Path) -> None:
     """A block of a disk that reads as zeros: libjpeg notices few of them."""
-    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    picture = cv2.resize(noise, (320, 240), interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
-    content = encoded('JPEG', image=picture, **options)
-    for start in range(content.index(b'\xff\xda') + 500, len(content) - 520, max(64, len(content) // 40)):
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    picture = cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
+    content = encoded('JPEG', image=picture, quality=95, **options)
+    for start in range(content.index(b'\xff\xda') + 500, len(content) - 520, len(content) // 20):
         with pytest.raises(InputError, match='not a complete image'):
             read_image(saved(tmp_path, content[:start] + bytes(512) + content[start + 512 :]))
 
