@@ -4,11 +4,15 @@ from collections import Counter
 from collections.abc import Iterator
 from posixpath import normpath
 
-from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, why_left_out
+from mtpd.data.coco import Box, CocoAnnotation, CocoImage, CocoSet, why_left_out
+from mtpd.data.segmentation import Segmentation, mask_extent
 
 MAX_EVALUATED_AREA = 1e10  # pycocotools' largest object, in px
 # Boxes that leave the image are few and leave it by a little in a sound file; with corners for sizes nearly half do.
 LEAST_BEYOND, SLACK = 0.1, 1.0  # share of the boxes; px
+# Masks that hardly share their boxes are few in a sound file; some hundred of a file say whether it is one.
+LEAST_ASIDE, LEAST_OVERLAP, NUM_MEASURED = 0.1, 0.5, 400
+MOST_CROWDS = 0.5  # share of the annotations; COCO has one in a hundred
 
 
 def training_account(coco: CocoSet) -> str | None:
@@ -47,6 +51,8 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
         if with_masks and coco.has_masks and one.segmentation is None:
             found['without a mask, for which the outline of the box stands'] += 1
     parts = [f'of {sum(1 for _ in _objects(coco))} objects {_listed(found)}'] if found else []
+    if all(one.is_crowd for _, one in _objects(coco)):
+        parts.append('no object is to be found, so there is no AP')
     if with_masks and not coco.has_masks:
         parts.append('no object has a mask, so masks are not evaluated')
     return _account(coco, parts)
@@ -62,6 +68,12 @@ def suspicions(coco: CocoSet) -> list[str]:
             f'{len(repeated)} image files are listed under several image ids, the first is {repeated[0]}: each counts '
             'as an image of its own; merge their records'
         )
+    num_crowds = sum(one.is_crowd for _, one in _objects(coco))
+    if num_crowds > MOST_CROWDS * sum(1 for _ in _objects(coco)):
+        found.append(
+            f'{num_crowds} annotations, most of the file, are crowds, which are not to be found; set iscrowd to 0 '
+            'where one is a single object, as for masks that a label tool stores as run lengths'
+        )
     boxes = [(image, one.bbox) for image, one in _objects(coco)]
     if not boxes:
         return found
@@ -75,11 +87,38 @@ def suspicions(coco: CocoSet) -> list[str]:
             'the values of bbox look like [x1, y1, x2, y2], as many boxes leave their image otherwise; wanted '
             '[x, y, width, height]: subtract the corners'
         )
+    elif line := _masks_aside(coco):
+        found.append(line)
     return found
 
 
 def _objects(coco: CocoSet) -> Iterator[tuple[CocoImage, CocoAnnotation]]:
     return ((image, one) for image in coco.images for one in coco.annotations[image.id])
+
+
+def _masks_aside(coco: CocoSet) -> str | None:
+    with_masks = [
+        (image, one) for image, one in _objects(coco) if one.segmentation and not one.is_crowd and min(one.bbox[2:]) > 0
+    ]
+    measured = with_masks[:: max(1, len(with_masks) // NUM_MEASURED)]
+    aside = [image for image, one in measured if _overlap(one.box, image, one.segmentation or []) < LEAST_OVERLAP]
+    if len(aside) < LEAST_ASIDE * len(measured) or not aside:
+        return None
+    return (
+        f'{len(aside)} of {len(measured)} masks that were compared hardly share the place of their boxes, the first in '
+        f'{aside[0].file_name}: wanted bbox [x, y, width, height] and segmentation in px of the same image; see which '
+        'of them is of other units, another size of the image or another order'
+    )
+
+
+def _overlap(box: Box, image: CocoImage, segmentation: Segmentation) -> float:
+    """Intersection over union of a box and the extent of its mask, each a little larger than stated."""
+    extent = mask_extent(segmentation, height=image.height, width=image.width)
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (
+        (x1 - SLACK, y1 - SLACK, x2 + SLACK, y2 + SLACK) for x1, y1, x2, y2 in (box, extent)
+    )
+    common = max(0.0, min(ax2, bx2) - max(ax1, bx1)) * max(0.0, min(ay2, by2) - max(ay1, by1))
+    return common / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common)
 
 
 def _look_like_corners(boxes: list[tuple[CocoImage, tuple[float, float, float, float]]]) -> bool:
@@ -92,6 +131,15 @@ def _look_like_corners(boxes: list[tuple[CocoImage, tuple[float, float, float, f
 
 
 def _account(coco: CocoSet, parts: list[str]) -> str | None:
+    num_repeated = sum(
+        count - 1
+        for image in coco.images
+        for count in Counter(
+            (one.category, one.bbox) for one in coco.annotations[image.id] if not one.is_crowd
+        ).values()
+    )
+    if num_repeated:
+        parts.append(f'{num_repeated} objects repeat an earlier one (same image, category and bbox) and count again')
     num_polygons = sum(one.num_bad_polygons for _, one in _objects(coco))
     if num_polygons:
         parts.append(f'{num_polygons} polygons are left out: of fewer than 3 points, or an odd number of values')

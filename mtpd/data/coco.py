@@ -20,6 +20,7 @@ from mtpd.data.records import (
     numbers,
     parse_each,
     parse_json,
+    require_spelling,
     shown,
     text,
     whole,
@@ -34,6 +35,12 @@ Box = tuple[float, float, float, float]
 LeftOut = Literal['marked ignore', 'without width or height', 'thinner than 1 px', 'outside the image', 'without area']
 
 MAX_SIDE, MAX_PIXELS = 2**20, 2**30  # of the images that OpenCV reads
+# Other spellings of what an annotation may have, as label tools and converters write them.
+SPELLINGS = {
+    'iscrowd': 'iscrowd', 'crowd': 'iscrowd', 'iscrowds': 'iscrowd', 'ignore': 'ignore', 'ignored': 'ignore',
+    'isignore': 'ignore', 'isignored': 'ignore', 'area': 'area', 'segmentation': 'segmentation',
+    'segmentations': 'segmentation',
+}  # fmt: skip
 MAX_COORDINATE = 1e9  # px; float32 numbers are 64 px apart there
 
 
@@ -124,7 +131,8 @@ def read_annotations(path: Path) -> CocoSet:
 
     Of an image `id`, `file_name`, `height` and `width` are read, of a category `id` and `name`, of an annotation
     `image_id`, `category_id` and `bbox`, all of which must be there; and its `iscrowd` and `ignore` (missing or null:
-    no), `area` (missing or null: that of the mask, or else of the box) and `segmentation` (missing or empty: none).
+    no), `area` (missing or null: that of the mask, or else of the box) and `segmentation` (missing or empty: none);
+    other spellings of these, such as `is_crowd`, are refused.
     Everything else may be missing or be anything; the ids of annotations too, as nothing asks for them.
 
     Raises:
@@ -184,8 +192,14 @@ def image_path(folder: Path, file_name: str) -> Path:
 
 
 def missing_images(coco_set: CocoSet, folder: Path) -> tuple[str, ...]:
-    """File names of the set's images that are not in `folder`, in the set's order."""
-    return tuple(image.file_name for image in coco_set.images if not isfile(image_path(folder, image.file_name)))
+    """File names of the set's images that are not in `folder`, in the set's order, as messages can show them."""
+    names = (image.file_name for image in coco_set.images)
+    return tuple(_shown_name(name) for name in names if not isfile(image_path(folder, name)))
+
+
+def _shown_name(file_name: str) -> str:
+    """Quoted where it has spaces or line breaks that a message in one line would lose."""
+    return file_name if file_name == ' '.join(file_name.split()) and file_name.isprintable() else repr(file_name)
 
 
 def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
@@ -239,6 +253,7 @@ def _parse_annotation(
         raise ValueError(f"image_id {image_id} is not among 'images'")
     if category_id not in indices:
         raise ValueError(f"category_id {category_id} is not among 'categories'")
+    require_spelling(record, SPELLINGS)
     x, y, width, height = numbers(record, 'bbox', 4, limit=MAX_COORDINATE, meaning='[x, y, width, height] in px')
     image = images[image_id]
     segmentation, num_bad_polygons = check_segmentation(

@@ -79,47 +79,57 @@ def _wrong_size(path: Path, found: tuple[int, ...], wanted: Size) -> str:
 
 def _decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArray[Any] | None:
     """The pixels; `require` is called with the size that the header states, before they are decoded."""
-    if content.startswith(jpeg.START):
-        require(jpeg.jpeg_size(content))
-        return jpeg.decode_jpeg(content)
-    if content.startswith(png.START):
-        require(png.png_size(content))
-        content = png.checked_png(content)
-    else:
-        _check_other(content, require)
+    with _LIBRARIES.for_reading():
+        if content.startswith(jpeg.START):
+            require(jpeg.jpeg_size(content))
+            return jpeg.decode_jpeg(content)
+        if content.startswith(png.START):
+            require(png.png_size(content))
+            return _by_opencv(png.checked_png(content))
+        return _other_decoded(content, require)
+
+
+def _by_opencv(content: bytes) -> npt.NDArray[Any] | None:
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
-def _check_other(content: bytes, require: Callable[[Size], None]) -> None:
+def _other_decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArray[Any] | None:
     try:
-        with _PILLOWS_LIMIT.lifted(), Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content)) as image:
             require((image.height, image.width))
-            image.load()
+            pixels = _by_opencv(content)
+            if pixels is not None:  # Pillow's decoders write to stderr about files that OpenCV refuses.
+                image.load()
+            return pixels
     except UnidentifiedImageError:
         if not content.startswith(LEFT_TO_OPENCV):
             raise ValueError('no image of a known kind') from None
-    except InputError:
+        return _by_opencv(content)
+    except (InputError, cv2.error):
         raise
     except Exception as error:  # Pillow's decoders raise whatever comes up: OSError, SyntaxError, struct.error, ...
         raise ValueError(str(error)) from None
 
 
-class _PillowsLimit:
-    """Pillow's limit of pixels, for files of which nobody has said how many there are to be: here annotations do.
+class _LibrarySettings:
+    """Global settings of libraries while a file is read; as they were before for users of the library.
 
-    It is a global of Pillow: lifted while any thread is inside, and for users of the library as it was before.
+    Pillow has a limit of pixels for files of which nobody has said how many there are to be: here annotations do.
+    OpenCV logs what it warns of or cannot decode, without the name of the file.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._num_inside = 0
-        self._before: int | None = None
+        self._before: tuple[int | None, int] = (None, 0)
 
     @contextmanager
-    def lifted(self) -> Iterator[None]:
+    def for_reading(self) -> Iterator[None]:
         with self._lock:
             if self._num_inside == 0:
-                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._before = Image.MAX_IMAGE_PIXELS, cv2.utils.logging.getLogLevel()
+                Image.MAX_IMAGE_PIXELS = None
+                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
             self._num_inside += 1
         try:
             yield
@@ -127,7 +137,8 @@ class _PillowsLimit:
             with self._lock:
                 self._num_inside -= 1
                 if self._num_inside == 0:
-                    Image.MAX_IMAGE_PIXELS = self._before
+                    Image.MAX_IMAGE_PIXELS = self._before[0]
+                    cv2.utils.logging.setLogLevel(self._before[1])
 
 
-_PILLOWS_LIMIT = _PillowsLimit()
+_LIBRARIES = _LibrarySettings()

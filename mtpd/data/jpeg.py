@@ -1,8 +1,9 @@
 """Decodes JPEGs as OpenCV does, and refuses those that libjpeg would have to guess at.
 
 libjpeg fills in what is missing or broken with grey or with pixels of other places, and only warns. simplejpeg makes
-errors of these warnings; it is libjpeg-turbo, as in OpenCV's wheels, and gives the same pixels in the same time. What
-no decoder can tell is a changed bit that decodes to something else without a contradiction.
+errors of these warnings; it is libjpeg-turbo, as in OpenCV's wheels, and gives the same pixels in the same time. Of
+what libjpeg takes for sound `mtpd.data.jpeg_scans` finds the rest, but for changed bits that decode without a
+contradiction.
 
 Bytes after the end marker are not looked at, so further images in a file (MPO) do not matter. Zeros between the
 segments, or between a scan and the marker after it, are padding: they are taken out, and what is left must decode
@@ -20,6 +21,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+
+from mtpd.data.jpeg_scans import require_sound_scans
 
 # A marker is 0xff and a code; 0xff00 is a stuffed byte, 0xffd0..0xffd7 restart a scan, 0xffff is fill (ITU T.81, B.1).
 MARKER = re.compile(rb'\xff([\x01-\xcf\xd8-\xfe])')
@@ -54,19 +57,23 @@ def decode_jpeg(content: bytes) -> npt.NDArray[Any] | None:
     """The pixels (height, width, 3), BGR, turned as the EXIF orientation says; None where OpenCV cannot decode them.
 
     Raises:
-        ValueError: libjpeg finds something missing or broken; says what.
+        ValueError: something is missing or broken; says what.
     """
     try:
         pixels = _strictly_decoded(content)
     except ValueError as error:
         if UNKNOWN_SAMPLING in str(error):
             _require_no_complaint(content)
-            return _decoded_by_opencv(content)
+            found = _decoded_by_opencv(content)
+            if found is not None:
+                require_sound_scans(content, _segments(content))
+            return found
         content = _tidied(content)
         try:
             pixels = _strictly_decoded(content)
         except ValueError:
             raise error from None
+    require_sound_scans(content, _segments(content))
     return pixels if _is_upright(content) else _decoded_by_opencv(content)
 
 

@@ -8,8 +8,9 @@ import gc
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,6 +119,19 @@ def flag(record: Fields, key: str) -> bool:
     return bool(value)
 
 
+def require_spelling(record: Fields, keys: Mapping[str, str]) -> None:
+    """Refuses optional fields under other spellings: they would be left out without a word.
+
+    Args:
+        record: what was read.
+        keys: other spellings, in small letters without underscores and hyphens -> the key that is read.
+    """
+    for written in _misspelt(tuple(record), tuple(keys.items())):
+        key = keys[_plain(written)]
+        if key not in record:
+            raise ValueError(f'has the key {written!r} with {shown(record[written])}, wanted it under {key!r}')
+
+
 def number(record: Fields, key: str) -> float | None:
     """A finite number; None where it is missing or null."""
     value = record.get(key)
@@ -139,6 +153,17 @@ def numbers(record: Fields, key: str, count: int, *, limit: float, meaning: str)
     ):
         raise ValueError(f'{key} is {shown(values)}, wanted {meaning}: {count} finite numbers')
     return list(map(float, values))
+
+
+@lru_cache(maxsize=64)
+def _misspelt(written: tuple[str, ...], keys: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    # Records of a file have the same keys.
+    wanted = dict(keys)
+    return tuple(one for one in written if _plain(one) in wanted and one != wanted[_plain(one)])
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace('_', '').replace('-', '')
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:

@@ -51,6 +51,18 @@ def mask_area(segmentation: Segmentation, *, height: int, width: int) -> float:
     return float(rle.area(encoded))
 
 
+def mask_extent(segmentation: Segmentation, *, height: int, width: int) -> tuple[float, float, float, float]:
+    """The box (x1, y1, x2, y2) around a checked mask, in px; zeros where it is empty."""
+    if isinstance(segmentation, list):
+        columns, rows = ([value for one in segmentation for value in one[start::2]] for start in (0, 1))
+        return min(columns), min(rows), max(columns), max(rows)
+    encoded = segmentation
+    if isinstance(segmentation['counts'], list):
+        encoded = rle.frPyObjects(segmentation, height, width)
+    x, y, columns_inside, rows_inside = map(float, rle.toBbox(encoded))
+    return x, y, x + columns_inside, y + rows_inside
+
+
 def box_outline(box: tuple[float, float, float, float], *, height: int, width: int) -> Polygons:
     """The part of a box (x1, y1, x2, y2) in the image, as a polygon: the mask of an object that has no other."""
     x1, x2 = (min(max(x, 0.0), float(width)) for x in (box[0], box[2]))

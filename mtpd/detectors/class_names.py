@@ -48,7 +48,7 @@ def labels_to_categories(
         name: of the detector, for messages.
 
     Raises:
-        InputError: it was trained on other classes.
+        InputError: it was trained on other classes, or names of categories repeat.
     """
     ids = [category_id for category_id, _ in categories]
     wanted = len(ids) if num_classes is None else num_classes
@@ -58,8 +58,22 @@ def labels_to_categories(
             'give annotations with the classes that it was trained on'
         )
     by_name = {_key(category): category_id for category_id, category in categories}
-    if classes is None or len(by_name) < len(ids):
+    if classes is None:
         return ids
+    if len(by_name) < len(ids):
+        # Names that repeat are no guide, so their order must be that of the detector.
+        if [_key(one) for one in classes] == [_key(category) for _, category in categories]:
+            return ids
+        (first, named), second = next(
+            (one, other_id)
+            for place, one in enumerate(categories)
+            for other_id, other in categories[place + 1 :]
+            if _key(one[1]) == _key(other)
+        )
+        raise InputError(
+            f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
+            'cannot be told apart; rename one'
+        )
     known = {_key(one) for one in classes}
     if known != set(by_name):
         raise InputError(

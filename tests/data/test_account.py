@@ -100,6 +100,47 @@ def test_boxes_that_are_no_boxes_in_px(boxes: list[list[float]], word: str | Non
     assert word is None or word in found[0]
 
 
+OUTLINE = {'segmentation': [[10, 10, 40, 10, 40, 50, 10, 50]]}
+# Runs of (height, width) = (100, 200) px that an export wrote row by row; COCO's go column by column.
+ROWS = [10 * WIDTH + 10, *[30, WIDTH - 30] * 39, 30, 50 * WIDTH + 160]
+
+
+@pytest.mark.parametrize(
+    ('one', 'is_odd'),
+    [
+        (SOUND | OUTLINE, False),
+        (SOUND | {'segmentation': [[11, 9, 38, 52, 20, 49]]}, False),
+        ({'bbox': [10, 10, 1, 40], 'segmentation': [[10, 10, 11.5, 10, 11.5, 50, 10, 50]]}, False),
+        ({'bbox': [25, 30, 30, 40]} | OUTLINE, True),  # the centre in place of the corner
+        ({'bbox': [5, 10, 15, 40]} | OUTLINE, True),  # in percent
+        (SOUND | {'segmentation': [[0.05, 0.1, 0.2, 0.1, 0.2, 0.5]]}, True),
+        (SOUND | {'segmentation': {'size': [HEIGHT, WIDTH], 'counts': ROWS}}, True),
+        (SOUND | {'segmentation': {'size': [HEIGHT, WIDTH], 'counts': [HEIGHT * WIDTH]}}, True),
+    ],
+)
+def test_masks_that_lie_aside_of_their_boxes(one: dict[str, Any], is_odd: bool, tmp_path: Path) -> None:
+    found = suspicions(checked(tmp_path, [one, SOUND]))
+    assert len(found) == is_odd
+    assert not is_odd or ('1 of 1 masks' in found[0] and '1.jpg' in found[0])
+
+
+def test_most_annotations_are_crowds(tmp_path: Path) -> None:
+    (line,) = suspicions(checked(tmp_path, [SOUND, *[SOUND | {'iscrowd': 1}] * 2]))
+    assert line.startswith('2 annotations')
+    assert 'iscrowd' in line
+
+
+@pytest.mark.parametrize('annotations', [[], [SOUND | {'iscrowd': 1}]])
+def test_nothing_to_find(annotations: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert 'no object is to be found' in str(evaluation_account(checked(tmp_path, annotations), with_masks=False))
+
+
+def test_objects_that_stand_twice(tmp_path: Path) -> None:
+    coco = checked(tmp_path, [SOUND, SOUND, SOUND | {'image_id': 2}, SOUND | {'iscrowd': 1}])
+    for account in (training_account(coco), evaluation_account(coco, with_masks=False)):
+        assert '1 objects repeat' in str(account)
+
+
 def test_one_file_under_two_ids(tmp_path: Path) -> None:
     (line,) = suspicions(checked(tmp_path, [SOUND], names=('a/1.jpg', 'b.jpg', './a//1.jpg', 'b.jpg')))
     assert line.startswith('2 image files')

@@ -48,6 +48,9 @@ VALID: Document = {
 }  # fmt: skip
 
 
+IMAGE = {'id': 1, 'file_name': 'a.jpg', 'height': 10, 'width': 20}
+
+
 def write(folder: Path, document: object) -> Path:
     path = folder / 'instances.json'
     path.write_text(json.dumps(document))
@@ -274,6 +277,36 @@ def test_missing_images(tmp_path: Path) -> None:
     (tmp_path / 'deep').mkdir()
     (tmp_path / 'deep' / 'b.jpg').touch()
     assert missing_images(coco_set, tmp_path) == ('a.jpg',)
+
+
+def test_missing_images__names_that_a_line_would_change(tmp_path: Path) -> None:
+    document = {'images': [IMAGE | {'file_name': 'a.jpg\n'}], 'annotations': [], 'categories': []}
+    (tmp_path / 'a.jpg').touch()
+    assert missing_images(read_annotations(write(tmp_path, document)), tmp_path) == ("'a.jpg\\n'",)
+
+
+@pytest.mark.parametrize(
+    ('key', 'wanted'),
+    [
+        ('isCrowd', 'iscrowd'),
+        ('is_crowd', 'iscrowd'),
+        ('Ignore', 'ignore'),
+        ('Area', 'area'),
+        ('Segmentation', 'segmentation'),
+    ],
+)
+def test_read_annotations__other_spellings(key: str, wanted: str, tmp_path: Path) -> None:
+    one = {'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 1, 1]}
+    document: Document = {
+        'images': [IMAGE],
+        'annotations': [one, one | {key: 1}],
+        'categories': [{'id': 1, 'name': 'a'}],
+    }
+    with pytest.raises(InputError, match=rf"annotations\[1\]: .*'{key}' with 1.*'{wanted}'"):
+        read_annotations(write(tmp_path, document))
+    # A file that says both is read as ever.
+    document['annotations'] = [one | {key: 1, wanted: None}]
+    read_annotations(write(tmp_path, document))
 
 
 def test_training_annotations(tmp_path: Path) -> None:

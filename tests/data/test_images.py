@@ -4,6 +4,7 @@ import io
 import os
 import tempfile
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +31,9 @@ RGB = np.asarray(
 )
 
 
-def encoded(kind: str, mode: str = 'RGB', **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image = Image.fromarray(RGB)
-    (image.quantize(200) if mode == 'P' else image.convert(mode)).save(stream, kind, **options)
+def encoded(kind: str, mode: str = 'RGB', *, image: Pixels = RGB, **options: Any) -> bytes:
+    stream, picture = io.BytesIO(), Image.fromarray(image)
+    (picture.quantize(200) if mode == 'P' else picture.convert(mode)).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -96,6 +96,20 @@ COMPLETE = {
     },
     **{f'jpeg of orientation {orientation}': oriented(orientation) for orientation in range(1, 9)},
 }
+
+
+def in_scans_of_a_component() -> bytes:
+    """A JPEG that is not progressive, with a scan for each of three components of equal tables and data."""
+    grey = COMPLETE['grey jpeg']
+    frame, scan = grey.index(b'\xff\xc0'), grey.index(b'\xff\xda')
+    parts = b''.join(bytes([one, 0x11, 0]) for one in (1, 2, 3))
+    header = b'\xff\xc0' + (8 + len(parts)).to_bytes(2) + grey[frame + 4 : frame + 9] + b'\x03' + parts
+    behind_frame = frame + 2 + int.from_bytes(grey[frame + 2 : frame + 4])
+    scans = [b'\xff\xda\0\x08\1' + bytes([one]) + grey[scan + 6 : -2] for one in (1, 2, 3)]
+    return grey[:frame] + header + grey[behind_frame:scan] + b''.join(scans) + b'\xff\xd9'
+
+
+IN_SCANS_OF_A_COMPONENT = in_scans_of_a_component()
 
 
 def saved(folder: Path, content: bytes) -> Path:
@@ -191,7 +205,7 @@ DAMAGES = st.tuples(st.integers(0, 2**32), st.sampled_from(['byte', 'zeros', 'ga
 
 @pytest.mark.parametrize('name', ['jpeg', 'progressive jpeg', 'jpeg with restarts', 'grey jpeg', 'cmyk jpeg'])
 def test_read_image__damaged_scan(name: str, tmp_path: Path) -> None:
-    """What libjpeg complains of is refused, the rest has OpenCV's pixels, and nothing reaches stderr."""
+    """What libjpeg complains of is refused, and many zeros; else OpenCV's pixels, and nothing reaches stderr."""
     num_refused = 0
 
     @given(DAMAGES)
@@ -206,7 +220,7 @@ def test_read_image__damaged_scan(name: str, tmp_path: Path) -> None:
         assert stderr.getvalue() == ''
         if found is None:
             num_refused += 1
-            assert wanted is None or complaint
+            assert wanted is None or complaint or damage[1] == 'zeros'
         else:
             np.testing.assert_array_equal(found, wanted)
             assert complaint == '' or 'extraneous' in complaint  # of zeros that were taken out
@@ -266,6 +280,77 @@ def test_read_image__damaged_jpeg_of_a_rare_sampling(tmp_path: Path, capfd: pyte
     with pytest.raises(InputError, match='premature end'):
         read_image(saved(tmp_path, content[: len(content) // 2] + b'\xff\xd9'))
     assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    'options', [{}, {'optimize': True}, {'progressive': True}, {'restart_marker_blocks': 2}], ids=str
+)
+def test_read_image__jpeg_with_a_lost_block(options: dict[str, Any], tmp_path: Path) -> None:
+    """A block of a disk that reads as zeros: libjpeg notices few of them."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    picture = cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
+    content = encoded('JPEG', image=picture, quality=95, **options)
+    for start in range(content.index(b'\xff\xda') + 500, len(content) - 520, len(content) // 20):
+        with pytest.raises(InputError, match='not a complete image'):
+            read_image(saved(tmp_path, content[:start] + bytes(512) + content[start + 512 :]))
+
+
+def test_read_image__jpeg_without_its_last_scans(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for content in (COMPLETE['progressive jpeg'], IN_SCANS_OF_A_COMPONENT):
+        assert read_image(saved(tmp_path, content)).shape == (HEIGHT, WIDTH, 3)
+        scans = [place for place in range(len(content)) if content.startswith(b'\xff\xda', place)]
+        assert len(scans) > 2
+        for start in scans[1:]:  # Tables may precede a scan, and are left behind.
+            with pytest.raises(InputError, match='scans of the JPEG are missing'):
+                read_image(saved(tmp_path, content[:start] + b'\xff\xd9'))
+    assert capfd.readouterr().err == ''
+
+
+@given(
+    st.sampled_from(['black', 'white', 'ramp', 'ramp down', 'steps', 'half of it', 'chequered', 'letters']),
+    st.sampled_from([1, 30, 75, 100]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0, 2]),
+)
+@settings(max_examples=60)
+def test_read_image__jpegs_whose_scans_have_many_zeros(
+    drawn: str, quality: int, is_progressive: bool, is_optimal: bool, sampling: int
+) -> None:
+    picture = np.zeros((64, 1600, 3), np.uint8)
+    ramp = np.arange(1600)[:, None] * np.array([1, 0.5, 0.25])
+    drawings = {'white': 255, 'ramp': ramp % 256, 'ramp down': 255 - ramp % 256, 'steps': ramp // 8 % 256}
+    picture[:] = drawings.get(drawn, 0)
+    picture[:, 800:] |= np.uint8(77 if drawn == 'half of it' else 0)
+    picture[::8, ::8] |= np.uint8(255 if drawn == 'chequered' else 0)
+    if drawn == 'letters':
+        cv2.putText(picture, 'letters', (50, 50), cv2.FONT_HERSHEY_SIMPLEX, 2, (255, 255, 255), 4)
+    options: dict[str, Any] = {
+        'quality': quality,
+        'progressive': is_progressive,
+        'optimize': is_optimal,
+        'subsampling': sampling,
+    }
+    content = encoded('JPEG', image=picture, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        assert read_image(saved(Path(folder), content)).shape == picture.shape
+
+
+@given(
+    st.sampled_from(['jpeg', 'progressive jpeg', 'jpeg with restarts']),
+    st.lists(st.tuples(st.integers(2, 640), st.integers(0, 255)), min_size=1, max_size=3),
+    st.integers(0, 40),
+)
+@settings(max_examples=50)
+def test_read_image__changed_headers_of_jpegs(name: str, changes: list[tuple[int, int]], num_lost: int) -> None:
+    """Read or refused by name."""
+    content = bytearray(COMPLETE[name])
+    for place, value in changes:
+        content[place] = value
+    del content[changes[0][0] : changes[0][0] + num_lost]
+    with tempfile.TemporaryDirectory() as folder, stderr_of_process() as stderr:
+        _read_or_none(saved(Path(folder), bytes(content)))
+    assert stderr.getvalue() == ''
 
 
 def test_read_image__padding_of_jpegs(tmp_path: Path) -> None:
@@ -331,6 +416,8 @@ ODD_CHUNKS = {
     'profile that is none': png_chunk(b'iCCP', b'name'),
     'malformed orientation': png_chunk(b'eXIf', b'none'),
     'background': png_chunk(b'bKGD', bytes(6)),
+    'background of another kind': png_chunk(b'bKGD', bytes(1)),
+    'transparency of another kind': png_chunk(b'tRNS', bytes(1)),
     'gamma': png_chunk(b'gAMA', (45455).to_bytes(4)),
     'unknown chunk': png_chunk(b'abCd', b'x'),
 }
@@ -342,6 +429,81 @@ def test_read_image__sound_png(name: str, tmp_path: Path, capfd: pytest.CaptureF
     content = COMPLETE['png'][:8] + b''.join([header, ODD_CHUNKS[name], *rest])
     np.testing.assert_array_equal(read_image(saved(tmp_path, content), size=(HEIGHT, WIDTH))[..., ::-1], RGB)
     assert capfd.readouterr().err == ''
+
+
+ROWS = b''.join(b'\0' + row.tobytes() for row in RGB)
+
+
+def png_of(data: bytes, *, kind: tuple[int, int] = (8, 2), before: bytes = b'') -> bytes:
+    """A PNG of `RGB`'s size with sound checksums; `kind` is the bits of a channel and the type of colours."""
+    header = WIDTH.to_bytes(4) + HEIGHT.to_bytes(4) + bytes([*kind, 0, 0, 0])
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        [png_chunk(b'IHDR', header), before, png_chunk(b'IDAT', data), png_chunk(b'IEND', b'')]
+    )
+
+
+@pytest.mark.parametrize('data', [zlib.compress(ROWS), zlib.compress(ROWS + bytes(99)), zlib.compress(ROWS) + b'more'])
+def test_read_image__png_with_more_than_its_rows(
+    data: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.testing.assert_array_equal(read_image(saved(tmp_path, png_of(data)))[..., ::-1], RGB)
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        (png_of(zlib.compress(ROWS[: len(ROWS) // 2])), 'fewer rows'),
+        (png_of(zlib.compress(ROWS)[:200]), 'fewer rows'),
+        (png_of(zlib.compress(ROWS)[:-4]), 'fewer rows'),
+        (png_of(b''), 'fewer rows'),
+        (png_of(zlib.compress(ROWS)[:-4] + b'none'), 'damaged'),
+        (png_of(zlib.compress(b'\x09' + ROWS[1:])), 'filter'),
+        (png_of(zlib.compress(bytes((WIDTH + 1) * HEIGHT)), kind=(8, 3)), 'no palette'),
+        (png_of(zlib.compress(ROWS), kind=(7, 2)), 'colour type 2 with 7 bits'),
+        (png_of(zlib.compress(ROWS), before=png_chunk(b'CgBI', bytes(4))), 'CgBI'),
+        (png_of(zlib.compress(ROWS), before=png_chunk(b'IHDR', bytes(13))), 'several header'),
+    ],
+)
+def test_read_image__png_of_sound_checksums_that_is_damaged(
+    content: bytes, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=said):
+        read_image(saved(tmp_path, content))
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('kind', [(1, 0), (16, 0), (8, 2), (16, 2), (4, 3), (16, 4), (8, 6)])
+@pytest.mark.parametrize('size', [(1, 1), (3, 2), (13, 9)])
+def test_read_image__interlaced_png(kind: tuple[int, int], size: tuple[int, int], tmp_path: Path) -> None:
+    """As long as its passes are, and not a byte shorter."""
+    (depth, colour), (width, height) = kind, size
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([depth, colour, 0, 0, 1])
+    palette = png_chunk(b'PLTE', bytes(48)) if colour == 3 else b''
+
+    def content(num_bytes: int) -> bytes:
+        chunks = [png_chunk(b'IHDR', header), palette, png_chunk(b'IDAT', zlib.compress(bytes(num_bytes)))]
+        return b'\x89PNG\r\n\x1a\n' + b''.join(chunks) + png_chunk(b'IEND', b'')
+
+    def is_read(num_bytes: int) -> bool:
+        return _read_or_none(saved(tmp_path, content(num_bytes))) is not None
+
+    least = bisect_left(range(4000), True, key=is_read)
+    pixels, complaint = decoded_by_opencv(content(least))
+    assert pixels is not None
+    assert complaint == ''
+    assert 'Not enough' in decoded_by_opencv(content(least - 1))[1]
+
+
+@pytest.mark.parametrize('kind', ['TIFF', 'GIF', 'BMP', 'WEBP', 'PPM'])
+def test_read_image__what_opencv_logs(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tags: dict[str, Any] = {'tiffinfo': {65000: 'a private tag'}} if kind == 'TIFF' else {}
+    content, before = encoded(kind, **tags), cv2.utils.logging.getLogLevel()
+    assert read_image(saved(tmp_path, content)).shape == RGB.shape
+    with pytest.raises(InputError):
+        read_image(saved(tmp_path, content[: len(content) // 2]))
+    assert capfd.readouterr().err == ''
+    assert cv2.utils.logging.getLogLevel() == before
 
 
 @given(st.integers(8, len(COMPLETE['png']) - 1), st.integers(1, 255))

@@ -32,7 +32,15 @@ def test_labels_without_names_follow_the_ids() -> None:
 
 
 def test_names_that_are_not_distinct_are_no_guide() -> None:
-    assert labels_to_categories([(1, 'a'), (2, 'A')], classes=['x', 'y'], num_classes=2, name='it') == [1, 2]
+    categories = [(1, 'b'), (4, 'a'), (9, 'A')]
+
+    def ids(classes: list[str] | None) -> list[int]:
+        return labels_to_categories(categories, classes=classes, num_classes=3, name='it')
+
+    assert ids(None) == ids(['b', 'a', 'a']) == [1, 4, 9]
+    for others in (['x', 'y', 'z'], ['a', 'a', 'b'], ['b', 'a', 'c']):
+        with pytest.raises(InputError, match="categories 4 and 9 are both named 'a'"):
+            ids(others)
 
 
 def test_another_number_of_classes() -> None:

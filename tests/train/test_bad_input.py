@@ -194,6 +194,13 @@ def test_data_that_is_not_there(fails: Callable[..., str], copied_set: Path) -> 
     assert '1 of 24 images of instances_train2017.json are missing, the first is 000000000003.jpg' in line
 
 
+def test_nothing_to_evaluate_on(fails: Callable[..., str], copied_set: Path) -> None:
+    edit(copied_set, lambda document: document.update(images=[], annotations=[]), 'val2017')
+    line = fails(data={'coco': str(copied_set)})
+    assert 'data.val' in line
+    assert 'instances_val2017.json: lists no images' in line
+
+
 def test_a_truncated_image_while_training(
     write_stage: WriteStage, train_error: TrainError, copied_set: Path, tmp_path: Path
 ) -> None:

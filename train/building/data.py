@@ -77,7 +77,7 @@ def build_val_set(
         read: reads annotation files.
 
     Raises:
-        InputError: images are missing, or the categories are not those of the training set.
+        InputError: there are no images, or some are missing, or the categories are not those of the training set.
     """
     if data.val is None:
         return None
@@ -88,6 +88,8 @@ def build_val_set(
             f'{annotations}: its categories differ from those of {train_coco.path}: '
             f'{_first_difference(coco, train_coco)}; choose another data.val, or null for no evaluation'
         )
+    if not coco.images:
+        raise InputError(f'{annotations}: lists no images; choose another data.val, or null for no evaluation')
     return DetectionDataset(coco, folder, geometry=geometry, for_training=False, with_masks=False)
 
 
