@@ -147,6 +147,7 @@ def _from_mmdet(
 ) -> Teacher:
     _refuse_input_options(reference, options)
     config = load_config(reference)
+    preprocessing = read_preprocessing(config, scale=options.scale)
     if checkpoint is None:
         model_entry = find_model(reference)
         if model_entry is None:
@@ -161,7 +162,6 @@ def _from_mmdet(
     module = module.to(device).eval().requires_grad_(False)
     hook_point = teacher_hook_point(module, hook, name=reference)
     features = guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
-    preprocessing = read_preprocessing(config, scale=options.scale)
     levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=device)
     return Teacher(
         name=reference,
