@@ -18,7 +18,6 @@ from mtpd.detectors.type_names import type_name
 from mtpd.detectors.weight_references import backbone_reference, drop_weight_references
 from mtpd.errors import InputError, UnavailableError
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -305,18 +305,18 @@ def test_a_pure_python_config(tmp_path: Path) -> None:
         load_config(str(path))
 
 
-PLAIN = '''
+PLAIN = """
 import os
 model = dict(type='RetinaNet', data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32))
 test_pipeline = [dict(type='Resize', scale=(96, int(os.environ.get('NO_SUCH_SIDE', '64'))), keep_ratio=True)]
-'''
+"""
 
 
 def test_configs_that_import(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / 'imports.py'
     path.write_text(f'{PLAIN}custom_imports = dict(imports=["no_such_module"], allow_failed_imports=True)')
     assert read_preprocessing(load_config(str(path))).geometry == Geometry((96, 64))
-    assert ['imports.py', 'no_such_module'] == [one for one in ('imports.py', 'no_such_module') if one in caplog.text]
+    assert [one for one in ('imports.py', 'no_such_module') if one in caplog.text] == ['imports.py', 'no_such_module']
     # mmengine reads it as pure Python, where what is imported cannot be called.
     path.write_text(f'import numpy\nsides = numpy.array([1])\n{PLAIN}')
     with pytest.raises(InputError, match=r'imports\.py.*_base_ = \[\]'):
