@@ -117,8 +117,8 @@ def require_independent(features: Features, image: Tensor, alone: Sequence[Tenso
         # Other levels are told when they are used.
         if one.shape == two[:1].shape and not _same(one, two[:1], SAME_IN_BATCH):
             raise InputError(
-                f'teacher {name}: map {number} of features() differs when another image is in the batch; call eval() '
-                'on the network that it uses, which does not reach modules that are no attributes of the teacher'
+                f'teacher {name}: map {number} of features() differs when another image is in the batch; a teacher '
+                'must look at each image by itself: call eval() on all batch norms, as those in a list are not reached'
             )
 
 
