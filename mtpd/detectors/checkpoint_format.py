@@ -78,7 +78,8 @@ def checkpoint_format(path: Path) -> Format:
         return 'torch'
     if _is_safetensors(head):
         return 'safetensors'
-    if tarfile.is_tarfile(path) and not head.startswith((b'\x1f\x8b', b'BZh', b'\xfd7zXZ\x00')):
+    # Zeros are the end of a tar archive, and what a download that was cut off leaves in a file of full size.
+    if head.strip(b'\0') and tarfile.is_tarfile(path) and not head.startswith((b'\x1f\x8b', b'BZh', b'\xfd7zXZ\x00')):
         return _tar_format(path)
     raise InputError(f'checkpoint {path}: {_foreign(head, tail, num_bytes)}')
 
@@ -149,6 +150,8 @@ def _is_safetensors(head: bytes) -> bool:
 def _foreign(head: bytes, tail: bytes, num_bytes: int) -> str:
     if not num_bytes:
         return f'is empty (0 bytes); {FETCH}'
+    if not head.strip(b'\0'):
+        return f'begins with {len(head)} zero bytes, as a download that was cut off; {FETCH}'
     for offset, magic, what, step in SIGNATURES:
         if head[offset:].startswith(magic):
             return f'is {what}, no file of torch.save or safetensors; {step}'

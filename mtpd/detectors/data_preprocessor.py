@@ -24,7 +24,8 @@ def read_data_preprocessor(config: Any) -> Entry:
         InputError: it is missing, of another type than mmdet's for images, or has an argument that is not supported.
     """
     name = f'{config.filename}: data_preprocessor'
-    found = config.model.get('data_preprocessor') or config.get('data_preprocessor')
+    # As mmengine's Runner does: one beside the model counts only where the model says nothing, not even None.
+    found = config.model.get('data_preprocessor', config.get('data_preprocessor'))
     # Semi-supervised models wrap the preprocessor of the detector.
     if isinstance(found, Mapping) and plain_type(found.get('type')) == 'MultiBranchDataPreprocessor':
         outer = Entry(name, found)

@@ -122,7 +122,7 @@ def _stride(input_size: Size, grid: Size) -> int:
 
     Networks round the size of a map up, as strided convolutions do, or down (the average pooling of HRNet's neck).
     """
-    ratio = round(input_size[0] / max(grid[0], 1))
+    ratio = max(1, round(input_size[0] / max(grid[0], 1)))
     strides = [*(1 << power for power in range(MAX_LOG_STRIDE)), ratio]
     for stride in strides:
         if Level('', stride, 0).grid(*input_size) == grid:

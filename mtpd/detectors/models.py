@@ -1,6 +1,8 @@
 """Building mmdet detectors from configs, without any download."""
 
 import copy
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from mtpd.detectors.runtime import known_warnings_ignored, prepare
 from mtpd.detectors.type_names import type_name
 from mtpd.detectors.weight_references import backbone_reference, drop_weight_references
 from mtpd.errors import InputError, UnavailableError
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(reference: str) -> Any:
@@ -31,13 +35,18 @@ def load_config(reference: str) -> Any:
     from mmengine.config import Config
 
     try:
-        config = Config.fromfile(str(path))
-        _import_types(config._cfg_dict)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('default', UserWarning)
+            config = Config.fromfile(str(path))
+            _import_types(config._cfg_dict)
     except ImportError as error:
         raise UnavailableError(f'config {path} needs {missing_package(error)}') from error
     # A config is a program: it can fail in any way, or leave.
     except (Exception, SystemExit) as error:
-        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {_line(error)}') from error
+        raise InputError(f'config {path} cannot be read: {_failure(error)}') from error
+    for one in caught:
+        if issubclass(one.category, UserWarning):
+            logger.warning('note: config %s: %s', path, _line(one.message))
     if not isinstance(config.get('model'), dict) or 'type' not in config.model:
         raise InputError(f'config {path} has no `model` with a `type`; give the config of a detector')
     return config
@@ -99,6 +108,16 @@ def _unbuildable(error: Exception, config: Any) -> InputError | UnavailableError
     return InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}')
 
 
+def _failure(error: BaseException) -> str:
+    # All that mmengine says of it.
+    if type(error) is RuntimeError and not error.args:
+        return (
+            'it calls something that it imports, and mmengine takes a config with imports for one in pure Python, '
+            'where imports are names alone; write the values out, or begin the config with `_base_ = []`'
+        )
+    return f'{type(error).__name__}: {_line(error)}'
+
+
 def _import_types(values: Any) -> None:
     """Imports the classes that a pure Python config names, which mmengine does not before they are looked at."""
     if isinstance(values, dict):
@@ -113,6 +132,6 @@ def _name(config: Any) -> str:
     return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {type_name(config.model)}'
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | str) -> str:
     lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else 'no message'

@@ -35,11 +35,16 @@ _CENTRED = (
     'config with Resize and Pad in its place gives maps of a teacher, but the head of such a detector cannot predict '
     'without it: as a student take another detector'
 )
+_OLD = 'it is a step of mmdet 2; take the config of that name of mmdet 3, or write its pipeline as there'
 _REASONS = {
     'RandomCenterCropPad': _CENTRED,
     'TransformBroadcaster': 'it is for video; take the config of the detector in the tracker',
     'ProposalBroadcaster': 'it is for detectors that read their proposals from a file; take one with an RPN',
     'PackReIDInputs': 'it is for a network that tells objects apart; take the config of a detector',
+    'MultiScaleFlipAug': _OLD,
+    'ImageToTensor': _OLD,
+    'DefaultFormatBundle': _OLD,
+    'Collect': _OLD,
     'LoadProposals': 'it is for detectors that read their proposals from a file; take one with an RPN',
 }
 _OTHERWISE = 'keep one Resize and at most one Pad and one Normalize in a copy of the config'
@@ -124,6 +129,7 @@ def _pipeline_of(dataset: Any, name: str) -> Any:
     for _ in range(10):
         dataset = _mapping(dataset, place)
         if dataset.get('pipeline') is not None:
+            _require_no_inner(dataset, place, name=name)
             return dataset['pipeline']
         parts = dataset.get('datasets')
         if parts is not None:
@@ -137,6 +143,13 @@ def _pipeline_of(dataset: Any, name: str) -> Any:
             return None
         dataset = dataset['dataset']
     raise InputError(f'{place}: data sets are wrapped more than ten deep')
+
+
+def _require_no_inner(dataset: Mapping[str, Any], place: str, *, name: str) -> None:
+    """Refuses a second pipeline in the data sets that this one wraps: it would run before that of the wrapper."""
+    inner = {key: dataset[key] for key in ('dataset', 'datasets') if dataset.get(key) is not None}
+    if inner and _pipeline_of(inner, name):
+        raise InputError(f'{place}: the data set that it wraps has a pipeline too; keep one of them in a copy')
 
 
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
@@ -154,7 +167,5 @@ def _require_plain_class(entry: Entry) -> None:
     name = entry.values['type']
     found = TRANSFORMS.get(name) if isinstance(name, str) else name
     if found is None or plain_type(found) != entry.type:
-        raise InputError(
-            f'{entry.place}: is the class {found and plain_type(found)}, not that of mmdet; use the plain step in a '
-            'copy of the config'
-        )
+        what = f'type {name!r} names no class' if found is None else f'is the class {plain_type(found)}'
+        raise InputError(f'{entry.place}: {what}, not that of mmdet; use the plain step in a copy of the config')

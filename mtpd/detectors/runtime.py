@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def prepare() -> None:
 
         register_all_modules(init_default_scope=True)
         _find_base_configs()
+        _know_standard_modules()
         repair_mmdet()
     _ignore_known_warnings()
     # mmengine logs a line for every tensor that is initialised, and warns of backbones without pretrained weights.
@@ -81,6 +83,19 @@ def _find_base_configs() -> None:
 
     config.is_installed = lambda package: spec(package) is not None
     config.get_installed_path = path
+
+
+def _know_standard_modules() -> None:
+    """Lets configs import `os` and use it.
+
+    mmengine 0.10 knows the standard library by the paths of its files, which modules frozen into Python 3.11 lack; it
+    then takes the config for one in pure Python, reads no `_base_` and calls nothing.
+    """
+    from mmengine.config import config, utils
+
+    is_standard = utils._is_builtin_module
+    for module in (config, utils):
+        module._is_builtin_module = lambda name: name.partition('.')[0] in sys.stdlib_module_names or is_standard(name)
 
 
 def _provide_operators() -> None:

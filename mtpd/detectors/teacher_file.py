@@ -63,14 +63,14 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
         raise InputError(f'{name}: there is no checkpoint {checkpoint}')
     try:
         builder = getattr(_import_file(path), function, None)
-    # It is the user's program: it can fail in any way.
-    except Exception as error:
+    # It is the user's program: it can fail in any way, or leave, as a script that reads its arguments.
+    except (Exception, SystemExit) as error:
         raise InputError(f'{name}: the file cannot be imported: {type(error).__name__}: {error}') from error
     if not callable(builder):
         raise InputError(f'{name}: the file defines no callable {function!r}')
     try:
         module = builder(None if checkpoint is None else str(checkpoint))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = 'no checkpoint (--checkpoint FILE gives one)' if checkpoint is None else f'checkpoint {checkpoint}'
         raise InputError(f'{name} failed with {given}: {type(error).__name__}: {error}') from error
     if not isinstance(module, nn.Module) or not callable(getattr(module, 'features', None)):

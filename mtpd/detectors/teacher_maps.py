@@ -15,6 +15,8 @@ Features = Callable[[Tensor], Sequence[Tensor]]
 
 # Squared difference of two passes over one image, as a share of the maps' energy: on a GPU sums may differ a little.
 SAME = 1e-6
+# The same between an image by itself and beside another one, where other kernels may run, in half precision too.
+SAME_IN_BATCH = 1e-3
 
 
 def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
@@ -36,7 +38,7 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
                 f'teacher {name}: the device has too little memory for {num_images} images of {height} x {width} px; '
                 'use a smaller batch (--batch-size, data.batch_size)'
             ) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f'teacher {name} fails on {num_images} image(s) of {height} x {width} px (height x width): '
                 f'{type(error).__name__}: {error}'
@@ -50,25 +52,29 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
         if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
             raise InputError(f'teacher {name}: features() gives a {type(maps).__name__}, expected a list of tensors')
         place = f'teacher {name}: map {{}} of features()'.format
+        if not maps:
+            raise InputError(f'teacher {name}: features() gives no maps, expected at least one')
         return [_checked(values, images, name=place(number)) for number, values in enumerate(maps)]
 
     return run
 
 
 def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
-    """A map as the rest of the program takes it."""
+    """A map in float32, as the rest of the program takes it."""
     if values.shape[:1] != images.shape[:1]:
         raise InputError(
             f'{name} has the shape {tuple(values.shape)}, of another number of images than it got ({len(images)})'
         )
     if values.ndim != 4:
         raise InputError(f'{name} has the shape {tuple(values.shape)}, expected (batch, channels, h, w)')
+    if not all(values.shape):
+        raise InputError(f'{name} has the shape {tuple(values.shape)}, expected at least one channel and cell')
     if not values.is_floating_point() or values.layout != torch.strided:
         kind = str(values.dtype).removeprefix('torch.') if values.layout == torch.strided else 'sparse'
         raise InputError(f'{name} is of type {kind}, expected a dense map of floating-point numbers')
     if values.device != images.device:
         raise InputError(f'{name} is on {values.device} for images on {images.device}; compute it where the images are')
-    return values.detach()
+    return values.detach().float()
 
 
 def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name: str) -> None:
@@ -87,6 +93,32 @@ def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name:
             raise InputError(
                 f'teacher {name}: map {number} of features() differs when the same image is given twice; a teacher '
                 'must not draw random numbers or change with every call (dropout, batch statistics of training mode)'
+            )
+
+
+def require_independent(features: Features, image: Tensor, alone: Sequence[Tensor], *, name: str) -> None:
+    """Refuses a network whose maps of an image depend on the other images of the batch.
+
+    Args:
+        features: the network.
+        image: (1, 3, H, W).
+        alone: its maps of the image by itself.
+        name: the teacher's, for messages.
+
+    Raises:
+        InputError: they differ in a batch of two.
+    """
+    other = torch.linspace(-3, 3, image.numel(), device=image.device).view_as(image)
+    try:
+        pair = features(torch.cat([image, other]))
+    except MtpdError:  # It may take one image at a time.
+        return
+    for number, (one, two) in enumerate(zip(alone, pair, strict=False)):
+        # Other levels are told when they are used.
+        if one.shape == two[:1].shape and not _same(one, two[:1], SAME_IN_BATCH):
+            raise InputError(
+                f'teacher {name}: map {number} of features() differs when another image is in the batch; a teacher '
+                'must look at each image by itself: call eval() on all batch norms, as those in a list are not reached'
             )
 
 
@@ -111,9 +143,9 @@ def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) ->
         )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _same(one: Tensor, other: Tensor, limit: float = SAME) -> bool:
     if one.shape != other.shape:
         return False
     # What is not finite is refused later, with its image.
     one, other = (torch.nan_to_num(values.double(), 0, 0, 0) for values in (one, other))
-    return float((one - other).square().sum()) <= SAME * float(one.square().sum())
+    return float((one - other).square().sum()) <= limit * float(one.square().sum())

@@ -23,7 +23,7 @@ from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
 from mtpd.detectors.roi_structure import roi_head_record
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
-from mtpd.detectors.teacher_maps import Features, guarded, require_repeated, warn_of_random_weights
+from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated, warn_of_random_weights
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
@@ -147,6 +147,7 @@ def _from_mmdet(
 ) -> Teacher:
     _refuse_input_options(reference, options)
     config = load_config(reference)
+    preprocessing = read_preprocessing(config, scale=options.scale)
     if checkpoint is None:
         model_entry = find_model(reference)
         if model_entry is None:
@@ -161,7 +162,6 @@ def _from_mmdet(
     module = module.to(device).eval().requires_grad_(False)
     hook_point = teacher_hook_point(module, hook, name=reference)
     features = guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
-    preprocessing = read_preprocessing(config, scale=options.scale)
     levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=device)
     return Teacher(
         name=reference,
@@ -184,10 +184,15 @@ def _from_file(
     features = guarded(reference, module.features)
     preprocessing = stated_preprocessing(module, options, name=reference)
     size = probe_size(preprocessing.geometry)
-    levels = levels_of(features, input_size=size, device=device)
+    try:
+        levels = levels_of(features, input_size=size, device=device)
+    except InputError as error:
+        raise error if reference in str(error) else InputError(f'teacher {reference}: {error}') from error
     with torch.no_grad():
         black = torch.zeros(1, 3, *size, device=device)
-        require_repeated(features(black), features(black), name=reference)
+        maps = features(black)
+        require_repeated(maps, features(black), name=reference)
+        require_independent(features, black, maps, name=reference)
     with suppress(InputError):  # a function that works only once, in which nothing is wrong
         again = _built(path, function, checkpoint=checkpoint, seed=1, device=device)
         warn_of_random_weights(module, again, name=reference)

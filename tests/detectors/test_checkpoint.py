@@ -245,6 +245,7 @@ LEGACY = whole(_use_new_zipfile_serialization=False)
     ('content', 'said'),
     [
         (b'', 'is empty'),
+        (bytes(20_000), 'zero bytes'),
         (b'\n <!DOCTYPE html><html>Sign in</html>', 'web page'),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', 'web page or XML'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n', 'Git LFS'),

@@ -156,6 +156,8 @@ def test_steps_and_preprocessors_by_class(images: list[Path]) -> None:
         ([LOAD, RESIZE | {'_scope_': 'mine'}], {}, 'Resize _scope_ mine'),
         ([LOAD | {'to_float32': True}, RESIZE | {'backend': 'pillow'}], {}, 'Resize backend pillow'),
         ([LOAD, RESIZE, RESIZE], {}, 'Resize second'),
+        ([LOAD, {'type': 'MultiScaleFlipAug', 'img_scale': (9, 9)}], {}, 'MultiScaleFlipAug 2'),
+        ([LOAD | {'type': 'mmdet.LoadImageFromFile'}, RESIZE], {}, 'mmdet.LoadImageFromFile names no class'),
         ([LOAD, {'type': 'Pad', 'size_divisor': 32}, RESIZE], {}, 'Resize order'),
         ([LOAD, NORMALIZE, RESIZE], {}, 'Resize order'),
         ([LOAD, RESIZE, {'type': 'CenterCrop', 'crop_size': 5}], {}, 'CenterCrop'),
@@ -242,6 +244,7 @@ def test_any_value_is_read_as_mmdet_reads_it_or_refused_with_its_key(
     [
         ([1], 'test_dataloader [1]'),
         ({'dataset': 5}, 'dataset 5'),
+        ({'dataset': {'pipeline': [RESIZE], 'dataset': {'pipeline': [LOAD]}}}, 'wraps pipeline'),
         ({'dataset': {'datasets': 5}}, 'datasets 5'),
         ({'dataset': {'datasets': [{'pipeline': [LOAD]}, {'pipeline': [RESIZE]}]}}, 'different pipelines'),
     ],
@@ -300,6 +303,35 @@ def test_a_pure_python_config(tmp_path: Path) -> None:
     path.write_text(LAZY.replace('PackDetInputs', 'PackNothing'))
     with pytest.raises(MtpdError, match=r'lazy\.py.*PackNothing'):
         load_config(str(path))
+
+
+PLAIN = """
+import os
+model = dict(type='RetinaNet', data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32))
+test_pipeline = [dict(type='Resize', scale=(96, int(os.environ.get('NO_SUCH_SIDE', '64'))), keep_ratio=True)]
+"""
+
+
+def test_configs_that_import(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / 'imports.py'
+    path.write_text(f'{PLAIN}custom_imports = dict(imports=["no_such_module"], allow_failed_imports=True)')
+    assert read_preprocessing(load_config(str(path))).geometry == Geometry((96, 64))
+    assert [one for one in ('imports.py', 'no_such_module') if one in caplog.text] == ['imports.py', 'no_such_module']
+    # mmengine reads it as pure Python, where what is imported cannot be called.
+    path.write_text(f'import numpy\nsides = numpy.array([1])\n{PLAIN}')
+    with pytest.raises(InputError, match=r'imports\.py.*_base_ = \[\]'):
+        load_config(str(path))
+    path.write_text(f'_base_ = []\n{path.read_text()}')
+    assert read_preprocessing(load_config(str(path))).geometry == Geometry((96, 64))
+
+
+def test_a_preprocessor_beside_the_model_counts_where_the_model_says_nothing() -> None:
+    config = config_of([LOAD, RESIZE, PACK], DIVISOR)
+    config.data_preprocessor = config.model.pop('data_preprocessor')
+    assert read_preprocessing(config).geometry.pad_divisor == 32
+    config.model.data_preprocessor = None
+    with pytest.raises(InputError, match='data_preprocessor is None'):
+        read_preprocessing(config)
 
 
 @pytest.mark.parametrize(

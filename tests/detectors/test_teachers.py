@@ -312,3 +312,43 @@ def test_what_a_teacher_draws_leaves_the_generator_alone(net: Path) -> None:
 def test_maps_of_one_stride_are_told_apart(net: Path) -> None:
     levels = from_file(with_features(net, 'm = super().features(images); return [m[0], 2 * m[0], m[1]]')).levels
     assert [level.name for level in levels] == ['p3', 'p3_2', 'p4']
+
+
+@pytest.mark.parametrize(
+    ('source', 'words'),
+    [
+        ('import sys\nsys.exit(3)', 'imported SystemExit'),
+        ('def build(checkpoint): raise SystemExit(3)', 'failed SystemExit'),
+        ('Net.features = lambda self, x: exit_now()\ndef exit_now(): raise SystemExit(3)', 'fails SystemExit'),
+        ('Net.features = lambda self, x: []', 'no maps'),
+        ('Net.features = lambda self, x: [self.backbone(x)[:, :0]]', 'map 0 (1, 0, 32, 40)'),
+        ('Net.features = lambda self, x: [self.backbone(x).transpose(2, 3)]', '40 x 32 stride'),
+        ('Net.features = lambda self, x: [nn.functional.interpolate(x, scale_factor=2)]', '512 x 640 stride'),
+        ('Net.features = lambda self, x: [x - x.mean((0, 2, 3), keepdim=True)]', 'map 0 batch eval()'),
+        # A module in a list is no attribute: eval() does not reach it.
+        (
+            'class Own(Net):\n'
+            '    def __init__(self):\n'
+            '        super().__init__()\n'
+            '        self.hidden = [nn.BatchNorm2d(3)]\n'
+            '    def features(self, x): return [self.hidden[0](x)]\n'
+            'build = lambda checkpoint: Own()',
+            'map 0 batch eval()',
+        ),
+    ],
+)
+def test_a_file_that_gives_no_maps_of_an_image(source: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / 'net.py'
+    path.write_text(f'{NET}\n{source}\n')
+    options = InputOptions(scale=(64, 64), mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(InputError) as caught:
+        load_teacher(f'{path}:build', checkpoint=None, options=options, device=CPU)
+    assert all(word in str(caught.value) for word in (f'{path}:build', *words.split()))
+
+
+def test_maps_in_half_precision_of_one_image_at_a_time_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / 'net.py'
+    path.write_text(f'{NET}\nNet.features = lambda self, x: [self.backbone(x).half()[: 1 // len(x)]]\n')
+    options = InputOptions(scale=(64, 64), mean=(0, 0, 0), std=(1, 1, 1))
+    teacher = load_teacher(f'{path}:build', checkpoint=None, options=options, device=CPU)
+    assert teacher.maps(torch.zeros(1, 3, 64, 64))['p3'].dtype == torch.float32
