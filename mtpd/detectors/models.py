@@ -28,6 +28,11 @@ def load_config(reference: str) -> Any:
         InputError: there is no such model or file, or the file is no model config.
         UnavailableError: the config imports a package that is not installed.
     """
+    if not reference.endswith('.py') and Path(reference).is_file():
+        raise InputError(
+            f'config {reference}: its suffix is {Path(reference).suffix!r}, expected a .py mmdet config; write one by '
+            "mmengine: Config.fromfile(FILE).dump('config.py')"
+        )
     path = Path(reference) if reference.endswith('.py') else zoo.resolve(reference).config
     if not path.is_file():
         raise InputError(f'config {path}: there is no such file; give a path to an mmdet config or a zoo name')

@@ -92,9 +92,16 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         InputError: something is not said, or makes no sense.
     """
 
+    def attribute(field: str, default: Any = None) -> Any:
+        try:
+            return getattr(module, field, default)
+        # A property is the user's program, too.
+        except Exception as error:
+            raise InputError(f'teacher {name}: its {field} fails: {type(error).__name__}: {error}') from error
+
     def stated(field: str, default: Any = None) -> Any:
         value = getattr(options, field)
-        value = getattr(module, field, default) if value is None else value
+        value = attribute(field, default) if value is None else value
         if value is None:
             option = f'--{field.replace("_", "-")}'
             raise InputError(f'teacher {name}: its {field} is not known; give {option}, or set `{field}` on the module')
@@ -138,7 +145,7 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
     if flag('pad_after_normalisation', False):
         padding = (pad_value, pad_value, pad_value)
     pad_size: tuple[int, int] | None = None
-    if options.pad_size is not None or getattr(module, 'pad_size', None) is not None:
+    if options.pad_size is not None or attribute('pad_size') is not None:
         height, width = whole('pad_size', 2)
         pad_size = height, width
     return Preprocessing(

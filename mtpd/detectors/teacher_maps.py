@@ -50,7 +50,10 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
                 'return list(maps.values()), from the finest level to the coarsest'
             )
         if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
-            raise InputError(f'teacher {name}: features() gives a {type(maps).__name__}, expected a list of tensors')
+            raise InputError(
+                f'teacher {name}: features() gives a {type(maps).__name__}, expected a list of tensors; return a list '
+                'with one map (batch, channels, h, w) for each level'
+            )
         place = f'teacher {name}: map {{}} of features()'.format
         if not maps:
             raise InputError(f'teacher {name}: features() gives no maps, expected at least one')

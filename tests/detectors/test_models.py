@@ -46,6 +46,9 @@ def test_configs_that_cannot_be_had(tmp_path: Path) -> None:
         load_config('retinanet_r50_fpn_1x_cocco')
     with pytest.raises(InputError, match=r'gone\.py: there is no such file'):
         load_config(str(tmp_path / 'gone.py'))
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(InputError, match=r"config\.json: its suffix is '\.json', expected a \.py mmdet config"):
+        load_config(str(tmp_path / 'config.json'))
     for name, text, message in [
         ('syntax.py', 'model = dict(', 'syntax.py cannot be read: SyntaxError'),
         ('raises.py', 'raise OSError("x")', 'raises.py cannot be read: OSError: x'),

@@ -160,6 +160,18 @@ def test_attributes_of_a_file_teacher_are_checked(field: str, value: Any) -> Non
     assert all(word in str(caught.value) for word in ('mine', field, repr(value)))
 
 
+@pytest.mark.parametrize('field', ['scale', 'pad_size'])
+def test_an_attribute_of_a_file_teacher_that_fails_is_named(field: str) -> None:
+    def fail(module: torch.nn.Module) -> None:
+        raise KeyError('side')
+
+    module = type(
+        'Module', (torch.nn.Module,), {'scale': (64, 64), 'mean': [0] * 3, 'std': [1] * 3, field: property(fail)}
+    )()
+    with pytest.raises(InputError, match=f"teacher mine: its {field} fails: KeyError: 'side'"):
+        stated_preprocessing(module, InputOptions(), name='mine')
+
+
 def test_a_teacher_from_mmdet(checkpoint: Path) -> None:
     teacher = from_mmdet(checkpoint)
     assert [level.name for level in teacher.levels] == ['p2', 'p3', 'p4', 'p5']
