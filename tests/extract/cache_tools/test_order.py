@@ -37,9 +37,9 @@ class Relative(nn.Module):
         maps = []
         for map, mix in zip(self.tiny.features(images), self.mixes):
             mixed = mix(map)
-            seed = int(1000 * images.abs().mean() + 10 * self.noise)
-            noise = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(seed))
-            maps.append(100 * (mixed + self.noise * mixed.std((0, 2, 3), keepdim=True) * noise))
+            seeds = [int(1000 * image.abs().mean() + 10 * self.noise) for image in images]
+            noise = [torch.randn(mixed.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            maps.append(100 * (mixed + self.noise * mixed.std((2, 3), keepdim=True) * torch.stack(noise)))
         return maps
 
 
