@@ -15,9 +15,10 @@ from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
 from mtpd.detectors.compatibility import predicts_masks
 from mtpd.detectors.features import probe_levels
 from mtpd.detectors.missing_package import missing_package
-from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
+from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.trainable import require_trainable
+from mtpd.detectors.weight_references import backbone_reference
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
@@ -132,7 +133,7 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
     """
     if choice == 'none':
         return 'random weights, as init.backbone: none asks'
-    reference = backbone_pretrained(config) if choice == 'pretrained' else choice
+    reference = backbone_reference(config.model) if choice == 'pretrained' else choice
     if reference is None:
         raise InputError(
             "init.backbone is pretrained, but the student's config names no pretrained weights; "

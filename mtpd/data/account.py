@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from posixpath import normpath
 
 from mtpd.data.coco import Box, CocoAnnotation, CocoImage, CocoSet, why_left_out
@@ -50,7 +51,8 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
             found['marked ignore, which count like the others'] += 1
         if with_masks and coco.has_masks and one.segmentation is None:
             found['without a mask, for which the outline of the box stands'] += 1
-    parts = [f'of {sum(1 for _ in _objects(coco))} objects {_listed(found)}'] if found else []
+    num_objects = sum(map(len, coco.annotations.values()))
+    parts = [f'of {num_objects} objects {_listed(found)}'] if found else []
     if all(one.is_crowd for _, one in _objects(coco)):
         parts.append('no object is to be found, so there is no AP')
     if with_masks and not coco.has_masks:
@@ -68,21 +70,21 @@ def suspicions(coco: CocoSet) -> list[str]:
             f'{len(repeated)} image files are listed under several image ids, the first is {repeated[0]}: each counts '
             'as an image of its own; merge their records'
         )
+    num_objects = sum(map(len, coco.annotations.values()))
     num_crowds = sum(one.is_crowd for _, one in _objects(coco))
-    if num_crowds > MOST_CROWDS * sum(1 for _ in _objects(coco)):
+    if num_crowds > MOST_CROWDS * num_objects:
         found.append(
             f'{num_crowds} annotations, most of the file, are crowds, which are not to be found; set iscrowd to 0 '
             'where one is a single object, as for masks that a label tool stores as run lengths'
         )
-    boxes = [(image, one.bbox) for image, one in _objects(coco)]
-    if not boxes:
+    if not num_objects:
         return found
-    if all(0 <= value <= 1 for _, box in boxes for value in box):
+    if all(0 <= value <= 1 for _, one in _objects(coco) for value in one.bbox):
         found.append(
             'no bbox has a value above 1: the boxes look normalized, wanted [x, y, width, height] in px; '
             'multiply them by the width and height of their image'
         )
-    elif _look_like_corners(boxes):
+    elif _look_like_corners(coco, num_objects):
         found.append(
             'the values of bbox look like [x1, y1, x2, y2], as many boxes leave their image otherwise; wanted '
             '[x, y, width, height]: subtract the corners'
@@ -93,14 +95,14 @@ def suspicions(coco: CocoSet) -> list[str]:
 
 
 def _objects(coco: CocoSet) -> Iterator[tuple[CocoImage, CocoAnnotation]]:
+    # Never held as a list: for a million pairs Python's garbage collector takes longer than reading the file.
     return ((image, one) for image in coco.images for one in coco.annotations[image.id])
 
 
 def _masks_aside(coco: CocoSet) -> str | None:
-    with_masks = [
-        (image, one) for image, one in _objects(coco) if one.segmentation and not one.is_crowd and min(one.bbox[2:]) > 0
-    ]
-    measured = with_masks[:: max(1, len(with_masks) // NUM_MEASURED)]
+    num_with_masks = sum(_can_be_measured(one) for _, one in _objects(coco))
+    with_masks = ((image, one) for image, one in _objects(coco) if _can_be_measured(one))
+    measured = list(islice(with_masks, None, None, max(1, num_with_masks // NUM_MEASURED)))
     aside = [image for image, one in measured if _overlap(one.box, image, one.segmentation or []) < LEAST_OVERLAP]
     if len(aside) < LEAST_ASIDE * len(measured) or not aside:
         return None
@@ -109,6 +111,10 @@ def _masks_aside(coco: CocoSet) -> str | None:
         f'{aside[0].file_name}: wanted bbox [x, y, width, height] and segmentation in px of the same image; see which '
         'of them is of other units, another size of the image or another order'
     )
+
+
+def _can_be_measured(annotation: CocoAnnotation) -> bool:
+    return bool(annotation.segmentation) and not annotation.is_crowd and min(annotation.bbox[2:]) > 0
 
 
 def _overlap(box: Box, image: CocoImage, segmentation: Segmentation) -> float:
@@ -121,13 +127,14 @@ def _overlap(box: Box, image: CocoImage, segmentation: Segmentation) -> float:
     return common / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common)
 
 
-def _look_like_corners(boxes: list[tuple[CocoImage, tuple[float, float, float, float]]]) -> bool:
+def _look_like_corners(coco: CocoSet, num_objects: int) -> bool:
     num_beyond = 0
-    for image, (x, y, third, fourth) in boxes:
+    for image, one in _objects(coco):
+        x, y, third, fourth = one.bbox
         if not (x < third <= image.width + SLACK and y < fourth <= image.height + SLACK):
             return False
         num_beyond += x + third > image.width + SLACK or y + fourth > image.height + SLACK
-    return num_beyond >= LEAST_BEYOND * len(boxes)
+    return num_beyond >= LEAST_BEYOND * num_objects
 
 
 def _account(coco: CocoSet, parts: list[str]) -> str | None:

@@ -64,9 +64,6 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
     try:
         own = read_preprocessing(config)
     except InputError as error:
-        # Its head looks up what this step writes down, and no other step does.
-        if 'RandomCenterCropPad' in str(error):
-            raise
         notes = (f'{error} (not taken over: the resize and padding of the stage take its place)',)
         return _normalisation(Steps(None, None, None, _normalize_step(config)), preprocessor), notes
     return own.normalisation, tuple(
@@ -167,7 +164,7 @@ def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bo
 
 
 def _require_one_padding(pad: Entry, geometry: Geometry, *, divisor: int) -> None:
-    """Refuses a `Pad` after which the data preprocessor pads on, with another value."""
+    """Refuses a `Pad` after which the data preprocessor pads further, with another value."""
     if geometry.pad_size is not None:
         width, height = geometry.scale
         longest = (max(width, height),) * 2 if geometry.keep_ratio else (height, width)
@@ -179,7 +176,7 @@ def _require_one_padding(pad: Entry, geometry: Geometry, *, divisor: int) -> Non
         is_complete = own % divisor == 0
     if not is_complete:
         raise InputError(
-            f'{pad.place}: pads to {_stated(pad)}, and the data preprocessor pads on to its pad_size_divisor '
+            f'{pad.place}: pads to {_stated(pad)}, and the data preprocessor then to its pad_size_divisor '
             f'{divisor}, with another value; in a copy of the config pad to a multiple of that holding all images'
         )
 

@@ -52,6 +52,16 @@ class Entry:
             f'{self.place}: {key} is {self.values.get(key)!r:.80}, expected {wanted}; change it in a copy of the config'
         )
 
+    def require_plain_class(self, registry: Any) -> None:
+        """Refuses a class of the user's that is registered under the name of a plain one."""
+        name = self.values['type']
+        found = registry.get(name) if isinstance(name, str) else name
+        if found is None or plain_type(found) != self.type:
+            what = 'names no class' if found is None else f'is the class {plain_type(found)}'
+            raise InputError(
+                f'{self.place}: type {name!r:.80} {what}, not that of mmdet; use the plain one in a copy of the config'
+            )
+
     def require_known(self, known: Collection[str]) -> None:
         """Refuses keys that are not in `known` (`type` and `_scope_` always are)."""
         if self.values.get('_scope_', 'mmdet') not in _PLAIN_PACKAGES:

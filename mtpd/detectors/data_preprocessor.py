@@ -23,6 +23,8 @@ def read_data_preprocessor(config: Any) -> Entry:
     Raises:
         InputError: it is missing, of another type than mmdet's for images, or has an argument that is not supported.
     """
+    from mmdet.registry import MODELS
+
     name = f'{config.filename}: data_preprocessor'
     # As mmengine's Runner does: one beside the model counts only where the model says nothing, not even None.
     found = config.model.get('data_preprocessor', config.get('data_preprocessor'))
@@ -36,7 +38,7 @@ def read_data_preprocessor(config: Any) -> Entry:
     entry = Entry(name, found)
     if entry.type not in _TYPES:
         entry.refuse('type', ' or '.join(_TYPES))
-    _require_plain_class(entry)
+    entry.require_plain_class(MODELS)
     entry.require_known(_TYPES[entry.type])
     if entry.flag('bgr_to_rgb', False) and entry.flag('rgb_to_bgr', False):
         entry.refuse('rgb_to_bgr', 'False beside bgr_to_rgb')
@@ -61,12 +63,3 @@ def read_channels(entry: Entry, key: str) -> RGB:
         entry.refuse(key, wanted)
     first, second, third = map(float, values)
     return first, second, third
-
-
-def _require_plain_class(entry: Entry) -> None:
-    from mmdet.registry import MODELS
-
-    name = entry.values['type']
-    found = MODELS.get(name) if isinstance(name, str) else name
-    if plain_type(found) != entry.type:
-        entry.refuse('type', f'the class of mmdet; it is {plain_type(found)}')

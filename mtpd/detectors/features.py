@@ -75,8 +75,8 @@ def _sizes_taken(model: nn.Module, device: torch.device) -> str:
         except Exception:
             continue
         return (
-            f'; its input sides must be multiples of {divisor} px: set data.geometry.pad_divisor to {divisor}, or take '
-            'a teacher that pads so'
+            f'; its input sides must be multiples of {divisor} px: set data.geometry.pad_divisor to {divisor}, or use '
+            'a teacher with that padding'
         )
     return '; correct its config, give it inputs of another size (data.geometry), or choose another detector'
 

@@ -23,7 +23,7 @@ CLASSIFYING_HEADS = ('bbox_head', 'mask_head', 'point_head', 'mask_iou_head', 'g
 
 def make_buildable(config: Any, *, zoo_folder: Path) -> None:
     """Works around what stops models of the zoo from being built in one process on today's PyTorch."""
-    for node in _dicts(config):
+    for node in config_dicts(config):
         if type_name(node) in SYNCHRONISED_NORMS:
             node['type'] = 'BN'
         # BatchNorm without an epsilon (NAS-FCOS) is refused by PyTorch in training.
@@ -48,7 +48,7 @@ def set_num_classes(config: Any, num_classes: int) -> None:
     """
     if 'panoptic_head' in config:
         _set_num_things(config, num_classes)
-    if num_classes != 1 and any(type_name(node) in ONE_CLASS for node in _dicts(config)):
+    if num_classes != 1 and any(type_name(node) in ONE_CLASS for node in config_dicts(config)):
         raise InputError(
             f'{type_name(config)} tells objects of one class from the background, and the data has {num_classes} '
             'classes; take data of one class, or a detector such as faster-rcnn_r50_fpn_1x_coco'
@@ -109,12 +109,12 @@ def _takes_num_classes(head: dict[str, Any]) -> bool:
     return any('num_classes' in inspect.signature(init).parameters for init in own)
 
 
-def _dicts(config: Any) -> Iterator[Any]:
+def config_dicts(config: Any) -> Iterator[Any]:
     """Every dict in a nested config, outermost first."""
     if isinstance(config, dict):
         yield config
         for value in list(config.values()):
-            yield from _dicts(value)
+            yield from config_dicts(value)
     elif isinstance(config, list | tuple):
         for item in config:
-            yield from _dicts(item)
+            yield from config_dicts(item)

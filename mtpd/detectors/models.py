@@ -15,7 +15,7 @@ from mtpd.detectors.model_config import make_buildable, set_num_classes
 from mtpd.detectors.no_downloads import no_downloads
 from mtpd.detectors.runtime import known_warnings_ignored, prepare
 from mtpd.detectors.type_names import type_name
-from mtpd.detectors.weight_references import backbone_reference, drop_weight_references
+from mtpd.detectors.weight_references import drop_weight_references
 from mtpd.errors import InputError, UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def load_config(reference: str) -> Any:
 def build_detector(config: Any, *, num_classes: int | None = None, init_weights: bool = True) -> nn.Module:
     """The detector of `config.model`, on the CPU, in training mode.
 
-    Nothing is downloaded: references to pretrained weights are dropped (`backbone_pretrained` tells the backbone's).
+    Nothing is downloaded: references to pretrained weights are dropped (`backbone_reference` tells the backbone's).
     SyncBN becomes BN. The caller's config stays as it is.
 
     Args:
@@ -98,11 +98,6 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
         )
     detector: nn.Module = model
     return detector
-
-
-def backbone_pretrained(config: Any) -> str | None:
-    """Where the config takes its backbone's weights from, such as 'torchvision://resnet50'; None: nowhere."""
-    return backbone_reference(config.model)
 
 
 def _unbuildable(error: Exception, config: Any) -> InputError | UnavailableError:

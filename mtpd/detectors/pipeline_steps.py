@@ -67,6 +67,8 @@ def read_steps(config: Any) -> Steps:
     Raises:
         InputError: there is no test pipeline, or it holds something that is not understood.
     """
+    from mmdet.registry import TRANSFORMS
+
     entries = find_steps(config)
     found: dict[str, Entry] = {}
     reached = 0
@@ -74,7 +76,7 @@ def read_steps(config: Any) -> Steps:
         name = entry.type
         if name not in _ORDER and name not in _WITHOUT_EFFECT:
             raise InputError(f'{entry.place}: this step is not supported; {_REASONS.get(name, _OTHERWISE)}')
-        _require_plain_class(entry)
+        entry.require_plain_class(TRANSFORMS)
         if name in _WITHOUT_EFFECT:
             entry.require_known(_WITHOUT_EFFECT[name])
         if name == 'RandomFlip' and (entry.values.get('prob') not in (0, 0.0) or not entry.has('prob')):
@@ -158,14 +160,3 @@ def _mapping(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InputError(f'{place} is {value!r:.80}, expected a dict')
     return value
-
-
-def _require_plain_class(entry: Entry) -> None:
-    """Refuses a class of the user's that is registered under the name of a plain step."""
-    from mmdet.registry import TRANSFORMS
-
-    name = entry.values['type']
-    found = TRANSFORMS.get(name) if isinstance(name, str) else name
-    if found is None or plain_type(found) != entry.type:
-        what = f'type {name!r} names no class' if found is None else f'is the class {plain_type(found)}'
-        raise InputError(f'{entry.place}: {what}, not that of mmdet; use the plain step in a copy of the config')

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mtpd.detectors.ingredient import Ingredient
-from mtpd.detectors.model_config import SYNCHRONISED_NORMS
+from mtpd.detectors.model_config import SYNCHRONISED_NORMS, config_dicts
 from mtpd.detectors.train_pipeline import data_ingredients
 from mtpd.detectors.type_names import type_name
 from mtpd.detectors.weight_references import weight_references
@@ -140,7 +140,7 @@ def _hooks(config: Any) -> Iterator[Ingredient]:
 
 
 def _model(config: Any) -> Iterator[Ingredient]:
-    norms = {type_name(node) for node in _dicts(config.model)} & SYNCHRONISED_NORMS
+    norms = {type_name(node) for node in config_dicts(config.model)} & SYNCHRONISED_NORMS
     yield from (Ingredient(f'{name}, which becomes BN') for name in sorted(norms))
     for place, _ in weight_references(config.model):
         part = place.rpartition('.')[0].removesuffix('.init_cfg')
@@ -153,11 +153,3 @@ def _model(config: Any) -> Iterator[Ingredient]:
         yield Ingredient('deterministic')
     if randomness.get('seed') is not None:
         yield Ingredient(f'seed {randomness["seed"]}', 'seed', (randomness['seed'],))
-
-
-def _dicts(config: Any) -> Iterator[Any]:
-    if isinstance(config, dict):
-        yield config
-    if isinstance(config, dict | list | tuple):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from _dicts(value)

@@ -130,15 +130,15 @@ def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) ->
 
     Args:
         module: the teacher.
-        again: built a second time, after another seed.
+        again: built a second time, after another seed, on the CPU.
         name: the teacher's, for messages.
     """
     own, other = module.state_dict(), again.state_dict()
-    differing = [key for key, value in own.items() if key not in other or not torch.equal(value, other[key])]
+    differing = [key for key, value in own.items() if key not in other or not torch.equal(value.cpu(), other[key])]
     if differing:
         logger.warning(
             'warning: teacher %s: %d of its %d tensors (%s, ...) are drawn at random, since no checkpoint sets them; '
-            'unless its maps do without them, give trained weights by --checkpoint FILE, or load them in the file',
+            'unless its maps do not need them, give trained weights by --checkpoint FILE, or load them in the file',
             name,
             len(differing),
             len(own),

@@ -194,7 +194,7 @@ def _from_file(
         require_repeated(maps, features(black), name=reference)
         require_independent(features, black, maps, name=reference)
     with suppress(InputError):  # a function that works only once, in which nothing is wrong
-        again = _built(path, function, checkpoint=checkpoint, seed=1, device=device)
+        again = _built(path, function, checkpoint=checkpoint, seed=1, device=torch.device('cpu'))
         warn_of_random_weights(module, again, name=reference)
     return Teacher(
         name=reference,

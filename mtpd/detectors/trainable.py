@@ -2,10 +2,11 @@
 
 import importlib.util
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mtpd.detectors.missing_package import missing_package
+from mtpd.detectors.model_config import config_dicts
 from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError, UnavailableError
 from mtpd.geometry import Size
@@ -38,7 +39,7 @@ def require_trainable(config: Any) -> None:
     """
     model = config.model
     name = type_name(model)
-    nodes = list(_nodes(model))
+    nodes = list(config_dicts(model))
     heads = {type_name(node) for node in nodes}
     own_teacher = sorted(key for node in nodes for key in node if key == 'teacher' or key.startswith('teacher_'))
     if own_teacher:
@@ -114,7 +115,7 @@ def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Si
         raise InputError(
             f'{name} puts the anchors of a batch together, which fails for images of several sizes, and these have '
             f'{len(sizes)} ({sizes[0][0]} x {sizes[0][1]} px, {sizes[1][0]} x {sizes[1][1]} px, ...); set '
-            '`data: {geometry: {scale: 550x550, keep_ratio: false}}`, or take a teacher that resizes so'
+            '`data: {geometry: {scale: 550x550, keep_ratio: false}}`, or a teacher with that input'
         )
     queries = getattr(model, 'num_queries', None)
     if isinstance(queries, int) and head is not None:
@@ -137,14 +138,3 @@ def _require_queries(model: Any, name: str, *, num_queries: int, cells: int) -> 
             f'{name} makes {found} detections of its {num_queries} queries, and its test_cfg keeps {kept}; set `model: '
             f'{{test_cfg.max_per_img: {found}}}` or fewer'
         )
-
-
-def _nodes(config: Any) -> Iterator[Mapping[str, Any]]:
-    """Every dict in a nested config."""
-    if isinstance(config, Mapping):
-        yield config
-        for value in config.values():
-            yield from _nodes(value)
-    elif isinstance(config, list | tuple):
-        for item in config:
-            yield from _nodes(item)

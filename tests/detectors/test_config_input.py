@@ -273,8 +273,6 @@ def test_what_a_geometry_replaces_is_noted_and_the_rest_is_still_checked() -> No
     other = config_of([LOAD, RESIZE | {'interpolation': 'area'}, PACK], DIVISOR)
     assert any('area' in note for note in read_normalisation(other, geometry=Geometry((9, 9)))[1])
     assert not read_normalisation(config_of([LOAD, RESIZE, PACK], DIVISOR), geometry=Geometry((9, 9)))[1]
-    with pytest.raises(InputError, match='RandomCenterCropPad'):
-        read_normalisation(config_of([LOAD, {'type': 'RandomCenterCropPad'}], DIVISOR), geometry=Geometry((9, 9)))
     with pytest.raises(InputError, match='gamma'):
         read_normalisation(config_of([LOAD, RESIZE], DIVISOR | {'gamma': 2}), geometry=Geometry((9, 9)))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtpd.detectors.models import backbone_pretrained, build_detector, load_config
+from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.no_downloads import no_downloads
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.weight_references import backbone_reference, drop_weight_references, weight_references
@@ -33,7 +33,7 @@ class PretrainedInit:
     ],
 )
 def test_where_the_backbone_of_a_zoo_model_comes_from(name: str, reference: str | None) -> None:
-    assert backbone_pretrained(load_config(name)) == reference
+    assert backbone_reference(load_config(name).model) == reference
 
 
 @pytest.mark.parametrize(
