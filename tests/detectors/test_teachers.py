@@ -337,6 +337,7 @@ def test_maps_of_one_stride_are_told_apart(net: Path) -> None:
         ('Net.features = lambda self, x: [self.backbone(x).transpose(2, 3)]', '40 x 32 stride'),
         ('Net.features = lambda self, x: [nn.functional.interpolate(x, scale_factor=2)]', '512 x 640 stride'),
         ('Net.features = lambda self, x: [x - x.mean((0, 2, 3), keepdim=True)]', 'map 0 batch eval()'),
+        ('Net.features = lambda self, x: [nn.functional.dropout(x + 1, 0.1)]', 'map 0 same image twice'),
         # A module in a list is no attribute: eval() does not reach it.
         (
             'class Own(Net):\n'
