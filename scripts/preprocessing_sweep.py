@@ -53,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.verbose or verdict != 'equal':
                 print(f'{verdict:8} {path.relative_to(configs_folder())}: {reason}', flush=True)
     print(f'largest difference of equal inputs {worst:.1e}')
-    print(
-        f'not counted: {num_others} pieces of configs, configs without their base files or without a detector'
-    )
+    print(f'not counted: {num_others} pieces of configs, configs without their base files or without a detector')
     total = sum(counts.values())
     print(f'preprocessing {counts["equal"]} of {total} equal, {counts["refused"]} refused, {counts["wrong"]} wrong')
 

@@ -1,136 +1,43 @@
-"""Tables, sentences and the plot of `study_progressive.py`."""
+"""Prints the tables of the study and draws them, from the result lines that scripts/study_run.py keeps.
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+scripts/study_report.py             prints all tables
+scripts/study_report.py --update    also writes them into docs/evidence.md, and the plots beside it
+"""
+
+import argparse
+import re
 from pathlib import Path
 
-BITS = (0.5, 1, 2, 4, 8, 16)
-METHODS = ('direct weak', 'direct strong', 'progressive', 'wrong order')
+from study.plan import QUESTIONS
+from study.plots import save_plot
+from study.running import RESULTS, ROOT, Results, read_results
+from study.tables import table
+
+PAGE = ROOT / 'docs' / 'evidence.md'
 
 
-@dataclass(frozen=True)
-class Result:
-    """Box AP (0..100) of one trained student."""
+def with_tables(page: str, results: Results) -> str:
+    """The page with the table between each pair of `<!-- table NAME -->` and `<!-- end -->` made again."""
 
-    method: str
-    loss: str | None
-    codec: str
-    seed: int
-    ap: float
+    def replace(match: re.Match[str]) -> str:
+        return f'<!-- table {match[1]} -->\n{table(QUESTIONS[match[1]], results)}\n<!-- end -->'
+
+    return re.sub(r'<!-- table (\w+) -->.*?<!-- end -->', replace, page, flags=re.DOTALL)
 
 
-def report(results: Sequence[Result], *, bits: Mapping[str, float], usual_codec: str) -> None:
-    """Prints AP by method and loss, AP by codec, and what the differences say."""
-    alone = select(results, 'alone', None, usual_codec)
-    losses = sorted({one.loss for one in results if one.loss is not None and one.method != 'direct strong'})
-    print(f'{"loss":<12}{"method":<16}{"box AP":>16}  seeds')
-    print(_row('-', 'alone', alone))
-    for loss in losses:
-        for method in METHODS:
-            print(_row(loss, method, select(results, method, loss, usual_codec)))
-    if bits:
-        print(f'\n{"codec":<12}{"bits":<16}{"box AP":>16}  direct from the strong teacher, masked_mse')
-        for codec, size in bits.items():
-            print(_row(codec, f'{size:.2f}', select(results, 'direct strong', 'masked_mse', codec)))
-    print()
-    for loss in losses:
-        direct = select(results, 'direct strong', loss, usual_codec)
-        for name, first, second in (
-            ('direct from the strong teacher against alone', direct, alone),
-            ('progressive against direct', select(results, 'progressive', loss, usual_codec), direct),
-            (
-                'progressive against the wrong order',
-                select(results, 'progressive', loss, usual_codec),
-                select(results, 'wrong order', loss, usual_codec),
-            ),
-        ):
-            print(f'{loss}: {name}: {verdict(first, second)}')
-    if bits:
-        finest, coarsest = max(bits, key=bits.__getitem__), min(bits, key=bits.__getitem__)
-        first, second = (select(results, 'direct strong', 'masked_mse', codec) for codec in (coarsest, finest))
-        print(
-            f'codecs: {coarsest} ({bits[coarsest]:.2f} bits) against {finest} ({bits[finest]:.2f} bits): '
-            f'{verdict(first, second)}'
-        )
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--results', type=Path, default=RESULTS, help='result lines (%(default)s)')
+    parser.add_argument('--update', action='store_true', help='writes docs/evidence.md and its plots')
+    options = parser.parse_args()
+    results = read_results(options.results)
+    print('\n\n'.join(table(question, results) for question in QUESTIONS.values()))
+    if options.update:
+        PAGE.write_text(with_tables(PAGE.read_text(), results))
+        for name, question in QUESTIONS.items():
+            save_plot(question, results, RESULTS.parent / f'{name}.png')
 
 
-def select(results: Sequence[Result], method: str, loss: str | None, codec: str) -> dict[int, float]:
-    """Seed -> AP of one setting."""
-    return {one.seed: one.ap for one in results if (one.method, one.loss, one.codec) == (method, loss, codec)}
-
-
-def verdict(first: Mapping[int, float], second: Mapping[int, float]) -> str:
-    """The mean difference between two settings over their common seeds, and whether it stands out of the spread.
-
-    Differences are taken seed by seed, though a seed means no more than the same start and the same order of images. A
-    mean that is less than two of its standard errors away from 0 is called no difference.
-    """
-    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    if len(differences) < 2:
-        return f'{differences[0]:+.1f} AP in one seed, which says little' if differences else 'not measured'
-    mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
-    word = 'no difference that these seeds could tell' if abs(mean) <= 2 * error else 'better' if mean > 0 else 'worse'
-    return f'{mean:+.1f} AP (standard error {error:.1f}, {len(differences)} seeds): {word}'
-
-
-def save_plot(
-    results: Sequence[Result],
-    *,
-    bits: Mapping[str, float],
-    usual_codec: str,
-    teachers: Mapping[str, float],
-    out: Path,
-) -> None:
-    """Draws every run as a dot and every mean as a line: by method on the left, by bits per element on the right."""
-    from matplotlib.figure import Figure
-
-    losses = sorted({one.loss for one in results if one.loss is not None and one.method != 'direct strong'})
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    labels = []
-    settings: list[tuple[str, str | None]] = [('alone', None)]
-    settings += [(method, loss) for loss in losses for method in METHODS]
-    for position, (method, loss) in enumerate(settings):
-        values = list(select(results, method, loss, usual_codec).values())
-        colour = f'C{losses.index(loss) + 1}' if loss else 'C0'
-        left.plot([position] * len(values), values, 'o', color=colour, alpha=0.6)
-        left.hlines(statistics.mean(values), position - 0.3, position + 0.3, color=colour, linewidth=2)
-        labels.append(f'{method}\n{loss}' if loss else method)
-    left.set_xticks(range(len(labels)), labels, rotation=45, ha='right', fontsize=8)
-    for name, ap in teachers.items():
-        left.axhline(ap, color='grey', linewidth=0.8, linestyle='--')
-        left.annotate(f'{name} teacher', (len(labels) - 0.4, ap), fontsize=7, color='grey', ha='right', va='bottom')
-    left.set_ylabel('box AP of the student')
-    left.set_title('methods, equal epochs', fontsize=10)
-    for codec, size in bits.items():
-        values = list(select(results, 'direct strong', 'masked_mse', codec).values())
-        right.plot([size] * len(values), values, 'o', color='C1', alpha=0.6)
-        right.plot([size], [statistics.mean(values)], '_', color='C1', markersize=16, markeredgewidth=2)
-        right.annotate(
-            codec,
-            (size, min(values)),
-            fontsize=7,
-            ha='center',
-            va='top',
-            xytext=(0, -6),
-            textcoords='offset points',
-        )
-    right.axhline(
-        statistics.mean(select(results, 'alone', None, usual_codec).values()), color='C0', linewidth=1, linestyle=':'
-    )
-    right.set_xscale('log', base=2)
-    right.set_xticks(BITS, [f'{size:g}' for size in BITS])
-    right.set_xlim(min(bits.values(), default=1) / 1.6, max(bits.values(), default=1) * 1.6)
-    right.set_xlabel('bits per element on disk')
-    right.set_title('codecs (direct strong, masked_mse; dotted: alone)', fontsize=10)
-    figure.savefig(out, dpi=120)
-
-
-def _row(first: str, second: str, values: Mapping[int, float]) -> str:
-    aps = list(values.values())
-    if not aps:
-        return f'{first:<12}{second:<16}{"-":>16}'
-    spread = f' +- {statistics.stdev(aps):.1f}' if len(aps) > 1 else ''
-    return f'{first:<12}{second:<16}{statistics.mean(aps):>9.1f}{spread:<7}  {", ".join(f"{ap:.1f}" for ap in aps)}'
+if __name__ == '__main__':
+    main()

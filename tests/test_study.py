@@ -1,46 +1,83 @@
-"""The study of progressive distillation: what it plans, and that it claims no more than its seeds can tell."""
+"""The study of distillation: what it plans, its statistics, and that its page holds the figures of its result lines."""
 
+import math
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
-from study_progressive import planned_runs
-from study_report import Result, report, save_plot, verdict
+from study.plan import QUESTIONS, Chain, Stage, chain_name
+from study.plots import save_plot
+from study.running import Setting, read_results, stage_file
+from study.tables import Estimate, difference, spearman, table
+from study_report import PAGE, with_tables
+
+from mtpd_train.settings.stage_file import load_stages
+
+SETTING = Setting(Path('/work'), 'cpu', 1)
+CHAINS: list[Chain] = [chain for question in QUESTIONS.values() for chain in question.rows.values()]
+STAGES: list[Stage] = list({stage.name: stage for chain in CHAINS for stage in chain}.values())
 
 
-def test_every_run_has_equally_many_epochs_and_is_planned_once() -> None:
-    runs = planned_runs(losses=['masked_mse', 'pkd'], codecs=['fp16', 'lean-0.03'], seeds=[0, 1], epochs=10)
-    assert {sum(epochs for _, epochs in run.stages) for run in runs} == {10}
-    assert len({run.name for run in runs}) == len(runs) == 2 * (1 + 2 * 4 + 1)
-    orders = {run.method: [teacher for teacher, _ in run.stages] for run in runs}
-    assert orders['progressive'] == ['weak', 'strong']
-    assert orders['wrong order'] == ['strong', 'weak']
+def test_chains_with_one_name_are_one_chain() -> None:
+    assert len({chain_name(chain) for chain in CHAINS}) == len(set(CHAINS))
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_stage_files_are_understood(stage: Stage, tmp_path: Path) -> None:
+    file = tmp_path / 'stage.yaml'
+    file.write_text(yaml.safe_dump(stage_file(stage, seed=3, number=1, before=None, setting=SETTING)))
+    (settings,) = load_stages([file])
+    assert settings.optim.epochs == stage.epochs
+    assert [one.loss for one in settings.distill] == ([stage.loss] if stage.teacher else [])
+
+
+def test_questions_compare_equally_many_epochs() -> None:
+    for name, question in QUESTIONS.items():
+        lengths = {sum(stage.epochs for stage in chain) for chain in question.rows.values()}
+        assert name == 'convergence' or len(lengths) == 1, name
+
+
+def test_differences_are_paired_by_seed() -> None:
+    first, second = (Stage('strong'),), (Stage(),)
+    results = {(chain_name(first), seed): 50.0 + 10 * seed + 2 for seed in range(3)}
+    results |= {(chain_name(second), seed): 50.0 + 10 * seed for seed in range(1, 4)}
+    assert difference(results, first, second) == Estimate(2.0, 0.0, 2)
 
 
 @pytest.mark.parametrize(
-    ('first', 'second', 'wanted'),
-    [
-        ({0: 52.0, 1: 53.1, 2: 54.0}, {0: 50.0, 1: 51.0, 2: 52.0}, r'\+2.0 AP .*: better$'),
-        ({0: 50.0, 1: 51.0, 2: 52.0}, {0: 52.0, 1: 53.1, 2: 54.0}, r'-2.0 AP .*: worse$'),
-        ({0: 55.0, 1: 45.0, 2: 53.0}, {0: 50.0, 1: 51.0, 2: 49.0}, 'no difference that these seeds could tell$'),
-        ({0: 55.0}, {0: 50.0}, r'^\+5.0 AP in one seed, which says little$'),
-        ({}, {0: 50.0}, '^not measured$'),
-    ],
+    ('values', 'counts'),
+    [([2.0, 2.1, 1.9], True), ([-2.0, -2.1, -1.9], True), ([5.0, -5.0, 2.0], False), ([5.0], False)],
 )
-def test_verdict(first: dict[int, float], second: dict[int, float], wanted: str) -> None:
-    assert re.search(wanted, verdict(first, second))
+def test_a_difference_counts_beyond_two_standard_errors(values: list[float], counts: bool) -> None:
+    estimate = Estimate.of(values)
+    assert estimate is not None
+    assert estimate.counts is counts
+    assert math.isnan(estimate.error) == (len(values) == 1)
 
 
-def test_report_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = planned_runs(losses=['pkd', 'masked_mse'], codecs=['fp16', 'lean-0.03'], seeds=[0, 1], epochs=10)
-    results = [Result(run.method, run.loss, run.codec, run.seed, 50 + run.seed) for run in runs]
-    bits = {'fp16': 14.0, 'lean-0.03': 1.5}
-    report(results, bits=bits, usual_codec='lean-0.03')
-    printed = capsys.readouterr().out
-    assert 'pkd         progressive' in printed
-    assert 'codecs: lean-0.03 (1.50 bits) against fp16 (14.00 bits): +0.0 AP' in printed
-    save_plot(results, bits=bits, usual_codec='lean-0.03', teachers={'weak': 55.0}, out=tmp_path / 'plot.png')
-    assert (tmp_path / 'plot.png').stat().st_size > 10_000
+def test_table_says_what_is_not_trained(tmp_path: Path) -> None:
+    question = QUESTIONS['direct']
+    chains = list(question.rows.values())
+    results = {
+        (chain_name(chain), seed): 50.0 + 3 * number for number, chain in enumerate(chains[:3]) for seed in (0, 1)
+    }
+    text = table(question, results)
+    assert '**+3.0 ± 0.0**' in text
+    assert text.count('not trained yet') == len(chains) - 3
+    save_plot(question, results, tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_rank_correlation() -> None:
+    assert spearman({'a': 1, 'b': 2, 'c': 3, 'x': 0}, {'a': 10, 'b': 30, 'c': 20}) == pytest.approx(0.5)
+    assert spearman({'a': 1, 'b': 1, 'c': 3}, {'a': 1, 'b': 1, 'c': 2}) == pytest.approx(1)
+
+
+def test_the_page_holds_the_figures_of_the_result_lines() -> None:
+    page = PAGE.read_text()
+    assert with_tables(page, read_results()) == page, 'run scripts/study_report.py --update'
+    assert set(re.findall(r'<!-- table (\w+) -->', page)) <= set(QUESTIONS)

@@ -18,7 +18,7 @@ from mtpd_train.student import student_config
 DEMO = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 DEFAULTS: dict[str, dict[str, Any]] = {
     'cpu': {
-        'student': f'{DEMO}/retinanet_tiny.py', 'teacher': f'{DEMO}/teacher_strong.yaml', 'size': '128x128',
+        'student': f'{DEMO}/student.py', 'teacher': f'{DEMO}/teachers/strong.py', 'size': '128x128',
         'batch_size': 4, 'precision': 'fp32', 'workers': 0,
     },
     'cuda': {

@@ -1,0 +1,179 @@
+"""What the study trains: chains of stages, and the questions that they answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FULL = 120  # epochs of a full stage
+HALF = FULL // 2
+# Of scripts/make_synthetic.py.
+DATA = {'train': 300, 'val': 500, 'seed': 0}
+LOSSES: Mapping[str, Mapping[str, Any]] = {
+    'masked_mse': {'weight': 1.0},
+    'mgd': {'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'},
+    'pkd': {'weight': 3.0},
+    'cwd': {'weight': 3.0},
+    'fgd': {'weight': 1.0, 'normalize': 'mean'},
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a chain.
+
+    Attributes:
+        teacher: whose cache; None: no teacher.
+        epochs: its length.
+        loss: one of LOSSES.
+        weight: factor on the weight of LOSSES.
+        codec: of the cache; with the error after a hyphen.
+        lr: factor on the peak learning rate.
+        warmup: share of the stage until the peak; None: 0.3.
+        decay: whether the loss falls to 0 during the stage.
+        inherit: whether the student starts from the teacher's neck and head.
+        adapter: whether masked_mse has a 1x1 adapter although the channels agree.
+    """
+
+    teacher: str | None = None
+    epochs: int = FULL
+    loss: str = 'masked_mse'
+    weight: float = 1.0
+    codec: str = 'lean-0.03'
+    lr: float = 1.0
+    warmup: float | None = None
+    decay: bool = False
+    inherit: bool = False
+    adapter: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is not the default, joined by hyphens: `strong60-pkd`."""
+        parts = [f'{self.teacher or "alone"}{self.epochs}']
+        parts += [self.loss] if self.loss != 'masked_mse' else []
+        parts += [f'w{self.weight:g}'] if self.weight != 1 else []
+        parts += [self.codec] if self.codec != 'lean-0.03' else []
+        parts += [f'lr{self.lr:g}'] if self.lr != 1 else []
+        parts += [f'warmup{self.warmup:g}'] if self.warmup is not None else []
+        parts += [key for key in ('decay', 'inherit', 'adapter') if getattr(self, key)]
+        return '-'.join(parts)
+
+
+Chain = tuple[Stage, ...]
+
+
+def chain_name(chain: Chain) -> str:
+    """The stages' names joined by `+`; a chain is known by it in results.jsonl."""
+    return '+'.join(stage.name for stage in chain)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A table: rows of equal conditions, each compared with the first.
+
+    Attributes:
+        title: above the table.
+        rows: what the first column says -> what is trained.
+        num_seeds: 0, 1, ...
+    """
+
+    title: str
+    rows: Mapping[str, Chain]
+    num_seeds: int = 5
+
+
+def _of(*names: str, epochs: int = FULL) -> Chain:
+    return tuple(Stage(None if name == 'alone' else name, epochs) for name in names)
+
+
+def _stages_after(*stages: Stage) -> Chain:
+    """The weak teacher for a full stage, then these."""
+    return (Stage('weak'), *stages)
+
+
+QUESTIONS: Mapping[str, Question] = {
+    'convergence': Question(
+        'The student alone, by epochs',
+        {f'{epochs} epochs': _of('alone', epochs=epochs) for epochs in (FULL, HALF, 2 * FULL)},
+    ),
+    'direct': Question(
+        f'One teacher, {FULL} epochs',
+        {'alone': _of('alone'), **{name: _of(name) for name in ('strong', 'transformer', 'weak')}},
+    ),
+    'direct_half': Question(
+        f'One teacher, {HALF} epochs',
+        {name: _of(name, epochs=HALF) for name in ('alone', 'strong', 'transformer', 'weak')},
+    ),
+    'full_stages': Question(
+        f'{2 * FULL} epochs: one stage, or two full ones of {FULL}',
+        {
+            'strong, one stage': _of('strong', epochs=2 * FULL),
+            'alone, one stage': _of('alone', epochs=2 * FULL),
+            'weak, strong': _of('weak', 'strong'),
+            'strong, strong': _of('strong', 'strong'),
+            'transformer, strong': _of('transformer', 'strong'),
+            'strong, weak': _of('strong', 'weak'),
+            'strong, transformer': _of('strong', 'transformer'),
+            'weak, transformer': _of('weak', 'transformer'),
+            'transformer, one stage': _of('transformer', epochs=2 * FULL),
+            'alone, strong': _of('alone', 'strong'),
+        },
+    ),
+    'short_stages': Question(
+        f'{FULL} epochs: one stage, or two of {HALF}',
+        {
+            'strong, one stage': _of('strong'),
+            **{f'{first}, strong': _of(first, 'strong', epochs=HALF) for first in ('weak', 'strong', 'transformer')},
+        },
+    ),
+    'second_stage': Question(
+        f'Weak, then strong, {2 * FULL} epochs: how the second stage is run',
+        {
+            'as the first': _of('weak', 'strong'),
+            'peak rate x 0.3': _stages_after(Stage('strong', lr=0.3)),
+            'peak rate x 0.1': _stages_after(Stage('strong', lr=0.1)),
+            'warm-up 5%': _stages_after(Stage('strong', warmup=0.05)),
+            'decaying loss': _stages_after(Stage('strong', decay=True)),
+            f'{HALF} + {3 * HALF} epochs': (Stage('weak', HALF), Stage('strong', 3 * HALF)),
+        },
+    ),
+    'inheritance': Question(
+        f'Neck and head of the teacher as a start, {2 * FULL} epochs',
+        {
+            'strong, one stage': _of('strong', epochs=2 * FULL),
+            'strong, one stage, inherited': (Stage('strong', 2 * FULL, inherit=True),),
+            'weak, strong, inherited in both': (Stage('weak', inherit=True), Stage('strong', inherit=True)),
+        },
+    ),
+    'losses': Question(
+        f'Losses, directly from strong, {HALF} epochs',
+        {'alone': _of('alone', epochs=HALF), **{loss: (Stage('strong', HALF, loss=loss),) for loss in LOSSES}},
+    ),
+    'pkd_stages': Question(
+        f'`pkd`, {2 * FULL} epochs',
+        {
+            'strong, one stage': (Stage('strong', 2 * FULL, loss='pkd'),),
+            'weak, strong': (Stage('weak', loss='pkd'), Stage('strong', loss='pkd')),
+        },
+    ),
+    **{
+        f'codecs_{loss}': Question(
+            f'Codecs, `{loss}` directly from strong, {HALF} epochs',
+            {
+                codec: (Stage('strong', HALF, loss=loss, codec=codec),)
+                for codec in ('lean-0.03', 'int8', 'lean-0.1', 'lean-0.3')
+            },
+        )
+        for loss in ('masked_mse', 'mgd', 'pkd')
+    },
+    **{
+        f'weight_{loss}': Question(
+            f'Weight of `{loss}`, directly from strong, {HALF} epochs',
+            {
+                f'{float(LOSSES[loss]["weight"]) * factor:g}': (Stage('strong', HALF, loss=loss, weight=factor),)
+                for factor in (1.0, 0.3, 3.0)
+            },
+            num_seeds=3,
+        )
+        for loss in LOSSES
+    },
+}

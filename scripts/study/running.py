@@ -1,0 +1,185 @@
+"""Trains the chains of the study by the programs of mtpd, each stage once, and keeps a JSON line of each."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from study.plan import DATA, LOSSES, Chain, Stage, chain_name
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / 'docs' / 'evidence' / 'results.jsonl'
+Results = dict[tuple[str, int], float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the study runs.
+
+    Attributes:
+        work: data, caches and students; can be removed afterwards.
+        device: as `mtpd-train --device` takes it.
+        num_jobs: programs side by side, one thread each.
+    """
+
+    work: Path
+    device: str
+    num_jobs: int
+
+
+def read_results(file: Path = RESULTS) -> Results:
+    """(chain, seed) -> box AP, 0 to 100; of a chain that was trained twice the last."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    records = [json.loads(line) for line in lines]
+    return {(record['chain'], record['seed']): record['ap'] for record in records}
+
+
+def run_study(wanted: Sequence[tuple[Chain, int]], setting: Setting) -> None:
+    """Trains what has no result yet; chains that begin alike share their first stages."""
+    done = read_results()
+    missing = [(chain, seed) for chain, seed in wanted if (chain_name(chain), seed) not in done]
+    if not missing:
+        return
+    make_data(setting)
+    needed = dict.fromkeys((chain[:length], seed) for chain, seed in missing for length in range(1, len(chain) + 1))
+    # Seed by seed, so that an interrupted study has whole seeds, and first what others build on.
+    tasks = sorted(needed, key=lambda task: (task[1], len(task[0])))
+    caches = sorted({(stage.teacher, stage.codec) for chain, _ in tasks for stage in chain if stage.teacher})
+    lock = Lock()
+    with ThreadPoolExecutor(setting.num_jobs) as pool:
+        list(tqdm(pool.map(lambda key: make_cache(key[0], key[1], setting), caches), total=len(caches), desc='caches'))
+        futures: dict[tuple[Chain, int], Future[None]] = {}
+        with tqdm(total=len(tasks), unit='stage', desc='students') as progress:
+            for chain, seed in tasks:
+                parent = futures.get((chain[:-1], seed))
+                future = pool.submit(_train_after, parent, chain, seed, setting=setting, lock=lock)
+                future.add_done_callback(lambda _: progress.update())
+                futures[chain, seed] = future
+            try:
+                for future in futures.values():
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _train_after(parent: 'Future[None] | None', chain: Chain, seed: int, *, setting: Setting, lock: Lock) -> None:
+    if parent is not None:
+        parent.result()
+    record = train_stage(chain, seed, setting)
+    with lock:
+        before = read_results().get((record['chain'], seed))
+        if before is None:
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            with RESULTS.open('a') as file:
+                file.write(json.dumps(record) + '\n')
+        elif abs(before - record['ap']) > 0.005:
+            tqdm.write(f'{record["chain"]}, seed {seed}: {record["ap"]:.2f} AP here, {before:.2f} in {RESULTS}')
+
+
+def make_data(setting: Setting) -> None:
+    """The student's images: few to train on, many to evaluate on."""
+    arguments = ['--train', DATA['train'], '--val', DATA['val'], '--seed', DATA['seed']]
+    call(['python', ROOT / 'scripts/make_synthetic.py', setting.work / 'shapes', *arguments], setting.work / 'data.log')
+
+
+def make_cache(teacher: str, codec: str, setting: Setting) -> Path:
+    """The teacher's cache in a codec, extracted if it is not there."""
+    name, _, error = codec.partition('-')
+    folder = setting.work / 'cache' / f'{teacher}-{codec}'
+    source = ROOT / 'configs' / 'demo' / 'teachers' / teacher
+    command: list[str | Path] = [
+        'mtpd-extract',
+        '--teacher',
+        f'{source}.py',
+        '--checkpoint',
+        f'{source}.pth',
+        '--codec',
+        name,
+    ]
+    command += ['--coco', setting.work / 'shapes', '--out', folder, '--levels', 'p3,p4', '--batch-size', '16']
+    command += ['--workers', '0', '--device', setting.device, *(['--error', error] if error else [])]
+    call(command, folder.with_suffix('.log'))
+    return folder
+
+
+def train_stage(chain: Chain, seed: int, setting: Setting) -> dict[str, Any]:
+    """Trains the last stage of a chain from the student of the stages before, and returns its record."""
+    folder = run_folder(chain, seed, setting)
+    file = folder.with_suffix('.yaml')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before = run_folder(chain[:-1], seed, setting) / 'student.pth' if len(chain) > 1 else None
+    file.write_text(yaml.safe_dump(stage_file(chain[-1], seed, len(chain), before, setting), sort_keys=False))
+    call(['mtpd-train', file, '--out', folder, '--device', setting.device, '--resume'], folder.with_suffix('.log'))
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    metrics = [record['metrics'] for record in records if record['kind'] == 'evaluation'][-1]
+    losses = [record['losses']['total'] for record in records if record['kind'] == 'train' and 'losses' in record]
+    return {
+        'chain': chain_name(chain),
+        'seed': seed,
+        'ap': round(100 * metrics['box/AP'], 3),
+        'ap50': round(100 * metrics['box/AP50'], 3),
+        'first_loss': round(losses[0], 4) if losses else None,
+        'last_loss': round(losses[-1], 4) if losses else None,
+    }
+
+
+def run_folder(chain: Chain, seed: int, setting: Setting) -> Path:
+    """Where a chain's student is."""
+    return setting.work / 'students' / f'seed{seed}' / chain_name(chain)
+
+
+def stage_file(stage: Stage, seed: int, number: int, before: Path | None, setting: Setting) -> dict[str, Any]:
+    """The stage file of stage `number`, counted from 1, of a chain; `before`: the student of the stages before."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / 'configs' / 'demo' / 'alone.yaml').read_text())
+    content['student'] = str(ROOT / content['student'])
+    content['data']['coco'] = str(setting.work / 'shapes')
+    content['seed'] = 100 * (number - 1) + seed  # The second stage sees the images in another order.
+    content['evaluate']['every'] = content['optim']['epochs'] = stage.epochs
+    content['optim']['lr'] *= stage.lr
+    if stage.warmup is not None:
+        steps_per_epoch = -(-DATA['train'] // content['data']['batch_size'])
+        content['optim']['warmup_iters'] = round(stage.warmup * stage.epochs * steps_per_epoch)
+    content['init'] = {'backbone': 'none'} if before is None else {'checkpoint': str(before)}
+    if stage.inherit:
+        content['init']['inherit'] = ['neck', 'head']
+    if stage.teacher is not None:
+        loss = dict(LOSSES[stage.loss])
+        loss['weight'] = float(loss['weight']) * stage.weight
+        if stage.decay:
+            loss['decay'] = {'kind': 'linear'}
+        if stage.adapter:
+            loss['adapter'] = 'always'
+        content['cache'] = str(setting.work / 'cache' / f'{stage.teacher}-{stage.codec}')
+        content['distill'] = [{'loss': stage.loss, **loss}]
+    return content
+
+
+def call(command: Iterable[object], log: Path) -> None:
+    """Runs a program of this installation on one thread; what it says goes to `log`.
+
+    Raises:
+        SystemExit: it failed; names its last line.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    program, *arguments = map(str, command)
+    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONDONTWRITEBYTECODE'}
+    with log.open('w') as output:
+        code = subprocess.run(
+            [Path(sys.executable).parent / program, *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment | {'OMP_NUM_THREADS': '1'},
+            check=False,
+        ).returncode
+    if code:
+        sys.exit(f'{program} ended with {code}; its last line: {log.read_text().strip().splitlines()[-1:]} ({log})')
