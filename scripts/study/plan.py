@@ -9,7 +9,7 @@ HALF = FULL // 2
 # Of scripts/make_synthetic.py.
 DATA = {'train': 300, 'val': 500, 'seed': 0}
 LOSSES: Mapping[str, Mapping[str, Any]] = {
-    'masked_mse': {'weight': 1.0},
+    'masked_mse': {'weight': 3.0},
     'mgd': {'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'},
     'pkd': {'weight': 3.0},
     'cwd': {'weight': 3.0},
@@ -124,6 +124,15 @@ QUESTIONS: Mapping[str, Question] = {
             'strong, one stage': _of('strong'),
             **{f'{first}, strong': _of(first, 'strong', epochs=HALF) for first in ('weak', 'strong', 'transformer')},
         },
+    ),
+    'demo': Question(
+        f'The demo: {HALF} epochs, one stage or two',
+        {
+            'alone': _of('alone', epochs=HALF),
+            'strong, one stage': _of('strong', epochs=HALF),
+            'weak, strong': _of('weak', 'strong', epochs=HALF // 2),
+        },
+        num_seeds=3,
     ),
     'second_stage': Question(
         f'Weak, then strong, {2 * FULL} epochs: how the second stage is run',
