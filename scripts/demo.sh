@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The main job on a synthetic set, in about ten minutes on two cores: trains two teachers, extracts both, and trains the
-# student three ways for the same number of epochs: alone, directly from the strong teacher, progressively.
+# The main job on a synthetic set, in under ten minutes on two cores: caches two trained teachers (configs/demo/teachers),
+# and trains a small student three ways for the same number of epochs: alone, directly from the strong teacher,
+# progressively.
 #
 #   scripts/demo.sh     results go to demo/, a page about the progressive run to demo/progressive/report.html; run it
-#                       again after an interruption to go on
+#                       again after an interruption to resume
 #
 # Two programs run side by side, one thread each: small networks gain more from that than from two threads.
 
@@ -12,15 +13,18 @@ folder=demo  # the stage files in configs/demo name it too
 mkdir -p "$folder"
 export OMP_NUM_THREADS=1
 
-train() { # NAME STAGE.yaml...: trains into $folder/NAME, going on with what is there
+train() { # NAME STAGE.yaml...: trains into $folder/NAME, or resumes what is there
     local name=$1
     shift
     mtpd-train "$@" --out "$folder/$name" --resume
 }
 
-extract() { # NAME: caches the teacher of that name
-    mtpd-extract --teacher "$folder/teacher_$1/student_config.py" --checkpoint "$folder/teacher_$1/student.pth" \
-        --coco "$folder/shapes" --out "$folder/cache/$1" --codec lean --batch-size 16 --workers 0
+cache() { # NAME: evaluates the teacher of that name and caches the levels that have objects
+    local teacher=configs/demo/teachers/$1
+    mtpd-eval --model "$teacher.py" --checkpoint "$teacher.pth" --coco "$folder/shapes" --workers 0 \
+        --json "$folder/teacher_$1.json"
+    mtpd-extract --teacher "$teacher.py" --checkpoint "$teacher.pth" --coco "$folder/shapes" \
+        --out "$folder/cache/$1" --codec lean --levels p3,p4 --batch-size 16 --workers 0
 }
 
 both() { # LOG FIRST SECOND: runs both functions at once; shows the first, then what is left of the second
@@ -35,21 +39,20 @@ both() { # LOG FIRST SECOND: runs both functions at once; shows the first, then 
     wait "$pid" || { echo "failed, the end of $log:" >&2; tail -n 5 "$log" >&2; return 1; }
 }
 
-strong_teacher() { train teacher_strong configs/demo/teacher_strong.yaml; }
-weak_teacher_and_baseline() { train teacher_weak configs/demo/teacher_weak.yaml && train alone configs/demo/alone.yaml; }
-extract_strong() { extract strong; }
-extract_weak() { extract weak; }
+cache_strong() { cache strong; }
+cache_weak() { cache weak; }
+alone_and_progressive() {
+    train alone configs/demo/alone.yaml
+    train progressive configs/demo/progressive1.yaml configs/demo/progressive2.yaml
+}
 direct() { train direct configs/demo/direct.yaml; }
-progressive() { train progressive configs/demo/progressive1.yaml configs/demo/progressive2.yaml; }
 
-echo '=== 1 of 4: the data set'
-python scripts/make_synthetic.py "$folder/shapes"
-echo '=== 2 of 4: the teachers, and the student alone'
-both teacher_weak_and_alone strong_teacher weak_teacher_and_baseline
-echo '=== 3 of 4: the caches'
-both extract_weak extract_strong extract_weak
-echo '=== 4 of 4: the student, directly from the strong teacher and progressively'
-both progressive direct progressive
-mtpd-report compare "$folder"/{teacher_weak,teacher_strong,alone,direct,progressive}
+echo '=== 1 of 3: the data set'
+python scripts/make_synthetic.py "$folder/shapes" --train 300 --val 500
+echo '=== 2 of 3: the caches of both teachers'
+both cache_weak cache_strong cache_weak
+echo '=== 3 of 3: the student: alone, directly from the strong teacher, and progressively'
+both direct alone_and_progressive direct
+mtpd-report compare "$folder"/{alone,direct,progressive}
 mtpd-report "$folder/progressive"
 python scripts/demo_table.py "$folder"

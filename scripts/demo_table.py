@@ -1,4 +1,4 @@
-"""The table at the end of the demo: AP, speed and cache size, read from what the runs wrote.
+"""The table at the end of the demo: AP, speed and cache size, read from what the programs wrote.
 
 python scripts/demo_table.py FOLDER
 """
@@ -8,8 +8,8 @@ import statistics
 import sys
 from pathlib import Path
 
-RUNS = ('teacher_weak', 'teacher_strong', 'alone', 'direct', 'progressive')
-CACHES = {'direct': ('strong',), 'progressive': ('weak', 'strong')}
+TEACHERS = ('weak', 'strong')
+STUDENTS = {'alone': (), 'direct': ('strong',), 'progressive': ('weak', 'strong')}
 
 
 def read_run(folder: Path) -> tuple[float, float]:
@@ -26,15 +26,17 @@ def cache_megabytes(folder: Path) -> float:
 
 
 def main(folder: Path) -> None:
-    """Prints a row for each run, and last the line of the students' AP."""
+    """Prints a row for each teacher and student, and last the line of the students' AP."""
+    print(f'{"":<16}{"box AP":>8}{"images/s":>10}{"cache MB":>10}')
+    for name in TEACHERS:
+        metrics = json.loads((folder / f'teacher_{name}.json').read_text())['metrics']
+        print(f'{f"{name} teacher":<16}{100 * metrics["box/AP"]:>8.1f}{"-":>10}{"-":>10}')
     aps = {}
-    print(f'{"run":<16}{"box AP":>8}{"images/s":>10}{"cache MB":>10}')
-    for name in RUNS:
+    for name, teachers in STUDENTS.items():
         aps[name], speed = read_run(folder / name)
-        size = sum(cache_megabytes(folder / 'cache' / cache) for cache in CACHES.get(name, ()))
+        size = sum(cache_megabytes(folder / 'cache' / teacher) for teacher in teachers)
         print(f'{name:<16}{aps[name]:>8.1f}{speed:>10.1f}{f"{size:.1f}" if size else "-":>10}')
-    students = ', '.join(f'{name} {aps[name]:.1f}' for name in ('alone', 'direct', 'progressive'))
-    print(f'student AP: {students}')
+    print('student AP: ' + ', '.join(f'{name} {ap:.1f}' for name, ap in aps.items()))
 
 
 if __name__ == '__main__':

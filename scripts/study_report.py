@@ -8,6 +8,7 @@ import argparse
 import re
 from pathlib import Path
 
+from study.order import order_table
 from study.plan import QUESTIONS
 from study.plots import save_plot
 from study.running import RESULTS, ROOT, Results, read_results
@@ -20,7 +21,8 @@ def with_tables(page: str, results: Results) -> str:
     """The page with the table between each pair of `<!-- table NAME -->` and `<!-- end -->` made again."""
 
     def replace(match: re.Match[str]) -> str:
-        return f'<!-- table {match[1]} -->\n{table(QUESTIONS[match[1]], results)}\n<!-- end -->'
+        text = order_table(results) if match[1] == 'order' else table(QUESTIONS[match[1]], results)
+        return f'<!-- table {match[1]} -->\n{text}\n<!-- end -->'
 
     return re.sub(r'<!-- table (\w+) -->.*?<!-- end -->', replace, page, flags=re.DOTALL)
 
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument('--update', action='store_true', help='writes docs/evidence.md and its plots')
     options = parser.parse_args()
     results = read_results(options.results)
-    print('\n\n'.join(table(question, results) for question in QUESTIONS.values()))
+    print('\n\n'.join([*(table(question, results) for question in QUESTIONS.values()), order_table(results)]))
     if options.update:
         PAGE.write_text(with_tables(PAGE.read_text(), results))
         for name, question in QUESTIONS.items():

@@ -11,6 +11,7 @@ docs/evidence/results.jsonl at once; what has a line is not trained again, so it
 import argparse
 from pathlib import Path
 
+from study.order import measure_costs
 from study.plan import QUESTIONS, chain_name
 from study.running import Setting, read_results, run_study
 
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     parser.add_argument('--jobs', type=int, default=1, help='programs side by side, one thread each (%(default)s)')
     parser.add_argument('--list', action='store_true', help='only says what is left to train')
+    parser.add_argument('--costs', action='store_true', help='only measures adaptation costs of the student alone')
     options = parser.parse_args()
     wanted = [
         (chain, seed)
@@ -35,10 +37,13 @@ def main() -> None:
     done = read_results()
     left = sorted({(seed, chain_name(chain)) for chain, seed in wanted} - {(seed, name) for name, seed in done})
     print(f'{len(left)} of {len(set(wanted))} chains are left to train')
-    if options.list:
+    setting = Setting(options.work.resolve(), options.device, options.jobs)
+    if options.costs:
+        measure_costs(setting)
+    elif options.list:
         print('\n'.join(f'seed {seed}: {name}' for seed, name in left))
     else:
-        run_study(wanted, Setting(options.work.resolve(), options.device, options.jobs))
+        run_study(wanted, setting)
 
 
 if __name__ == '__main__':

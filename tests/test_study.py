@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
+from study.order import step_costs
 from study.plan import QUESTIONS, Chain, Stage, chain_name
 from study.plots import save_plot
 from study.running import Setting, read_results, stage_file
@@ -72,6 +73,11 @@ def test_table_says_what_is_not_trained(tmp_path: Path) -> None:
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_costs_of_a_sequence_are_those_of_its_steps() -> None:
+    costs = {('student', 'weak'): 0.3, ('weak', 'strong'): 0.2}
+    assert step_costs((Stage('weak'), Stage('strong'), Stage('strong')), costs) == [0.3, 0.2, 0.0]
+
+
 def test_rank_correlation() -> None:
     assert spearman({'a': 1, 'b': 2, 'c': 3, 'x': 0}, {'a': 10, 'b': 30, 'c': 20}) == pytest.approx(0.5)
     assert spearman({'a': 1, 'b': 1, 'c': 3}, {'a': 1, 'b': 1, 'c': 2}) == pytest.approx(1)
@@ -80,4 +86,4 @@ def test_rank_correlation() -> None:
 def test_the_page_holds_the_figures_of_the_result_lines() -> None:
     page = PAGE.read_text()
     assert with_tables(page, read_results()) == page, 'run scripts/study_report.py --update'
-    assert set(re.findall(r'<!-- table (\w+) -->', page)) <= set(QUESTIONS)
+    assert set(re.findall(r'<!-- table (\w+) -->', page)) == {*QUESTIONS, 'order'}
