@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Prints the tables of the study and draws them, from the result lines that scripts/study_run.py keeps.
 
 scripts/study_report.py             prints all tables

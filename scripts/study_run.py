@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs the study of docs/evidence.md: trains the demo's student in every way of `study/plan.py`, with several seeds.
 
 It needs no more than the repository: the teachers are those of configs/demo/teachers. Each finished stage is a line of

@@ -32,6 +32,7 @@ class Stage:
         decay: whether the loss falls to 0 during the stage.
         inherit: whether the student starts from the teacher's neck and head.
         adapter: whether masked_mse has a 1x1 adapter although the channels agree.
+        weight_decay: of the optimizer; None: 0.5.
     """
 
     teacher: str | None = None
@@ -44,6 +45,7 @@ class Stage:
     decay: bool = False
     inherit: bool = False
     adapter: bool = False
+    weight_decay: float | None = None
 
     @property
     def name(self) -> str:
@@ -54,6 +56,7 @@ class Stage:
         parts += [self.codec] if self.codec != 'lean-0.03' else []
         parts += [f'lr{self.lr:g}'] if self.lr != 1 else []
         parts += [f'warmup{self.warmup:g}'] if self.warmup is not None else []
+        parts += [f'wd{self.weight_decay:g}'] if self.weight_decay is not None else []
         parts += [key for key in ('decay', 'inherit', 'adapter') if getattr(self, key)]
         return '-'.join(parts)
 
@@ -91,6 +94,14 @@ def _stages_after(*stages: Stage) -> Chain:
 
 
 QUESTIONS: Mapping[str, Question] = {
+    'weight_decay': Question(
+        f'Weight decay of the student alone, {HALF} epochs',
+        {
+            '0.5': _of('alone', epochs=HALF),
+            **{f'{one:g}': (Stage(None, HALF, weight_decay=one),) for one in (1e-4, 0.05, 0.2, 1.0)},
+        },
+        num_seeds=3,
+    ),
     'convergence': Question(
         'The student alone, by epochs',
         {f'{epochs} epochs': _of('alone', epochs=epochs) for epochs in (FULL, HALF, 2 * FULL)},
@@ -142,6 +153,7 @@ QUESTIONS: Mapping[str, Question] = {
             'peak rate x 0.1': _stages_after(Stage('strong', lr=0.1)),
             'warm-up 5%': _stages_after(Stage('strong', warmup=0.05)),
             'decaying loss': _stages_after(Stage('strong', decay=True)),
+            'new adapters in each stage': (Stage('weak', adapter=True), Stage('strong', adapter=True)),
             f'{HALF} + {3 * HALF} epochs': (Stage('weak', HALF), Stage('strong', 3 * HALF)),
         },
     ),

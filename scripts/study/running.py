@@ -146,6 +146,8 @@ def stage_file(stage: Stage, seed: int, number: int, before: Path | None, settin
     content['seed'] = 100 * (number - 1) + seed  # The second stage sees the images in another order.
     content['evaluate']['every'] = content['optim']['epochs'] = stage.epochs
     content['optim']['lr'] *= stage.lr
+    if stage.weight_decay is not None:
+        content['optim']['weight_decay'] = stage.weight_decay
     if stage.warmup is not None:
         steps_per_epoch = -(-DATA['train'] // content['data']['batch_size'])
         content['optim']['warmup_iters'] = round(stage.warmup * stage.epochs * steps_per_epoch)
