@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,9 @@ def make_cache(teacher: str, codec: str, setting: Setting) -> Path:
         '--codec',
         name,
     ]
-    command += ['--coco', setting.work / 'shapes', '--out', folder, '--levels', 'p3,p4', '--batch-size', '16']
+    # The objects are too small for RetinaNet's p5; the RoI head of Faster R-CNN uses it.
+    levels = 'p3,p4,p5' if teacher.startswith('faster') else 'p3,p4'
+    command += ['--coco', setting.work / 'shapes', '--out', folder, '--levels', levels, '--batch-size', '16']
     command += ['--workers', '0', '--device', setting.device, *(['--error', error] if error else [])]
     call(command, folder.with_suffix('.log'))
     return folder
@@ -154,16 +156,24 @@ def stage_file(stage: Stage, seed: int, number: int, before: Path | None, settin
     content['init'] = {'backbone': 'none'} if before is None else {'checkpoint': str(before)}
     if stage.inherit:
         content['init']['inherit'] = ['neck', 'head']
+    if stage.two_stage:
+        content['student'] = str(ROOT / 'configs' / 'demo' / 'faster_student.py')
     if stage.teacher is not None:
-        loss = dict(LOSSES[stage.loss])
-        loss['weight'] = float(loss['weight']) * stage.weight
-        if stage.decay:
-            loss['decay'] = {'kind': 'linear'}
-        if stage.adapter:
-            loss['adapter'] = 'always'
         content['cache'] = str(setting.work / 'cache' / f'{stage.teacher}-{stage.codec}')
-        content['distill'] = [{'loss': stage.loss, **loss}]
+        content['distill'] = [distill_entry(one, stage) for one in LOSSES[stage.loss]]
     return content
+
+
+def distill_entry(loss: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """An entry of the stage file's `distill`: that of LOSSES with what the stage changes."""
+    entry = dict(loss)
+    if stage.weight != 1:
+        entry['weight'] *= stage.weight
+    if stage.decay:
+        entry['decay'] = {'kind': 'linear'}
+    if stage.adapter:
+        entry['adapter'] = 'always'
+    return entry
 
 
 def call(command: Iterable[object], log: Path) -> None:
