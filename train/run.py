@@ -211,7 +211,7 @@ def _tell_of_random_parts(stages: Sequence[Stage]) -> None:
 def _summary(stage: Stage) -> str:
     geometry = stage.student.preprocessing.geometry
     parameters = sum(one.numel() for one in stage.student.model.parameters())
-    names = [*stage.distiller.losses, *([] if stage.responses is None else [stage.responses.term.loss])]
+    names = [*stage.distiller.losses, *([] if stage.responses is None else [stage.responses.options.loss])]
     losses = ', '.join(sorted(names)) or 'none'
     start = stage.origin or f'student of stage {stage.number - 1}'
     if stage.inheritance:

@@ -105,7 +105,7 @@ class Stage:
     def decay_factors(self, *, progress: float) -> dict[str, float]:
         """What the weights of the decaying losses are multiplied by, by the names of the losses."""
         factors = self.distiller.decay_factors(progress=progress)
-        return factors if self.responses is None else factors | decay_factors(self.responses.term, progress=progress)
+        return factors if self.responses is None else factors | decay_factors(self.responses.options, progress=progress)
 
     def epoch_seed(self, epoch: int) -> tuple[int, int, int]:
         """Seed of everything random in an epoch, from 0: what is drawn does not depend on the epochs before."""

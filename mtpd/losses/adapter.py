@@ -1,8 +1,14 @@
-"""The layer that brings a student's map to the teacher's channels."""
+"""The layer that brings a student's map to the teacher's channels, and losses of equal channels behind it."""
 
-from torch import nn
+from collections.abc import Callable
 
-from mtpd.losses.level_term import Adapter
+import torch
+from torch import Tensor, nn
+
+from mtpd.losses.level_options import Adapter
+from mtpd.losses.teacher_map import TeacherMap
+
+MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def build_adapter(student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto') -> nn.Conv2d | None:
@@ -27,3 +33,41 @@ def build_adapter(student_channels: int, teacher_channels: int, *, adapter: Adap
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return convolution
+
+
+class AdaptedLoss(nn.Module):
+    """One loss of one level behind a 1x1 adapter."""
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, *, loss: MapLoss, adapter: Adapter = 'auto'
+    ) -> None:
+        """Builds the adapter.
+
+        Args:
+            student_channels: channels of the student's map.
+            teacher_channels: channels of the teacher's map.
+            loss: (student, teacher, mask) -> scalar, with the values of student and teacher of one shape.
+            adapter: see `build_adapter`.
+        """
+        super().__init__()
+        self._loss = loss
+        self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
+
+    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, **_: object) -> Tensor:
+        """The loss over valid cells.
+
+        Args:
+            student: (B, C of the student, H, W).
+            teacher: (B, C of the teacher, H, W).
+            mask: bool (B, 1, H, W), True at cells that count.
+
+        Returns:
+            Scalar float32.
+
+        Raises:
+            InputError: the shapes do not fit.
+        """
+        if self.adapter is not None:
+            # Before the adapter, or a NaN in the padding would reach the gradient of its weight as 0 * NaN.
+            student = self.adapter(torch.where(mask, student, 0.0))
+        return self._loss(student, teacher.values(), mask)

@@ -3,11 +3,39 @@
 Legend: B batch, C channels, H W grid of a level.
 """
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
 import torch
-from torch import Tensor
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
 
 from mtpd.errors import InputError
+from mtpd.losses.adapter import AdaptedLoss
+from mtpd.losses.level_options import Adapter, LevelOptions
 from mtpd.losses.maps import accumulation_dtype, check_shapes
+from mtpd.losses.match import LevelPair
+
+
+class CwdOptions(LevelOptions):
+    """Channel-wise distillation; the defaults are those published for feature pyramids."""
+
+    # mmrazor's, for all its detectors. The paper's own, for segmentation, are to the best of our knowledge temperature
+    # 4 and weight 50 on features.
+    loss: Literal['cwd'] = 'cwd'
+    """Kind of this loss."""
+    weight: NonNegativeFloat = 10.0
+    """Factor of the loss, a mean over images and channels."""
+    temperature: PositiveFloat = 1.0
+    """What the features are divided by before the softmax over cells."""
+    adapter: Adapter = 'auto'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """See `LevelOptions`; the published detectors have no adapter."""
+        loss = partial(cwd, temperature=self.temperature)
+        return AdaptedLoss(pair.student.channels, pair.teacher.channels, loss=loss, adapter=self.adapter)
 
 
 def cwd(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -1,34 +1,38 @@
-"""How the weight of a distillation loss falls during a stage. Imports no torch."""
+"""How the weight of a distillation loss falls during a stage."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from mtpd.errors import InputError
+from pydantic import Field, ValidationInfo, field_validator
+
+from mtpd.options import Options
 
 DecayKind = Literal['none', 'linear', 'cosine', 'step']
 
 
-@dataclass(frozen=True)
-class Decay:
-    """The course of a weight from all of it to none.
-
-    Attributes:
-        kind: `none`: the weight stays; `linear`; `cosine`: half a cosine; `step`: equal stairs.
-        at: shares of the stage, between 0 and 1, at which `step` falls by one stair; its last one is 0.
-    """
+class Decay(Options):
+    """How the weight of a loss falls from all of it in the first step of a stage to none at its end."""
 
     kind: DecayKind = 'none'
-    at: tuple[float, ...] = ()
+    """`none`: the weight stays; `linear`; `cosine`: along half a cosine; `step`: in equal stairs."""
+    at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), validate_default=True)
+    """Shares of the stage at which `step` falls by a stair, the last one to 0: [0.5] ends the loss half-way."""
 
-    def __post_init__(self) -> None:
-        """Raises InputError when `step` has no stairs, or another kind has some."""
-        if (self.kind == 'step') != bool(self.at):
-            raise InputError(f'decay {self.kind} has at {list(self.at)}; step needs at least one share, others none')
+    @field_validator('at')
+    @classmethod
+    def _check_at(cls, at: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        kind = info.data.get('kind')
+        if kind == 'step' and not at:
+            raise ValueError('step needs `at`, such as at: [0.5]')
+        if at and kind not in (None, 'step'):
+            raise ValueError(f'belongs to the step decay, not to {kind}')
+        if list(at) != sorted(set(at)):
+            raise ValueError(f'must rise, got {list(at)}')
+        return at
 
 
 NO_DECAY = Decay()
-LINEAR_DECAY = Decay('linear')
+LINEAR_DECAY = Decay(kind='linear')
 
 
 def decay_factor(decay: Decay, *, progress: float) -> float:

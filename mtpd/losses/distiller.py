@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
-from mtpd.losses.decay import Decay, decay_factor
-from mtpd.losses.level_loss import Term, build_loss, constant_factor, is_over_variance
+from mtpd.losses.decay import decay_factor
+from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.masked_variance import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
-from mtpd.losses.mgd import MaskedGenerativeDistillation
 from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.fgd import FocalGlobalDistillation
-from mtpd.losses.objects.object_mse import ObjectMse
 from mtpd.losses.pair_maps import pair_maps
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
@@ -25,13 +22,14 @@ from mtpd.pyramid import Level
 
 @dataclass(frozen=True)
 class _Part:
-    """One term on one level; `factor` turns what its module gives into the loss, after the division by a variance."""
+    """One loss on one level."""
 
-    key: str
+    options: LevelOptions
     pair: LevelPair
-    factor: float
-    over_variance: bool
-    decay: Decay
+
+    @property
+    def key(self) -> str:
+        return f'{self.options.loss}/{self.pair.name}'
 
     @property
     def name(self) -> str:
@@ -39,14 +37,14 @@ class _Part:
 
 
 class Distiller(nn.Module):
-    """Compares the student's maps with the teacher's by every term on every level.
+    """Compares the student's maps with the teacher's by every loss on every level.
 
     Its layers are trained with the student and thrown away after the stage: they are no part of `student.pth`.
     """
 
     def __init__(
         self,
-        terms: Sequence[Term],
+        losses: Sequence[LevelOptions],
         *,
         student: Sequence[Level],
         teacher: Sequence[Level],
@@ -55,7 +53,7 @@ class Distiller(nn.Module):
         """Builds the layers; their first weights come from torch's global generator.
 
         Args:
-            terms: the losses.
+            losses: the options of each.
             student: all levels of the student.
             teacher: all levels of the teacher.
             anchors: of the student's head, stride -> (A, 4), xyxy in px, around its first cell; for `fine_grained`.
@@ -68,17 +66,15 @@ class Distiller(nn.Module):
         self._student = tuple(student)
         self._parts: list[_Part] = []
         self.losses = nn.ModuleDict()
-        for term in terms:
+        for options in losses:
             pairs = match_levels(
-                student, teacher, wanted=term.levels, teacher_wanted=term.teacher_levels, resize=term.resize
+                student, teacher, wanted=options.levels, teacher_wanted=options.teacher_levels, resize=options.resize
             )
-            for pair in pairs:
-                key = f'{term.loss}/{pair.name}'
-                if key in self.losses:
-                    raise InputError(f'distill has {term.loss} on {pair.name} twice; keep one of them')
-                factor, over_variance = constant_factor(term, pair.compared), is_over_variance(term)
-                self._parts.append(_Part(key, pair, factor, over_variance, term.decay))
-                self.losses[key] = build_loss(term, pair, anchors=anchors or {})
+            for part in (_Part(options, pair) for pair in pairs):
+                if part.key in self.losses:
+                    raise InputError(f'distill has {options.loss} on {part.pair.name} twice; keep one of them')
+                self._parts.append(part)
+                self.losses[part.key] = options.build(part.pair, anchors or {})
 
     def forward(
         self,
@@ -117,21 +113,16 @@ class Distiller(nn.Module):
         given = {name: one if isinstance(one, TeacherMap) else TeacherMap(one) for name, one in teacher.items()}
         losses: dict[str, Tensor] = {}
         for part in self._parts:
-            factor = part.factor * decay_factor(part.decay, progress=progress)
+            options = part.options
+            factor = options.factor(part.pair.compared) * decay_factor(options.decay, progress=progress)
             if factor == 0:
                 losses[part.name] = next(iter(masks.values())).new_zeros((), dtype=torch.float32)
                 continue
             maps = pair_maps(part.pair, student, given, masks)
-            module = self.losses[part.key]
-            if isinstance(module, MaskedGenerativeDistillation):
-                loss = module(*maps, generator=generator)
-            elif isinstance(module, ObjectMse | FocalGlobalDistillation):
-                if objects is None or len(objects.boxes) != len(maps[2]):
-                    raise InputError(f'{part.key} needs the boxes of the objects of each image; pass `boxes`')
-                loss = module(*maps, objects=objects)
-            else:
-                loss = module(*maps)
-            if part.over_variance:
+            if options.looks_at_objects and (objects is None or len(objects.boxes) != len(maps[2])):
+                raise InputError(f'{part.key} needs the boxes of the objects of each image; pass `boxes`')
+            loss = self.losses[part.key](*maps, objects=objects, generator=generator)
+            if options.is_over_variance:
                 loss = loss / masked_variance(maps[1], maps[2])
             losses[part.name] = factor * loss
         return losses
@@ -143,5 +134,5 @@ class Distiller(nn.Module):
 
     def decay_factors(self, *, progress: float) -> dict[str, float]:
         """What the weights of the decaying losses are multiplied by, by the names that `forward` gives the losses."""
-        decaying = [part for part in self._parts if part.decay.kind != 'none']
-        return {part.name: decay_factor(part.decay, progress=progress) for part in decaying}
+        decaying = [part for part in self._parts if part.options.decay.kind != 'none']
+        return {part.name: decay_factor(part.options.decay, progress=progress) for part in decaying}

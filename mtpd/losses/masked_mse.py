@@ -1,12 +1,59 @@
-"""Squared error between two maps over their valid cells.
+"""FitNet's loss (Romero et al. 2015): squared error between two maps over their valid cells, behind a 1x1 adapter.
 
 Legend: B batch, C channels, H W grid of a level.
 """
 
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
 
 from mtpd.kernels.weighted_mse import weighted_mse
+from mtpd.losses.adapter import build_adapter
+from mtpd.losses.level_options import Adapter, LevelOptions, Scale
 from mtpd.losses.maps import check_shapes
+from mtpd.losses.match import LevelPair
+from mtpd.losses.squared_error import squared_error
+from mtpd.losses.teacher_map import TeacherMap
+
+
+class MaskedMseOptions(LevelOptions):
+    """FitNet: mean squared error between the student's maps, through 1x1 adapters, and the teacher's."""
+
+    loss: Literal['masked_mse'] = 'masked_mse'
+    """Kind of this loss."""
+    weight: NonNegativeFloat = 1.0
+    """Factor of the loss, a mean over cells and channels."""
+    adapter: Adapter = 'auto'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    scale: Scale = 'teacher_std'
+    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """See `LevelOptions`."""
+        return MaskedMse(pair.student.channels, pair.teacher.channels, adapter=self.adapter)
+
+    @property
+    def is_over_variance(self) -> bool:
+        """See `LevelOptions`."""
+        return self.scale == 'teacher_std'
+
+
+class MaskedMse(nn.Module):
+    """The loss of one level, on the teacher's codes."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto') -> None:
+        """Builds the adapter: see `build_adapter`."""
+        super().__init__()
+        self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
+
+    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, **_: object) -> Tensor:
+        """The loss over valid cells; arguments, result and errors are those of `AdaptedLoss`."""
+        if self.adapter is not None:
+            student = torch.where(mask, student, 0.0)  # as in `AdaptedLoss`
+        return squared_error(student, teacher, mask, layer=self.adapter)
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -4,12 +4,19 @@ teacher's.
 Legend: B batch, C channels, H W grid of a level.
 """
 
+from collections.abc import Mapping
+from typing import Literal
+
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
+from mtpd.losses.level_options import LevelOptions, Normalize, Scale
+from mtpd.losses.match import LevelPair
 from mtpd.losses.squared_error import squared_error
 from mtpd.losses.teacher_map import TeacherMap
+from mtpd.options import Share
 from mtpd.pyramid import Level
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
@@ -31,6 +38,35 @@ def published_elements(level: Level) -> int:
     """
     rows, columns = level.grid(*PUBLISHED_INPUT)
     return level.channels * rows * columns
+
+
+class MgdOptions(LevelOptions):
+    """Masked generative distillation; the defaults are those published for RetinaNet (Mask R-CNN: 5e-7 and 0.45)."""
+
+    loss: Literal['mgd'] = 'mgd'
+    """Kind of this loss."""
+    weight: NonNegativeFloat = 2e-5
+    """Factor of the loss as `normalize` defines it."""
+    mask_ratio: Share = 0.65
+    """Share of the student's cells that are hidden."""
+    normalize: Normalize = 'published'
+    """What `weight` belongs to: `published`: the paper's sum, at 800x1088 px; `mean`: a mean over its elements."""
+    scale: Scale = 'none'
+    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """See `LevelOptions`."""
+        channels = pair.student.channels, pair.teacher.channels
+        return MaskedGenerativeDistillation(*channels, mask_ratio=self.mask_ratio)
+
+    def factor(self, compared: Level) -> float:
+        """See `LevelOptions`."""
+        return self.weight * (published_elements(compared) if self.normalize == 'published' else 1)
+
+    @property
+    def is_over_variance(self) -> bool:
+        """See `LevelOptions`."""
+        return self.scale == 'teacher_std'
 
 
 class MaskedGenerativeDistillation(nn.Module):
@@ -56,7 +92,13 @@ class MaskedGenerativeDistillation(nn.Module):
         )
 
     def forward(
-        self, student: Tensor, teacher: TeacherMap, mask: Tensor, *, generator: torch.Generator | None = None
+        self,
+        student: Tensor,
+        teacher: TeacherMap,
+        mask: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        **_: object,
     ) -> Tensor:
         """The loss of one batch.
 

@@ -3,13 +3,37 @@
 Legend: B batch, C channels, H W grid of a level.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Literal
 
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+
+from mtpd.losses.adapter import AdaptedLoss
+from mtpd.losses.level_options import Adapter, LevelOptions, Levels
 from mtpd.losses.maps import accumulation_dtype, check_shapes
+from mtpd.losses.match import LevelPair
 
 # Added to each standard deviation, as in the authors' code.
 EPSILON = 1e-6
+
+
+class PkdOptions(LevelOptions):
+    """Pearson knowledge distillation; the weight is that published for RetinaNet (Faster and Mask R-CNN: 6)."""
+
+    loss: Literal['pkd'] = 'pkd'
+    """Kind of this loss."""
+    levels: Levels = None
+    """Levels it acts on; null: all that student and teacher share. The authors leave out RetinaNet's p7."""
+    weight: NonNegativeFloat = 10.0
+    """Factor of the loss, one minus the correlation of each channel."""
+    adapter: Adapter = 'auto'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """See `LevelOptions`; the authors have no adapter."""
+        return AdaptedLoss(pair.student.channels, pair.teacher.channels, loss=pkd, adapter=self.adapter)
 
 
 def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

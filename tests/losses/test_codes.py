@@ -13,12 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_loss import Term
-from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
+from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.masked_mse import MaskedMseOptions
+from mtpd.losses.mgd import MgdOptions
+from mtpd.losses.objects.fgd import FgdOptions
+from mtpd.losses.objects.fine_grained import FineGrainedOptions
+from mtpd.losses.objects.tar_feature import TarFeatureOptions
+from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.squared_error import squared_error
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 
@@ -32,12 +37,12 @@ STRIDE, CHANNELS = 8, 5
 ANCHORS = {STRIDE: torch.tensor([[-8.0, -8, 16, 16]])}
 SIZES, GRID = [(40, 56), (21, 37)], (5, 7)
 BOXES = [torch.tensor([[3.0, 5, 40, 33]]), torch.tensor([[2.0, 2, 30, 19], [9, 1, 20, 8]])]
-MGD = MgdTerm(mask_ratio=0.3, scale='teacher_std')
-SQUARES: list[Term] = [MaskedMseTerm(), MGD, TarFeatureTerm(), FineGrainedTerm()]
-TERMS: list[Term] = [*SQUARES, PkdTerm(), CwdTerm(), FgdTerm()]
+MGD = MgdOptions(mask_ratio=0.3, scale='teacher_std')
+SQUARES: list[LevelOptions] = [MaskedMseOptions(), MGD, TarFeatureOptions(), FineGrainedOptions()]
+TERMS: list[LevelOptions] = [*SQUARES, PkdOptions(), CwdOptions(), FgdOptions()]
 
 
-def build(term: Term, student_channels: int) -> Distiller:
+def build(term: LevelOptions, student_channels: int) -> Distiller:
     """With layers that are no identity."""
     torch.manual_seed(3)
     levels = Level('p3', STRIDE, student_channels), Level('p3', STRIDE, CHANNELS)
@@ -72,7 +77,7 @@ def some_student(channels: int, grid: tuple[int, int] = GRID) -> tuple[Tensor, T
 @pytest.mark.parametrize('student_channels', [CHANNELS, 3], ids=['equal channels', 'adapter'])
 @pytest.mark.parametrize('term', TERMS, ids=lambda term: term.loss)
 def test_against_decoded_values_in_float64(
-    term: Term,
+    term: LevelOptions,
     student_channels: int,
     coded: Coded,
     exact: Exact,
@@ -92,7 +97,7 @@ def test_against_decoded_values_in_float64(
 
 
 @pytest.mark.parametrize('term', TERMS, ids=lambda term: term.loss)
-def test_maps_beside_which_the_batch_is_padded(term: Term, coded: Coded, exact: Exact) -> None:
+def test_maps_beside_which_the_batch_is_padded(term: LevelOptions, coded: Coded, exact: Exact) -> None:
     distiller = build(term, 3)
     student, mask = some_student(3, (6, 9))
     teacher = replace(coded((2, CHANNELS, 6, 9)), sizes=[(5, 7), (4, 6)])
@@ -102,7 +107,7 @@ def test_maps_beside_which_the_batch_is_padded(term: Term, coded: Coded, exact: 
 
 @pytest.mark.parametrize('student_channels', [CHANNELS, 3], ids=['equal channels', 'adapter'])
 @pytest.mark.parametrize('term', SQUARES, ids=lambda term: term.loss)
-def test_in_half_precision(term: Term, student_channels: int, coded: Coded, exact: Exact) -> None:
+def test_in_half_precision(term: LevelOptions, student_channels: int, coded: Coded, exact: Exact) -> None:
     distiller = build(term, student_channels)
     student, mask = some_student(student_channels)
     teacher = coded((2, CHANNELS, *GRID))
@@ -117,7 +122,7 @@ def test_in_half_precision(term: Term, student_channels: int, coded: Coded, exac
 
 @pytest.mark.parametrize('grid', [GRID, (1, 1)])
 @pytest.mark.parametrize('term', SQUARES, ids=lambda term: term.loss)
-def test_without_any_cell(term: Term, grid: tuple[int, int], coded: Coded) -> None:
+def test_without_any_cell(term: LevelOptions, grid: tuple[int, int], coded: Coded) -> None:
     student = torch.randn(2, 3, *grid)
     loss, gradients = run(build(term, 3), student, coded((2, CHANNELS, *grid)), torch.zeros(2, 1, *grid) > 0)
     assert loss.item() == 0
@@ -126,7 +131,7 @@ def test_without_any_cell(term: Term, grid: tuple[int, int], coded: Coded) -> No
 
 def test_an_empty_batch(coded: Coded) -> None:
     nothing = torch.zeros(0, 1, *GRID, dtype=torch.bool)
-    loss, _ = run(build(MaskedMseTerm(), 3), torch.randn(0, 3, *GRID), coded((0, CHANNELS, *GRID)), nothing)
+    loss, _ = run(build(MaskedMseOptions(), 3), torch.randn(0, 3, *GRID), coded((0, CHANNELS, *GRID)), nothing)
     assert loss.item() == 0
 
 
@@ -145,7 +150,7 @@ def test_torch_compile_sees_one_graph(student_channels: int, coded: Coded) -> No
 
 
 @pytest.mark.parametrize('term', SQUARES, ids=lambda term: term.loss)
-def test_squares_decode_nothing(term: Term, coded: Coded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squares_decode_nothing(term: LevelOptions, coded: Coded, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: TeacherMap) -> Tensor:
         raise AssertionError(f'{self.codes.dtype} codes were decoded')
 

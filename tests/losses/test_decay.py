@@ -2,12 +2,10 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import pytest
+from pydantic import ValidationError
 
-from mtpd.errors import InputError
 from mtpd.losses.decay import Decay, DecayKind, decay_factor
 
 
@@ -21,20 +19,20 @@ def test_none() -> None:
 
 def test_linear() -> None:
     """As TAR's follower DWPose writes it: 1 - (t - 1) / t_max at step t from 1."""
-    assert course(Decay('linear'), 8) == [1 - (t - 1) / 8 for t in range(1, 9)]
+    assert course(Decay(kind='linear'), 8) == [1 - (t - 1) / 8 for t in range(1, 9)]
 
 
 def test_cosine() -> None:
     half = math.sqrt(0.5)
-    assert course(Decay('cosine'), 4) == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2])
+    assert course(Decay(kind='cosine'), 4) == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2])
 
 
 def test_step() -> None:
-    assert course(Decay('step', (0.5,)), 4) == [1, 1, 0, 0]
-    assert course(Decay('step', (0.25, 0.75)), 8) == [1, 1, 0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert course(Decay(kind='step', at=(0.5,)), 4) == [1, 1, 0, 0]
+    assert course(Decay(kind='step', at=(0.25, 0.75)), 8) == [1, 1, 0.5, 0.5, 0.5, 0.5, 0, 0]
 
 
-@pytest.mark.parametrize('decay', [Decay('linear'), Decay('cosine'), Decay('step', (0.3, 0.6))])
+@pytest.mark.parametrize('decay', [Decay(kind='linear'), Decay(kind='cosine'), Decay(kind='step', at=(0.3, 0.6))])
 def test_all_fall_from_one_to_nought(decay: Decay) -> None:
     factors = course(decay, 1000)
     assert factors[0] == 1
@@ -45,10 +43,5 @@ def test_all_fall_from_one_to_nought(decay: Decay) -> None:
 
 @pytest.mark.parametrize(('kind', 'at'), [('step', ()), ('linear', (0.5,)), ('none', (0.5,))])
 def test_stairs_belong_to_step(kind: DecayKind, at: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match=f'decay {kind} has at'):
-        Decay(kind, at)
-
-
-def test_it_imports_no_torch() -> None:
-    check = "import sys, mtpd.losses.terms; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, '-c', check], check=False).returncode == 0
+    with pytest.raises(ValidationError, match='step'):
+        Decay(kind=kind, at=at)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
-from mtpd.losses.cwd import cwd
+from mtpd.losses.cwd import CwdOptions, cwd
 from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_loss import Term
-from mtpd.losses.pkd import pkd
-from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
+from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.masked_mse import MaskedMseOptions
+from mtpd.losses.mgd import MgdOptions
+from mtpd.losses.pkd import PkdOptions, pkd
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 
@@ -45,7 +46,7 @@ def channel_variance(values: Tensor, mask: Tensor) -> float:
 
 def test_mse_is_the_share_of_the_teachers_variance() -> None:
     student, teacher, masks = random_maps()
-    distiller = Distiller([MaskedMseTerm(weight=3.0)], student=STUDENT, teacher=TEACHER)
+    distiller = Distiller([MaskedMseOptions(weight=3.0)], student=STUDENT, teacher=TEACHER)
     losses = distiller(student, teacher, masks)
     assert list(losses) == ['distill/masked_mse/p3', 'distill/masked_mse/p4']
 
@@ -61,7 +62,7 @@ def test_mse_is_the_share_of_the_teachers_variance() -> None:
 
 def test_mse_does_not_depend_on_the_scale_of_the_features() -> None:
     student, teacher, masks = random_maps()
-    distiller = Distiller([MaskedMseTerm(levels=('p4',))], student=STUDENT, teacher=TEACHER)
+    distiller = Distiller([MaskedMseOptions(levels=('p4',))], student=STUDENT, teacher=TEACHER)
     scaled = [{name: 50 * values for name, values in maps.items()} for maps in (student, teacher)]
     before, after = distiller(student, teacher, masks), distiller(*scaled, masks)
     torch.testing.assert_close(before, after)
@@ -69,7 +70,7 @@ def test_mse_does_not_depend_on_the_scale_of_the_features() -> None:
 
 def test_mse_as_it_is_when_asked() -> None:
     student, teacher, masks = random_maps()
-    distiller = Distiller([MaskedMseTerm(levels=('p4',), scale='none')], student=STUDENT, teacher=TEACHER)
+    distiller = Distiller([MaskedMseOptions(levels=('p4',), scale='none')], student=STUDENT, teacher=TEACHER)
     want = mean_square(student['p4'] - teacher['p4'], masks['p4'])
     assert distiller(student, teacher, masks)['distill/masked_mse/p4'].item() == pytest.approx(want, rel=1e-5)
 
@@ -77,7 +78,7 @@ def test_mse_as_it_is_when_asked() -> None:
 def test_default_mgd_is_the_published_sum_at_the_published_input() -> None:
     """At 800x1088 px, without padding, the loss is a/B sum_bchw (G(M S) - T)^2 to the letter."""
     level = Level('p7', 128, 5)
-    distiller = Distiller([MgdTerm()], student=[level], teacher=[level])
+    distiller = Distiller([MgdOptions()], student=[level], teacher=[level])
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(2, 5, 7, 9, generator=generator) for _ in range(2))
     mask = valid_cells([(800, 1088)] * 2, stride=128, grid=(7, 9))
@@ -93,7 +94,7 @@ def test_default_mgd_is_the_published_sum_at_the_published_input() -> None:
 
 def test_mgd_keeps_its_strength_at_other_sizes() -> None:
     level = Level('p3', 8, 4)
-    distiller = Distiller([MgdTerm(mask_ratio=0.0)], student=[level], teacher=[level])
+    distiller = Distiller([MgdOptions(mask_ratio=0.0)], student=[level], teacher=[level])
     nn.init.zeros_(distiller.get_parameter('losses.mgd/p3.generation.2.weight'))
     nn.init.zeros_(distiller.get_parameter('losses.mgd/p3.generation.2.bias'))
     losses = []
@@ -107,7 +108,7 @@ def test_mgd_keeps_its_strength_at_other_sizes() -> None:
 
 def test_mgd_as_a_mean() -> None:
     student, teacher, masks = random_maps()
-    terms = MgdTerm(levels=('p3',), weight=1.0, normalize='mean'), MgdTerm(levels=('p3',), weight=1.0)
+    terms = MgdOptions(levels=('p3',), weight=1.0, normalize='mean'), MgdOptions(levels=('p3',), weight=1.0)
     losses = []
     for term in terms:
         torch.manual_seed(3)
@@ -120,7 +121,7 @@ def test_mgd_as_a_mean() -> None:
 
 def test_pkd_and_cwd_weigh_what_their_functions_give() -> None:
     student, teacher, masks = random_maps()
-    terms: list[Term] = [PkdTerm(), CwdTerm(weight=3.0, temperature=2.0)]
+    terms: list[LevelOptions] = [PkdOptions(), CwdOptions(weight=3.0, temperature=2.0)]
     distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
     losses = distiller(student, teacher, masks)
     # Levels by stride; p3 has other channels and goes through an adapter of each loss, p4 does not.
@@ -135,10 +136,10 @@ def test_pkd_and_cwd_weigh_what_their_functions_give() -> None:
 
 def test_only_what_decays_does() -> None:
     student, teacher, masks = random_maps()
-    terms: list[Term] = [
-        PkdTerm(levels=('p4',), decay=Decay('linear')),
-        CwdTerm(levels=('p4',), decay=Decay('step', (0.5,))),
-        MaskedMseTerm(levels=('p4',)),
+    terms: list[LevelOptions] = [
+        PkdOptions(levels=('p4',), decay=Decay(kind='linear')),
+        CwdOptions(levels=('p4',), decay=Decay(kind='step', at=(0.5,))),
+        MaskedMseOptions(levels=('p4',)),
     ]
     distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
     start = distiller(student, teacher, masks)
@@ -156,12 +157,12 @@ def test_what_has_decayed_to_nothing_is_not_computed() -> None:
     student, teacher, masks = random_maps()
     student['p3'].requires_grad_()
     teacher['p3'] = torch.full_like(teacher['p3'], torch.nan)
-    decay = Decay('step', (0.5,))
-    terms: list[Term] = [
-        MaskedMseTerm(levels=('p3',), decay=decay),
-        MgdTerm(levels=('p3',), decay=decay),
-        PkdTerm(levels=('p3',), decay=decay),
-        MaskedMseTerm(levels=('p4',)),
+    decay = Decay(kind='step', at=(0.5,))
+    terms: list[LevelOptions] = [
+        MaskedMseOptions(levels=('p3',), decay=decay),
+        MgdOptions(levels=('p3',), decay=decay),
+        PkdOptions(levels=('p3',), decay=decay),
+        MaskedMseOptions(levels=('p4',)),
     ]
     distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
     before = distiller(student, teacher, masks, progress=0.4)
@@ -178,11 +179,11 @@ def test_several_terms_train_all_their_layers() -> None:
     student, teacher, masks = random_maps()
     for values in student.values():
         values.requires_grad_()
-    terms: list[Term] = [
-        MaskedMseTerm(levels=('p3',), adapter='always'),
-        MgdTerm(levels=('p3', 'p4')),
-        PkdTerm(levels=('p3',)),
-        CwdTerm(levels=('p4',), adapter='always'),
+    terms: list[LevelOptions] = [
+        MaskedMseOptions(levels=('p3',), adapter='always'),
+        MgdOptions(levels=('p3', 'p4')),
+        PkdOptions(levels=('p3',)),
+        CwdOptions(levels=('p4',), adapter='always'),
     ]
     distiller = Distiller(terms, student=STUDENT, teacher=TEACHER)
     losses = distiller(student, teacher, masks)
@@ -196,9 +197,10 @@ def test_several_terms_train_all_their_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    'term', [MaskedMseTerm(adapter='always'), MgdTerm(), PkdTerm(adapter='always'), CwdTerm(adapter='always')]
+    'term',
+    [MaskedMseOptions(adapter='always'), MgdOptions(), PkdOptions(adapter='always'), CwdOptions(adapter='always')],
 )
-def test_nothing_valid_trains_nothing(term: Term) -> None:
+def test_nothing_valid_trains_nothing(term: LevelOptions) -> None:
     student, teacher, masks = random_maps()
     masks = {name: torch.zeros_like(mask) for name, mask in masks.items()}
     student, teacher = ({name: values * math.nan for name, values in maps.items()} for maps in (student, teacher))
@@ -214,20 +216,20 @@ def test_same_seed_same_layers_and_losses() -> None:
     runs = []
     for _ in range(2):
         torch.manual_seed(8)
-        distiller = Distiller([MaskedMseTerm(), MgdTerm()], student=STUDENT, teacher=TEACHER)
+        distiller = Distiller([MaskedMseOptions(), MgdOptions()], student=STUDENT, teacher=TEACHER)
         runs.append(distiller(student, teacher, masks, generator=torch.Generator().manual_seed(1)))
     assert all(torch.equal(loss, runs[1][name]) for name, loss in runs[0].items())
 
 
 def test_a_loss_twice_on_a_level() -> None:
     with pytest.raises(InputError, match='masked_mse on p3 twice'):
-        Distiller([MaskedMseTerm(), MaskedMseTerm(levels=('p3',))], student=STUDENT, teacher=TEACHER)
+        Distiller([MaskedMseOptions(), MaskedMseOptions(levels=('p3',))], student=STUDENT, teacher=TEACHER)
 
 
 def test_a_teacher_that_was_not_padded_to_the_batch() -> None:
     student, teacher, masks = random_maps()
     teacher['p4'] = teacher['p4'][..., :-1]
-    distiller = Distiller([MaskedMseTerm()], student=STUDENT, teacher=TEACHER)
+    distiller = Distiller([MaskedMseOptions()], student=STUDENT, teacher=TEACHER)
     with pytest.raises(InputError, match=r'p4 of the teacher has the shape \(2, 4, 3, 4\), wanted \(2, 4, 3, 5\)'):
         distiller(student, teacher, masks)
 
@@ -236,6 +238,6 @@ def test_a_teacher_that_was_not_padded_to_the_batch() -> None:
 def test_a_missing_map(owner: str) -> None:
     maps: Mapping[str, Maps] = dict(zip(('student', 'teacher', 'masks'), random_maps(), strict=True))
     del maps[owner]['p4']
-    distiller = Distiller([MaskedMseTerm()], student=STUDENT, teacher=TEACHER)
+    distiller = Distiller([MaskedMseOptions()], student=STUDENT, teacher=TEACHER)
     with pytest.raises(InputError, match=f'{owner} gives p'):
         distiller(**maps)

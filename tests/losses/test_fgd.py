@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.fgd import FgdWeights, FocalGlobalDistillation
+from mtpd.losses.objects.fgd import FgdOptions, FgdWeights, FocalGlobalDistillation
 from mtpd.losses.objects.gc_block import GcBlock
-from mtpd.losses.objects.terms import FgdTerm
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
@@ -140,7 +139,7 @@ def test_default_weights_give_the_published_sums_at_the_published_input() -> Non
     """At 800x1088 px without padding, with the paper's alpha, beta, gamma and lambda of RetinaNet."""
     level = Level('p7', 128, 4)
     torch.manual_seed(2)
-    distiller = Distiller([FgdTerm()], student=[level], teacher=[level])
+    distiller = Distiller([FgdOptions()], student=[level], teacher=[level])
     module = distiller.losses['fgd/p7']
     assert isinstance(module, FocalGlobalDistillation)
     student, teacher, _, boxes = random_case((4, 4), (7, 9))
@@ -157,7 +156,7 @@ def test_as_means() -> None:
     channels, grid = (4, 4), (5, 7)
     student, teacher, mask, boxes = random_case(channels, grid)
     level = Level('p3', STRIDE, 4)
-    term = FgdTerm(weight=3.0, foreground=2.0, background=0.0, attention=0.0, relation=0.0, normalize='mean')
+    term = FgdOptions(weight=3.0, foreground=2.0, background=0.0, attention=0.0, relation=0.0, normalize='mean')
     distiller = Distiller([term], student=[level], teacher=[level])
     want = build(channels, only('foreground'))(student, TeacherMap(teacher), mask, objects=Objects(boxes, {}))
     got = distiller({'p3': student}, {'p3': teacher}, {'p3': mask}, boxes=boxes)

@@ -10,10 +10,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import interpolate
 
+from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_loss import Term
-from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
-from mtpd.losses.terms import CwdTerm, MaskedMseTerm, MgdTerm, PkdTerm
+from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.masked_mse import MaskedMseOptions
+from mtpd.losses.mgd import MgdOptions
+from mtpd.losses.objects.fgd import FgdOptions
+from mtpd.losses.objects.fine_grained import FineGrainedOptions
+from mtpd.losses.objects.tar_feature import TarFeatureOptions
+from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 
@@ -37,19 +42,25 @@ def all_masks(sizes: list[tuple[int, int]], *, height: int = 48, width: int = 80
     return {level.name: valid_cells(sizes, stride=level.stride, grid=level.grid(height, width)) for level in levels}
 
 
-EVERY: list[Term] = [
-    MaskedMseTerm(), MgdTerm(mask_ratio=0.0), PkdTerm(), CwdTerm(), TarFeatureTerm(), FineGrainedTerm(), FgdTerm()
-]  # fmt: skip
+EVERY: list[LevelOptions] = [
+    MaskedMseOptions(),
+    MgdOptions(mask_ratio=0.0),
+    PkdOptions(),
+    CwdOptions(),
+    TarFeatureOptions(),
+    FineGrainedOptions(),
+    FgdOptions(),
+]
 
 
 @pytest.mark.parametrize('resize', ['student', 'teacher'])
 @pytest.mark.parametrize('term', EVERY, ids=[term.loss for term in EVERY])
-def test_a_resized_level_without_padding(term: Term, resize: Literal['student', 'teacher']) -> None:
+def test_a_resized_level_without_padding(term: LevelOptions, resize: Literal['student', 'teacher']) -> None:
     """The loss is that of a level of the target's stride, of which torch's interpolation made the map."""
     student, teacher = random_maps(height=64, width=96)
     masks, boxes = all_masks([(64, 96)] * 2, height=64, width=96), [torch.tensor([[3.0, 5, 60, 53]])] * 2
     anchors = {stride: torch.tensor([[-2.0, -2, 2, 2]]) * stride for stride in (8, 16, 32)}
-    asked = dataclasses.replace(term, levels=('p4',), teacher_levels=('p3',), resize=resize)
+    asked = term.model_copy(update={'levels': ('p4',), 'teacher_levels': ('p3',), 'resize': resize})
     torch.manual_seed(5)
     distiller = Distiller([asked], student=STUDENT, teacher=TEACHER, anchors=anchors)
     assert distiller.teacher_levels == (TEACHER[1],)
@@ -61,7 +72,7 @@ def test_a_resized_level_without_padding(term: Term, resize: Literal['student', 
     if resize == 'student':
         one = interpolate(one, size=other.shape[2:], mode='bilinear', align_corners=False)
         # The anchors stay those of the student's level: at twice the stride, and on every other cell.
-        if isinstance(term, FineGrainedTerm):
+        if isinstance(term, FineGrainedOptions):
             return
     else:
         other = interpolate(other, size=one.shape[2:], mode='bilinear', align_corners=False)
@@ -80,7 +91,7 @@ def test_cells_that_nothing_was_interpolated_for_do_not_count(
     """Of the second cell at stride 32 the image shows one column of pixels: too little for its centre at stride 4."""
     levels = {'p2': Level('p2', 4, 1), 'p5': Level('p5', 32, 1)}
     one, other = ([levels[name]] for name in sides)
-    term = MaskedMseTerm(levels=sides[:1], teacher_levels=sides[1:], resize=resize, scale='none')
+    term = MaskedMseOptions(levels=sides[:1], teacher_levels=sides[1:], resize=resize, scale='none')
     masks = {
         name: valid_cells([(32, 33)], stride=level.stride, grid=level.grid(32, 64)) for name, level in levels.items()
     }
@@ -92,13 +103,13 @@ def test_cells_that_nothing_was_interpolated_for_do_not_count(
 
 @pytest.mark.parametrize('resize', ['student', 'teacher'])
 @pytest.mark.parametrize('term', EVERY, ids=[term.loss for term in EVERY])
-def test_padding_does_not_bleed_in_through_a_resize(term: Term, resize: Literal['student', 'teacher']) -> None:
+def test_padding_does_not_bleed_in_through_a_resize(term: LevelOptions, resize: Literal['student', 'teacher']) -> None:
     """Several pairs at once: a coarser and a finer student, and one of the teacher's own stride."""
     student, teacher = random_maps()
     masks = all_masks([(48, 80), (21, 37)])
     boxes = [torch.tensor([[3.0, 5, 40, 33]]), torch.tensor([[2.0, 2, 30, 19]])]
     pairs = {'levels': ('p3', 'p4', 'p5'), 'teacher_levels': ('p2', 'p4', 'p4')}
-    asked = dataclasses.replace(term, resize=resize, **pairs)  # type: ignore[arg-type]
+    asked = term.model_copy(update={'resize': resize, **pairs})
     anchors = {stride: torch.tensor([[-2.0, -2, 2, 2]]) * stride for stride in (8, 16, 32)}
     distiller = Distiller([asked], student=STUDENT, teacher=TEACHER, anchors=anchors)
     assert distiller.teacher_levels == (TEACHER[0], TEACHER[2])
@@ -119,10 +130,10 @@ def test_padding_does_not_bleed_in_through_a_resize(term: Term, resize: Literal[
 
 
 @pytest.mark.parametrize('term', EVERY, ids=[term.loss for term in EVERY])
-def test_no_loss_makes_the_host_wait_for_the_device(term: Term) -> None:
+def test_no_loss_makes_the_host_wait_for_the_device(term: LevelOptions) -> None:
     """Fake tensors have no values: reading one, or a shape that depends on one, raises."""
     anchors = {stride: torch.tensor([[-2.0, -2, 2, 2]]) * stride for stride in (8, 16, 32)}
-    asked = dataclasses.replace(term, levels=('p3', 'p4'), teacher_levels=('p2', 'p4'), resize='student')
+    asked = term.model_copy(update={'levels': ('p3', 'p4'), 'teacher_levels': ('p2', 'p4'), 'resize': 'student'})
     with FakeTensorMode(allow_non_fake_inputs=True):
         distiller = Distiller([asked], student=STUDENT, teacher=TEACHER, anchors=anchors)
         student, teacher = random_maps()

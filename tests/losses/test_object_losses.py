@@ -1,7 +1,6 @@
 """What all losses that look at objects have in common, through the distiller."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,15 +9,22 @@ from torch.nn.functional import pad
 
 from mtpd.errors import InputError
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_loss import Term
-from mtpd.losses.objects.terms import FgdTerm, FineGrainedTerm, TarFeatureTerm
+from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.objects.fgd import FgdOptions
+from mtpd.losses.objects.fine_grained import FineGrainedOptions
+from mtpd.losses.objects.tar_feature import TarFeatureOptions
 from mtpd.losses.valid_mask import valid_cells
 from mtpd.pyramid import Level
 
 STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4)]
 TEACHER = [Level('p3', 8, 6), Level('p4', 16, 4)]
 ANCHORS = {8: torch.tensor([[-16.0, -16, 16, 16], [-23, -11, 23, 11]]), 16: torch.tensor([[-32.0, -32, 32, 32]])}
-TERMS: list[Term] = [FineGrainedTerm(), FineGrainedTerm(reference='pyramid'), TarFeatureTerm(), FgdTerm()]
+TERMS: list[LevelOptions] = [
+    FineGrainedOptions(),
+    FineGrainedOptions(reference='pyramid'),
+    TarFeatureOptions(),
+    FgdOptions(),
+]
 Maps = dict[str, Tensor]
 
 by_loss = pytest.mark.parametrize('term', TERMS, ids=[f'{term.loss}-{number}' for number, term in enumerate(TERMS)])
@@ -45,7 +51,7 @@ def channel_variance(values: Tensor, mask: Tensor) -> float:
     return sum(channel.var(correction=0).item() for channel in channels) / len(channels)
 
 
-def build(term: Term) -> Distiller:
+def build(term: LevelOptions) -> Distiller:
     torch.manual_seed(1)
     return Distiller([term], student=STUDENT, teacher=TEACHER, anchors=ANCHORS)
 
@@ -56,7 +62,7 @@ def total(losses: Maps) -> Tensor:
 
 def test_tar_feature_is_a_mean_by_its_mask_and_a_share_of_the_variance() -> None:
     student, teacher, masks, boxes = random_case()
-    (got,) = build(TarFeatureTerm(levels=('p4',), adapter='auto'))(student, teacher, masks, boxes=boxes).values()
+    (got,) = build(TarFeatureOptions(levels=('p4',), adapter='auto'))(student, teacher, masks, boxes=boxes).values()
     squares, weights = 0.0, 0.0
     for image, row, column in masks['p4'][:, 0].nonzero().tolist():
         x, y, weight = 16 * column + 8, 16 * row + 8, 0.0
@@ -70,11 +76,11 @@ def test_tar_feature_is_a_mean_by_its_mask_and_a_share_of_the_variance() -> None
     assert got.item() == pytest.approx(squares / weights / channel_variance(teacher['p4'], masks['p4']), rel=1e-5)
 
 
-@pytest.mark.parametrize('term', [TarFeatureTerm(), FineGrainedTerm()], ids=['tar_feature', 'fine_grained'])
-def test_squared_errors_are_shares_of_the_variance_when_asked(term: FineGrainedTerm | TarFeatureTerm) -> None:
+@pytest.mark.parametrize('term', [TarFeatureOptions(), FineGrainedOptions()], ids=['tar_feature', 'fine_grained'])
+def test_squared_errors_are_shares_of_the_variance_when_asked(term: FineGrainedOptions | TarFeatureOptions) -> None:
     student, teacher, masks, boxes = random_case()
     share, error = (
-        build(replace(term, levels=('p4',), scale=scale))(student, teacher, masks, boxes=boxes)[
+        build(term.model_copy(update={'levels': ('p4',), 'scale': scale}))(student, teacher, masks, boxes=boxes)[
             f'distill/{term.loss}/p4'
         ].item()
         for scale in ('teacher_std', 'none')
@@ -84,7 +90,7 @@ def test_squared_errors_are_shares_of_the_variance_when_asked(term: FineGrainedT
 
 
 @by_loss
-def test_padding_does_not_leak(term: Term) -> None:
+def test_padding_does_not_leak(term: LevelOptions) -> None:
     student, teacher, masks, boxes = random_case()
     distiller = build(term)
     want = distiller(student, teacher, masks, boxes=boxes)
@@ -110,7 +116,7 @@ def test_padding_does_not_leak(term: Term) -> None:
 
 
 @by_loss
-def test_padding_of_the_batch_changes_nothing(term: Term) -> None:
+def test_padding_of_the_batch_changes_nothing(term: LevelOptions) -> None:
     student, teacher, masks, boxes = random_case()
     distiller = build(term)
     want = distiller(student, teacher, masks, boxes=boxes)
@@ -122,7 +128,7 @@ def test_padding_of_the_batch_changes_nothing(term: Term) -> None:
 
 
 @by_loss
-def test_no_objects_and_no_valid_cells(term: Term) -> None:
+def test_no_objects_and_no_valid_cells(term: LevelOptions) -> None:
     student, teacher, masks, boxes = random_case()
     distiller = build(term)
     nothing = {name: torch.zeros_like(mask) for name, mask in masks.items()}
@@ -141,7 +147,7 @@ def test_no_objects_and_no_valid_cells(term: Term) -> None:
 
 
 @by_loss
-def test_the_same_images_twice_cost_the_same(term: Term) -> None:
+def test_the_same_images_twice_cost_the_same(term: LevelOptions) -> None:
     student, teacher, masks, boxes = random_case()
     distiller = build(term)
     want = distiller(student, teacher, masks, boxes=boxes)
@@ -150,7 +156,7 @@ def test_the_same_images_twice_cost_the_same(term: Term) -> None:
 
 
 @by_loss
-def test_half_precision_under_autocast(term: Term) -> None:
+def test_half_precision_under_autocast(term: LevelOptions) -> None:
     student, teacher, masks, boxes = random_case()
     distiller = build(term)
     want = distiller(student, teacher, masks, boxes=boxes)
@@ -163,7 +169,7 @@ def test_half_precision_under_autocast(term: Term) -> None:
 
 
 @by_loss
-def test_the_boxes_matter_and_must_be_there(term: Term) -> None:
+def test_the_boxes_matter_and_must_be_there(term: LevelOptions) -> None:
     student, teacher, masks, boxes = random_case()
     distiller = build(term)
     want = distiller(student, teacher, masks, boxes=boxes)

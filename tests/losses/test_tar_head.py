@@ -9,9 +9,14 @@ from mtpd.heads.roi_head import RoiPredictions
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.decay import NO_DECAY
 from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.responses.tar_head import answers_of_cache, answers_of_head, decay_factors, tar_head_losses
+from mtpd.losses.responses.tar_head import (
+    TarHeadOptions,
+    answers_of_cache,
+    answers_of_head,
+    decay_factors,
+    tar_head_losses,
+)
 from mtpd.losses.responses.tar_response import box_term, class_term
-from mtpd.losses.responses.terms import TarHeadTerm
 
 CODER = BoxCoder((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
 OTHER = BoxCoder((0.1, 0.0, -0.1, 0.0), (0.05, 0.2, 0.2, 0.4))
@@ -66,7 +71,7 @@ def test_matching_without_rois() -> None:
 
 @pytest.mark.parametrize('agnostic', [(False, False), (False, True), (True, False), (True, True)])
 def test_losses_of_a_batch(agnostic: tuple[bool, bool]) -> None:
-    term = TarHeadTerm(class_weight=2.0, box_weight=3.0, temperature=2.0, box_gate='none', class_gate='none')
+    term = TarHeadOptions(class_weight=2.0, box_weight=3.0, temperature=2.0, box_gate='none', class_gate='none')
     matches = match_rois(rois(), objects(), num_classes=NUM_CLASSES, positive_iou=0.5)
     student, teacher = (predictions(seed, class_agnostic=one) for seed, one in enumerate(agnostic))
     losses = tar_head_losses(
@@ -94,12 +99,16 @@ def test_boxes_are_gated_by_the_proposal() -> None:
     student = predictions(0, class_agnostic=False)
     teacher = RoiPredictions(student.logits, torch.zeros(6, 4))
     answers = answers_of_head(teacher, matches, coder=CODER)
-    found = tar_head_losses(TarHeadTerm(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
+    found = tar_head_losses(
+        TarHeadOptions(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER
+    )
     assert found['distill/tar_head/box'].item() == 0
     assert found['distill/tar_head/class'].item() == 0
     # One that grows the third RoI towards its object is.
     answers.raw[2] = torch.tensor([0.0, 0.1, 0.0, 0.2])
-    found = tar_head_losses(TarHeadTerm(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
+    found = tar_head_losses(
+        TarHeadOptions(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER
+    )
     want = (student.deltas[2, :4] - torch.tensor([0.0, 1.0, 0.0, 1.0])).abs().sum().item()
     assert found['distill/tar_head/box'].item() == pytest.approx(want, rel=1e-5)
 
@@ -110,7 +119,7 @@ def test_stored_deltas_are_of_use_where_their_class_is_the_true_one() -> None:
     probabilities = torch.tensor([[0.1, 0.2, 0.7, 0.0]]).repeat(6, 1)
     raw = torch.arange(24.0).view(6, 4) / 100
     answers = answers_of_cache(ImageRois(rois()[:, 1:], probabilities, torch.full((6,), 2), raw), matches)
-    term = TarHeadTerm(box_gate='none', class_gate='none')
+    term = TarHeadOptions(box_gate='none', class_gate='none')
     losses = tar_head_losses(term, rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
     # Of four positive RoIs only the first is of class 2.
     want = (student.deltas[0, 8:] - raw[0] / torch.tensor(CODER.stds)).abs().sum()
@@ -126,12 +135,12 @@ def test_other_numbers_of_classes_are_refused() -> None:
     teacher = RoiPredictions(torch.zeros(6, 9), torch.zeros(6, 4))
     answers = answers_of_head(teacher, matches, coder=CODER)
     with pytest.raises(InputError, match='same classes'):
-        tar_head_losses(TarHeadTerm(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
+        tar_head_losses(TarHeadOptions(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
 
 
 def test_decay() -> None:
-    assert decay_factors(TarHeadTerm(), progress=0.25) == {
+    assert decay_factors(TarHeadOptions(), progress=0.25) == {
         'distill/tar_head/class': 0.75,
         'distill/tar_head/box': 0.75,
     }
-    assert decay_factors(TarHeadTerm(decay=NO_DECAY), progress=0.25) == {}
+    assert decay_factors(TarHeadOptions(decay=NO_DECAY), progress=0.25) == {}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpd_train.settings.map_loss_settings import MgdSettings, PkdSettings
+from mtpd.losses.mgd import MgdOptions
+from mtpd.losses.pkd import PkdOptions
 from mtpd_train.settings.stage_file import load_stages
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def test_its_head_names_a_command_that_works(
 def test_published_numbers(name: str, weight: float, mask_ratio: float, levels: str, lr: float) -> None:
     (stage,) = load_stages([ROOT / 'configs' / 'coco' / f'{name}.yaml'])
     assert stage.distill == (
-        MgdSettings(loss='mgd', levels=tuple(levels.split()), weight=weight, mask_ratio=mask_ratio),
+        MgdOptions(loss='mgd', levels=tuple(levels.split()), weight=weight, mask_ratio=mask_ratio),
     )
     optim = stage.optim
     assert (optim.type, optim.lr, optim.momentum, optim.weight_decay) == ('sgd', lr, 0.9, 1e-4)
@@ -60,7 +61,7 @@ def test_published_numbers(name: str, weight: float, mask_ratio: float, levels: 
 def test_the_published_numbers_of_pkd() -> None:
     (stage,) = load_stages([ROOT / 'configs' / 'coco' / 'retinanet_r50_pkd_from_swin_s.yaml'])
     (loss,) = stage.distill
-    assert isinstance(loss, PkdSettings)
+    assert isinstance(loss, PkdOptions)
     assert list(zip(loss.levels or (), loss.teacher_levels or (), strict=True)) == [
         ('p3', 'p2'), ('p4', 'p3'), ('p5', 'p4'), ('p6', 'p5')
     ]  # fmt: skip

@@ -9,16 +9,15 @@ from mtpd.detectors.hook_point import NECK
 from mtpd.detectors.roi_structure import student_box_coder, student_num_classes
 from mtpd.errors import InputError
 from mtpd.heads.record import RoiHeadRecord
-from mtpd.losses.decay import Decay
-from mtpd.losses.responses.terms import TarHeadTerm
+from mtpd.losses.responses.tar_head import TarHeadOptions
+from mtpd.options import Options
 from mtpd.pyramid import Level
-from mtpd_train.settings.loss_settings import DistillSettings, TarHeadSettings
 from mtpd_train.teachers.responses import Responses
 from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 def build_responses(
-    distill: Sequence[DistillSettings], *, student: nn.Module, classes: Sequence[str], source: TeacherSource | None
+    distill: Sequence[Options], *, student: nn.Module, classes: Sequence[str], source: TeacherSource | None
 ) -> Responses | None:
     """The loss on responses that a stage asks for; None where it asks for none.
 
@@ -32,19 +31,19 @@ def build_responses(
         InputError: the student has no RoI head that can learn so, or the teacher's does not fit it.
         CacheError: the cache holds no RoI head, or lacks levels that it needs.
     """
-    entries = [one for one in distill if isinstance(one, TarHeadSettings)]
+    entries = [one for one in distill if isinstance(one, TarHeadOptions)]
     if not entries or source is None:
         return None
     if len(entries) > 1:
         raise InputError('distill has tar_head twice; keep one of them')
-    (settings,) = entries
+    (options,) = entries
     coder, num_classes = student_box_coder(student), student_num_classes(student)
-    if settings.mode == 'head_on_gpu' and source.hook_point != NECK:
+    if options.mode == 'head_on_gpu' and source.hook_point != NECK:
         raise InputError(
             f'tar_head: the maps of {source.name} are taken before the norms of its neck, and its RoI head works '
             'on those behind; extract the cache with --hook neck (with a `teacher`: set hook to neck)'
         )
-    head = source.roi_head() if settings.mode == 'head_on_gpu' else None
+    head = source.roi_head() if options.mode == 'head_on_gpu' else None
     of_teacher = source.num_roi_classes() if head is None else head.record.num_classes
     if of_teacher != num_classes:
         raise InputError(
@@ -52,9 +51,8 @@ def build_responses(
             'take a teacher of the classes of data.train'
         )
     require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
-    options = settings.model_dump(exclude={'loss', 'decay'})
     return Responses(
-        term=TarHeadTerm(**options, decay=Decay(settings.decay.kind, settings.decay.at)),
+        options=options,
         coder=coder,
         num_classes=num_classes,
         head=head,

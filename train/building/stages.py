@@ -25,16 +25,15 @@ from mtpd.evaluation import require_backend
 from mtpd.geometry import Geometry
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.objects.terms import FineGrainedTerm
+from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.objects.fine_grained import FineGrainedOptions
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.first_weights import changed_keys, first_weights, loaded_parts
 from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
-from mtpd_train.building.terms import build_term
 from mtpd_train.data.photometric import Photometric
 from mtpd_train.optimization.optimizer import Recipe, require_warmup_ends
-from mtpd_train.settings.loss_settings import TarHeadSettings
 from mtpd_train.settings.stage_settings import OptimSettings, StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.student import (
@@ -198,10 +197,10 @@ def _build_distiller(settings: StageSettings, student: Student, source: TeacherS
     """The losses on maps, matched to the levels of both sides."""
     if source is not None and settings.distill:
         neck_of(student.model)
-    terms = [build_term(one) for one in settings.distill if not isinstance(one, TarHeadSettings)]
-    needs_anchors = any(isinstance(term, FineGrainedTerm) for term in terms)
+    losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
+    needs_anchors = any(isinstance(one, FineGrainedOptions) for one in losses)
     anchors = base_anchors(student.model) if needs_anchors else None
-    return Distiller(terms, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
+    return Distiller(losses, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
 
 
 def _save_memory(model: nn.Module, optim: OptimSettings) -> None:

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag
 
-from mtpd_train.settings.section import Section, Share, UserPath
+from mtpd.options import Options, Share, UserPath
 
 
-class FilesSettings(Section):
+class FilesSettings(Options):
     """A set of images that does not lie as COCO does."""
 
     images: UserPath
@@ -35,7 +35,7 @@ def _read_scale(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class GeometrySettings(Section):
+class GeometrySettings(Options):
     """Resize and padding of the network input, as in mmdet's `Resize` and `Pad`."""
 
     scale: Annotated[Edges, BeforeValidator(_read_scale, json_schema_input_type=str | Edges)] = (1333, 800)
@@ -48,7 +48,7 @@ class GeometrySettings(Section):
     """Height and width in px that the padded input has at least."""
 
 
-class PhotometricSettings(Section):
+class PhotometricSettings(Options):
     """Random changes of colours; the defaults are those of SSD. A teacher sees the image without them."""
 
     brightness: Share = 0.125
@@ -63,7 +63,7 @@ class PhotometricSettings(Section):
     """Probability of each of the four, by itself."""
 
 
-class DataSettings(Section):
+class DataSettings(Options):
     """Images and annotations."""
 
     coco: UserPath = Path('data/coco')

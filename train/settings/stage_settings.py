@@ -19,13 +19,32 @@ from pydantic import (
     model_validator,
 )
 
+from mtpd.losses.cwd import CwdOptions
+from mtpd.losses.masked_mse import MaskedMseOptions
+from mtpd.losses.mgd import MgdOptions
+from mtpd.losses.objects.fgd import FgdOptions
+from mtpd.losses.objects.fine_grained import FineGrainedOptions
+from mtpd.losses.objects.tar_feature import TarFeatureOptions
+from mtpd.losses.pkd import PkdOptions
+from mtpd.losses.responses.tar_head import TarHeadOptions
+from mtpd.options import Options, UserPath
 from mtpd_train.settings.data_settings import DataSettings
-from mtpd_train.settings.loss_settings import DistillSettings
-from mtpd_train.settings.save_settings import SaveSettings
-from mtpd_train.settings.section import Section, UserPath
+
+# Every loss that a stage may name.
+DistillOptions = Annotated[
+    MaskedMseOptions
+    | MgdOptions
+    | PkdOptions
+    | CwdOptions
+    | FineGrainedOptions
+    | TarFeatureOptions
+    | FgdOptions
+    | TarHeadOptions,
+    Field(discriminator='loss'),
+]
 
 
-class InitSettings(Section):
+class InitSettings(Options):
     """Where the student's first weights come from."""
 
     checkpoint: UserPath | None = None
@@ -45,7 +64,7 @@ class InitSettings(Section):
         return fine_tune
 
 
-class OptimSettings(Section):
+class OptimSettings(Options):
     """Optimizer, learning rate and length of the training."""
 
     type: Literal['sgd', 'adamw'] = 'sgd'
@@ -104,7 +123,7 @@ class OptimSettings(Section):
         return min_lr
 
 
-class EvaluateSettings(Section):
+class EvaluateSettings(Options):
     """When the student is evaluated on `data.val`."""
 
     every: PositiveInt = 1
@@ -113,7 +132,16 @@ class EvaluateSettings(Section):
     """What computes AP; `faster` is faster-coco-eval, with equal numbers: pip install "mtpd[faster]"."""
 
 
-class StageSettings(Section):
+class SaveSettings(Options):
+    """What is saved beside the last student. Everything here may change when a run goes on."""
+
+    every_minutes: PositiveFloat | None = 15.0
+    """Minutes between two savings of the training state, which every epoch ends with too; null: only there."""
+    keep: NonNegativeInt = 2
+    """Epochs whose students are kept, the last ones, as `epoch_N.pth`; the best by box AP is `best.pth`."""
+
+
+class StageSettings(Options):
     """One stage: a student trained for some epochs, learning from one teacher or from none."""
 
     student: Annotated[str, Field(min_length=1)]
@@ -132,7 +160,7 @@ class StageSettings(Section):
     """Where the maps of `teacher` are taken, as by `mtpd-extract --hook`; a cache knows where its own were."""
     init: InitSettings = InitSettings()
     """Where the student's first weights come from."""
-    distill: tuple[DistillSettings, ...] = ()
+    distill: tuple[DistillOptions, ...] = ()
     """Distillation losses, added to the student's own."""
     data: DataSettings = DataSettings()
     """Images and annotations."""
@@ -188,7 +216,7 @@ class StageSettings(Section):
 
     @field_validator('distill')
     @classmethod
-    def _check_distill(cls, distill: tuple[DistillSettings, ...], info: ValidationInfo) -> tuple[DistillSettings, ...]:
+    def _check_distill(cls, distill: tuple[DistillOptions, ...], info: ValidationInfo) -> tuple[DistillOptions, ...]:
         if distill and _has_no_teacher(info):
             raise ValueError("needs a teacher's maps, but neither `cache` nor `teacher` is set")
         return distill

@@ -16,8 +16,7 @@ from mtpd.heads.boxes import BoxCoder
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
 from mtpd.heads.rois import ImageRois, mirrored, scaled
 from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.responses.tar_head import answers_of_cache, answers_of_head, tar_head_losses
-from mtpd.losses.responses.terms import TarHeadTerm
+from mtpd.losses.responses.tar_head import TarHeadOptions, answers_of_cache, answers_of_head, tar_head_losses
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.pyramid import Level
 
@@ -27,7 +26,7 @@ class Responses:
     """The loss on responses of a stage.
 
     Attributes:
-        term: what is asked for.
+        options: weights, gates and decay.
         coder: the student's box coder.
         num_classes: object classes of student and teacher.
         head: the teacher's RoI head; None where its stored answers are used. It is part of no other module, so nothing
@@ -35,7 +34,7 @@ class Responses:
         levels: the teacher's levels that the head takes RoIs from, in its order; none without a head.
     """
 
-    term: TarHeadTerm
+    options: TarHeadOptions
     coder: BoxCoder
     num_classes: int
     head: RoiHead | None
@@ -104,7 +103,7 @@ def response_losses(
     """
     rois, head = shared.rois, responses.head
     objects = [_objects(sample, rois.device) for sample in samples]
-    matches = match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.term.positive_iou)
+    matches = match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.options.positive_iou)
     if shared.stored is not None:
         answers = answers_of_cache(shared.stored, matches)
     else:
@@ -112,7 +111,7 @@ def response_losses(
         predictions = head([teacher[level.name].values() for level in responses.levels], rois)
         answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
     return tar_head_losses(
-        responses.term,
+        responses.options,
         rois=rois,
         matches=matches,
         student=shared.student,

@@ -147,7 +147,7 @@ def _response_losses(
     progress: float,
 ) -> dict[str, Tensor]:
     maps = list(outputs.maps.values())
-    nothing = no_losses(responses.term, progress=progress, device=maps[0].device)
+    nothing = no_losses(responses.options, progress=progress, device=maps[0].device)
     if nothing is not None:
         return nothing
     shared = shared_rois(samples, captured=outputs.rois, model=stage.student.model, maps=maps, stored=targets.rois)

@@ -29,17 +29,69 @@ the stride does it.
 Legend: B batch, C channels, H W grid of a level, N boxes of an image.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from mtpd.kernels.weighted_mse import weighted_mse
+from mtpd.losses.level_options import LevelOptions, Normalize
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.masked_mse import masked_mse
+from mtpd.losses.match import LevelPair
+from mtpd.losses.mgd import published_elements
 from mtpd.losses.objects.boxes import Objects, greatest, has_area
 from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
 from mtpd.losses.teacher_map import TeacherMap
+from mtpd.pyramid import Level
+
+
+class FgdOptions(LevelOptions):
+    """Focal and global distillation; the defaults are those published for RetinaNet (others: `fgd.py`)."""
+
+    looks_at_objects: ClassVar[bool] = True
+
+    loss: Literal['fgd'] = 'fgd'
+    """Kind of this loss."""
+    weight: NonNegativeFloat = 1.0
+    """Factor of the whole loss."""
+    foreground: NonNegativeFloat = 1e-3
+    """Factor of the error inside of objects, the paper's alpha (two-stage detectors: 5e-5; without anchors: 1.6e-3)."""
+    background: NonNegativeFloat = 5e-4
+    """Factor of the error outside of objects, beta (2.5e-5; 8e-4)."""
+    attention: NonNegativeFloat = 1e-3
+    """Factor of the difference of attentions, gamma (5e-5; 8e-3)."""
+    relation: NonNegativeFloat = 5e-6
+    """Factor of the global relation, lambda (5e-7; 8e-6)."""
+    temperature: PositiveFloat = 0.5
+    """What magnitudes are divided by before the softmaxes of the attentions."""
+    normalize: Normalize = 'published'
+    """What the four factors belong to: `published`: the paper's sums, at 800x1088 px; `mean`: means."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """See `LevelOptions`."""
+        return FocalGlobalDistillation(
+            pair.student.channels,
+            pair.teacher.channels,
+            stride=pair.stride,
+            weights=self._weights(pair.compared),
+            temperature=self.temperature,
+        )
+
+    def _weights(self, compared: Level) -> 'FgdWeights':
+        channels, elements = 1, 1
+        if self.normalize == 'published':
+            channels, elements = compared.channels, published_elements(compared)
+        return FgdWeights(
+            foreground=self.foreground * channels,
+            background=self.background * channels,
+            spatial_attention=self.attention * elements / channels,
+            channel_attention=self.attention * channels,
+            relation=self.relation * elements,
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +126,9 @@ class FocalGlobalDistillation(nn.Module):
         self.student_relation = GcBlock(teacher_channels)
         self.teacher_relation = GcBlock(teacher_channels)
 
-    def forward(self, student: Tensor, teacher_map: TeacherMap, mask: Tensor, *, objects: Objects) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher_map: TeacherMap, mask: Tensor, *, objects: Objects, **_: object
+    ) -> Tensor:
         """The loss of one batch.
 
         Args:

@@ -16,15 +16,54 @@ Legend: B batch, C channels, H W grid of a level, N boxes of an image, A anchors
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
+from mtpd.losses.level_options import Adapter, LevelOptions, Scale
+from mtpd.losses.match import LevelPair
 from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.objects.object_mse import ObjectMse
 
 Reference = Literal['level', 'pyramid']
+
+
+class FineGrainedOptions(LevelOptions):
+    """Fine-grained feature imitation: squared error in cells whose anchors, the student's, are near an object."""
+
+    looks_at_objects: ClassVar[bool] = True
+
+    loss: Literal['fine_grained'] = 'fine_grained'
+    """Kind of this loss."""
+    weight: NonNegativeFloat = 1.28
+    """Factor of the loss, a mean over channels and marked cells; the default is the released 0.01 at 256 channels."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of an object's greatest IoU with anchors that an anchor must exceed to mark its cell."""
+    reference: Reference = 'level'
+    """Over which anchors the greatest IoU is taken: those of the level, or of the student's whole pyramid."""
+    adapter: Adapter = 'always'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    scale: Scale = 'none'
+    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """See `LevelOptions`; the authors have an adapter everywhere."""
+        near = AnchorWeights(
+            anchors,
+            stride=pair.student.stride,
+            target_stride=pair.stride,
+            threshold=self.threshold,
+            reference=self.reference,
+        )
+        return ObjectMse(pair.student.channels, pair.teacher.channels, weigh=near, adapter=self.adapter)
+
+    @property
+    def is_over_variance(self) -> bool:
+        """See `LevelOptions`."""
+        return self.scale == 'teacher_std'
 
 
 class AnchorWeights(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.losses.adapter import build_adapter
-from mtpd.losses.level_term import Adapter
+from mtpd.losses.level_options import Adapter
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.squared_error import squared_error
 from mtpd.losses.teacher_map import TeacherMap
@@ -34,7 +34,7 @@ class ObjectMse(nn.Module):
         self.weigh = weigh
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, *, objects: Objects) -> Tensor:
+    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, *, objects: Objects, **_: object) -> Tensor:
         """The loss over valid cells.
 
         Args:

@@ -18,10 +18,48 @@ own normaliser. `a` is not known to us: the default weight is 1, in units of the
 Legend: B batch, C channels, H W grid of a level, N boxes of an image.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar, Literal
 
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from mtpd.losses.decay import NO_DECAY, Decay
+from mtpd.losses.level_options import Adapter, LevelOptions, Scale
+from mtpd.losses.match import LevelPair
 from mtpd.losses.objects.boxes import Objects, greatest, has_area
+from mtpd.losses.objects.object_mse import ObjectMse
+
+
+class TarFeatureOptions(LevelOptions):
+    """TAR's feature level: squared error under a Gaussian mask of each object."""
+
+    looks_at_objects: ClassVar[bool] = True
+
+    loss: Literal['tar_feature'] = 'tar_feature'
+    """Kind of this loss."""
+    weight: NonNegativeFloat = 1.0
+    """Factor of the loss, a mean over channels and over cells by their mask."""
+    spread: tuple[PositiveFloat, PositiveFloat] = (2.0, 2.0)
+    """Widths of the Gaussian along x and y, in half widths and half heights of its box."""
+    adapter: Adapter = 'always'
+    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    scale: Scale = 'teacher_std'
+    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    decay: Decay = NO_DECAY
+    """How the weight falls during the stage; TAR's is linear."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """See `LevelOptions`; the paper has an adapter everywhere."""
+        weigh = partial(gaussian_weights, stride=pair.stride, spread=self.spread)
+        return ObjectMse(pair.student.channels, pair.teacher.channels, weigh=weigh, adapter=self.adapter)
+
+    @property
+    def is_over_variance(self) -> bool:
+        """See `LevelOptions`."""
+        return self.scale == 'teacher_std'
 
 
 def gaussian_weights(objects: Objects, mask: Tensor, *, stride: int, spread: tuple[float, float]) -> Tensor:

@@ -3,22 +3,49 @@
 Letters: K RoIs, C object classes; the background is class C.
 """
 
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from mtpd.errors import InputError
 from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
 from mtpd.heads.rois import ImageRois
-from mtpd.losses.decay import decay_factor
+from mtpd.losses.decay import LINEAR_DECAY, Decay, decay_factor
+from mtpd.losses.level_options import require_name
 from mtpd.losses.responses.roi_matching import Matches
-from mtpd.losses.responses.tar_response import box_gate, box_term, class_term
-from mtpd.losses.responses.terms import TarHeadTerm
+from mtpd.losses.responses.tar_response import BoxGate, ClassGate, box_gate, box_term, class_term
+from mtpd.options import Options
 
 # The smallest that half precision tells from 0, which has no logarithm.
 LEAST_PROBABILITY = 2.0**-24
+
+
+class TarHeadOptions(Options):
+    """TAR's responses: classes and boxes of RoIs, as the teacher's RoI head sees them. For two-stage detectors."""
+
+    model_config = ConfigDict(json_schema_extra=require_name)
+
+    loss: Literal['tar_head'] = 'tar_head'
+    """Kind of this loss."""
+    mode: Literal['head_on_gpu', 'cached_rois'] = 'head_on_gpu'
+    """`head_on_gpu`: the teacher's head judges the student's proposals; `cached_rois`: the student's the teacher's."""
+    class_weight: NonNegativeFloat = 1.0
+    """Factor of the class term, a divergence averaged over RoIs."""
+    box_weight: NonNegativeFloat = 1.0
+    """Factor of the box term, an L1 distance of deltas averaged over the RoIs that its gate lets pass."""
+    temperature: PositiveFloat = 1.0
+    """What class logits are divided by."""
+    class_gate: ClassGate = 'better'
+    """`better`: learn classes where the teacher is surer of the true class than the student; `none`: everywhere."""
+    box_gate: BoxGate = 'proposal'
+    """Learn boxes where the teacher's overlaps the object more than `proposal` or `student` does; `none`: of all."""
+    positive_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """IoU with an object from which a RoI is positive."""
+    decay: Decay = LINEAR_DECAY
+    """How the weights fall during the stage."""
 
 
 class TeacherAnswers(NamedTuple):
@@ -48,7 +75,7 @@ def answers_of_cache(stored: ImageRois, matches: Matches) -> TeacherAnswers:
 
 
 def tar_head_losses(
-    term: TarHeadTerm,
+    options: TarHeadOptions,
     *,
     rois: Tensor,
     matches: Matches,
@@ -60,7 +87,7 @@ def tar_head_losses(
     """The losses of one batch, weighted and decayed.
 
     Args:
-        term: weights, gates and decay.
+        options: weights, gates and decay.
         rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
         matches: what the RoIs are by the annotations.
         student: of the same RoIs, any floating dtype; only these get a gradient.
@@ -81,7 +108,7 @@ def tar_head_losses(
         )
     deltas = class_slice(student.deltas, matches.labels)
     is_open = box_gate(
-        term.box_gate,
+        options.box_gate,
         proposals=rois[:, 1:].to(teacher.raw.dtype),
         teacher=teacher.raw,
         student=coder.to_raw(deltas.detach().to(teacher.raw.dtype)),
@@ -89,26 +116,26 @@ def tar_head_losses(
         positive=matches.positive & teacher.known,
     )
     losses = {
-        'class': term.class_weight
+        'class': options.class_weight
         * class_term(
-            student.logits, teacher.logits, matches.labels, temperature=term.temperature, gate=term.class_gate
+            student.logits, teacher.logits, matches.labels, temperature=options.temperature, gate=options.class_gate
         ),
-        'box': term.box_weight * box_term(deltas, coder.from_raw(teacher.raw), is_open),
+        'box': options.box_weight * box_term(deltas, coder.from_raw(teacher.raw), is_open),
     }
-    factor = decay_factor(term.decay, progress=progress)
-    return {f'distill/{term.loss}/{name}': factor * loss for name, loss in losses.items()}
+    factor = decay_factor(options.decay, progress=progress)
+    return {f'distill/{options.loss}/{name}': factor * loss for name, loss in losses.items()}
 
 
-def no_losses(term: TarHeadTerm, *, progress: float, device: torch.device) -> dict[str, Tensor] | None:
+def no_losses(options: TarHeadOptions, *, progress: float, device: torch.device) -> dict[str, Tensor] | None:
     """The losses where their weight has decayed to 0, so that nothing need be computed; else None."""
-    if decay_factor(term.decay, progress=progress):
+    if decay_factor(options.decay, progress=progress):
         return None
-    return {f'distill/{term.loss}/{name}': torch.zeros((), device=device) for name in ('class', 'box')}
+    return {f'distill/{options.loss}/{name}': torch.zeros((), device=device) for name in ('class', 'box')}
 
 
-def decay_factors(term: TarHeadTerm, *, progress: float) -> dict[str, float]:
+def decay_factors(options: TarHeadOptions, *, progress: float) -> dict[str, float]:
     """What the weights of decaying losses are multiplied by, by the names of `tar_head_losses`."""
-    if term.decay.kind == 'none':
+    if options.decay.kind == 'none':
         return {}
-    factor = decay_factor(term.decay, progress=progress)
-    return {f'distill/{term.loss}/{name}': factor for name in ('class', 'box')}
+    factor = decay_factor(options.decay, progress=progress)
+    return {f'distill/{options.loss}/{name}': factor for name in ('class', 'box')}

@@ -7,13 +7,17 @@ Hence the gates are options.
 Letters: K RoIs, C object classes; the background is class C.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
 from mtpd.heads.boxes import decode, paired_iou
 from mtpd.losses.maps import accumulation_dtype
-from mtpd.losses.responses.terms import BoxGate, ClassGate
+
+ClassGate = Literal['better', 'none']
+BoxGate = Literal['proposal', 'student', 'none']
 
 
 def class_term(

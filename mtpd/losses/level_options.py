@@ -1,0 +1,89 @@
+"""The options that all losses have in common that compare maps level by level, and what a loss of them is built by."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, ValidationInfo
+from torch import Tensor, nn
+
+from mtpd.losses.decay import NO_DECAY, Decay
+from mtpd.losses.match import LevelPair, Resize
+from mtpd.options import Options
+from mtpd.pyramid import Level
+
+# `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
+Adapter = Literal['auto', 'always']
+# `teacher_std`: maps are measured in standard deviations of the teacher's level over the batch, so that 1 is the loss
+# of a student that knows only each channel's mean; `none`: as they are.
+Scale = Literal['teacher_std', 'none']
+# What weights belong to. `published`: the paper's sums over channels and cells at 800x1088 px, whatever the size of the
+# input (see `mtpd.losses.mgd.published_elements`); `mean`: means over them.
+Normalize = Literal['mean', 'published']
+
+LevelName = Annotated[str, Field(pattern=r'^[ps]\d+(_\d+)?$')]
+Levels = Annotated[tuple[LevelName, ...] | None, Field(min_length=1)]
+
+
+def _check_pairs(teacher_levels: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+    levels = info.data.get('levels', ())
+    # `levels` is missing from `info.data` when it is itself wrong.
+    if teacher_levels is not None and 'levels' in info.data and len(levels or ()) != len(teacher_levels):
+        raise ValueError(
+            f'needs one level for each of `levels`, which has {len(levels or ())}, got {len(teacher_levels)}'
+        )
+    return teacher_levels
+
+
+TeacherLevels = Annotated[Levels, AfterValidator(_check_pairs)]
+
+
+def require_name(schema: dict[str, Any]) -> None:
+    """Makes `loss` a required key of the JSON schema, since an entry of a stage file names its loss."""
+    schema['properties']['loss'].pop('default', None)
+    schema['required'] = ['loss']
+
+
+class LevelOptions(Options):
+    """Where a loss acts and how much it counts. The options of a loss add its own and say how it is built.
+
+    Attributes:
+        looks_at_objects: whether the loss needs the annotated objects of each image.
+    """
+
+    model_config = ConfigDict(json_schema_extra=require_name)
+    looks_at_objects: ClassVar[bool] = False
+
+    loss: str
+    """Kind of this loss."""
+    levels: Levels = None
+    """Levels it acts on; null: all that student and teacher share."""
+    teacher_levels: TeacherLevels = None
+    """The teacher's level for each of `levels`, one by one; null: those of the same names."""
+    resize: Resize = 'none'
+    """Whose map is brought to the grid of the other where the strides of a pair differ."""
+    weight: NonNegativeFloat = 1.0
+    """Factor of the loss."""
+    decay: Decay = NO_DECAY
+    """How the weight falls during the stage."""
+
+    def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
+        """The module of the loss on one level; its first weights come from torch's global generator.
+
+        It is called with the student's map (B, C of the student, H, W), the teacher's (B, C of the teacher, H, W), a
+        bool mask (B, 1, H, W), and by name `objects` and `generator`, of which it takes what it needs; it returns a
+        scalar float32, before `factor` and `is_over_variance`.
+
+        Args:
+            pair: the levels.
+            anchors: of the student's head, stride -> (A, 4), see `AnchorWeights`.
+        """
+        raise NotImplementedError
+
+    def factor(self, compared: Level) -> float:
+        """What the module's result is multiplied by to become the loss; `compared` is what is compared."""
+        return self.weight
+
+    @property
+    def is_over_variance(self) -> bool:
+        """Whether the loss is divided by the teacher's variance, as losses of squared features can be."""
+        return False
