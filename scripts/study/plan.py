@@ -111,7 +111,7 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     'convergence': Question(
         'The student alone, by epochs',
-        {f'{epochs} epochs': _of('alone', epochs=epochs) for epochs in (FULL, HALF, 2 * FULL)},
+        {f'{epochs} epochs': _of('alone', epochs=epochs) for epochs in (FULL, HALF, 2 * FULL, 4 * FULL)},
     ),
     'direct': Question(
         f'One teacher, {FULL} epochs',
@@ -169,7 +169,8 @@ QUESTIONS: Mapping[str, Question] = {
         {
             'strong, one stage': _of('strong', epochs=2 * FULL),
             'strong, one stage, inherited': (Stage('strong', 2 * FULL, inherit=True),),
-            'weak, strong, inherited in both': (Stage('weak', inherit=True), Stage('strong', inherit=True)),
+            'weak, strong': _of('weak', 'strong'),
+            'weak, strong, inherited from weak': (Stage('weak', inherit=True), Stage('strong')),
         },
     ),
     'losses': Question(
