@@ -35,15 +35,18 @@ def commands_page() -> str:
     """The content of docs/reference/commands.md."""
     blocks = [INTRODUCTION]
     for name, program in programs().items():
-        blocks.append(_command(name, program, heading='##'))
+        context = click.Context(program, info_name=name, **program.context_settings)
+        blocks.append(_command(context, heading='##'))
         if isinstance(program, click.Group):
             for word, command in sorted(program.commands.items()):
-                blocks.append(_command(f'{name} {word}', command, heading='###'))
+                blocks.append(_command(click.Context(command, parent=context, info_name=word), heading='###'))
     return '\n'.join(blocks)
 
 
-def _command(name: str, command: click.Command, *, heading: str) -> str:
-    usage = ' '.join([name, *command.collect_usage_pieces(click.Context(command, info_name=name))])
+def _command(context: click.Context, *, heading: str) -> str:
+    # A command keeps the help option that its first context makes, so this one has the settings that users have.
+    command, name = context.command, context.command_path
+    usage = ' '.join([name, *command.collect_usage_pieces(context)])
     parts = [f'{heading} {name}', f'```text\n{usage}\n```', inspect.cleandoc(command.help or '')]
     rows = [_row(one) for one in command.params if isinstance(one, click.Option)]
     if rows:

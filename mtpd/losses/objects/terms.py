@@ -50,7 +50,10 @@ class FgdTerm(LevelTerm):
 
     Attributes:
         weight: factor of the whole loss.
-        foreground, background, attention, relation: factors of its parts: the paper's alpha, beta, gamma and lambda.
+        foreground: factor of the error inside of objects, the paper's alpha.
+        background: of the error outside of them, beta.
+        attention: of the difference of attentions, gamma.
+        relation: of the global relation, lambda.
         temperature: what magnitudes are divided by before the softmaxes of the attentions.
         normalize: what these factors belong to.
     """
