@@ -90,14 +90,14 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     type=click.Choice(['auto', 'neck', 'before-norm']),
     default='auto',
     show_default=True,
-    help='Where maps are taken: behind the neck, or before its last norms. auto: as MTPD, before norms if any.',
+    help='Where maps are taken: after the neck, or before its last norms. auto: as MTPD, before norms if any.',
 )
 @click.option(
     '--codec',
     type=click.Choice(['fp16', 'int8', 'lean']),
     default='lean',
     show_default=True,
-    help='How maps are stored.',
+    help='How the maps are stored.',
 )
 @click.option(
     '--error',
@@ -118,7 +118,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     default=0,
     show_default=True,
     metavar='N',
-    help="For two-stage teachers: store the N best proposals of each image too, with the teacher's answers.",
+    help="For two-stage teachers: store the N best proposals of each image too, with the teacher's predictions.",
 )
 @click.option(
     '--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the teacher's own]"
@@ -130,7 +130,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     type=click.FloatRange(min=0, min_open=True, max=2**20),
     default=96.0,
     show_default=True,
-    help='Size of a shard of the largest level on disk, MiB, about.',
+    help='Approximate size on disk of a shard of the largest level, MiB.',
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option(
@@ -141,15 +141,15 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 )
 @click.option('--limit', type=click.IntRange(1), help='Only the first N images of the annotation file.')
 @click.option(
-    '--resume/--no-resume', default=True, show_default=True, help='Go on with an unfinished extraction, or refuse it.'
+    '--resume/--no-resume', default=True, show_default=True, help='Resume an unfinished extraction, or refuse it.'
 )
-@click.option('--overwrite', is_flag=True, help='Delete the cache that is in CACHE and start anew.')
-@click.option('--dry-run', is_flag=True, help='Say what would be done and what it takes; write nothing.')
+@click.option('--overwrite', is_flag=True, help='Delete the cache in CACHE and start from scratch.')
+@click.option('--dry-run', is_flag=True, help='Print what would be done, with time and disk space; write nothing.')
 @output_options
 def main(verbose: bool, quiet: bool, **options: Any) -> None:
     """Run a teacher once over a data set and keep its feature maps, compressed, in CACHE.
 
-    Run the same command again to go on after an interruption. Parts may run at once, one after another, and again in
+    Run the same command again to resume after an interruption. Parts may run at once, one after another, and again in
     other numbers; the one that finds nothing left publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
     interrupted after saving.
     """

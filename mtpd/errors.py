@@ -1,7 +1,7 @@
 """The errors that a user can meet, grouped by what a handler would do about them.
 
     MtpdError                     one line for the user; programs print it and exit with 1
-    |-- InputError                a file, option or value that the user gave is wrong: mend it and run again
+    |-- InputError                a file, option or value that the user gave is wrong: correct it and run again
     |-- UnavailableError          something needed is not there (a network, a checkpoint, disk space): fetch it
     `-- CacheError                a cache cannot be trusted or does not fit
         |-- CacheDamagedError     bytes are missing or changed

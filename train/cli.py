@@ -39,7 +39,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
     metavar='KEY.PATH=VALUE',
     help='Change a setting of every stage; may be repeated.',
 )
-@click.option('--resume', is_flag=True, help='Go on with the run in RUN from where it was saved last.')
+@click.option('--resume', is_flag=True, help='Resume the run in RUN from its last saved state.')
 @click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan, train nothing.')
 @click.option(
     '--trial-steps',
@@ -47,7 +47,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
     default=3,
     show_default=True,
     metavar='N',
-    help='Of --dry-run: steps of each stage that are timed, to tell hours and memory; 0: none.',
+    help='Of --dry-run: steps of each stage that are timed, to estimate hours and memory; 0: none.',
 )
 @click.option('--print-config', is_flag=True, help='Print every stage with all settings explained and stop.')
 @click.option(

@@ -71,7 +71,7 @@ _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path
 
 @click.group(epilog=EXAMPLES, context_settings=CONTEXT)
 def main() -> None:
-    """Look at caches of teacher features, and prove them sound.
+    """Inspect, verify, compare and merge caches of teacher features.
 
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
@@ -82,10 +82,9 @@ def main() -> None:
 @click.option('--json', 'as_json', is_flag=True, help='A JSON list with one object for each cache.')
 @output_options
 def info(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Say what each CACHE is, what it holds and what it takes on disk.
+    """Print what each CACHE holds and how much disk space it takes.
 
-    Reads the records only, in no time: whether the data is sound is what `verify` finds out. An unfinished cache may
-    be looked at while it is written.
+    Reads the records only; `verify` checks the data. An unfinished cache can be inspected while it is written.
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.info import run
@@ -95,13 +94,13 @@ def info(verbose: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(epilog=VERIFY_EXAMPLES)
 @_caches
-@click.option('--repair', is_flag=True, help='Queue what is damaged for mtpd-extract, which writes just that again.')
+@click.option('--repair', is_flag=True, help='Queue what is damaged for mtpd-extract, which writes only that again.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read and decode.')
 @output_options
 def verify(verbose: bool, quiet: bool, **options: Any) -> None:
     """Read every byte of each CACHE and name each damaged shard.
 
-    Checks sizes, hashes, counts, image ids and the checksum of every map, and that nothing else lies in the folders.
+    Checks sizes, hashes, counts, image ids and the checksum of every map, and that the folders hold nothing else.
     Of an unfinished cache it checks what is committed. Exit code 1 when something is damaged and was not repaired.
     """
     with reported(verbose=verbose, quiet=quiet):
@@ -182,7 +181,7 @@ def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
     type=click.Choice(['stepping-stones', 'all']),
     default='stepping-stones',
     show_default=True,
-    help='With a student: leave out teachers that do not shorten the way, or none.',
+    help='With a student: leave out teachers that bring it no closer to the next, or none.',
 )
 @click.option('--max-teachers', type=click.IntRange(1), help='Length of the order.  [default: no limit]')
 @click.option(
@@ -205,7 +204,7 @@ def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--json', 'as_json', is_flag=True, help='A JSON object.')
 @output_options
 def order(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Say in which order the teachers of some CACHEs should teach, by adaptation cost.
+    """Print in which order the teachers of some CACHEs should teach, by adaptation cost.
 
     The cost of adapting A to B is the share of the variance of B's features that a linear map of A's does not explain:
     0 when it explains all, 1 when they have nothing in common. Teachers are chosen from the strongest, which is last,

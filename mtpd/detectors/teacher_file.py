@@ -30,7 +30,8 @@ class InputOptions:
 
     Attributes:
         scale: (long edge, short edge) px of the resize.
-        mean, std: per channel in the network's order, for values 0..255 (only for `file.py:callable`, like the rest).
+        mean: per channel in the network's order, for values 0..255 (only for `file.py:callable`, like the rest).
+        std: the standard deviation, likewise.
         channel_order: 'bgr' or 'rgb'.
         pad_divisor: the padded sides are multiples of this, px.
         pad_value: value of padding, a pixel value before the normalisation.

@@ -94,7 +94,7 @@ def page(verbose: bool, quiet: bool, **options: Any) -> None:
     """Write one HTML page about RUN.
 
     It needs no network and no other file. Curves, AP by class and size, speed and memory come from RUN/metrics.jsonl.
-    Predictions and feature maps need the weights, the images and the caches; what is gone is left out, and the page
+    Predictions and feature maps need the weights, the images and the caches; what is missing is left out, and the page
     says why.
     """
     with reported(verbose=verbose, quiet=quiet):
@@ -109,7 +109,7 @@ def page(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--html', type=_html, metavar='FILE.html', help='Write the table and the AP curves as a page, too.')
 @output_options
 def compare(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Set RUNs side by side.
+    """Compare RUNs side by side.
 
     For each stage: teacher, losses, length, AP, speed and memory.
     """

@@ -1,0 +1,1 @@
+"""The generated pages of the documentation; see scripts/build_reference.py."""
