@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'bench_memory.py'
 SMALL = ('--device', 'cpu', '--images', '4', '--size', '96x96', '--batch-sizes', '2', '--steps', '2')
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'bench_step.py'
 
 
