@@ -25,12 +25,12 @@ TeacherLevels = Annotated[Levels, AfterValidator(_check_pairs)]
 
 
 class DecaySettings(Section):
-    """How the weight of a loss falls from all of it in the first step of a stage to none at its end."""
+    """Decay of a loss weight from its full value in the first step of a stage to 0 at its end."""
 
     kind: Literal['none', 'linear', 'cosine', 'step'] = 'none'
-    """`none`: the weight stays; `linear`; `cosine`: along half a cosine; `step`: in equal stairs."""
+    """`none`: constant weight; `linear`; `cosine`: half a cosine; `step`: equal steps at the points `at`."""
     at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), validate_default=True)
-    """Shares of the stage at which `step` falls by a stair, the last one to 0: [0.5] ends the loss half-way."""
+    """Fractions of the stage at which `step` lowers the weight, the last one to 0: [0.5] ends the loss half-way."""
 
     @field_validator('at')
     @classmethod
@@ -41,22 +41,22 @@ class DecaySettings(Section):
         if at and kind not in (None, 'step'):
             raise ValueError(f'belongs to the step decay, not to {kind}')
         if list(at) != sorted(set(at)):
-            raise ValueError(f'must rise, got {list(at)}')
+            raise ValueError(f'must increase, got {list(at)}')
         return at
 
 
 class LevelLossOptions(Section):
-    """What every loss takes that compares maps level by level."""
+    """Options of every loss that compares maps level by level."""
 
     loss: str
-    """Kind of this loss."""
+    """Name of the loss."""
     levels: Levels = None
-    """Levels it acts on; null: all that student and teacher share."""
+    """Levels to distil; null: all levels that student and teacher share."""
     teacher_levels: TeacherLevels = None
-    """The teacher's level for each of `levels`, one by one; null: those of the same names."""
+    """Teacher level for each entry of `levels`, in the same order; null: the levels of the same names."""
     resize: Resize = 'none'
-    """Whose map is brought to the grid of the other where the strides of a pair differ."""
+    """Which map is resized to the grid of the other when the strides of a pair differ."""
     weight: NonNegativeFloat
-    """Factor of the loss."""
+    """Loss weight."""
     decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage."""
+    """Decay of the weight during the stage."""

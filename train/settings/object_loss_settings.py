@@ -1,4 +1,4 @@
-"""What a stage's `distill` list may say about losses that know where the objects are, with defaults."""
+"""Settings, with defaults, of the losses in a stage's `distill` list that use the boxes of objects."""
 
 from typing import Annotated, Literal
 
@@ -8,55 +8,55 @@ from mtpd_train.settings.loss_options import DecaySettings, LevelLossOptions
 
 
 class FineGrainedSettings(LevelLossOptions):
-    """Fine-grained feature imitation: squared error in cells whose anchors, the student's, are near an object."""
+    """Fine-grained feature imitation: squared error in cells where an anchor of the student is near an object."""
 
     loss: Literal['fine_grained']
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 1.28
-    """Factor of the loss, a mean over channels and marked cells; the default is the released 0.01 at 256 channels."""
+    """Loss weight; the loss is a mean over channels and marked cells. Default: the released 0.01 at 256 channels."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of an object's greatest IoU with anchors that an anchor must exceed to mark its cell."""
+    """An anchor marks its cell if its IoU with an object exceeds this fraction of the object's maximum IoU."""
     reference: Literal['level', 'pyramid'] = 'level'
-    """Over which anchors the greatest IoU is taken: those of the level, or of the student's whole pyramid."""
+    """Anchors of the maximum IoU: those of the same `level`, or of the student's whole `pyramid`."""
     adapter: Literal['auto', 'always'] = 'always'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    """1x1 adapter of the student's map. `auto`: where the channels differ; `always`: on every level."""
     scale: Literal['teacher_std', 'none'] = 'none'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    """`teacher_std`: divide maps by the standard deviation of the teacher's level; `none`: use them unchanged."""
 
 
 class TarFeatureSettings(LevelLossOptions):
     """TAR's feature level: squared error under a Gaussian mask of each object."""
 
     loss: Literal['tar_feature']
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 1.0
-    """Factor of the loss, a mean over channels and over cells by their mask."""
+    """Loss weight; the loss is a mean over channels and a mask-weighted mean over cells."""
     spread: tuple[PositiveFloat, PositiveFloat] = (2.0, 2.0)
-    """Widths of the Gaussian along x and y, in half widths and half heights of its box."""
+    """Standard deviations of the Gaussian along x and y, in half widths and half heights of the box."""
     adapter: Literal['auto', 'always'] = 'always'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    """1x1 adapter of the student's map. `auto`: where the channels differ; `always`: on every level."""
     scale: Literal['teacher_std', 'none'] = 'teacher_std'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    """`teacher_std`: divide maps by the standard deviation of the teacher's level; `none`: use them unchanged."""
     decay: DecaySettings = DecaySettings()
-    """How the weight falls during the stage; TAR's is linear."""
+    """Decay of the weight during the stage; TAR's is linear."""
 
 
 class FgdSettings(LevelLossOptions):
-    """Focal and global distillation; the defaults are those published for RetinaNet (others: `fgd.py`)."""
+    """Focal and global distillation; defaults as published for RetinaNet (others: `fgd.py`)."""
 
     loss: Literal['fgd']
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 1.0
-    """Factor of the whole loss."""
+    """Loss weight, applied to all terms."""
     foreground: NonNegativeFloat = 1e-3
-    """Factor of the error inside of objects, the paper's alpha (two-stage detectors: 5e-5; without anchors: 1.6e-3)."""
+    """Weight of the error inside objects, alpha in the paper (two-stage: 5e-5; anchor-free: 1.6e-3)."""
     background: NonNegativeFloat = 5e-4
-    """Factor of the error outside of objects, beta (2.5e-5; 8e-4)."""
+    """Weight of the error outside objects, beta (2.5e-5; 8e-4)."""
     attention: NonNegativeFloat = 1e-3
-    """Factor of the difference of attentions, gamma (5e-5; 8e-3)."""
+    """Weight of the attention difference, gamma (5e-5; 8e-3)."""
     relation: NonNegativeFloat = 5e-6
-    """Factor of the global relation, lambda (5e-7; 8e-6)."""
+    """Weight of the global relation, lambda (5e-7; 8e-6)."""
     temperature: PositiveFloat = 0.5
-    """What magnitudes are divided by before the softmaxes of the attentions."""
+    """Softmax temperature of the attentions."""
     normalize: Literal['mean', 'published'] = 'published'
-    """What the four factors belong to: `published`: the paper's sums, at 800x1088 px; `mean`: means."""
+    """Units of the four weights. `published`: the paper's sums at 800x1088 px; `mean`: means."""

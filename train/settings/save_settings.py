@@ -1,4 +1,4 @@
-"""What a stage file may say about what is saved of a run."""
+"""Settings of a stage file for what a run saves."""
 
 from pydantic import NonNegativeInt, PositiveFloat
 
@@ -6,9 +6,9 @@ from mtpd_train.settings.section import Section
 
 
 class SaveSettings(Section):
-    """What is saved beside the last student. Everything here may change when a run goes on."""
+    """Additional checkpoints. These settings may change when a run is resumed."""
 
     every_minutes: PositiveFloat | None = 15.0
-    """Minutes between two savings of the training state, which every epoch ends with too; null: only there."""
+    """Minutes between saves of the training state, in addition to the end of each epoch; null: epoch ends only."""
     keep: NonNegativeInt = 2
-    """Epochs whose students are kept, the last ones, as `epoch_N.pth`; the best by box AP is `best.pth`."""
+    """Keep the students of the last N epochs as `epoch_N.pth`; the best by box AP is `best.pth`."""

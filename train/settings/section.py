@@ -1,4 +1,4 @@
-"""What all sections of a stage file have in common."""
+"""Base of all sections of a stage file."""
 
 from pathlib import Path
 from typing import Annotated
