@@ -79,13 +79,13 @@ def require_room(needed: Callable[[PerElement | None], int], out: Path, *, trial
     predicted = needed({name: TRIAL_MARGIN * size for name, size in trial().items()})
     if predicted + MARGIN_BYTES > free:
         raise UnavailableError(
-            f'{out}: needs about {gigabytes(predicted)} more, by a trial on a few images and with a margin, and the '
+            f'{out}: needs about {gigabytes(predicted)} more (estimated from a few images, with a margin), but the '
             f'disk has {gigabytes(free)} free; store fewer levels (--levels), one view (--views plain), or a smaller '
             '--scale'
         )
     warn(
-        f'{out}: of {gigabytes(free)} free about {gigabytes(predicted)} will be needed, by a trial on a few '
-        f'images and with a margin, but {gigabytes(bound)} are possible'
+        f'{out}: {gigabytes(free)} are free and about {gigabytes(predicted)} are needed (estimated from a few '
+        f'images, with a margin), but up to {gigabytes(bound)} are possible'
     )
 
 

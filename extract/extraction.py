@@ -179,7 +179,7 @@ class Progress:
     def advance(self, num_images: int, *, is_stopping: bool) -> None:
         """Counts images that the teacher has seen."""
         if is_stopping:
-            self._bar.set_description('finishing this shard; Ctrl-C again stops at once', refresh=False)
+            self._bar.set_description('finishing this shard; press Ctrl-C again to stop immediately', refresh=False)
         self._bar.update(num_images)
 
     def commit(self, sink: Sink, group: ShardGroup) -> None:

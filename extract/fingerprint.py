@@ -83,5 +83,5 @@ def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
     rows += differences(then.get('versions'), now['versions'])
     changes = [f'{name} was {old} and is {new}' for name, old, new in rows]
     if then.get('image_bytes') != now['image_bytes']:
-        changes.append('image files have other sizes now')
+        changes.append('the sizes of image files changed')
     return [] if state.is_finished else changes

@@ -60,7 +60,7 @@ class MapStatistics:
 
         Args:
             name: of the teacher.
-            advice: how to leave the level out.
+            advice: how to exclude the level.
 
         Raises:
             InputError: names the level with its deviation and mean.

@@ -11,8 +11,8 @@ Command = TypeVar('Command', bound=Callable[..., Any])
 
 def output_options(command: Command) -> Command:
     """How much is said, as `mtpd.console.reported` takes it."""
-    verbose = click.option('-v', '--verbose', is_flag=True, help='Tracebacks of errors.')
-    quiet = click.option('-q', '--quiet', is_flag=True, help='No progress: only results, warnings and errors.')
+    verbose = click.option('-v', '--verbose', is_flag=True, help='Show tracebacks.')
+    quiet = click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.')
     # The help lists options in the reverse of the order in which they are applied.
     return quiet(verbose(command))
 

@@ -121,7 +121,7 @@ def evaluate_stage(
         )
         metrics = metrics_by_name(evaluated)
         shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]
-        found = 'no objects to find' if metrics['box/AP'] < 0 else ', '.join(shown)
+        found = 'no objects in the set' if metrics['box/AP'] < 0 else ', '.join(shown)
         say(f'stage {stage.number} epoch {epoch}: {found}')
         class_ap = {kind: one.class_ap for kind, one in evaluated.items()}
         record = EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started, class_ap)

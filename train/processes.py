@@ -129,7 +129,7 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or 'gloo' in str(error):
             raise UnavailableError(
-                f'process {world.rank} of {world.size} has lost another one, which says itself why it ended'
+                f'process {world.rank} of {world.size} lost contact with another process; see the error of that process'
             ) from error
         raise
     # Only here: with a process lost this would wait for it.

@@ -92,7 +92,7 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
     found, moved = _require_run(out, description, resume=resume)
     if moved:
         compared = 'the same content (image files are not compared)'
-        warn(f'{out}: resumed with other paths to {compared}: {"; ".join(moved)}')
+        warn(f'{out}: resumed with different paths to {compared}: {"; ".join(moved)}')
     if moved or 'contents' not in found:
         # Who reads the run later looks for its caches and data there.
         changes = {key: value for key, value in description.items() if key in ('stages', 'contents', *SOURCES)}
@@ -103,7 +103,7 @@ def _require_own(out: Path) -> None:
     """Checks that the folder holds a run, or nothing but what one that was killed may have left before."""
     is_taken = out.exists() and any(not path.name.startswith((LOCK_FILE, TEMPORARY)) for path in out.iterdir())
     if is_taken and not (out / RUN_FILE).exists():
-        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
+        raise InputError(f'{out}: the folder is not empty and does not hold a run; choose another --out')
 
 
 def _require_run(
@@ -115,7 +115,7 @@ def _require_run(
         Its own description, and which settings hold other paths now.
     """
     if not resume:
-        raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
+        raise InputError(f'{out}: already holds a run; add --resume to resume it, or choose another --out')
     found = _described(out / RUN_FILE)
     return found, require_same_run(out, found, description, is_early=is_early)
 
@@ -126,5 +126,5 @@ def _described(run_file: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in ('stages', *SOURCES)):
-        raise InputError(f'{run_file} describes no run: it was damaged; restore it, or choose another --out')
+        raise InputError(f'{run_file} is damaged: it does not describe a run; restore it, or choose another --out')
     return found

@@ -108,7 +108,7 @@ def _moved(
         # Of a source the content was compared before.
         known = [key for key in keys if key != 'source']
         if known and not old:
-            raise _refusal(out, place, was, now, reason='the version of mtpd that began the run recorded no content')
+            raise _refusal(out, place, was, now, reason='the mtpd version that started the run recorded no content')
         if any(old.get(key) != new.get(key) for key in known):
             raise _refusal(out, place, was, now, reason='their contents differ')
         moved.append(f'{place} was {_short(was)} and is {_short(now)}')

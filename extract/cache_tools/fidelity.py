@@ -81,13 +81,14 @@ def _teacher(cache: CacheReader, options: Mapping[str, Any], device: torch.devic
     weights = state_sha256(teacher.module.state_dict())
     if weights != found:
         raise CacheMismatchError(
-            f'{cache.path}: was made by a teacher with other weights than {teacher.name} (sha256 {str(found)[:12]}... '
+            f'{cache.path}: was made by a teacher with different weights than {teacher.name} (sha256 '
+            f'{str(found)[:12]}... '
             f'there, {weights[:12]}... here); give its --teacher and --checkpoint'
         )
     if teacher.preprocessing.geometry != cache.geometry:
         raise CacheMismatchError(
-            f'{cache.path}: its geometry is {cache.geometry}, that of {teacher.name} {teacher.preprocessing.geometry}; '
-            'give the input options that it was extracted with'
+            f'{cache.path}: its geometry is {cache.geometry}, but {teacher.name} has {teacher.preprocessing.geometry}; '
+            'give the input options of the extraction'
         )
     if options['ap']:
         require_head(teacher)
@@ -149,7 +150,11 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
 
     if not coco.images:
         raise InputError(f'{coco.path}: lists no images')
-    return coco.images, f"the cache's codec ({description.codec}) on images that it does not hold", through_the_codec
+    return (
+        coco.images,
+        f"the cache's codec ({description.codec}) on images that are not in the cache",
+        through_the_codec,
+    )
 
 
 def _recorded(cache: CacheReader, group: str, field: str) -> Any:
@@ -192,12 +197,12 @@ def _lines(report: Report) -> list[str]:
         ]
         lines += [
             '',
-            'the plain map, mirrored, against the map of the mirrored image: what mirroring maps would get wrong',
+            'plain map, mirrored, against the map of the mirrored image: the error of mirroring maps',
             *table(['level', 'error', 'cosine', 'worst'], rows),
         ]
     if report.ap:
         live, found = report.ap
-        lines += ['', f"box AP of the teacher's own head: live {live:.2f}, stored {found:.2f}, drop {live - found:.2f}"]
+        lines += ['', f"box AP of the teacher's head: live {live:.2f}, stored {found:.2f}, drop {live - found:.2f}"]
     return lines
 
 

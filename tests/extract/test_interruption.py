@@ -87,7 +87,7 @@ def test_a_signal_finishes_the_shard_in_hand_and_says_how_to_go_on(
     shards = num_committed(out)
     assert 1 <= shards < 8
     line = errors.splitlines()[-1]
-    assert line == f'stopped with {shards} of 8 shards saved; {LINE} to go on'
+    assert line == f'stopped with {shards} of 8 shards saved; {LINE} to resume'
     assert 'Traceback' not in errors
     assert not (out / 'manifest.json').exists()
     assert not list(out.rglob('.tmp-*'))

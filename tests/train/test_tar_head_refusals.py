@@ -43,11 +43,11 @@ def test_refusals(
     assert 'its teacher has no RoI head' in error(cache=tmp_path / 'dense')
     other = extract_two_stage(tmp_path / 'nine', '--views', 'plain', num_classes=9)
     message = error(cache=other)
-    assert 'tells 9 classes apart, the student 6' in message
+    assert 'has 9 classes, the student 6' in message
     partial = extract_two_stage(tmp_path / 'partial', '--levels', 'p3,p4,p5')
     assert 'none of stride 4' in error(cache=partial)
     live = {'cache': None, 'teacher': str(ONE_STAGE), 'checkpoint': random_weights(ONE_STAGE)}
-    assert 'has no RoI head, or one of a kind' in error(**live)
+    assert 'has no RoI head, or one that mtpd cannot run' in error(**live)
     live |= {
         'student': str(tiny_two_stage),
         'teacher': str(tiny_two_stage),

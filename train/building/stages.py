@@ -236,7 +236,7 @@ def _not_taken_over(
         PAD_SIZE: geometry.pad_size,
         PAD_DIVISOR: geometry.pad_divisor,
         # A student that has weights already wants no others.
-        WEIGHTS: (init.fine_tune or init.checkpoint) if is_first else 'those of the stage before',
+        WEIGHTS: (init.fine_tune or init.checkpoint) if is_first else 'from the previous stage',
         'seed': settings.seed,
     }
     return tuple(str(one) for one in recipe_ingredients(config) if not one.is_given(given))

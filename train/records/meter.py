@@ -134,7 +134,7 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values with which a resumed run writes the record that an uninterrupted one would. Look before."""
-        assert not self._unseen, 'what nobody looked at is not to be saved'
+        assert not self._unseen, 'unchecked losses must not be saved'
         return {
             'first_total': self._first_total,
             'seen': [asdict(batch) for batch in self._seen],

@@ -92,7 +92,7 @@ def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
             file.write(json.dumps(content, allow_nan=False) + '\n')
     except OSError as error:
         raise UnavailableError(
-            f'{path}: cannot be written ({error.strerror}); make room, then run the same command with --resume'
+            f'{path}: cannot be written ({error.strerror}); free some space, then run the same command with --resume'
         ) from error
 
 
@@ -122,7 +122,7 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
-            raise InputError(f'{path} line {number} is no metrics record; move the file away to resume') from None
+            raise InputError(f'{path} line {number} is not a metrics record; move the file away to resume') from None
         if line.endswith(b'\n') and place <= (stage, step) and not repeated:
             kept.append(line)
     if len(kept) < len(lines):

@@ -102,7 +102,7 @@ def predictions(
     coco = read(files.annotations)
     with_objects = [image for image in coco.images if any(one.is_object for one in coco.annotations[image.id])]
     if not with_objects:
-        raise InputError(f'{coco.path}: none of its images has an object')
+        raise InputError(f'{coco.path}: its images have no objects')
     chosen = replace(coco, images=spread(with_objects, num_images))
     found: dict[int, dict[int, list[dict[str, Any]]]] = {}
     for number, (_, target) in students.items():

@@ -37,7 +37,7 @@ def read_records(path: Path) -> list[Record]:
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
-            raise InputError(f'{path} line {number} is no metrics record; take the line out of the file') from None
+            raise InputError(f'{path} line {number} is not a metrics record; remove the line from the file') from None
         if record is not None:
             found.append(record)
     return found
@@ -45,7 +45,7 @@ def read_records(path: Path) -> list[Record]:
 
 def _parse(content: Any) -> Record | None:
     if not isinstance(content, dict):
-        raise TypeError('a record is an object')
+        raise TypeError('a record must be an object')
     kind = KINDS.get(content['kind'])
     return (
         None

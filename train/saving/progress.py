@@ -78,4 +78,4 @@ def restore(content: Mapping[str, Any], trainables: Trainables, *, path: Path) -
 
 
 def _unusable(path: Path, error: Exception) -> InputError:
-    return InputError(f'{path}: cannot be resumed from ({error}); delete it to start this stage anew')
+    return InputError(f'{path}: cannot be resumed from ({error}); delete it to restart this stage')

@@ -108,7 +108,7 @@ def response_losses(
     if shared.stored is not None:
         answers = answers_of_cache(shared.stored, matches)
     else:
-        assert head is not None, 'neither a head nor stored answers'
+        assert head is not None, 'neither a head nor stored predictions'
         predictions = head([teacher[level.name].values() for level in responses.levels], rois)
         answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
     return tar_head_losses(

@@ -146,6 +146,6 @@ def _progress_bar(stage: Stage, epoch: int, *, num_images: list[int], done: int)
 
 def _how_to_go_on(stage: Stage, epoch: int, step: int) -> str:
     return (
-        f'stopped in epoch {epoch + 1} of stage {stage.number}, step {step}; all of it is saved; '
-        'run the same command with --resume to go on'
+        f'stopped in epoch {epoch + 1} of stage {stage.number}, step {step}; everything is saved; '
+        'run the same command with --resume to continue'
     )

@@ -99,7 +99,7 @@ def test_damage_repair_extract(
     before = times(cache)
     error = mtpd_cache('verify', cache, code=1).stderr.split('Error: ')[1].splitlines()
     assert named(error) == places
-    assert 'mend with mtpd-cache verify --repair' in error[0]
+    assert 'repair with mtpd-cache verify --repair' in error[0]
     assert times(cache) == before
 
     repaired = mtpd_cache('verify', cache, '--repair').stdout.splitlines()
@@ -160,7 +160,7 @@ def test_a_damaged_manifest_cannot_be_repaired(mtpd_cache: Run, cache: Path, con
     before = contents(cache)
     for options in ((), ('--repair',)):
         error = mtpd_cache('verify', cache, *options, code=1).stderr
-        assert 'cannot be repaired: put back a copy of manifest.json, or extract again with --overwrite' in error
+        assert 'restore a copy of manifest.json, or extract again with --overwrite' in error
         assert len(error.splitlines()) == 1
     assert contents(cache) == before
 
@@ -220,7 +220,7 @@ def test_rotations_of_lean(
     if not is_finished and damage == flip_bit:
         assert 'basis.safetensors' in command.error(root, *options)
     assert '\n  basis.safetensors: ' in mtpd_cache('verify', root, code=1).stderr
-    num_shards = int(mtpd_cache('verify', root, '--repair').stdout.split(' shards, mends')[0].split()[-1])
+    num_shards = int(mtpd_cache('verify', root, '--repair').stdout.split(' shards, repairs')[0].split()[-1])
     assert num_shards > 1
     assert f'0 of {num_shards} shards' in mtpd_cache('verify', root).stdout
     command.run(root, *options)
