@@ -20,7 +20,7 @@ def choose_device(name: str, *, number: int | None = None) -> torch.device:
         InputError: CUDA was asked for and is not there, or there are fewer GPUs than processes.
     """
     if name == 'cuda' and not torch.cuda.is_available():
-        raise InputError('--device cuda: PyTorch sees no CUDA device here; use --device cpu or mend the driver')
+        raise InputError('--device cuda: PyTorch finds no CUDA device; use --device cpu or fix the driver')
     if name == 'cpu' or not torch.cuda.is_available():
         return torch.device('cpu')
     num_devices = torch.cuda.device_count()

@@ -62,7 +62,7 @@ def evaluate(
     """
     strangers = ({detection['image_id'] for detection in detections} | set(image_ids or ())) - coco.annotations.keys()
     if strangers:
-        raise InputError(f'{coco.path}: has no image {min(strangers)}, which was to be evaluated')
+        raise InputError(f'{coco.path}: has no image {min(strangers)}, which was given for evaluation')
     coco_class, evaluator_class = _backend(backend)
     fields = ('image_id', 'category_id', 'score', 'bbox' if kind == 'bbox' else 'segmentation')
     with contextlib.redirect_stdout(io.StringIO()):  # both print their progress

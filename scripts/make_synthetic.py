@@ -47,7 +47,7 @@ def _size(text: str) -> tuple[int, int]:
     try:
         width, height = map(int, text.split('x'))
     except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is no size; wanted WIDTHxHEIGHT, as 160x96') from None
+        raise argparse.ArgumentTypeError(f'{text!r} is no size; expected WIDTHxHEIGHT, as 160x96') from None
     return height, width
 
 

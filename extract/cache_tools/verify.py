@@ -85,7 +85,7 @@ def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') ->
         f'{num_groups} of {state.num_shards} shards damaged' * bool(num_groups),
         f'{counts["head"]} files other than shards damaged' * bool(counts['head']),
         f'{counts["metadata"]} zarr.json files wrong' * bool(counts['metadata']),
-        f'{counts["stray"]} files that do not belong there' * bool(counts['stray']),
+        f'{counts["stray"]} files that are not part of the cache' * bool(counts['stray']),
     ]
     places: dict[str, list[str]] = {}
     for damage in damages:

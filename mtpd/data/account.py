@@ -81,12 +81,12 @@ def suspicions(coco: CocoSet) -> list[str]:
         return found
     if all(0 <= value <= 1 for _, one in _objects(coco) for value in one.bbox):
         found.append(
-            'no bbox has a value above 1: the boxes look normalized, wanted [x, y, width, height] in px; '
+            'no bbox has a value above 1: the boxes look normalized, expected [x, y, width, height] in px; '
             'multiply them by the width and height of their image'
         )
     elif _look_like_corners(coco, num_objects):
         found.append(
-            'the values of bbox look like [x1, y1, x2, y2], as many boxes leave their image otherwise; wanted '
+            'the values of bbox look like [x1, y1, x2, y2], as many boxes leave their image otherwise; expected '
             '[x, y, width, height]: subtract the corners'
         )
     elif line := _masks_aside(coco):
@@ -108,7 +108,8 @@ def _masks_aside(coco: CocoSet) -> str | None:
         return None
     return (
         f'{len(aside)} of {len(measured)} masks that were compared hardly share the place of their boxes, the first in '
-        f'{aside[0].file_name}: wanted bbox [x, y, width, height] and segmentation in px of the same image; see which '
+        f'{aside[0].file_name}: expected bbox [x, y, width, height] and segmentation in px of the same '
+        'image; see which '
         'of them is of other units, another size of the image or another order'
     )
 

@@ -144,7 +144,7 @@ def read_annotations(path: Path) -> CocoSet:
         raise InputError(f'{path}: cannot read the annotation file ({error.strerror}); check the path') from None
     document = parse_json(path, content)
     if not isinstance(document, dict):
-        raise InputError(f'{path}: holds a {_kind(document)}, wanted a COCO annotation object')
+        raise InputError(f'{path}: holds a {_kind(document)}, expected a COCO annotation object')
 
     images = tuple(parse_each(path, document, 'images', _parse_image))
     categories = tuple(sorted(parse_each(path, document, 'categories', _parse_category), key=lambda c: c.id))
@@ -237,7 +237,9 @@ def _parse_image(record: Fields) -> CocoImage:
     _check_file_name(file_name)
     height, width = whole(record, 'height', 1, MAX_SIDE), whole(record, 'width', 1, MAX_SIDE)
     if height * width > MAX_PIXELS:
-        raise ValueError(f'height x width is {height} x {width}, wanted at most {MAX_PIXELS} px: OpenCV reads no more')
+        raise ValueError(
+            f'height x width is {height} x {width}, expected at most {MAX_PIXELS} px: OpenCV reads no more'
+        )
     return CocoImage(whole(record, 'id', 0), file_name, height, width)
 
 
@@ -280,4 +282,4 @@ def _check_file_name(file_name: str) -> None:
     if '\0' in file_name or '\\' in file_name or re.match('[A-Za-z]:', file_name):
         raise InputError(f'file_name {shown(file_name)} has a NUL, a backslash or a drive letter')
     if file_name.startswith('/') or '..' in parts or not set(parts) - {'', '.'}:
-        raise InputError(f'file_name {shown(file_name)} leaves the image folder; wanted a path relative to it')
+        raise InputError(f'file_name {shown(file_name)} leaves the image folder; expected a path relative to it')

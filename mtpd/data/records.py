@@ -70,7 +70,7 @@ def parse_each(path: Path, document: Fields, key: str, parse: Callable[[Fields],
     for index, record in enumerate(records):
         try:
             if not isinstance(record, dict):
-                raise ValueError(f'it is a {type(record).__name__}, wanted an object')
+                raise ValueError(f'it is a {type(record).__name__}, expected an object')
             parsed = parse(record)
         except ValueError as error:
             raise InputError(f'{path}: {key}[{index}]: {error}') from None
@@ -93,9 +93,9 @@ def text(record: Fields, key: str) -> str:
     """A text of at least one character."""
     value = required(record, key)
     if not isinstance(value, str) or not value:
-        raise ValueError(f'{key} is {shown(value)}, wanted a text')
+        raise ValueError(f'{key} is {shown(value)}, expected a text')
     if not value.isascii() and any('\ud800' <= character <= '\udfff' for character in value):
-        raise ValueError(f'{key} is {shown(value)}, with half a character (a surrogate), wanted whole ones')
+        raise ValueError(f'{key} is {shown(value)}, with half a character (a surrogate), expected whole ones')
     return value
 
 
@@ -105,7 +105,7 @@ def whole(record: Fields, key: str, least: int, most: int = MAX_WHOLE) -> int:
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f'{key} is {shown(value)}, wanted a whole number from {least} to {most}')
+        raise ValueError(f'{key} is {shown(value)}, expected a whole number from {least} to {most}')
     return value
 
 
@@ -115,7 +115,7 @@ def flag(record: Fields, key: str) -> bool:
     if value is None:
         return False
     if type(value) not in (int, bool, float) or value not in (0, 1):
-        raise ValueError(f'{key} is {shown(value)}, wanted 0 or 1')
+        raise ValueError(f'{key} is {shown(value)}, expected 0 or 1')
     return bool(value)
 
 
@@ -129,7 +129,7 @@ def require_spelling(record: Fields, keys: Mapping[str, str]) -> None:
     for written in _misspelt(tuple(record), tuple(keys.items())):
         key = keys[_plain(written)]
         if key not in record:
-            raise ValueError(f'has the key {written!r} with {shown(record[written])}, wanted it under {key!r}')
+            raise ValueError(f'has the key {written!r} with {shown(record[written])}, expected it under {key!r}')
 
 
 def number(record: Fields, key: str) -> float | None:
@@ -138,7 +138,7 @@ def number(record: Fields, key: str) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not -MAX_WHOLE <= value <= MAX_WHOLE:
-        raise ValueError(f'{key} is {shown(value)}, wanted a finite number')
+        raise ValueError(f'{key} is {shown(value)}, expected a finite number')
     return float(value)
 
 
@@ -151,7 +151,7 @@ def numbers(record: Fields, key: str, count: int, *, limit: float, meaning: str)
         or not {*map(type, values)} <= {int, float}
         or not (-limit <= min(values) and max(values) <= limit and not math.isnan(sum(values)))
     ):
-        raise ValueError(f'{key} is {shown(values)}, wanted {meaning}: {count} finite numbers')
+        raise ValueError(f'{key} is {shown(values)}, expected {meaning}: {count} finite numbers')
     return list(map(float, values))
 
 

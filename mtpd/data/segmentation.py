@@ -15,7 +15,7 @@ Polygons = list[list[float]]
 Segmentation = Polygons | dict[str, Any]
 
 MAX_COUNT_BITS = 40  # of a run length, far above that of the largest image
-WANTED = 'wanted polygons [[x, y, x, y, ...], ...] of numbers in px, or a run-length encoding'
+WANTED = 'expected polygons [[x, y, x, y, ...], ...] of numbers in px, or a run-length encoding'
 
 
 def check_segmentation(segmentation: Any, *, height: int, width: int) -> tuple[Segmentation | None, int]:
@@ -124,14 +124,14 @@ def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) ->
             raise ValueError(f"segmentation: {key!r} is missing; {WANTED} {{'size': [height, width], 'counts': ...}}")
     size, counts = segmentation['size'], segmentation['counts']
     if not isinstance(size, list) or bool in map(type, size) or size != [height, width]:
-        raise ValueError(f'segmentation: size is {shown(size)}, wanted that of its image, {[height, width]}')
+        raise ValueError(f'segmentation: size is {shown(size)}, expected that of its image, {[height, width]}')
     runs = decode_counts(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not {*map(type, runs)} <= {int} or min(runs, default=0) < 0:
         raise ValueError(
-            f'segmentation: counts is {shown(counts)}, wanted run lengths: whole numbers from 0 on, or their text'
+            f'segmentation: counts is {shown(counts)}, expected run lengths: whole numbers from 0 on, or their text'
         )
     if sum(runs) != height * width:
         raise ValueError(
-            f'segmentation: counts has run lengths that add up to {shown(sum(runs))}, wanted {height} x {width}'
+            f'segmentation: counts has run lengths that add up to {shown(sum(runs))}, expected {height} x {width}'
         )
     return {'size': [height, width], 'counts': counts}

@@ -63,7 +63,7 @@ class SyntheticSpec:
         if not 2 <= self.shape_px[0] <= self.shape_px[1] <= smallest:
             raise InputError(f'shapes of {self.shape_px} px must have 2 px or more and fit images of {self.sizes} px')
         if not 1 <= self.num_shapes[0] <= self.num_shapes[1]:
-            raise InputError(f'{self.num_shapes} shapes an image: wanted the least and the most, from 1 on')
+            raise InputError(f'{self.num_shapes} shapes an image: expected minimum and maximum, at least 1')
         if not 0 <= self.num_empty <= min(self.num_train, self.num_val):
             raise InputError(f'{self.num_empty} empty images do not fit {self.num_train} + {self.num_val} images')
 

@@ -79,7 +79,7 @@ def _require_shapes(student: Tensor, teacher: Tensor, weights: Tensor) -> None:
     if student.ndim != 4 or teacher.shape != student.shape or weights.shape != wanted:
         raise InputError(
             f'student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and weights {tuple(weights.shape)} do not '
-            f'fit: wanted two maps of one shape (B, C, H, W) and weights (B, 1, H, W)'
+            f'fit: expected two maps of one shape (B, C, H, W) and weights (B, 1, H, W)'
         )
 
 

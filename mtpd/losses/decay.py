@@ -24,7 +24,9 @@ class Decay:
     def __post_init__(self) -> None:
         """Raises InputError when `step` has no stairs, or another kind has some."""
         if (self.kind == 'step') != bool(self.at):
-            raise InputError(f'decay {self.kind} has at {list(self.at)}; step needs at least one share, others none')
+            raise InputError(
+                f'decay {self.kind} has at {list(self.at)}; step needs at least one value, other decays none'
+            )
 
 
 NO_DECAY = Decay()

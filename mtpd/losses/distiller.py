@@ -75,7 +75,7 @@ class Distiller(nn.Module):
             for pair in pairs:
                 key = f'{term.loss}/{pair.name}'
                 if key in self.losses:
-                    raise InputError(f'distill has {term.loss} on {pair.name} twice; keep one of them')
+                    raise InputError(f'distill lists {term.loss} on {pair.name} twice; remove one')
                 factor, over_variance = constant_factor(term, pair.compared), is_over_variance(term)
                 self._parts.append(_Part(key, pair, factor, over_variance, term.decay))
                 self.losses[key] = build_loss(term, pair, anchors=anchors or {})

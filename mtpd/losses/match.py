@@ -77,7 +77,7 @@ def match_levels(
         names = ', '.join(pair.name for pair in pairs)
         raise InputError(
             f'resize is {resize}, but student and teacher have the same strides on {names}; remove it, or name the '
-            "teacher's levels by teacher_levels"
+            "teacher's levels with teacher_levels"
         )
     return pairs
 
@@ -88,7 +88,7 @@ def _pairs_by_name(student: Sequence[Level], teacher: Sequence[Level], wanted: S
     shared = {one.name: LevelPair(one, other) for one, other in pairs if other is not None}
     both = f'the student has {_names(student)}, the teacher {_names(teacher)}'
     if not shared:
-        raise InputError(f'student and teacher share no level to distil: {both}; take a teacher with the same strides')
+        raise InputError(f'student and teacher share no level to distil: {both}; use a teacher with the same strides')
     if wanted is None:
         return list(shared.values())
     missing = [name for name in wanted if name not in shared]

@@ -40,7 +40,7 @@ class TeacherMap:
         fits = scale in (None, (batch, 2, channels)) and basis in (None, (channels, channels))
         if self.codes.ndim != 4 or not fits:
             raise InputError(
-                f'codes {tuple(self.codes.shape)}, scale {scale} and basis {basis} do not fit: wanted (B, C, H, W), '
+                f'codes {tuple(self.codes.shape)}, scale {scale} and basis {basis} do not fit: expected (B, C, H, W), '
                 '(B, 2, C) or None, and (C, C) or None'
             )
 

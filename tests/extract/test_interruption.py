@@ -110,7 +110,7 @@ def test_a_second_interrupt_stops_at_once(command: Any, tmp_path: Path) -> None:
         code, errors = child.wait()
     assert time.monotonic() - start < 30
     assert code == 130
-    assert errors.splitlines()[-1] == 'Error: interrupted at once; what was saved before is kept'
+    assert errors.splitlines()[-1] == 'Error: interrupted immediately; earlier saves are kept'
 
 
 def test_a_truncated_image_in_the_middle(

@@ -129,7 +129,7 @@ def test_an_interrupt_before_the_work(
     monkeypatch.setattr('mtpd_extract.run.build_extraction', interrupted)
     result = command.invoke(tmp_path / 'cache', *options)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1].startswith('Error: interrupted at once')
+    assert result.stderr.splitlines()[-1].startswith('Error: interrupted immediately')
 
 
 def test_the_installed_program_is_this_one() -> None:

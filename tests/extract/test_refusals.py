@@ -100,7 +100,7 @@ def test_teacher_files(teacher_error: Callable[..., str], tmp_path: Path, source
         (('--trust-checkpoint',), '--trust-checkpoint'),
         (('--checkpoint', 'gone.pth'), 'there is no checkpoint gone.pth'),
         (('--levels', 'p3,p9'), '--levels: teacher'),
-        (('--device', 'cuda'), 'PyTorch sees no CUDA device here'),
+        (('--device', 'cuda'), 'PyTorch finds no CUDA device'),
     ],
 )
 def test_options_of_a_teacher_file(
@@ -290,8 +290,14 @@ def test_values_that_cannot_be_stored(teacher_error: Callable[..., str], source:
 @pytest.mark.parametrize(
     ('maps', 'said'),
     [
-        ('[self.conv(x), 5.0 + 1e-5 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by '),
-        ('[self.conv(x), 0 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by 0 from means of'),
+        (
+            '[self.conv(x), 5.0 + 1e-5 * self.conv(x)]',
+            'level p3_2 is nearly constant: its features have a standard deviation of ',
+        ),
+        (
+            '[self.conv(x), 0 * self.conv(x)]',
+            'level p3_2 is nearly constant: its features have a standard deviation of 0 and means of',
+        ),
         ('[self.conv(x) * 1e-8]', 'level p3 is nearly constant'),
     ],
 )

@@ -131,7 +131,7 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise TypeError('wanted a whole number')
+        raise TypeError('expected a whole number')
     return value
 
 

@@ -63,7 +63,7 @@ def _value(field: Field[Any], content: Mapping[str, Any]) -> Any:
     value = content[field.name]
     if field.name in WHOLE_NUMBERS:
         if type(value) is not int:
-            raise TypeError('wanted a whole number')
+            raise TypeError('expected a whole number')
         return value
     if field.name in NUMBERS:
         is_optional = field.default is None
@@ -74,7 +74,7 @@ def _value(field: Field[Any], content: Mapping[str, Any]) -> Any:
 def _numbers(value: Any) -> dict[str, Any]:
     """Numbers by name, or such mappings by name."""
     if not isinstance(value, dict):
-        raise TypeError('wanted an object')
+        raise TypeError('expected an object')
     return {name: _numbers(one) if isinstance(one, dict) else _number(one) for name, one in value.items()}
 
 
@@ -82,5 +82,5 @@ def _number(value: Any) -> float | int:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError('wanted a number')
+        raise TypeError('expected a number')
     return value

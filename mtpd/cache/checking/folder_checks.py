@@ -43,7 +43,7 @@ def metadata_problems(root: Path, expected: Mapping[str, bytes]) -> Iterator[tup
         rows = differences(_without_empty(found), _without_empty(json.loads(content)))
         if rows:
             name, is_, should = rows[0]
-            yield file, f'says {name} is {short(is_)}, not {short(should)}'
+            yield file, f'states {name} as {short(is_)}, expected {short(should)}'
 
 
 def _without_empty(value: Any) -> Any:

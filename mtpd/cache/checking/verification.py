@@ -155,7 +155,7 @@ def _checks(state: CacheState, layout: CachePlan, *, has_ids: bool) -> Iterator[
 def _unknown_records(state: CacheState, checks: Sequence[FileCheck]) -> list[Damage]:
     """Files on record that the plan has no place for: no extraction wrote such records."""
     unknown = state.manifest.files.keys() - {check.file for check in checks}
-    return [Damage('head', file, 'is on record, but the plan has no such file') for file in sorted(unknown)]
+    return [Damage('head', file, 'is recorded, but the plan has no such file') for file in sorted(unknown)]
 
 
 def expected_metadata(state: CacheState) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ def _damages_of_folders(state: CacheState) -> list[Damage]:
         spec.file(shard) for spec in _all_specs(state) for shard in range(-(-spec.shape[0] // spec.rows_per_file))
     }
     strays = stray_files(state.root, expected=expected, is_finished=state.is_finished)
-    damages = [Damage('stray', file, 'does not belong there') for file in strays]
+    damages = [Damage('stray', file, 'is not part of the cache') for file in strays]
     # An extraction mends the metadata when it starts.
     if state.is_finished:
         damages += [Damage('metadata', *problem) for problem in metadata_problems(state.root, metadata)]

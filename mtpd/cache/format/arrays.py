@@ -167,7 +167,7 @@ def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:
     expected = math.prod((spec.rows_per_file, *spec.row_shape)) * np.dtype(spec.dtype).itemsize
     if num_bytes != expected or expected > MAX_PLAIN_BYTES:
         raise CacheDamagedError(
-            f'{name}: has {num_bytes} bytes, its shape makes it {expected}, and {MAX_PLAIN_BYTES} is the most; '
+            f'{name}: has {num_bytes} bytes, expected {expected} by its shape and at most {MAX_PLAIN_BYTES}; '
             'extract it again'
         )
 

@@ -116,7 +116,7 @@ def require_storable(encoded: EncodedMaps, *, level: str, view: str, image_ids: 
         InputError: a value was not finite, or too large for half precision.
     """
     uses_half = torch.float16 in (encoded.codes.dtype, encoded.scale is not None and encoded.scale.dtype)
-    limit = ', or exceed 65504, the largest half-precision value (then choose the codec int8)' if uses_half else ''
+    limit = ', or exceed 65504, the largest half-precision value (if so, use the codec int8)' if uses_half else ''
     require_finite(encoded.error, level=level, view=view, image_ids=image_ids, limit=limit)
 
 
@@ -139,8 +139,8 @@ def require_finite(values: Tensor, *, level: str, view: str, image_ids: Sequence
     wrong = [str(image_id) for image_id, one in zip(image_ids, finite.tolist(), strict=True) if not one]
     shown = ', '.join(wrong[:MAX_NAMED]) + (', ...' if len(wrong) > MAX_NAMED else '')
     raise InputError(
-        f'level {level}, view {view} of the images with ids {shown}: the teacher gave feature values that are not '
-        f'finite, or whose squares are not{limit}; check its weights and its input normalisation'
+        f'level {level}, view {view} of the images with ids {shown}: the teacher returned feature values that are not '
+        f'finite, or whose squares are not{limit}; check its weights and input normalisation'
     )
 
 

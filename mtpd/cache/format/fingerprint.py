@@ -20,8 +20,8 @@ def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) 
     difference = first_difference(found, wanted)
     if difference:
         raise CacheMismatchError(
-            f'{root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete what is '
-            'there'
+            f'{root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete the '
+            'existing one'
         )
 
 

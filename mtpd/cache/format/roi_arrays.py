@@ -115,8 +115,8 @@ def require_rois(rois: ImageRois, *, num_classes: int) -> None:
     if not all(bool(one.isfinite().all()) for one in rois):
         raise ValueError('values that are not finite')
     if not bool(((rois.labels >= 0) & (rois.labels < num_classes)).all()):
-        raise ValueError(f'labels that are none of {num_classes} classes')
+        raise ValueError(f'labels outside its {num_classes} classes')
     if not bool(((rois.probabilities >= 0) & (rois.probabilities <= 1)).all()):
-        raise ValueError('probabilities beyond 0 and 1')
+        raise ValueError('probabilities outside 0 to 1')
     if not bool((rois.boxes[:, 2:] >= rois.boxes[:, :2]).all()):
-        raise ValueError('boxes whose corners are the wrong way round')
+        raise ValueError('boxes with swapped corners')

@@ -48,7 +48,9 @@ class AnchorWeights(nn.Module):
         super().__init__()
         if stride not in anchors:
             found = ', '.join(map(str, anchors))
-            raise InputError(f'fine_grained: the student has anchors of stride {found} but not {stride}; leave it out')
+            raise InputError(
+                f'fine_grained: the student has anchors of stride {found} but not {stride}; remove this level'
+            )
         self._stride, self._target_stride = stride, target_stride
         self._threshold = threshold
         self._strides = tuple(anchors) if reference == 'pyramid' else (stride,)

@@ -76,8 +76,8 @@ def tar_head_losses(
     """
     if student.logits.shape != teacher.logits.shape:
         raise InputError(
-            f'tar_head: the teacher says {tuple(teacher.logits.shape)} (RoIs, classes + 1), the student '
-            f'{tuple(student.logits.shape)}; both must have learned the same classes'
+            f'tar_head: the logits are {tuple(teacher.logits.shape)} (RoIs, classes + 1) of the teacher and '
+            f'{tuple(student.logits.shape)} of the student; both must have the same classes'
         )
     deltas = class_slice(student.deltas, matches.labels)
     is_open = box_gate(

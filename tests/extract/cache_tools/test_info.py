@@ -114,7 +114,10 @@ def test_several_caches(mtpd_cache: Run, whole: Path, unfinished: Path) -> None:
     [
         ({}, 'no cache here (manifest.json is missing)'),
         ({'manifest.json': '{"format": "zip"}'}, 'not a feature cache'),
-        ({'manifest.json': '{"format": "mtpd-cache", "version": 7}'}, 'format version 7, this program reads version 1'),
+        (
+            {'manifest.json': '{"format": "mtpd-cache", "version": 7}'},
+            'format version 7, this program supports version 1',
+        ),
         ({'plan.json': '{'}, 'plan.json: not valid JSON'),
         ({'plan.json': '{"codec": "zip"}'}, 'plan.json: '),
     ],

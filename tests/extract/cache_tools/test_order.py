@@ -114,7 +114,7 @@ def test_a_student_leaves_out_what_is_no_step(mtpd_cache: Run, caches: Path, tmp
     plot = tmp_path / 'order.png'
     text = mtpd_cache('order', *teachers, '--student-cache', caches / 'tiny', '--plot', plot).stdout
     assert text.splitlines()[-1] == 'order: tiny -> near'
-    assert 'far is no candidate before near: the student reaches near' in text
+    assert 'far is not a candidate before near: the student reaches near' in text
     assert text.count('+-') == 4
     text = mtpd_cache('order', *teachers, '--student-cache', caches / 'tiny', '--rule', 'all').stdout
     assert text.splitlines()[-1] == 'order: tiny -> far -> near'
@@ -172,7 +172,7 @@ def test_caches_without_a_common_level(mtpd_cache: Run, command: Any, tmp_path: 
     for level in ('p3', 'p4'):
         command.run(tmp_path / level, '--levels', level)
     error = mtpd_cache('order', tmp_path / 'p3', tmp_path / 'p4', code=1).stderr
-    assert 'the caches have no level in common' in error
+    assert 'the caches have no common level' in error
 
 
 def test_another_annotation_file(

@@ -149,7 +149,7 @@ def test_strays_are_named_and_left(mtpd_cache: Run, cache: Path) -> None:
     for options in ((), ('--repair',)):
         error = mtpd_cache('verify', cache, *options, code=1).stderr.split('Error: ')[1].splitlines()
         assert named(error) == strays
-        assert '4 files that do not belong there' in error[0]
+        assert '4 files that are not part of the cache' in error[0]
     assert {file: time for file, time in times(cache).items() if not file.startswith('.lock')} == before
     # They harm nobody.
     mtpd.cache.open(cache)

@@ -156,7 +156,7 @@ def _before_building(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_not_written_over(
     options: list[str], stages: list[Path], whole: Path, train_error: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert f'{whole}: already holds a run; add --resume to resume' in train_error(*stages, '--out', whole, *options)
+    assert f'{whole}: already holds a run; add --resume to resume it' in train_error(*stages, '--out', whole, *options)
     (tmp_path / 'notes.txt').write_text('mine')
     assert 'not empty and does not hold a run' in train_error(*stages, '--out', tmp_path, '--resume', *options)
     assert [one.name for one in tmp_path.iterdir()] == ['notes.txt']

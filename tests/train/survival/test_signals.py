@@ -131,7 +131,7 @@ mtpd_train.run.build_stages = lambda *_, **__: signal.raise_signal(signal.SIGTER
 """
     program = start(*stages, '--out', tmp_path / 'run', code=code)
     assert program.wait() == 130, program.stderr
-    assert program.stderr == 'Error: interrupted at once; what was saved before is kept\n'
+    assert program.stderr == 'Error: interrupted immediately; earlier saves are kept\n'
 
 
 def test_a_worker_that_is_ended_from_outside(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
