@@ -211,8 +211,8 @@ def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
     for image in images:
         if min(geometry.resized((image.height, image.width))) < 1:
             raise InputError(
-                f'{image.file_name}: of {image.width} x {image.height} px nothing is left at scale '
-                f'{geometry.scale[0]}x{geometry.scale[1]}; take it out of the annotation file or choose a larger scale'
+                f'{image.file_name}: {image.width} x {image.height} px would be an empty image at scale '
+                f'{geometry.scale[0]}x{geometry.scale[1]}; remove it from the annotation file or choose a larger scale'
             )
 
 
@@ -228,7 +228,9 @@ def _check_unique(path: Path, key: str, ids: Sequence[int]) -> None:
     seen: set[int] = set()
     for index, value in enumerate(ids):
         if value in seen:
-            raise InputError(f'{path}: {key}[{index}]: id {value} is taken by an earlier one; ids must be unique')
+            raise InputError(
+                f'{path}: {key}[{index}]: id {value} is already used by an earlier one; ids must be unique'
+            )
         seen.add(value)
 
 
@@ -237,9 +239,7 @@ def _parse_image(record: Fields) -> CocoImage:
     _check_file_name(file_name)
     height, width = whole(record, 'height', 1, MAX_SIDE), whole(record, 'width', 1, MAX_SIDE)
     if height * width > MAX_PIXELS:
-        raise ValueError(
-            f'height x width is {height} x {width}, expected at most {MAX_PIXELS} px: OpenCV reads no more'
-        )
+        raise ValueError(f'height x width is {height} x {width}, expected at most {MAX_PIXELS} px, the limit of OpenCV')
     return CocoImage(whole(record, 'id', 0), file_name, height, width)
 
 

@@ -46,11 +46,13 @@ def parse_json(path: Path, content: bytes) -> Any:
     try:
         return json.loads(content, object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not valid JSON: no text ({error}); fetch it again or save it as UTF-8') from None
+        raise InputError(
+            f'{path}: not valid JSON: not UTF-8 text ({error}); fetch it again or save it as UTF-8'
+        ) from None
     except json.JSONDecodeError as error:
         raise InputError(f'{path}: not valid JSON ({error}); the file may be truncated, fetch it again') from None
     except RecursionError:
-        raise InputError(f'{path}: is nested too deeply; no annotation file is') from None
+        raise InputError(f'{path}: is nested too deeply for an annotation file') from None
     except ValueError as error:  # a repeated key, or a number of thousands of digits
         raise InputError(f'{path}: cannot be used: {error}') from None
 
@@ -65,7 +67,7 @@ def parse_each(path: Path, document: Fields, key: str, parse: Callable[[Fields],
     if not isinstance(records, list):
         found = f'is {shown(records)}' if key in document else 'is missing'
         raise InputError(
-            f"{path}: has no list '{key}' (it {found}); a COCO annotation file has images, annotations and categories"
+            f"{path}: has no list '{key}' (it {found}); a COCO annotation file needs images, annotations and categories"
         )
     for index, record in enumerate(records):
         try:
@@ -93,9 +95,9 @@ def text(record: Fields, key: str) -> str:
     """A text of at least one character."""
     value = required(record, key)
     if not isinstance(value, str) or not value:
-        raise ValueError(f'{key} is {shown(value)}, expected a text')
+        raise ValueError(f'{key} is {shown(value)}, expected a string')
     if not value.isascii() and any('\ud800' <= character <= '\udfff' for character in value):
-        raise ValueError(f'{key} is {shown(value)}, with half a character (a surrogate), expected whole ones')
+        raise ValueError(f'{key} is {shown(value)}, with a lone surrogate character, expected valid Unicode')
     return value
 
 
@@ -171,7 +173,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:
     if len(content) < len(pairs):
         for key, value in pairs:
             if content[key] != value and not _both_nan(content[key], value):
-                raise ValueError(f'the key {shown(key)} stands twice in one object, with different values; remove one')
+                raise ValueError(f'the key {shown(key)} appears twice in one object, with different values; remove one')
     return content
 
 

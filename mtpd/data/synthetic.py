@@ -87,7 +87,7 @@ def make_synthetic_set(folder: Path, spec: SyntheticSpec, *, on_image: Callable[
         if (folder / 'synthetic.json').is_file() and (folder / 'synthetic.json').read_bytes() == record:
             return False
         if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(f'{folder}: holds something else than this set; choose another folder or remove it')
+            raise InputError(f'{folder}: holds something other than this set; choose another folder or remove it')
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.tmp-{folder.name}-', dir=folder.parent))
     try:

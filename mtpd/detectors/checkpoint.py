@@ -90,7 +90,7 @@ def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, nam
         if key in own and value.is_floating_point() != own[key].is_floating_point() and not key.endswith(COUNTER)
     ]
     if wrong:
-        raise InputError(f'{name}: {_some(wrong, "tensors of another kind of number")}; save them as floating point')
+        raise InputError(f'{name}: {_some(wrong, "tensors of another number type")}; save them as floating point')
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> LoadReport:
@@ -123,7 +123,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
     missing = [key for key in keys.missing_keys if not key.endswith(COUNTER) and own[key].data_ptr() not in loaded]
     ignored = [key for key in keys.unexpected_keys if key.startswith(IGNORED) or key.endswith(COUNTER)]
     unexpected = [key for key in keys.unexpected_keys if key not in ignored]
-    problems = {'are missing': missing, 'are left over': unexpected}
+    problems = {'are missing': missing, 'are unexpected': unexpected}
     lines = [_some(found, f'tensors {what}') for what, found in problems.items() if found]
     if lines:
         raise InputError(f'{name}: {"; ".join(lines)}; is it the checkpoint of this config?')
@@ -134,7 +134,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
 def _require_plain(state: Mapping[str, Tensor], *, name: str) -> None:
     """Refuses tensors that have no values of their own, or ones in a form of their own."""
     kinds: dict[str, Callable[[Tensor], bool]] = {
-        'without values (of the device meta)': lambda one: one.is_meta,
+        'without values (on the meta device)': lambda one: one.is_meta,
         'in a quantised format': lambda one: one.is_quantized,
         'in a sparse format': lambda one: one.layout != torch.strided,
         'of complex numbers': lambda one: one.is_complex(),

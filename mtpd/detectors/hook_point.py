@@ -34,7 +34,7 @@ def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> st
         InputError: `before-norm`, and there are no norms.
     """
     if choice == 'before-norm' and not has_output_norms(model):
-        raise InputError(f'hook before-norm: the neck of {name} has no norms behind its fpn_convs; leave it out')
+        raise InputError(f'hook before-norm: the neck of {name} has no norms after its fpn_convs; remove this option')
     return NECK if choice == 'neck' or not has_output_norms(model) else BEFORE_NORM
 
 
@@ -73,7 +73,7 @@ def neck_of(model: nn.Module) -> nn.Module:
     neck = getattr(model, 'neck', None)
     if not isinstance(neck, nn.Module):
         raise InputError(
-            f'{type(model).__name__} has no neck whose maps could be distilled; choose a detector with one, such as '
+            f'{type(model).__name__} has no neck, whose maps are distilled; choose a detector with a neck, such as '
             'faster-rcnn_r50_fpn_1x_coco, or train it without `distill`'
         )
     return neck

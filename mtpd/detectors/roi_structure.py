@@ -63,7 +63,7 @@ def student_box_coder(model: nn.Module) -> BoxCoder:
             )
         raise InputError(f'tar_head: the student {name} has no RoI head; choose a two-stage student, or another loss')
     if _is_cascade(model):
-        raise InputError(f'tar_head: the student {name} has a cascade of box heads, one is wanted; choose Faster R-CNN')
+        raise InputError(f'tar_head: the student {name} has a cascade of box heads, expected one; choose Faster R-CNN')
     problem = _unsupported_outputs(head)
     if problem is not None:
         raise InputError(f'tar_head: the box head of the student {name} {problem}; choose Faster R-CNN or Mask R-CNN')
@@ -102,7 +102,7 @@ def _unsupported(head: Any, extractor: Any) -> str | None:
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
     if type(head).forward is not ConvFCBBoxHead.forward or head.with_avg_pool:
-        return 'is no plain ConvFCBBoxHead'
+        return 'is not a plain ConvFCBBoxHead'
     if any((head.num_cls_convs, head.num_cls_fcs, head.num_reg_convs, head.num_reg_fcs)):
         return 'has layers of its own for classes or boxes'
     norm = head.norm_cfg or {}
@@ -112,7 +112,7 @@ def _unsupported(head: Any, extractor: Any) -> str | None:
     if type(extractor) is not SingleRoIExtractor or type(layer) is not RoIAlign or layer.pool_mode != 'avg':
         return 'has another RoI extractor'
     if layer.output_size[0] != layer.output_size[1] or tuple(layer.output_size) != tuple(head.roi_feat_size):
-        return 'samples RoIs to another grid than its layers take'
+        return 'samples RoIs to another grid than its layers expect'
     return _unsupported_outputs(head)
 
 

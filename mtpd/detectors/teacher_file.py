@@ -67,11 +67,11 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
     except (Exception, SystemExit) as error:
         raise InputError(f'{name}: the file cannot be imported: {type(error).__name__}: {error}') from error
     if not callable(builder):
-        raise InputError(f'{name}: the file defines no callable {function!r}')
+        raise InputError(f'{name}: the file does not define a callable {function!r}')
     try:
         module = builder(None if checkpoint is None else str(checkpoint))
     except (Exception, SystemExit) as error:
-        given = 'no checkpoint (--checkpoint FILE gives one)' if checkpoint is None else f'checkpoint {checkpoint}'
+        given = 'no checkpoint (give one with --checkpoint FILE)' if checkpoint is None else f'checkpoint {checkpoint}'
         raise InputError(f'{name} failed with {given}: {type(error).__name__}: {error}') from error
     if not isinstance(module, nn.Module) or not callable(getattr(module, 'features', None)):
         raise InputError(
@@ -104,7 +104,7 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         value = attribute(field, default) if value is None else value
         if value is None:
             option = f'--{field.replace("_", "-")}'
-            raise InputError(f'teacher {name}: its {field} is not known; give {option}, or set `{field}` on the module')
+            raise InputError(f'teacher {name}: its {field} is unknown; give {option}, or set `{field}` on the module')
         return value
 
     def numbers(field: str, count: int, default: Any = None) -> tuple[float, ...]:

@@ -87,7 +87,7 @@ def _address(reference: str) -> str | None:
     }
     if scheme not in tables:
         raise InputError(
-            f'init.backbone: {reference} is none of torchvision://, open-mmlab://, mmcls://, https://, a local file'
+            f'init.backbone: {reference} is not torchvision://, open-mmlab://, mmcls://, https:// or a local file'
         )
     address = tables[scheme]().get(name)
     if address is None:

@@ -132,7 +132,7 @@ def test_most_annotations_are_crowds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('annotations', [[], [SOUND | {'iscrowd': 1}]])
 def test_nothing_to_find(annotations: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert 'no object is to be found' in str(evaluation_account(checked(tmp_path, annotations), with_masks=False))
+    assert 'all objects are crowds' in str(evaluation_account(checked(tmp_path, annotations), with_masks=False))
 
 
 def test_objects_that_stand_twice(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ NO_COCO_JSON: dict[bytes, str] = {
     b'\xff\xfe\x00': 'not valid JSON',
     b'[' * 100_000: 'is nested too deeply',
     b'{"images": ' + b'9' * 5000 + b'}': 'cannot be used',
-    b'{"images": [], "images": [1]}': "cannot be used: the key 'images' stands twice",
+    b'{"images": [], "images": [1]}': "cannot be used: the key 'images' appears twice",
     b'[]': 'holds a list, expected a COCO',
     b'[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]': 'holds a list that looks like detect',
     b'3': 'holds a int',

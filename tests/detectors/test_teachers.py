@@ -258,7 +258,7 @@ def test_state_hash_sees_every_change_and_nothing_else() -> None:
         ('return [images.to("meta")]', InputError, r'map 0 .* is on meta for images on cpu'),
         ('return super().features(images)[:1]', InputError, r'1 maps with the channels \[4\] .* 2 with \[4, 3\]'),
         ('return [m[:, :2] for m in super().features(images)]', InputError, r'channels \[2, 2\]'),
-        ('return [torch.zeros(())]', InputError, 'another number of images'),
+        ('return [torch.zeros(())]', InputError, 'expected as many images'),
     ],
 )
 def test_failures_on_the_way(net: Path, body: str, error: type[MtpdError], message: str) -> None:

@@ -123,7 +123,7 @@ def test_overwrite_deletes_only_caches(command: Any, tmp_path: Path, contents: C
     (tmp_path / 'mine' / name).write_text('{"name": "my browser extension"}')
     before = contents(tmp_path)
     for options in ((), ('--overwrite',), ('--no-resume',), ('--dry-run',)):
-        assert f'holds {name} and no cache' in command.error(tmp_path / 'mine', *options)
+        assert f'holds {name} but no cache' in command.error(tmp_path / 'mine', *options)
     assert contents(tmp_path) == before
 
 

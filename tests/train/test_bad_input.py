@@ -132,7 +132,7 @@ def test_students(fails: Callable[..., str], tmp_path: Path) -> None:
 
 def test_a_student_without_a_neck(fails: Callable[..., str], caches: dict[int, Path]) -> None:
     line = fails(student='faster-rcnn_r50-caffe_c4-1x_coco', cache=caches[16], distill=DISTILL)
-    assert 'FasterRCNN has no neck whose maps could be distilled' in line
+    assert 'FasterRCNN has no neck' in line
 
 
 def test_the_next_stage_needs_the_same_student(

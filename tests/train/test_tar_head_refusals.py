@@ -92,7 +92,7 @@ def test_classes_in_another_order(
     for changes in ({}, live, inheriting, stored):
         given = changes if changes is live else {'cache': caches['reversed']} | changes
         message = train_error(stage(**given), '--out', tmp_path / 'run')
-        assert f"is '{names[-1]}', the student's is '{names[0]}'; take a teacher" in message
+        assert f"is '{names[-1]}', the student's is '{names[0]}'; use a teacher" in message
     train(stage(cache=caches['same']), '--out', tmp_path / 'run', '--dry-run')
     inheriting['init'] = {'inherit': ['neck']}
     train(stage(cache=caches['reversed'], **inheriting), '--out', tmp_path / 'run', '--dry-run')

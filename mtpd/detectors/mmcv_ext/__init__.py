@@ -70,7 +70,7 @@ def _missing(name: str) -> Callable[..., NoReturn]:
 
     def unavailable(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
-            f'the operator {name!r} of mmcv has no stand-in in mtpd; a compiled mmcv >= 2.1, < 2.2 built for this '
+            f'the operator {name!r} of mmcv is not implemented in mtpd; a compiled mmcv >= 2.1, < 2.2 built for this '
             f'PyTorch has it and is used when installed in place of mmcv-lite'
         )
 

@@ -68,10 +68,10 @@ def nested(depth: int) -> list[Any]:
         (lambda content: content.update(buckets=[]), 'buckets'),
         (lambda content: content['files'][SHARD].update(num_bytes=10**30), 'num_bytes'),
         (lambda content: content['files'][SHARD].update(num_bytes=-1), 'num_bytes'),
-        # Things that stand twice.
-        (lambda content: content['buckets'].append(content['buckets'][0]), 'a bucket stands twice'),
-        (first_level(name='p4'), 'a level stands twice'),
-        (lambda content: content['description'].update(views=['plain', 'plain']), 'a view stands twice'),
+        # Things that appear twice.
+        (lambda content: content['buckets'].append(content['buckets'][0]), 'a bucket appears twice'),
+        (first_level(name='p4'), 'a level appears twice'),
+        (lambda content: content['description'].update(views=['plain', 'plain']), 'a view appears twice'),
         # Names that lead elsewhere.
         (first_level(name='..'), 'levels.0.name'),
         (first_level(name='image_id'), 'levels.0.name'),
@@ -114,7 +114,7 @@ def test_a_signed_manifest(forgery: Any, edit: Callable[[dict[str, Any]], object
         (b'{"format": "mtpd-cache", "version": -Infinity}', '-Infinity is not a JSON number'),
         (b'{"format": "mtpd-cache", "version": 1e999}', 'the number 1e999 is too large'),
         (b'{"format": "mtpd-cache", "version": 1' + b'0' * 5000 + b'}', 'not valid JSON'),
-        (b'{"format": "zip", "format": "mtpd-cache"}', "the key 'format' stands twice"),
+        (b'{"format": "zip", "format": "mtpd-cache"}', "the key 'format' appears twice"),
         (b'{"format": "mtpd-cache", "version": 1, "digest": null}', 'digest'),
         (b'{"format": "mtpd-cache", "version": 1, "digest": "\\ud800"}', 'digest'),
         ('{"format": "mtpd-cache"}'.encode('utf-32'), 'format version None'),

@@ -85,7 +85,7 @@ def test_an_mmdet_teacher_on_real_images(mtpd_cache: Run, make_command: Any, rea
     [
         (('--no-ap', '--checkpoint', 'other.pth'), 'made by a teacher with different weights than'),
         (('--no-ap', '--pad-divisor', '64'), 'its geometry is'),
-        ((), 'has no head to try'),
+        ((), 'has no head to evaluate'),
     ],
 )
 def test_refusals(

@@ -80,7 +80,7 @@ def test_a_merge_that_was_killed_goes_on(
 def test_a_missing_part_is_named(mtpd_cache: Run, parts: list[Path], tmp_path: Path) -> None:
     error = mtpd_cache('merge', '--out', tmp_path / 'cache', *parts[:2], code=1).stderr.splitlines()[-1]
     assert '2 of 8 shards (the first is ' in error
-    assert ' are in none of the 2 folders' in error
+    assert ' are missing from the 2 folders' in error
 
 
 def test_a_damaged_file_is_named(mtpd_cache: Run, parts: list[Path], tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_places_that_will_not_do(mtpd_cache: Run, parts: list[Path], single: Pat
     for out, message in (
         (parts[0], 'is one of the parts'),
         (single, 'holds a finished cache'),
-        (tmp_path / 'mine', 'holds thesis.tex and no cache'),
+        (tmp_path / 'mine', 'holds thesis.tex but no cache'),
     ):
         assert message in mtpd_cache('merge', '--out', out, *parts, code=1).stderr
     out = tmp_path / 'cache'

@@ -125,7 +125,11 @@ def test_damage_repair_extract(
     [
         (lambda c: (c / '128x128/plain/p3/zarr.json').unlink(), '128x128/plain/p3/zarr.json', 'is missing'),
         (lambda c: (c / 'zarr.json').write_text('{'), 'zarr.json', 'not valid JSON'),
-        (lambda c: edit_json(c / '128x128/flip/p4/zarr.json', shape=[9, 9]), '128x128/flip/p4/zarr.json', 'says shape'),
+        (
+            lambda c: edit_json(c / '128x128/flip/p4/zarr.json', shape=[9, 9]),
+            '128x128/flip/p4/zarr.json',
+            'states shape',
+        ),
         (lambda c: edit_json(c / 'index/row/zarr.json', codecs=[{'name': 'pickle'}]), 'index/row/zarr.json', 'codecs'),
     ],
 )

@@ -138,11 +138,11 @@ def test_other_classes(finished: Path, synthetic_set: Path, tmp_path: Path) -> N
     changed = tmp_path / 'changed.json'
     changed.write_text(path.read_text().replace('"star"', '"moon"'))
     files = ('--images', synthetic_set / 'val2017', '--annotations', changed)
-    assert 'only it knows star, only they have moon' in refused(finished, *files)
+    assert 'only the detector has star, only the annotations have moon' in refused(finished, *files)
     document = json.loads(path.read_text())
     document['categories'].append({'id': 99, 'name': 'moon'})
     changed.write_text(json.dumps(document))
-    assert 'tells 6 classes apart, but the annotations have 7' in refused(finished, *files)
+    assert 'has 6 classes, but the annotations have 7' in refused(finished, *files)
 
 
 def test_a_checkpoint_of_other_classes(copied: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_teacher_of_the_users_own(
     stage = write_stage(tmp_path / 'other.yaml', teacher=net, distill=DISTILL, data={'geometry': {'scale': '96x64'}})
     assert ' at 96x64' in train(stage, '--out', tmp_path / 'no_run', '--dry-run').output
     Path(net.removesuffix(':build')).write_text(NET.replace('std', 'deviation'))
-    assert 'its std is not known' in train_error(stage, '--out', tmp_path / 'no_run')
+    assert 'its std is unknown' in train_error(stage, '--out', tmp_path / 'no_run')
     assert not (tmp_path / 'no_run').exists()
 
 
