@@ -65,7 +65,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     selected = coco.images[: options['limit']]
     if not selected:
         raise InputError(f'{annotation_file}: lists no images')
-    if options['part'] is None or options['part'][0] == 1:  # of several processes one speaks
+    if options['part'] is None or options['part'][0] == 1:  # only one of several processes reports
         for doubt in suspicions(coco):
             warn(f'{annotation_file}: {doubt}')
     _require_images(replace(coco, images=selected), folder)

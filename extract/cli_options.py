@@ -1,4 +1,4 @@
-"""What several command lines share: options for the teacher and the images, and for what is said."""
+"""Options shared by several command lines: teacher, images, verbosity."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +88,7 @@ def require_pairs(options: dict[str, Any]) -> None:
 
 
 def output_options(command: Command) -> Command:
-    """How much is said, as `mtpd.console.reported` takes it."""
+    """Verbosity options, as `mtpd.console.reported` takes them."""
     return _together(
         command,
         click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.'),

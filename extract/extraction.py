@@ -122,7 +122,7 @@ def _rois(extraction: Extraction, batch: Batch, maps: Mapping[str, Tensor]) -> l
 
 @dataclass(frozen=True)
 class Copies:
-    """Maps on the host that a GPU may still be copying: such copies go on while the host does something else.
+    """Maps on the host that a GPU may still be copying: such copies continue while the host does something else.
 
     Attributes:
         maps: level name -> codes; not to be looked at before the arrival.

@@ -1,6 +1,6 @@
 """What an extraction is made from: what must be equal for two to be one, and what is recorded for people.
 
-Levels, views, codec and geometry stand beside the fingerprint in the manifest and must be equal too.
+Levels, views, codec and geometry are next to the fingerprint in the manifest and must be equal too.
 """
 
 import json
@@ -53,7 +53,7 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
         teacher: the network.
         coco: the annotation file.
         paths: image id -> file. Of the files only the sizes are looked at: hashing COCO takes minutes. They are no part
-            of the fingerprint, as an extraction that stopped at a broken image goes on when the image is mended.
+            of the fingerprint, as an extraction that stopped at a broken image resumes when the image is repaired.
         device: where the teacher runs.
     """
     return {

@@ -73,7 +73,7 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
     if options['out'] is None and not options['print_config']:
         raise click.UsageError("Missing option '--out'.")
     with reported(verbose=verbose, quiet=quiet):
-        # DistributedDataParallel warns of what it was asked to expect; torch reads this when it is imported.
+        # Silences a warning of DistributedDataParallel about its own options; torch reads this on import.
         os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
         from mtpd_train.run import run
 

@@ -76,7 +76,7 @@ def evaluate_detections(
     *,
     backend: Backend,
 ) -> dict[str, Evaluation]:
-    """What COCO says of boxes and, where a detector gives them and the annotations have some, of masks."""
+    """COCO metrics of boxes and, if detector and annotations have them, of masks."""
     found = {'box': evaluate(coco, boxes, kind='bbox', backend=backend)}
     if masks is not None and coco.has_masks:
         found['mask'] = evaluate(coco, masks, kind='segm', backend=backend)

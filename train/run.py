@@ -200,7 +200,7 @@ def _tell_of_recipes(stages: Sequence[Stage]) -> None:
 
 def _tell_of_random_parts(stages: Sequence[Stage]) -> None:
     for stage in stages:
-        # Later stages go on with the same student.
+        # Later stages continue with the same student.
         if stage.unfrozen and stage.origin is not None:
             changes = ', '.join(f'{key}: {value}' for key, value in stage.unfrozen.items())
             say(f'stage {stage.number}: layers with random weights are not frozen, the config is changed: {changes}')

@@ -46,10 +46,10 @@ def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], dev
 
 
 def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool) -> None:
-    """Says what can be said before the stages are built, which takes long; `claim_folder` has the last word.
+    """Early check, before the stages are built, which takes long; `claim_folder` makes the final one.
 
     Raises:
-        InputError: the folder holds something else, another run, or one that was not asked to go on.
+        InputError: the folder holds something else, another run, or one that was not to be resumed.
         UnavailableError: it cannot be written.
     """
     _require_own(out)
@@ -80,10 +80,10 @@ def held_folder(out: Path) -> Iterator[None]:
 def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
     """Makes the folder this run's, or checks that what is there is this run. The folder is held.
 
-    Paths that changed, to the same content, are said and recorded.
+    Changed paths with the same content are reported and recorded.
 
     Raises:
-        InputError: the folder holds another run, or one that was not asked to go on.
+        InputError: the folder holds another run, or one that was not to be resumed.
     """
     run_file = out / RUN_FILE
     if not run_file.exists():
@@ -109,7 +109,7 @@ def _require_own(out: Path) -> None:
 def _require_run(
     out: Path, description: Mapping[str, Any], *, resume: bool, is_early: bool = False
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
-    """Checks that the run which is there is to go on, and is the one that is described, as far as that goes.
+    """Checks that the existing run is to be resumed and matches the description, as far as known.
 
     Returns:
         Its own description, and which settings hold other paths now.

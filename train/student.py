@@ -59,7 +59,7 @@ def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> I
 
     Raises:
         InputError: the block failed; MtpdErrors, and what a system or a device lacks, pass as they are.
-        UnavailableError: it wants a package that is not installed.
+        UnavailableError: it needs a package that is not installed.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""`mtpd-cache fidelity`: what a cache's maps are worth beside the live teacher's."""
+"""`mtpd-cache fidelity`: compares a cache's maps with the live teacher's."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,11 +39,11 @@ class Report:
     """What was measured.
 
     Attributes:
-        source: where the stored maps came from, in words.
+        source: description of where the stored maps came from.
         num_images: measured images.
         views: (view, level name) -> stored maps against live ones.
         mirrored: level name -> the stored plain map, mirrored, against the stored map of the mirrored image.
-        ap: box AP, 0 to 100, of the teacher's own head on live and on stored maps; None when it was not asked for.
+        ap: box AP, 0 to 100, of the teacher's own head on live and on stored maps; None if not requested.
     """
 
     source: str
@@ -158,7 +158,7 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
 
 
 def _recorded(cache: CacheReader, group: str, field: str) -> Any:
-    """A field of the fingerprint, whose form nobody vouches for."""
+    """A field of the fingerprint, which may have any form."""
     fields_of_group = cache.manifest.description.fingerprint.get(group)
     return fields_of_group.get(field) if isinstance(fields_of_group, dict) else None
 

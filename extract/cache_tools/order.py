@@ -90,7 +90,7 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _accuracies(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """What `--ap NAME=AP` says."""
+    """The values of `--ap NAME=AP`."""
     accuracies = {}
     for text in given:
         name, _, value = text.rpartition('=')

@@ -28,7 +28,7 @@ PADDING_GREY = 128
 
 
 def run(options: Mapping[str, Any]) -> None:
-    """Draws the sheet and says where it is."""
+    """Draws the sheet and prints its path."""
     cache = mtpd.cache.open(options['cache'])
     out: Path = options['out']
     if out.suffix.lower() != '.png':

@@ -40,7 +40,7 @@ def run(options: Mapping[str, Any]) -> None:
 
 
 def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
-    """Verifies one cache; returns the lines that say what is wrong with it still."""
+    """Verifies one cache; returns the lines about the remaining damage."""
     state = read_state(root)
     num_bytes = sum(record.num_bytes for record in state.manifest.files.values())
     start = time.monotonic()
@@ -104,7 +104,7 @@ def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') ->
 
 
 def _of_the_records(root: Path, error: CacheDamagedError) -> list[str]:
-    """What can be done where the records themselves cannot be believed."""
+    """Advice for records that are damaged themselves."""
     if not (root / MANIFEST_FILE).exists():
         return [str(error)]
     return [

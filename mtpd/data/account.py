@@ -61,7 +61,7 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
 
 
 def suspicions(coco: CocoSet) -> list[str]:
-    """What is most likely a mistake, in the whole file: each a line that says what to do."""
+    """Likely mistakes in the whole file, one line each with the next step."""
     found = []
     names = Counter(normpath(image.file_name) for image in coco.images)
     repeated = [name for name, count in names.items() if count > 1]

@@ -182,7 +182,7 @@ def image_path(folder: Path, file_name: str) -> Path:
     """Where the image of an annotation file lies.
 
     Only the name is judged: a symbolic link below `folder` may lead elsewhere, as data folders often span disks, and
-    whoever can place a link there needs no annotation file to do harm.
+    someone who can place a link there needs no annotation file to do harm.
 
     Raises:
         InputError: `file_name` is no plain relative path or would leave `folder`.

@@ -1,6 +1,6 @@
 """Reads JSON that people and other programs wrote: the document, its lists of records, and fields of a checked type.
 
-Nothing is guessed: a field has the type that is wanted, or one line says which record, which key, what stands there and
+Nothing is guessed: a field has the expected type, or one line names the record, the key, the value found and
 what was wanted.
 """
 
@@ -39,7 +39,7 @@ def parse_json(path: Path, content: bytes) -> Any:
     """The value that a JSON file holds; UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
 
     Raises:
-        InputError: it is no JSON, or says two things at once.
+        InputError: it is not JSON, or contradicts itself.
     """
     if not content.strip():
         raise InputError(f'{path}: is empty; fetch the file again')

@@ -26,7 +26,7 @@ Pixels = npt.NDArray[np.float32]
 Size = tuple[int, int]
 
 SPLITS = ('train2017', 'val2017')
-# With gaps, as COCO's own ids, so that nobody takes an id for an index.
+# With gaps, as COCO's own ids, so that ids cannot be confused with indices.
 CATEGORY_IDS = (1, 2, 4, 7, 8, 11)
 LEAST_VISIBLE = 0.5  # part of a shape that others may not hide
 LEAST_CONTRAST = 80  # between a shape's colour and the background's mean, in grey levels (Euclidean over BGR)

@@ -45,7 +45,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
 
     Args:
         path: a file of `torch.save`, or of safetensors.
-        allow_pickle: unpickle whatever the file holds. That can run any code: only for files that are trusted.
+        allow_pickle: unpickle arbitrary content. This can run any code: only for trusted files.
         network: what the weights are for, where that is known: names that it has are not changed.
 
     Raises:
@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
 
 
 def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, Any]:
-    """What a checkpoint says of itself in `meta`, if anything. Arguments and errors are those of `load_checkpoint`."""
+    """The `meta` entry of a checkpoint, if any. Arguments and errors are those of `load_checkpoint`."""
     content = read_checkpoint(path, allow_pickle=allow_pickle)
     meta = content.get('meta') if isinstance(content, Mapping) else None
     return meta if isinstance(meta, Mapping) else {}

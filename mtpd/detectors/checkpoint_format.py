@@ -1,4 +1,4 @@
-"""What a file of weights is, by its content: names and suffixes say nothing, and most wrong files are not damaged."""
+"""The format of a weights file, by its content: names and suffixes do not count, and most wrong files are intact."""
 
 import tarfile
 import zipfile
@@ -56,7 +56,7 @@ def checkpoint_format(path: Path) -> Format:
         `torch` for what `torch.save` writes, in its zip format and the one before; `torch-tar` for the oldest one.
 
     Raises:
-        InputError: there is no such file, or it is something else; says what it is and what to do.
+        InputError: there is no such file, or it is something else; the message names what it is and the next step.
     """
     if path.is_dir():
         raise InputError(f'checkpoint {path}: {_folder(path)}')

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mtpd.detectors.checkpoint_format import FETCH, checkpoint_format
 from mtpd.errors import InputError, UnavailableError
 
-# What PyTorch says when it refuses a file for what it would have to run.
+# PyTorch's messages when it refuses a file that would run code.
 MORE_THAN_TENSORS = re.compile('unsupported (global|class)|reduce', re.IGNORECASE)
 NAMED_GLOBAL = re.compile(r'GLOBAL ([\w.]+)')
 MAX_SHOWN = 300  # characters of what another program says
@@ -26,7 +26,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
 
     Args:
         path: the file.
-        allow_pickle: unpickle whatever the file holds. That can run any code: only for files that are trusted.
+        allow_pickle: unpickle arbitrary content. This can run any code: only for trusted files.
 
     Raises:
         InputError: there is no such file, it is something else or damaged, or it needs `allow_pickle`.
@@ -35,7 +35,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
     kind = checkpoint_format(path)
     damaged = f'checkpoint {path}: is damaged; {FETCH}'
     with warnings.catch_warnings():
-        # Of what PyTorch says about old formats nothing is in the user's hands.
+        # Users cannot act on PyTorch's warnings about old formats.
         warnings.simplefilter('ignore')
         try:
             if kind == 'safetensors':

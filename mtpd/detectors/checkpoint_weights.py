@@ -1,6 +1,6 @@
 """Where in a checkpoint the weights are: training programs put them under many names, and averages beside them.
 
-What is not as plain as a state dict is said; where two networks could be meant, both are named and none is taken.
+Notes report anything beyond a plain state dict; if two networks are possible, both are named and none is used.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping

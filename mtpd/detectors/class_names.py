@@ -1,4 +1,4 @@
-"""What a detector calls its classes: as its checkpoint says, or its config; and how many it tells apart."""
+"""Class names of a detector, from its checkpoint or its config, and their number."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a detector's own config says about its input: geometry and normalisation.
+"""Input geometry and normalisation from a detector's own config.
 
 Nothing is assumed: RetinaNet subtracts ImageNet means, swaps to RGB and pads with zeros after that; YOLOX takes raw BGR
 values and pads with 114 before. Both are read from the config's test pipeline and data preprocessor; every argument is

@@ -1,4 +1,4 @@
-"""Checked reading of entries of mmdet configs, which hold whatever their authors wrote."""
+"""Checked reading of entries of mmdet configs, which may hold any value."""
 
 import math
 from collections.abc import Collection, Mapping

@@ -17,7 +17,7 @@ from mtpd.pyramid import Level, level_name
 
 DEFAULT_INPUT: Size = (256, 256)
 MAX_LOG_STRIDE = 12
-# What NAS-FPN and FPG want, whose levels are added after being resized by factors of two.
+# Required by NAS-FPN and FPG, whose levels are added after resizing by factors of two.
 LARGE_DIVISORS = (64, 128, 256)
 
 
@@ -90,7 +90,7 @@ def levels_of(
 ) -> tuple[Level, ...]:
     """Levels of a network, found by running it on a black image.
 
-    Two maps of the same stride, such as the two stacks of an hourglass, are told apart by a suffix: `p2`, `p2_2`.
+    Two maps of the same stride, such as the two stacks of an hourglass, are distinguished by a suffix: `p2`, `p2_2`.
 
     Args:
         features: (B, 3, H, W) -> maps (B, C, h, w).

@@ -1,4 +1,4 @@
-"""Where in a detector its maps are taken, for teacher and student alike: behind its neck, or before the neck's norms.
+"""Where in a detector its maps are taken, for teacher and student alike: after its neck, or before the neck's norms.
 
 MTPD (Cao et al., ICML 2023; released code) hooks `neck.fpn_convs.i.conv`. In most pyramids nothing follows these
 convolutions and that is the neck's output. Where a norm follows, as the GroupNorm of RepPoints does, the maps before it
@@ -48,7 +48,7 @@ def student_hook_point(model: nn.Module, teacher: str) -> str:
 
 
 def choice_of(hook_point: str) -> HookChoice:
-    """What a user would ask for to get this hook point whatever the detector."""
+    """The `--hook` value that gives this hook point for any detector."""
     return 'before-norm' if hook_point == BEFORE_NORM else 'neck'
 
 

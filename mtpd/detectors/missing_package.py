@@ -1,4 +1,4 @@
-"""What to say of a package or module that cannot be imported."""
+"""Message for a package or module that cannot be imported."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A time in which nothing can fetch or load weights, whatever way a model's code takes to them."""
+"""A context in which no code of a model can fetch or load weights."""
 
 import contextlib
 import importlib

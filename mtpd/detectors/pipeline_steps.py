@@ -126,7 +126,7 @@ def find_steps(config: Any) -> list[Entry]:
 
 
 def _pipeline_of(dataset: Any, name: str) -> Any:
-    """The pipeline of a data set or of those that it wraps; None where none is said."""
+    """The pipeline of a data set or of those that it wraps; None if none is defined."""
     place = f'{name}: test_dataloader.dataset'
     for _ in range(10):
         dataset = _mapping(dataset, place)

@@ -1,4 +1,4 @@
-"""A two-stage teacher's own proposals, and what its RoI head says about them."""
+"""A two-stage teacher's own proposals and the predictions of its RoI head for them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

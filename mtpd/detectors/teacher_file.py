@@ -1,7 +1,7 @@
 """A teacher from the user's own file, named `file.py:callable`.
 
 The callable takes the checkpoint's path, or None, and returns a torch module with `features(images)`. How images become
-its inputs is said by options, or by attributes of the module of the same names: `scale`, `mean`, `std` and, if they are
+its inputs is set by options, or by attributes of the module of the same names: `scale`, `mean`, `std` and, if they are
 not the defaults, `channel_order`, `pad_divisor`, `pad_value`, `keep_ratio`, `pad_size`, `pad_after_normalisation`.
 """
 
@@ -81,7 +81,7 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
 
 
 def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
-    """What the options, or else attributes of the module with the same names, say about the input.
+    """Preprocessing from the options, or else from attributes of the module with the same names.
 
     Args:
         module: the user's.
@@ -89,7 +89,7 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         name: the teacher's, for messages.
 
     Raises:
-        InputError: something is not said, or makes no sense.
+        InputError: a value is missing or invalid.
     """
 
     def attribute(field: str, default: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Feature maps from networks that are other people's programs: whatever goes wrong in them is told in one line."""
+"""Feature maps from user-supplied networks: any failure in them becomes a one-line error."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ SAME_IN_BATCH = 1e-3
 
 
 def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
-    """`features` with one line for whatever goes wrong in it, which gives floating-point maps without gradient.
+    """`features` with a one-line error for any failure; returns floating-point maps without gradient.
 
     Args:
         name: the teacher's, for messages.
@@ -120,7 +120,7 @@ def require_independent(features: Features, image: Tensor, alone: Sequence[Tenso
     except MtpdError:  # It may take one image at a time.
         return
     for number, (one, two) in enumerate(zip(alone, pair, strict=False)):
-        # Other levels are told when they are used.
+        # Other levels are reported when they are used.
         if one.shape == two[:1].shape and not _same(one, two[:1], SAME_IN_BATCH):
             raise InputError(
                 f'teacher {name}: map {number} of features() differs when another image is in the batch; a teacher '

@@ -107,7 +107,7 @@ def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Si
         padded: (height, width) of the padded images, px.
 
     Raises:
-        InputError: it wants inputs of one size; it takes more queries from its maps than the smallest input gives them
+        InputError: it needs inputs of one size; it takes more queries from its maps than the smallest input gives them
             cells; or it keeps more detections than its queries make.
     """
     name, head = type(model).__name__, getattr(model, 'bbox_head', None)

@@ -18,7 +18,7 @@ Scale = Annotated[FiniteFloat, Field(gt=0, le=2.0**16)]
 
 
 class RoiHeadRecord(BaseModel):
-    """A box head of mmdet's `ConvFCBBoxHead` with shared layers alone, behind RoIAlign on a pyramid.
+    """A box head of mmdet's `ConvFCBBoxHead` with shared layers only, after RoIAlign on a pyramid.
 
     Attributes:
         prefix: what the names of its tensors begin with in the teacher; of a cascade, the first stage.

@@ -1,4 +1,4 @@
-"""What a two-stage teacher says about its own proposals of one image."""
+"""A two-stage teacher's predictions for its own proposals of one image."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""A loss between maps of equal channels, for a student whose channels differ: a light adapter stands before it."""
+"""A loss between maps of equal channels, for a student with other channels: a light adapter precedes it."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class AdaptedLoss(nn.Module):
-    """One loss of one level behind a 1x1 adapter."""
+    """One loss of one level after a 1x1 adapter."""
 
     def __init__(
         self, student_channels: int, teacher_channels: int, *, loss: MapLoss, adapter: Adapter = 'auto'
@@ -52,7 +52,7 @@ class AdaptedLoss(nn.Module):
 
 
 class AdaptedMse(nn.Module):
-    """FitNet's loss of one level (Romero et al. 2015): squared error behind a 1x1 adapter, on the teacher's codes."""
+    """FitNet's loss of one level (Romero et al. 2015): squared error after a 1x1 adapter, on the teacher's codes."""
 
     def __init__(self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto') -> None:
         """Builds the adapter: see `build_adapter`."""

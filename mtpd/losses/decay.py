@@ -46,7 +46,7 @@ def decay_factor(decay: Decay, *, progress: float) -> float:
     Args:
         decay: the course.
         progress: x, the share of the stage that is done: optimizer steps taken / all. It is 0 in the first step and
-            falls short of 1 by one step in the last; nothing else is remembered, so a resumed stage goes on as it was.
+            falls short of 1 by one step in the last; there is no other state, so a resumed stage continues exactly.
     """
     if decay.kind == 'linear':
         return 1 - progress

@@ -25,7 +25,7 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Args:
         student: (B, C, H, W), any floating dtype.
         teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
             nor a gradient.
 
     Returns:

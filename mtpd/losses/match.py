@@ -1,7 +1,7 @@
 """Which level of the teacher each level of the student learns from: the one with its name, or one that was named.
 
 Levels are named after their strides. Where a network has several maps of one stride, the first has the name alone
-(`p5`) and the others a number (`p5_2`): no level learns from a map of another name unless it is asked to.
+(`p5`) and the others a number (`p5_2`): a level learns from a map of another name only if configured.
 """
 
 from collections.abc import Sequence

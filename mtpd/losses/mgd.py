@@ -39,7 +39,7 @@ class MaskedGenerativeDistillation(nn.Module):
         L = mean_{valid b,h,w; c} ( G(M * A(S)) - T )^2,   G = 3x3 convolution, ReLU, 3x3 convolution
 
     A is a 1x1 convolution where the channels differ, else nothing. M hides each cell, all channels alike, with
-    probability `mask_ratio`; it is drawn anew in every call. All layers start as torch starts them, like the authors'.
+    probability `mask_ratio`; it is drawn again in every call. All layers start as torch starts them, like the authors'.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, *, mask_ratio: float) -> None:

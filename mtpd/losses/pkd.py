@@ -24,7 +24,7 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     The authors' code (mmrazor) is `w * mse(s, t) / 2`, a mean over everything: `w` is the weight of this mean, at any
     resolution and number of channels. It differs from here in two ways: padding counts there as image, and its standard
     deviation divides by n - 1, which makes it (n - 1) / n of this loss, n cells. It pairs levels by index and resizes
-    those of other strides, which here is asked for (`teacher_levels`, `resize`). It has no adapter: channels must be
+    those of other strides, which here needs `teacher_levels` or `resize`. It has no adapter: channels must be
     equal.
 
     A channel without variance, up to rounding, correlates with nothing: its standardised values are 0 and without
@@ -33,7 +33,7 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Args:
         student: (B, C, H, W), any floating dtype.
         teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
             nor a gradient.
 
     Returns:

@@ -55,7 +55,7 @@ class TeacherMap:
         return accumulation_dtype(self.codes)
 
     def values(self) -> Tensor:
-        """T (B, C, H, W) in `dtype`: computed anew by every call, as most losses need none."""
+        """T (B, C, H, W) in `dtype`: computed in every call, as most losses do not need it."""
         # Half precision would be the rounding of all values, not of a layer's output.
         with torch.no_grad(), torch.autocast(self.codes.device.type, enabled=False):
             values = self.codes.to(self.dtype, copy=self.scale is not None or self.sizes is not None)

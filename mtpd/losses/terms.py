@@ -1,4 +1,4 @@
-"""What a distillation loss is asked to be: one value per entry of a stage's `distill` list. Imports no torch."""
+"""Distillation loss configuration: one value per entry of a stage's `distill` list. Does not import torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from mtpd.losses.level_term import Adapter, LevelTerm, Normalize, Scale
 
 @dataclass(frozen=True)
 class MaskedMseTerm(LevelTerm):
-    """FitNet's loss: mean squared error behind a 1x1 adapter."""
+    """FitNet's loss: mean squared error after a 1x1 adapter."""
 
     loss: ClassVar[str] = 'masked_mse'
 

@@ -50,7 +50,7 @@ def build_train_set(data: DataSettings, coco: CocoSet, *, geometry: Geometry, wi
         data: what the stage file says.
         coco: the annotations.
         geometry: resize of the images.
-        with_masks: whether the student wants masks.
+        with_masks: whether the student needs masks.
 
     Raises:
         InputError: images are missing, or there is nothing to train on.
@@ -109,7 +109,7 @@ def accounts(stages: Sequence[Stage]) -> tuple[list[str], list[str]]:
 
 
 def _first_difference(coco: CocoSet, train_coco: CocoSet) -> str:
-    """How the first category that differs is told there and here."""
+    """The first category that differs, with both names."""
     here, there = ({one.id: one.name for one in several.categories} for several in (coco, train_coco))
     number = next(one for one in sorted(here | there) if here.get(one) != there.get(one))
     names = (f'{one[number]!r:.80}' if number in one else 'missing' for one in (here, there))

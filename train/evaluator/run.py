@@ -24,7 +24,7 @@ LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'pycocotools')
 
 
 def run(options: Mapping[str, Any]) -> None:
-    """Evaluates a detector, prints the tables and writes the files that were asked for."""
+    """Evaluates a detector, prints the tables and writes the requested files."""
     require_backend(options['backend'])
     device = choose_device(options['device'])
     target = find_target(options)

@@ -1,4 +1,4 @@
-"""Losses that show that a training has gone wrong, and what the user is told and left with."""
+"""Detection of diverged losses, with the message and records for the user."""
 
 import json
 import math

@@ -84,7 +84,7 @@ class Meter:
         self._unseen.append((weight, step, tuple(image_ids), values))
 
     def look(self) -> None:
-        """Brings the losses of all processes to the host, all at once, and checks them; all must call it.
+        """Brings the losses of all processes to the host together and checks them; all processes must call it.
 
         Raises:
             DivergedError: see `require_sound`.
@@ -143,7 +143,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._first_total = state['first_total']
         self._seen = [SeenBatch(**batch) for batch in state['seen']]
         self._waited, self._elapsed = state['waited'], state['elapsed']

@@ -76,7 +76,7 @@ class EvaluationRecord:
 
 
 def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
-    """Appends a record, whole and visible to readers at once; the file is made when it is not there.
+    """Appends a complete record, immediately visible to readers; creates the file if needed.
 
     JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`.
 
@@ -97,7 +97,7 @@ def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
 
 
 def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
-    """Drops the records after a checkpoint, so that a resumed run writes them again and none stands twice.
+    """Drops the records after a checkpoint, so that a resumed run writes them again without duplicates.
 
     The last line may be torn, as after a kill; it is dropped too. A missing file is left missing.
 

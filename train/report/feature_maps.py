@@ -1,4 +1,4 @@
-"""A teacher's maps from its cache beside those of the student that learned from them."""
+"""A teacher's maps from its cache, next to those of the student trained on them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

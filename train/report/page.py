@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no network, no script, no file beside it."""
+"""A run as one self-contained HTML page: no network, no script, no other file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """A path that may go on in the next line after a slash."""
+    """A path that may wrap after a slash."""
     return Markup('/<wbr>').join(text.split('/'))
 
 

@@ -1,4 +1,4 @@
-"""What the students of a run find on images of the validation set, beside what is there."""
+"""Detections of a run's students on images of the validation set, next to the ground truth."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class Prediction:
         stage: its number.
         picture: data URI.
         num_found: objects found.
-        num_mistaken: boxes that are no object's.
+        num_mistaken: boxes without an object.
     """
 
     stage: int

@@ -1,4 +1,4 @@
-"""Reading a run's metrics.jsonl, the truth that all else is made from. The last line may be torn: a run may go on."""
+"""Reads a run's metrics.jsonl, the source of all tables and curves. The last line may be partial."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A run as it is on disk: what it was told to do, and what it measured, stage by stage."""
+"""A run on disk: its settings and its measurements, stage by stage."""
 
 import json
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class StageLog:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs planned; None where run.json does not say."""
+        """Epochs planned; None if run.json does not have them."""
         found = section(self.settings, 'optim').get('epochs')
         return found if type(found) is int else None
 

@@ -17,7 +17,7 @@ class FilesSettings(Section):
     """Annotations in COCO's JSON format."""
 
 
-# Tags instead of trying both, so that an error speaks of the form that was used.
+# Tags instead of trying both, so that an error is about the form that was used.
 Split = Annotated[
     Annotated[str, Tag('split')] | Annotated[FilesSettings, Tag('files')],
     Discriminator(lambda value: 'files' if isinstance(value, dict | FilesSettings) else 'split'),

@@ -80,7 +80,7 @@ def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden
     problems = []
     for detail in error.errors(include_url=False):
         if detail['type'] == 'too_short' and len(detail['input']) >= detail['ctx']['min_length']:
-            continue  # Only of the entries that are right there are too few; what is wrong with the others is said too.
+            continue  # Only valid entries are counted; the problems of the others are reported separately.
         key = _plain_key(detail, content)
         dotted = '.'.join(str(part) for part in key)
         line = None if _is_overridden(dotted, detail, overridden) else line_of(root, key)

@@ -27,7 +27,7 @@ class Responses:
     """The loss on responses of a stage.
 
     Attributes:
-        term: what is asked for.
+        term: configuration of the loss.
         coder: the student's box coder.
         num_classes: object classes of student and teacher.
         head: the teacher's RoI head; None where its stored answers are used. It is part of no other module, so nothing
@@ -48,7 +48,7 @@ class SharedRois(NamedTuple):
     Attributes:
         rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
         student: what the student says about them.
-        stored: what the teacher said about them; None where its head is to be asked.
+        stored: the teacher's stored predictions for them; None if its head is to be run.
     """
 
     rois: Tensor
@@ -96,7 +96,7 @@ def response_losses(
     """The losses of a batch by name, weighted and decayed.
 
     Args:
-        responses: what is asked for.
+        responses: configuration.
         shared: the RoIs and what the student says about them.
         teacher: level name -> the teacher's maps (B, C, H, W), for its head.
         samples: the images of the batch, after `collate`.

@@ -9,7 +9,7 @@ A bucket's folder holds, per view (N rows, L levels, C channels, H W grid of a l
     <view>/error           (N, L) float32                 relative squared error of each map, in the same order
 
 The small arrays are cut at the same rows as the shards, so that a shard group owns all its files. Everything here
-follows from the manifest; what the `zarr.json` files say is for other programs and is never believed.
+follows from the manifest; the `zarr.json` files are for other programs and are never trusted.
 """
 
 import math

@@ -235,7 +235,7 @@ def write_manifest(
 
 
 def require_publishable(description: Description, plan: CachePlan) -> None:
-    """Checks, before a teacher runs for days, that `read_manifest` will accept what comes of it.
+    """Checks, before a teacher runs for days, that `read_manifest` will accept the result.
 
     Raises:
         InputError: names the limit.

@@ -37,7 +37,7 @@ class CacheFiles:
         if found != record.num_bytes:
             state = 'missing' if found is None else f'{found} bytes long'
             raise CacheDamagedError(f'{path}: is {state}, the manifest states {record.num_bytes} bytes; {REPAIR}')
-        # The path comes from the manifest, the links in it from whoever packed the folder.
+        # The path comes from the manifest, but links in it may come from anyone who packed the folder.
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             raise CacheDamagedError(f'{path}: is a link to a place outside the cache; replace it with the file itself')
         return record.num_bytes

@@ -45,12 +45,12 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
     """Makes one cache of the folders that parts wrote; nothing in these is changed.
 
     Every file is verified by its hash and then linked, or copied where `out` is on another file system. When it was
-    killed, the same call goes on.
+    killed, the same call resumes.
 
     Args:
         sources: unfinished caches of the same plan.
         out: a folder which need not exist; empty, or holding such a merge that was not finished.
-        advance: is told the bytes of each file when it is in place.
+        advance: called with the bytes of each file when it is in place.
 
     Raises:
         CacheMismatchError: a source is of another extraction, or `out` holds other things.

@@ -95,7 +95,7 @@ def write_plan_file(root: Path, plan: PlanRecord, *, owner: str = '') -> None:
 
 
 def read_plan_json(root: Path) -> Any:
-    """The plan of the unfinished cache in `root` as it stands, to be compared field by field.
+    """The current plan of the unfinished cache in `root`, to be compared field by field.
 
     Raises:
         CacheIncompleteError: there is none.

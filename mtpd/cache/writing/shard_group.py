@@ -18,7 +18,7 @@ from mtpd.pyramid import Level
 
 
 class ShardGroup:
-    """Collects maps image by image, compressing each at once, so that it never holds uncompressed codes.
+    """Collects maps image by image and compresses each immediately, so that it never holds uncompressed codes.
 
     The threads of `compressors` share the work: zstd leaves Python's lock to others, and one core compresses less than
     a GPU makes.

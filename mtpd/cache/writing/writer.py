@@ -1,7 +1,7 @@
 """Writing a cache: one shard group at a time, resumable at any of them, by one process or by several parts.
 
 Order of events: plan.json (what is being made), zarr metadata, index, teacher weights; then for each shard group its
-files and one line of the part's journal; last the manifest, by whoever finds that all groups are committed. Each file
+files and one line of the part's journal; last the manifest, by the process that finds all groups committed. Each file
 is written to a temporary name, flushed and renamed. A kill at any moment leaves either no manifest, which no reader
 opens, or a finished cache. What the parts write beside the shards is the same from all of them.
 """
@@ -245,7 +245,7 @@ def _record(content: bytes) -> FileRecord:
 
 @contextmanager
 def disk_errors(root: Path) -> Iterator[None]:
-    """Turns what a disk refuses into one line that says how to go on."""
+    """Turns a disk error into one line with the next step."""
     try:
         yield
     except OSError as error:

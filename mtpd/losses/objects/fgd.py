@@ -80,7 +80,7 @@ class FocalGlobalDistillation(nn.Module):
         Args:
             student: (B, C of the student, H, W).
             teacher_map: (B, C of the teacher, H, W).
-            mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the
+            mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the
                 loss nor a gradient.
             objects: of the batch.
 
@@ -116,7 +116,7 @@ class FocalGlobalDistillation(nn.Module):
 
     def _split(self, objects: Objects, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Z and Y, float32 (B, 1, H, W)."""
-        # Image by image: all boxes of a batch at once would be gigabytes on the finest level.
+        # Image by image: all boxes of a batch together would need gigabytes on the finest level.
         covered = [_inverse_areas(boxes, (mask.shape[2], mask.shape[3]), self._stride) for boxes in objects.boxes]
         foreground = torch.where(mask, torch.stack(covered)[:, None], 0.0)
         outside = mask & (foreground == 0)

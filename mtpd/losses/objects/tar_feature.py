@@ -37,7 +37,7 @@ def gaussian_weights(objects: Objects, mask: Tensor, *, stride: int, spread: tup
         float32 (B, 1, H, W), from 0 to 1.
     """
     y, x = ((torch.arange(cells, device=mask.device) + 0.5) * stride for cells in mask.shape[2:])
-    # Image by image: all boxes of a batch at once would be gigabytes on the finest level.
+    # Image by image: all boxes of a batch together would need gigabytes on the finest level.
     return torch.stack([_image_weights(boxes, x, y, spread)[None] for boxes in objects.boxes])
 
 

@@ -1,4 +1,4 @@
-"""What a loss that knows where the objects are is asked to be; the others are in `terms`. Imports no torch."""
+"""Configuration of losses that use the boxes of objects; the others are in `terms`. Does not import torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -65,7 +65,7 @@ def box_term(student: Tensor, teacher: Tensor, is_open: Tensor) -> Tensor:
     Args:
         student: (K, 4) deltas of the true class, any floating dtype; only these get a gradient.
         teacher: (K, 4) the teacher's in the same units.
-        is_open: (K,) bool, from `box_gate`. What stands in other rows, NaN included, changes nothing.
+        is_open: (K,) bool, from `box_gate`. Values in other rows, including NaN, have no effect.
 
     Returns:
         Scalar, accumulated in float32 (float64 if an input is); 0 when no gate is open.

@@ -1,4 +1,4 @@
-"""What a loss on a teacher's responses is asked to be. Imports no torch."""
+"""Configuration of losses on a teacher's responses. Does not import torch."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
