@@ -34,8 +34,8 @@ def training_batches(
 
     With `shards`, every epoch distributes these again over windows of WINDOW, and the images are shuffled within a
     window, so that few files are read at a time. Still, an image may come anywhere in an epoch, any two may
-    meet in a batch, and views are drawn for each image by itself. But two images of one shard are always in one window, so they
-    meet more often; and those of a window come near each other.
+    meet in a batch, and views are drawn for each image by itself. But two images of one shard are always in one window,
+    so they meet more often; and those of a window come near each other.
 
     Args:
         sizes: image id -> original (height, width), px.

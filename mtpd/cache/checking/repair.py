@@ -48,8 +48,8 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
 
     A finished cache becomes an unfinished one: first the journal of what is intact, then the plan, and only then the
     manifest goes. A kill in between leaves the finished cache with its damages. Metadata is repaired immediately.
-    Strays are left alone: no extraction wrote them. Without the rotations of its channels the stored maps of a lean cache are
-    useless, and the same rotations cannot be computed again: then all shards are queued.
+    Strays are left alone: no extraction wrote them. Without the rotations of its channels the stored maps of a lean
+    cache are useless, and the same rotations cannot be computed again: then all shards are queued.
 
     Raises:
         UnavailableError: the disk refuses.
