@@ -208,7 +208,7 @@ def _tell_of_random_parts(stages: Sequence[Stage]) -> None:
         if names:
             warn(
                 f'stage {stage.number}: {len(names)} parameters keep random weights, because {stage.student.name} '
-                f'freezes them; the first is {names[0]}; load weights by `init`, or unfreeze them by `model`'
+                f'freezes them; the first is {names[0]}; load weights with `init`, or unfreeze them with `model`'
             )
 
 

@@ -108,9 +108,8 @@ def _masks_aside(coco: CocoSet) -> str | None:
         return None
     return (
         f'{len(aside)} of {len(measured)} compared masks hardly overlap their boxes, the first in '
-        f'{aside[0].file_name}: expected bbox [x, y, width, height] and segmentation in px of the same '
-        'image; see which '
-        'their units, image size and order'
+        f'{aside[0].file_name}: expected bbox [x, y, width, height] and segmentation in px of the same image; '
+        'check their units, image size and order'
     )
 
 

@@ -138,8 +138,8 @@ def test_another_cache_under_the_same_manifest(tmp_path: Path, whole: Path, make
     [
         ('boxes', math.nan, 'not finite'),
         ('deltas', math.inf, 'not finite'),
-        ('labels', 3, 'none of 3 classes'),
-        ('labels', -1, 'none of 3 classes'),
+        ('labels', 3, 'outside its 3 classes'),
+        ('labels', -1, 'outside its 3 classes'),
         ('probabilities', 1.5, 'outside 0 to 1'),
         ('boxes', [9.0, 9.0, 1.0, 1.0], 'swapped corners'),
     ],

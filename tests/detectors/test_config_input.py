@@ -244,7 +244,7 @@ def test_any_value_is_read_as_mmdet_reads_it_or_refused_with_its_key(
     [
         ([1], 'test_dataloader [1]'),
         ({'dataset': 5}, 'dataset 5'),
-        ({'dataset': {'pipeline': [RESIZE], 'dataset': {'pipeline': [LOAD]}}}, 'wraps pipeline'),
+        ({'dataset': {'pipeline': [RESIZE], 'dataset': {'pipeline': [LOAD]}}}, 'wrapped pipeline'),
         ({'dataset': {'datasets': 5}}, 'datasets 5'),
         ({'dataset': {'datasets': [{'pipeline': [LOAD]}, {'pipeline': [RESIZE]}]}}, 'different pipelines'),
     ],

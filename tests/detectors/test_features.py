@@ -130,7 +130,7 @@ def test_what_is_no_map_is_refused() -> None:
         levels_of(lambda given: neck_features(Fixed([torch.zeros(1, 3)]), given))
     nested = Fixed([[torch.zeros(1, 2, 4, 4)], (torch.zeros(1, 2, 2, 2),)])
     assert [tuple(values.shape) for values in neck_features(nested, images)] == [(1, 2, 4, 4), (1, 2, 2, 2)]
-    with pytest.raises(InputError, match='gives a dict as features'):
+    with pytest.raises(InputError, match='returns a dict as features'):
         neck_features(Fixed({'a': 1}), images)
     with pytest.raises(InputError, match='no extract_feat'):
         neck_features(nn.Linear(1, 1), images)

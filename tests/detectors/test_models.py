@@ -174,7 +174,7 @@ def test_a_panoptic_head_with_stuff_is_refused_and_told_what_works(name: str) ->
 def test_detectors_of_one_class(name: str) -> None:
     model = load_config(name).model
     set_num_classes(model, 1)
-    with pytest.raises(InputError, match=r'one class .* has 2 classes'):
+    with pytest.raises(InputError, match=r'one class, .* has 2 classes'):
         set_num_classes(model, 2)
 
 

@@ -250,8 +250,8 @@ def test_state_hash_sees_every_change_and_nothing_else() -> None:
     [
         ('raise torch.OutOfMemoryError("CUDA")', UnavailableError, 'memory for 2 images of 64 x 96 px; use a smaller'),
         ('raise ValueError("no\\nway")', InputError, r'fails on 2 image\(s\) of 64 x 96 px .*: ValueError: no'),
-        ('return {"p3": images}', InputError, r'features\(\) gives a dict of p3, expected a list of tensors'),
-        ('return [images.numpy()]', InputError, r'features\(\) gives a list, expected a list of tensors'),
+        ('return {"p3": images}', InputError, r'features\(\) returns a dict of p3, expected a list of tensors'),
+        ('return [images.numpy()]', InputError, r'features\(\) returns a list, expected a list of tensors'),
         ('return [images[:, 0]]', InputError, r'map 0 .*\(2, 64, 96\), expected \(batch, channels'),
         ('return [images, images.long()]', InputError, r'map 1 .* is of type int64, expected'),
         ('return [images.to_sparse()]', InputError, r'map 0 .* is of type sparse, expected'),
@@ -310,7 +310,7 @@ def test_random_weights_are_said_and_come_again(net: Path, caplog: pytest.LogCap
     path = with_features(net, 'return super().features(images)', seed='')
     hashes = {state_sha256(from_file(path).module.state_dict()) for _ in range(2)}
     assert len(hashes) == 1
-    assert '2 of its 7 tensors (backbone.weight, ...) are drawn at random' in caplog.text
+    assert '2 of its 7 tensors (backbone.weight, ...) are random' in caplog.text
 
 
 def test_what_a_teacher_draws_leaves_the_generator_alone(net: Path) -> None:

@@ -73,7 +73,7 @@ def teacher_error(make_command: Any, synthetic_set: Path, tmp_path: Path) -> Cal
         ),
         (
             'Net.features = lambda self, x: self.conv(x)\nbuild = lambda checkpoint: Net()',
-            'gives a Tensor, expected a list',
+            'returns a Tensor, expected a list',
         ),
         ('Net.features = lambda self, x: []\nbuild = lambda checkpoint: Net()', 'returns no maps'),
         ('Net.features = lambda self, x: [x[0]]\nbuild = lambda checkpoint: Net()', 'expected as many images'),

@@ -237,5 +237,5 @@ def test_a_missing_map(owner: str) -> None:
     maps: Mapping[str, Maps] = dict(zip(('student', 'teacher', 'masks'), random_maps(), strict=True))
     del maps[owner]['p4']
     distiller = Distiller([MaskedMseTerm()], student=STUDENT, teacher=TEACHER)
-    with pytest.raises(InputError, match=f'{owner} gives p'):
+    with pytest.raises(InputError, match=f'{owner} returns p'):
         distiller(**maps)

@@ -282,7 +282,7 @@ def read_manifest(root: Path) -> Manifest:
     digest = content.pop('digest', None)
     if digest != sha256_bytes(canonical_json(content)):
         raise CacheDamagedError(
-            f'{path}: its content does not match its hash, it was edited or damaged; restore it, or extract with '
+            f'{path}: its content does not match its digest, it was edited or damaged; restore it, or extract with '
             '--overwrite'
         )
     try:

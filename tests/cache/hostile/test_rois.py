@@ -53,8 +53,8 @@ def test_counts(roi_forgery: Any, count: int) -> None:
         ('deltas', math.inf, 'not finite'),
         ('probabilities', 1.5, 'outside 0 to 1'),
         ('probabilities', -math.inf, 'not finite'),
-        ('labels', 3, 'none of 3 classes'),
-        ('labels', -1, 'none of 3 classes'),
+        ('labels', 3, 'outside its 3 classes'),
+        ('labels', -1, 'outside its 3 classes'),
     ],
 )
 def test_values_in_a_row_whose_checksum_fits(roi_forgery: Any, array: str, value: float, message: str) -> None:
