@@ -20,7 +20,7 @@ from mtpd_extract.build import Extraction
 BLOCK_BYTES = 4096
 # A file's lines in the journal and in the manifest.
 RECORD_BYTES = 1024
-# Kept free for whatever else writes to the disk.
+# Kept free for other writers to the disk.
 MARGIN_BYTES = 64 * 2**20
 # What images may compress worse than those of a trial.
 TRIAL_MARGIN = 1.1

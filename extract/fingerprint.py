@@ -52,7 +52,7 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
     Args:
         teacher: the network.
         coco: the annotation file.
-        paths: image id -> file. Of the files only the sizes are looked at: hashing COCO takes minutes. They are no part
+        paths: image id -> file. Only the sizes of the files are checked: hashing COCO takes minutes. They are not part
             of the fingerprint, as an extraction that stopped at a broken image resumes when the image is repaired.
         device: where the teacher runs.
     """

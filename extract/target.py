@@ -25,7 +25,7 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that an extraction must not touch.
 
     Raises:
-        InputError: it is no folder.
+        InputError: it is not a folder.
         CacheMismatchError: it holds other things, or an extraction that `resume` and `overwrite` exclude.
     """
     if out.exists() and not out.is_dir():

@@ -78,7 +78,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True,
 
     Args:
         iterable: what to count, as for tqdm.
-        in_logs: whether it is shown where stderr is no terminal.
+        in_logs: whether it is shown if stderr is not a terminal.
         options: tqdm's.
     """
     from tqdm import tqdm  # Not at the top: it would slow down --help.

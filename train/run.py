@@ -131,7 +131,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         write_file(folder / CONFIG_FILE, stage.config_text.encode())
         if stage.inheritance:
             write_file(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
-        # Whatever it says, it is of an earlier attempt.
+        # Its content is from an earlier attempt.
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     place = Place(device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop, world=world)
     try:

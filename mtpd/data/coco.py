@@ -31,7 +31,7 @@ from mtpd.files import sha256_bytes
 from mtpd.geometry import Geometry
 
 Box = tuple[float, float, float, float]
-# Why an object is no object to train on; mmdet leaves out the same ones.
+# Why an object is not used for training; mmdet ignores the same ones.
 LeftOut = Literal['marked ignore', 'without width or height', 'thinner than 1 px', 'outside the image', 'without area']
 
 MAX_SIDE, MAX_PIXELS = 2**20, 2**30  # of the images that OpenCV reads
@@ -136,7 +136,8 @@ def read_annotations(path: Path) -> CocoSet:
     Everything else may be missing or be anything; the ids of annotations too, as nothing asks for them.
 
     Raises:
-        InputError: the file is missing, is no JSON or holds something that cannot be used; the message says where.
+        InputError: the file is missing, is not valid JSON or holds something that cannot be used; the message says
+        where.
     """
     try:
         content = path.read_bytes()
@@ -185,7 +186,7 @@ def image_path(folder: Path, file_name: str) -> Path:
     someone who can place a link there needs no annotation file to do harm.
 
     Raises:
-        InputError: `file_name` is no plain relative path or would leave `folder`.
+        InputError: `file_name` is not a plain relative path or would leave `folder`.
     """
     _check_file_name(file_name)
     return folder / file_name

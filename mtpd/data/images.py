@@ -1,7 +1,7 @@
 """Reads image files as mmdet does, but never passes on pixels that are not those of the file.
 
 OpenCV decodes a damaged JPEG to some pixels and says so on stderr at most: in a cache that would last. So files are
-checked for damage, which also keeps the decoders' own messages off stderr. A limit of a library is no damage.
+checked for damage, which also keeps the decoders' own messages off stderr. A limit of a library is not damage.
 """
 
 import io
@@ -108,7 +108,7 @@ def _other_decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArr
         return _by_opencv(content)
     except (InputError, cv2.error):
         raise
-    except Exception as error:  # Pillow's decoders raise whatever comes up: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow's decoders raise any error: OSError, SyntaxError, struct.error, ...
         raise ValueError(str(error)) from None
 
 

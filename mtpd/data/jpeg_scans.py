@@ -30,7 +30,7 @@ def require_sound_scans(content: bytes, segments: Iterable[Segment]) -> None:
         segments: its segments, up to the end marker.
 
     Raises:
-        ValueError: a scan is missing or has a block of zeros; says which.
+        ValueError: a scan is missing or has a block of zeros; the message states which.
     """
     try:
         _check_scans(content, segments)

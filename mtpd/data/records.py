@@ -61,7 +61,7 @@ def parse_each(path: Path, document: Fields, key: str, parse: Callable[[Fields],
     """What `parse` makes of each record of a list; it raises ValueError for what it cannot use.
 
     Raises:
-        InputError: there is no such list, or `parse` refuses a record; names it.
+        InputError: there is no such list, or `parse` refuses a record; the message names it.
     """
     records = document.get(key)
     if not isinstance(records, list):

@@ -49,7 +49,8 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
         network: what the weights are for, where that is known: names that it has are not changed.
 
     Raises:
-        InputError: there is no such file, it is damaged or no checkpoint, it needs `allow_pickle`, or it holds several
+        InputError: there is no such file, it is damaged or not a checkpoint, it needs `allow_pickle`, or it holds
+        several
             networks or tensors without plain values.
         UnavailableError: it needs a package that is not installed.
     """

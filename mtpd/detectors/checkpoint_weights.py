@@ -36,7 +36,7 @@ MODULE, COMPILED = 'module.', '_orig_mod.'
 COUNTERS = ('steps', 'n_averaged', 'num_updates', 'decay')
 # Averages that mmdet 2 kept among the weights.
 EMA = 'ema_'
-# What modules save that is no tensor.
+# What modules save besides tensors.
 EXTRA = '_extra_state'
 MAX_DEPTH = 5
 WANTED = 'expected a checkpoint with a state_dict'

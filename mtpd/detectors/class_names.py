@@ -61,7 +61,7 @@ def labels_to_categories(
     if classes is None:
         return ids
     if len(by_name) < len(ids):
-        # Names that repeat are no guide, so their order must be that of the detector.
+        # Repeated names cannot be matched, so their order must be that of the detector.
         if [_key(one) for one in classes] == [_key(category) for _, category in categories]:
             return ids
         (first, named), second = next(

@@ -149,7 +149,7 @@ def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bo
         pad.refuse('size_divisor', f"a multiple or divisor of the data preprocessor's pad_size_divisor {divisor}")
     both = max(own, divisor)
     if is_square:
-        # The longer side is that of the scale, always, unless a kept ratio meets a scale that is no square.
+        # The longer side is that of the scale, always, unless the ratio is kept and the scale is not square.
         is_fixed = not geometry.keep_ratio or (len(set(geometry.scale)) == 1 and not geometry.rounds_down)
         if not is_fixed:
             return _with_padding(geometry, both, pad_square=True)

@@ -25,7 +25,7 @@ def load_config(reference: str) -> Any:
     """The mmengine Config of a zoo model, an alias, or a `.py` mmdet config.
 
     Raises:
-        InputError: there is no such model or file, or the file is no model config.
+        InputError: there is no such model or file, or the file is not a model config.
         UnavailableError: the config imports a package that is not installed.
     """
     if not reference.endswith('.py') and Path(reference).is_file():

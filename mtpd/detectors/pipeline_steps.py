@@ -12,7 +12,7 @@ from mtpd.errors import InputError
 
 # Files are read by mtpd itself, so where mmengine would fetch them from does not matter.
 _FILE_ARGUMENTS = frozenset({'backend_args', 'file_client_args', 'ignore_empty'})
-# Annotations are no input of the network.
+# Annotations are not an input of the network.
 _ANNOTATION_ARGUMENTS = frozenset(
     {
         'with_bbox', 'with_label', 'with_mask', 'with_seg', 'with_keypoints', 'poly2mask', 'box_type',
@@ -65,7 +65,7 @@ def read_steps(config: Any) -> Steps:
     """The steps of a config's test pipeline, checked for their names, order and names of arguments.
 
     Raises:
-        InputError: there is no test pipeline, or it holds something that is not understood.
+        InputError: there is no test pipeline, or it holds something unsupported.
     """
     from mmdet.registry import TRANSFORMS
 
@@ -106,7 +106,7 @@ def find_steps(config: Any) -> list[Entry]:
     """The dicts of a config's test pipeline with their places.
 
     Raises:
-        InputError: there is no test pipeline, or it is no list of dicts with a `type`.
+        InputError: there is no test pipeline, or it is not a list of dicts with a `type`.
     """
     name = config.filename
     dataset = _mapping(config.get('test_dataloader'), f'{name}: test_dataloader').get('dataset')

@@ -51,7 +51,7 @@ def student_box_coder(model: nn.Module) -> BoxCoder:
     """The box coder of a student whose RoI head can learn from a teacher's.
 
     Raises:
-        InputError: it has no such RoI head; says what is wrong with it.
+        InputError: it has no such RoI head; the message states what is wrong.
     """
     name = type(model).__name__
     head, _ = _box_head(model)
@@ -83,7 +83,7 @@ def _box_head(model: nn.Module) -> tuple[Any, Any]:
 
     roi_head: Any = getattr(model, 'roi_head', None)
     forward = getattr(type(roi_head), '_bbox_forward', None)
-    # Subclasses that add to the forward pass are other heads, whatever their layers are called.
+    # Subclasses that add to the forward pass are other heads, even if their layers have the same names.
     if forward is StandardRoIHead._bbox_forward and not roi_head.with_shared_head:
         return roi_head.bbox_head, roi_head.bbox_roi_extractor
     if forward is CascadeRoIHead._bbox_forward:

@@ -54,7 +54,7 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
     """Runs the user's file and calls `function` in it.
 
     Raises:
-        InputError: there is no such file or callable, it fails, or what it returns is no module with `features`.
+        InputError: there is no such file or callable, it fails, or it does not return a module with `features`.
     """
     name = f'teacher {path}:{function}'
     if not path.is_file():

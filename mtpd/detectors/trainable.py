@@ -34,7 +34,7 @@ def require_trainable(config: Any) -> None:
         config: an mmengine Config.
 
     Raises:
-        InputError: says what the detector needs and which one does without.
+        InputError: the message names what the detector needs and an alternative.
         UnavailableError: it needs a package that is not installed.
     """
     model = config.model

@@ -43,7 +43,7 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
             a whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
 
     Raises:
-        InputError: there is no such name or file, or it is no checkpoint.
+        InputError: there is no such name or file, or it is not a checkpoint.
         UnavailableError: it cannot be fetched.
     """
     address = _address(reference)

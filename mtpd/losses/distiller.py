@@ -41,7 +41,7 @@ class _Part:
 class Distiller(nn.Module):
     """Compares the student's maps with the teacher's by every term on every level.
 
-    Its layers are trained with the student and thrown away after the stage: they are no part of `student.pth`.
+    Its layers are trained with the student and thrown away after the stage: they are not part of `student.pth`.
     """
 
     def __init__(

@@ -76,6 +76,6 @@ def constant_factor(term: Term, level: Level) -> float:
 
 def is_over_variance(term: Term) -> bool:
     """Whether the loss is divided by the teacher's variance."""
-    # Correlations, softmaxes and attentions are no squares of features: only these have their scale.
+    # Correlations, softmaxes and attentions are not squares of features: only squares have their scale.
     squares = MaskedMseTerm | MgdTerm | FineGrainedTerm | TarFeatureTerm
     return isinstance(term, squares) and term.scale == 'teacher_std'

@@ -11,7 +11,7 @@ Adapter = Literal['auto', 'always']
 # `teacher_std`: maps are measured in standard deviations of the teacher's level over the batch, so that 1 is the loss
 # of a student that knows only each channel's mean; `none`: as they are.
 Scale = Literal['teacher_std', 'none']
-# What weights belong to. `published`: the paper's sums over channels and cells at 800x1088 px, whatever the size of the
+# What weights belong to. `published`: the paper's sums over channels and cells at 800x1088 px, for any size of the
 # input (see `mtpd.losses.mgd.published_elements`); `mean`: means over them.
 Normalize = Literal['mean', 'published']
 

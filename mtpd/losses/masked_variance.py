@@ -15,7 +15,7 @@ def masked_variance(teacher: TeacherMap, mask: Tensor) -> Tensor:
 
         V = sum_bchw M_bhw (T_bchw - mean_c)^2 / (C sum_bhw M_bhw),   mean_c the channel's mean over valid cells
 
-    What a loss is divided by when it is to be a share of the teacher's variance, whatever the scale of its features.
+    Divisor that turns a loss into a share of the teacher's variance, for features of any scale.
     Variance is taken around each channel's own mean: an adapter's bias learns those means immediately, and on deep
     levels they can be nine tenths of the spread of all values. All channels share one figure: dividing each by its own
     would give dead channels, mere noise, the weight of live ones.

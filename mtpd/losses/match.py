@@ -55,7 +55,7 @@ def match_levels(
     teacher_wanted: Sequence[str] | None = None,
     resize: Resize = 'none',
 ) -> list[LevelPair]:
-    """Pairs levels by name, whatever their index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as asked.
+    """Pairs levels by name, for any index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as given.
 
     Args:
         student: the student's levels.

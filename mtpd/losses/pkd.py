@@ -1,4 +1,4 @@
-"""PKD (Cao et al., NeurIPS 2022): the student's channels correlate with the teacher's, whatever their scale and offset.
+"""PKD (Cao et al., NeurIPS 2022): correlates the student's channels with the teacher's, for any scale and offset.
 
 Legend: B batch, C channels, H W grid of a level.
 """

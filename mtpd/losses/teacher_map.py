@@ -25,7 +25,7 @@ class TeacherMap:
         scale: (B, 2, C) step and offset of each image and channel; None: 1 and 0.
         basis: (C, C) float32, orthonormal columns, the directions that the channels of the codes stand for; None when
             these are the teacher's channels.
-        sizes: (rows, columns) of each image's own map, beyond which values are 0, whatever the codes; None: all of it.
+        sizes: (rows, columns) of each image's own map, beyond which values are 0 for any codes; None: all of it.
     """
 
     codes: Tensor
@@ -65,7 +65,7 @@ class TeacherMap:
             if self.basis is not None:
                 values = torch.matmul(self.basis.to(self.dtype), values.flatten(2)).view_as(values)
             for image, (rows, columns) in zip(values, self.sizes or (), strict=False):
-                # An offset is no zero.
+                # An offset is not zero.
                 image[:, rows:] = 0
                 image[:, :, columns:] = 0
             return values

@@ -86,7 +86,7 @@ def backward_greedy(
 def _obstacle(
     costs: Costs, accuracies: Mapping[str, float], name: str, successor: str, student: str | None
 ) -> str | None:
-    """Why a teacher is no stepping stone to its successor, or None."""
+    """Why a teacher cannot precede its successor, or None."""
     accuracy = accuracies.get(name)
     if accuracy is not None and accuracy >= accuracies.get(successor, float('inf')):
         return f'its AP of {accuracy:g} is not below {accuracies[successor]:g}'

@@ -12,7 +12,7 @@ from mtpd.text import size, table
 from mtpd_train.planning.plan import StagePlan, disk_bytes
 from mtpd_train.planning.trial import Trial
 
-# Kept free for logs and whatever else writes to the disk.
+# Kept free for logs and other writers to the disk.
 MARGIN_BYTES = 64 * 2**20
 
 

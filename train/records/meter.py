@@ -57,7 +57,7 @@ class Meter:
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Passes items on and counts the time while they last, and of it that spent waiting for them.
 
-        What lies between two epochs, an evaluation above all, is no training.
+        Time between two epochs, mainly evaluation, is not training.
         """
         iterator = iter(items)
         self._started = self._clock()

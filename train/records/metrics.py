@@ -108,7 +108,7 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
         epoch: epochs of the stage that are finished, their evaluations done; later evaluations go.
 
     Raises:
-        InputError: a line other than the last is no record.
+        InputError: a line other than the last is not a record.
     """
     if not path.exists():
         return

@@ -17,7 +17,7 @@ HEADINGS = (
     'run', 'stage', 'teacher', 'codec', 'losses', 'epochs', *METRICS, 'mask AP', 'best AP', 'time', 'images/s', 'wait',
     'memory',
 )  # fmt: skip
-NUM_TEXTS = 5  # columns on the left that are no numbers
+NUM_TEXTS = 5  # columns on the left that are not numbers
 
 
 def compare_columns(runs: Sequence[RunLog]) -> list[list[str]]:

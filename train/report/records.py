@@ -24,7 +24,7 @@ def read_records(path: Path) -> list[Record]:
     A number that is null, because it was not finite, is NaN.
 
     Raises:
-        InputError: there is no such file, or a line other than the last is no record.
+        InputError: there is no such file, or a line other than the last is not a record.
     """
     try:
         lines = path.read_bytes().splitlines()

@@ -1,6 +1,6 @@
 """The training state within a stage, for an exact resume.
 
-What is drawn at random is no part of it: that depends on the place in the run alone (see `mtpd_train.seeding`).
+Random draws are not part of it: they depend only on the position in the run (see `mtpd_train.seeding`).
 """
 
 from collections.abc import Mapping

@@ -73,7 +73,7 @@ class TeacherSource(Protocol):
         """The teacher's RoI head, in float32 on the CPU, for maps that this source gives.
 
         Raises:
-            MtpdError: the teacher has none that mtpd can run; says why.
+            MtpdError: the teacher has none that mtpd can run; the message states why.
         """
 
     def num_roi_classes(self) -> int:

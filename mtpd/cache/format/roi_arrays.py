@@ -94,7 +94,7 @@ def decode_row(rows: Sequence[bytes], record: RoisRecord, *, num_rois: int) -> I
     """What `encode_row` encoded, in the order of `VALUES`, each row of its right length.
 
     Raises:
-        ValueError: the values are not those of RoIs; says what is wrong with them.
+        ValueError: the values are not those of RoIs; the message states what is wrong.
     """
     if not 0 <= num_rois <= record.num_rois:
         raise ValueError(f'{num_rois} RoIs in {record.num_rois} places')
@@ -110,7 +110,7 @@ def require_rois(rois: ImageRois, *, num_classes: int) -> None:
     """Checks the values of RoIs.
 
     Raises:
-        ValueError: says what is wrong with them.
+        ValueError: the message states what is wrong.
     """
     if not all(bool(one.isfinite().all()) for one in rois):
         raise ValueError('values that are not finite')

@@ -3,7 +3,7 @@
 Layout (Zarr v3, `sharding_indexed`, index at the end): the encoded inner chunks one after another, then for every chunk
 its offset and length as two little-endian uint64, then the CRC-32C of that index. An inner chunk is one image's map:
 little-endian values, zstd, CRC-32C. zarr-python opens the same files; it is not used here because it fills missing
-chunks with zeros without a word, and a target that is zero trains a student on nothing.
+chunks with zeros silently, and zero targets train a student on nothing.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""JSON that anyone may have written, read within limits or refused with one line."""
+"""Untrusted JSON, read within limits or refused with a one-line error."""
 
 import json
 import math

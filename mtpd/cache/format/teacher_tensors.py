@@ -77,7 +77,7 @@ def load_roi_head(content: bytes, *, name: str) -> RoiHead:
 
     Raises:
         CacheDamagedError: as for `load_teacher`, or the record contradicts the tensors.
-        CacheMismatchError: no head is on record; says why.
+        CacheMismatchError: no head is on record; the message states why.
     """
     teacher = load_teacher(content, name=name)
     if teacher.roi_head is None:

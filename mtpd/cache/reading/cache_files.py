@@ -1,4 +1,4 @@
-"""The files of a cache, opened only as far as its manifest vouches for them."""
+"""The files of a cache, opened only as its manifest guarantees them."""
 
 import os
 from collections.abc import Mapping

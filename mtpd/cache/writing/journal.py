@@ -165,7 +165,7 @@ def _parse(line: bytes) -> JournalEntry | None:
             return None
         files = {name: FileRecord(**record) for name, record in content['files'].items()}
         return JournalEntry(plan, ShardKey(bucket, shard), files)
-    # Whatever JSON it is: what is no line of ours was not committed.
+    # Any other JSON: a line not written by this module was not committed.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 

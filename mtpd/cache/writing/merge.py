@@ -54,7 +54,7 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
 
     Raises:
         CacheMismatchError: a source is of another extraction, or `out` holds other things.
-        CacheIncompleteError: a source is no unfinished cache, or shard groups are in none of them.
+        CacheIncompleteError: a source is not an unfinished cache, or shard groups are missing from all of them.
         CacheDamagedError: a file differs from what was written.
         UnavailableError: something is at work in `out`, or the disk refuses.
     """

@@ -99,7 +99,7 @@ def read_plan_json(root: Path) -> Any:
 
     Raises:
         CacheIncompleteError: there is none.
-        CacheDamagedError: it is no JSON.
+        CacheDamagedError: it is not valid JSON.
     """
     path = root / PLAN_FILE
     if not path.is_file():
@@ -112,7 +112,7 @@ def read_plan_file(root: Path) -> PlanRecord:
 
     Raises:
         CacheIncompleteError: there is none.
-        CacheDamagedError: it is no plan.
+        CacheDamagedError: it is not a plan.
     """
     content = read_plan_json(root)
     try:
