@@ -65,7 +65,7 @@ def build_extraction(options: Mapping[str, Any]) -> Extraction:
     selected = coco.images[: options['limit']]
     if not selected:
         raise InputError(f'{annotation_file}: lists no images')
-    if options['part'] is None or options['part'][0] == 1:  # of several processes one speaks
+    if options['part'] is None or options['part'][0] == 1:  # only one of several processes reports
         for doubt in suspicions(coco):
             warn(f'{annotation_file}: {doubt}')
     _require_images(replace(coco, images=selected), folder)
@@ -121,7 +121,7 @@ def _target_error(codec: CodecName, given: float | None) -> float | None:
     if codec == 'lean':
         return DEFAULT_TARGET if given is None else given
     if given is not None:
-        raise InputError(f'--error {given:g}: belongs to --codec lean, and the codec is {codec}; leave it out')
+        raise InputError(f'--error {given:g}: applies to --codec lean only, but the codec is {codec}; remove it')
     return None
 
 
@@ -140,7 +140,7 @@ def _require_images(coco: CocoSet, folder: Path) -> None:
     if missing:
         raise InputError(
             f'{folder}: {len(missing)} of {len(coco.images)} images are missing, the first is {missing[0]}; '
-            'fetch them, or take them out of the annotation file'
+            'restore them, or remove them from the annotation file'
         )
 
 
@@ -149,7 +149,7 @@ def _proposing_head(teacher: Teacher, options: Mapping[str, Any], device: torch.
     if options['rois'] == 0:
         return None
     if 'plain' not in options['views']:
-        raise InputError('--rois: proposals belong to the plain view; extract it too with --views plain,flip')
+        raise InputError('--rois: proposals are stored with the plain view; extract it too with --views plain,flip')
     return proposing_head(teacher).to(device)
 
 

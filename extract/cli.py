@@ -30,7 +30,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
         return None
     names = tuple(name.strip() for name in value.split(','))
     if not all(names):
-        raise click.BadParameter(f'{value!r}: expected names with commas between them, for instance p3,p4')
+        raise click.BadParameter(f'{value!r}: expected comma-separated names, for instance p3,p4')
     return names
 
 
@@ -61,7 +61,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
         raise click.BadParameter(f'{value!r}: expected part/parts, for instance 2/4')
     index, count = int(numbers[0]), int(numbers[1])
     if not 1 <= index <= count:
-        raise click.BadParameter(f'{value!r}: parts are numbered from 1, of 4 parts the last is 4/4')
+        raise click.BadParameter(f'{value!r}: parts are numbered from 1; the last of 4 parts is 4/4')
     return index, count
 
 
@@ -78,7 +78,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     required=True,
     type=click.Path(path_type=Path),
     metavar='CACHE',
-    help='Folder of the cache; resumes what is there.',
+    help='Cache folder; an unfinished extraction in it is resumed.',
 )
 @teacher_options
 @data_options
@@ -90,14 +90,14 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     type=click.Choice(['auto', 'neck', 'before-norm']),
     default='auto',
     show_default=True,
-    help='Where maps are taken: after the neck, or before its last norms. auto: as MTPD, before norms if any.',
+    help="Where maps are taken: neck: the neck's output; before-norm: before its last norms; auto: before-norm if any.",
 )
 @click.option(
     '--codec',
     type=click.Choice(['fp16', 'int8', 'lean']),
     default='lean',
     show_default=True,
-    help='How the maps are stored.',
+    help='Storage format of the maps.',
 )
 @click.option(
     '--error',
@@ -110,7 +110,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     callback=_views,
     default='plain,flip',
     show_default=True,
-    help='Stored views; training can mirror images only with both.',
+    help='Views to store; training with horizontal flips needs both.',
 )
 @click.option(
     '--rois',
@@ -118,45 +118,45 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     default=0,
     show_default=True,
     metavar='N',
-    help="For two-stage teachers: store the N best proposals of each image too, with the teacher's predictions.",
+    help="For two-stage teachers: also store the N best proposals of each image with the teacher's predictions.",
 )
-@click.option(
-    '--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the teacher's own]"
-)
-@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images a forward pass.')
+@click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: as the teacher's]")
+@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images per forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read images.')
 @click.option(
     '--shard-mb',
     type=click.FloatRange(min=0, min_open=True, max=2**20),
     default=96.0,
     show_default=True,
-    help='Approximate size on disk of a shard of the largest level, MiB.',
+    help='Approximate shard size on disk of the largest level, MiB.',
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option(
     '--part',
     callback=_part,
     metavar='I/N',
-    help='Only part I of N; N processes fill one CACHE.  [default: what torchrun says]',
+    help='Extract only part I of N; N processes fill one CACHE.  [default: from torchrun]',
 )
-@click.option('--limit', type=click.IntRange(1), help='Only the first N images of the annotation file.')
+@click.option('--limit', type=click.IntRange(1), help='Use only the first N images of the annotation file.')
 @click.option(
-    '--resume/--no-resume', default=True, show_default=True, help='Resume an unfinished extraction, or refuse it.'
+    '--resume/--no-resume', default=True, show_default=True, help='Resume an unfinished extraction, or refuse to.'
 )
-@click.option('--overwrite', is_flag=True, help='Delete the cache in CACHE and start from scratch.')
-@click.option('--dry-run', is_flag=True, help='Print what would be done, with time and disk space; write nothing.')
+@click.option('--overwrite', is_flag=True, help='Delete an existing cache in CACHE and start over.')
+@click.option('--dry-run', is_flag=True, help='Estimate time and disk; write nothing.')
 @output_options
 def main(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Run a teacher once over a data set and keep its feature maps, compressed, in CACHE.
+    """Run a teacher once over a data set and store its compressed feature maps in CACHE.
 
-    Run the same command again to resume after an interruption. Parts may run at once, one after another, and again in
-    other numbers; the one that finds nothing left publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
+    Run the same command again to resume after an interruption. Parts may run concurrently or sequentially, and may be
+    re-split; the last one to finish publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
     interrupted after saving.
     """
     require_pairs(options)
     if options['part'] not in (None, (1, 1)) and (options['overwrite'] or not options['resume']):
         option = '--overwrite' if options['overwrite'] else '--no-resume'
-        raise click.UsageError(f'{option} does not go with parts, which share a cache: delete CACHE before they start')
+        raise click.UsageError(
+            f'{option} cannot be combined with parts, which share a cache: delete CACHE before they start'
+        )
     try:
         options['local_rank'] = local_rank(os.environ)
     except ValueError as error:

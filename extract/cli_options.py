@@ -1,4 +1,4 @@
-"""What several command lines share: options for the teacher and the images, and for what is said."""
+"""Options shared by several command lines: teacher, images, verbosity."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +17,18 @@ def teacher_options(command: Command) -> Command:
         click.option(
             '--checkpoint',
             type=click.Path(path_type=Path, dir_okay=False),
-            help='Weights file; zoo models fetch their own.',
+            help='Weights file; zoo models download theirs.',
         ),
         click.option(
             '--trust-checkpoint',
             is_flag=True,
-            help='Unpickle a checkpoint that holds more than tensors. This can run code in it.',
+            help='Unpickle a checkpoint that holds more than tensors. This can run code from the file.',
         ),
         click.option(
             '--mean',
             callback=_channels,
             metavar='A,B,C',
-            help="For FILE.py:CALLABLE: mean per channel, in the network's order.",
+            help="For FILE.py:CALLABLE: mean per channel, in the network's channel order.",
         ),
         click.option(
             '--std', callback=_channels, metavar='A,B,C', help='For FILE.py:CALLABLE: standard deviation per channel.'
@@ -39,13 +39,13 @@ def teacher_options(command: Command) -> Command:
         click.option(
             '--pad-divisor',
             type=click.IntRange(1),
-            help='For FILE.py:CALLABLE: padded sides are multiples of this.  [default: 32]',
+            help='For FILE.py:CALLABLE: pad both sides to a multiple of this.  [default: 32]',
         ),
-        click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: pixel value of padding.  [default: 0]'),
+        click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: padding value.  [default: 0]'),
         click.option(
             '--pad-after-normalisation/--pad-before-normalisation',
             default=None,
-            help='For FILE.py:CALLABLE: --pad-value is one of normalised inputs, or of pixels.  [default: before]',
+            help='For FILE.py:CALLABLE: pad normalised values, or pixels before normalisation.  [default: before]',
         ),
         click.option(
             '--keep-ratio/--no-keep-ratio',
@@ -57,7 +57,7 @@ def teacher_options(command: Command) -> Command:
             type=click.IntRange(1),
             nargs=2,
             metavar='HEIGHT WIDTH',
-            help='For FILE.py:CALLABLE: the padded input has at least this size, px.',
+            help='For FILE.py:CALLABLE: minimum size of the padded input, px.',
         ),
     )
 
@@ -74,9 +74,9 @@ def data_options(command: Command) -> Command:
             help="Data set in COCO's own layout.",
         ),
         click.option('--split', default='train2017', show_default=True, help='Split of --coco.'),
-        click.option('--images', type=click.Path(path_type=Path), help='Image folder, in place of --coco and --split.'),
+        click.option('--images', type=click.Path(path_type=Path), help='Image folder, instead of --coco and --split.'),
         click.option(
-            '--annotations', type=click.Path(path_type=Path), help='COCO annotation file, together with --images.'
+            '--annotations', type=click.Path(path_type=Path), help='COCO annotation file; required with --images.'
         ),
     )
 
@@ -84,15 +84,15 @@ def data_options(command: Command) -> Command:
 def require_pairs(options: dict[str, Any]) -> None:
     """Refuses an image folder without its annotation file, and the other way round."""
     if (options['images'] is None) != (options['annotations'] is None):
-        raise click.UsageError('--images and --annotations go together')
+        raise click.UsageError('--images and --annotations must be given together')
 
 
 def output_options(command: Command) -> Command:
-    """How much is said, as `mtpd.console.reported` takes it."""
+    """Verbosity options, as `mtpd.console.reported` takes them."""
     return _together(
         command,
-        click.option('-q', '--quiet', is_flag=True, help='No progress: only results, warnings and errors.'),
-        click.option('-v', '--verbose', is_flag=True, help='Tracebacks of errors.'),
+        click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.'),
+        click.option('-v', '--verbose', is_flag=True, help='Show tracebacks.'),
     )
 
 

@@ -14,13 +14,13 @@ from mtpd_extract.build import Extraction
 def without_head_record(extraction: Extraction, out: Path) -> Extraction | None:
     """The extraction without its record of the RoI head, if the unfinished cache in `out` was planned so; else None.
 
-    Its shards are the same and may have taken days, so it goes on as it was begun. The cache lacks the record then.
+    Its shards are the same and may have taken days, so it resumes as it was started. The cache then lacks the record.
     """
     if extraction.teacher.roi_head is None:
         return None
     try:
         planned = read_plan_file(out).files.get(TEACHER_FILE)
-    except CacheError:  # nothing is there, or nothing that goes on
+    except CacheError:  # there is nothing to resume
         return None
     plain = without_record(extraction.teacher_weights)
     if planned is None or planned.sha256 != sha256_bytes(plain):

@@ -20,7 +20,7 @@ from mtpd_extract.build import Extraction
 BLOCK_BYTES = 4096
 # A file's lines in the journal and in the manifest.
 RECORD_BYTES = 1024
-# Kept free for whatever else writes to the disk.
+# Kept free for other writers to the disk.
 MARGIN_BYTES = 64 * 2**20
 # What images may compress worse than those of a trial.
 TRIAL_MARGIN = 1.1
@@ -79,13 +79,13 @@ def require_room(needed: Callable[[PerElement | None], int], out: Path, *, trial
     predicted = needed({name: TRIAL_MARGIN * size for name, size in trial().items()})
     if predicted + MARGIN_BYTES > free:
         raise UnavailableError(
-            f'{out}: needs about {gigabytes(predicted)} more, by a trial on a few images and with a margin, and the '
+            f'{out}: needs about {gigabytes(predicted)} more (estimated from a few images, with a margin), but the '
             f'disk has {gigabytes(free)} free; store fewer levels (--levels), one view (--views plain), or a smaller '
             '--scale'
         )
     warn(
-        f'{out}: of {gigabytes(free)} free about {gigabytes(predicted)} will be needed, by a trial on a few '
-        f'images and with a margin, but {gigabytes(bound)} are possible'
+        f'{out}: {gigabytes(free)} are free and about {gigabytes(predicted)} are needed (estimated from a few '
+        f'images, with a margin), but up to {gigabytes(bound)} are possible'
     )
 
 

@@ -122,7 +122,7 @@ def _rois(extraction: Extraction, batch: Batch, maps: Mapping[str, Tensor]) -> l
 
 @dataclass(frozen=True)
 class Copies:
-    """Maps on the host that a GPU may still be copying: such copies go on while the host does something else.
+    """Maps on the host that a GPU may still be copying: such copies continue while the host does something else.
 
     Attributes:
         maps: level name -> codes; not to be looked at before the arrival.
@@ -179,7 +179,7 @@ class Progress:
     def advance(self, num_images: int, *, is_stopping: bool) -> None:
         """Counts images that the teacher has seen."""
         if is_stopping:
-            self._bar.set_description('finishing this shard; Ctrl-C again stops at once', refresh=False)
+            self._bar.set_description('finishing this shard; press Ctrl-C again to stop immediately', refresh=False)
         self._bar.update(num_images)
 
     def commit(self, sink: Sink, group: ShardGroup) -> None:

@@ -1,6 +1,6 @@
 """What an extraction is made from: what must be equal for two to be one, and what is recorded for people.
 
-Levels, views, codec and geometry stand beside the fingerprint in the manifest and must be equal too.
+Levels, views, codec and geometry are next to the fingerprint in the manifest and must be equal too.
 """
 
 import json
@@ -52,8 +52,8 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
     Args:
         teacher: the network.
         coco: the annotation file.
-        paths: image id -> file. Of the files only the sizes are looked at: hashing COCO takes minutes. They are no part
-            of the fingerprint, as an extraction that stopped at a broken image goes on when the image is mended.
+        paths: image id -> file. Only the sizes of the files are checked: hashing COCO takes minutes. They are not part
+            of the fingerprint, as an extraction that stopped at a broken image resumes when the image is repaired.
         device: where the teacher runs.
     """
     return {
@@ -83,5 +83,5 @@ def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
     rows += differences(then.get('versions'), now['versions'])
     changes = [f'{name} was {old} and is {new}' for name, old, new in rows]
     if then.get('image_bytes') != now['image_bytes']:
-        changes.append('image files have other sizes now')
+        changes.append('the sizes of image files changed')
     return [] if state.is_finished else changes

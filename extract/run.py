@@ -30,7 +30,9 @@ def run(options: Mapping[str, Any]) -> None:
     check_target(out, resume=options['resume'], overwrite=options['overwrite'])
     extraction = build_extraction(options)
     if not options['overwrite'] and (begun := without_head_record(extraction, out)):
-        warn(f'{out} was begun by an mtpd that kept no record of the RoI head, and goes on so')
+        warn(
+            f'{out} was started by an mtpd version that did not record the RoI head; it is resumed without that record'
+        )
         extraction = begun
     say(_summary(extraction, out, part))
     loading = Loading(batch_size=options['batch_size'], num_threads=options['workers'])
@@ -52,13 +54,13 @@ def run(options: Mapping[str, Any]) -> None:
         clear_target(out)
     changes = changes_since(out, extraction.description.provenance)
     if changes:
-        warn(f'{out} was begun otherwise: {"; ".join(changes)}; its maps may differ a little')
+        warn(f'{out} was started under other conditions: {"; ".join(changes)}; its maps may differ slightly')
     left = extract(extraction, out, loading, part=part, trial=trial)
     if left:
         say(f'{out}: part {part} is done; {_left_to_others(left, extraction, part)}')
         return
     size, num_images = present_bytes(out), extraction.plan.num_images
-    say(f'{out}: {num_images} images, {size / 1e6:.1f} MB, {size / num_images / 1e3:.1f} kB an image')
+    say(f'{out}: {num_images} images, {size / 1e6:.1f} MB, {size / num_images / 1e3:.1f} kB per image')
 
 
 def extract(
@@ -81,7 +83,7 @@ def extract(
         stop_on_signals() as stop,
     ):
         if writer.is_finished:
-            say(f'{out}: is complete already, nothing to do')
+            say(f'{out}: is already complete, nothing to do')
             return []
         pending = writer.pending()
         require_room(partial(groups_bytes, extraction, pending), out, trial=lambda: trial().bytes_per_element)
@@ -98,7 +100,7 @@ def extract(
         if left:
             raise Interrupted(
                 f'stopped with {len(share) - len(left)} of {len(share)} shards{_of_part(part)} saved; '
-                'run the same command again to go on'
+                'run the same command again to resume'
             )
         return writer.finish()
 
@@ -107,7 +109,7 @@ def _left_to_others(left: Sequence[ShardKey], extraction: Extraction, part: Part
     keys = extraction.plan.shard_keys()
     parts = [other for other in part.others() if set(left) & set(other.share(keys))]
     names = ', '.join(map(str, parts))
-    return f'{len(left)} of {len(keys)} shards are still to come from part{"s" if len(parts) > 1 else ""} {names}'
+    return f'{len(left)} of {len(keys)} shards are still missing from part{"s" if len(parts) > 1 else ""} {names}'
 
 
 def _num_images(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
@@ -116,7 +118,7 @@ def _num_images(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
 
 def _predictions(extraction: Extraction, trial: Trial, part: Part) -> str:
     together = '' if part.is_whole else ' in one process'
-    lines = [f'predict  {predict(extraction, trial)}{together}; by a trial on {trial.num_images} images']
+    lines = [f'predict  {predict(extraction, trial)}{together}; estimated from {trial.num_images} images']
     if extraction.plan.num_images < NUM_COCO_IMAGES:
         lines.append(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, trial)}')
     return '\n'.join(lines)

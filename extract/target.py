@@ -25,24 +25,24 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that an extraction must not touch.
 
     Raises:
-        InputError: it is no folder.
+        InputError: it is not a folder.
         CacheMismatchError: it holds other things, or an extraction that `resume` and `overwrite` exclude.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f'--out {out}: is a file; give a folder, which need not exist')
+        raise InputError(f'--out {out}: is a file; give a folder, it need not exist')
     names = _names(out)
     if not names:
         return
     if not holds_extraction(out):
-        raise CacheMismatchError(f'--out {out}: holds {names[0]} and no cache; choose an empty or a new folder')
+        raise CacheMismatchError(f'--out {out}: holds {names[0]} but no cache; choose an empty or new folder')
     strangers = [name for name in names if not _is_of_a_cache(name)]
     if overwrite and strangers:
         raise CacheMismatchError(
-            f'--out {out}: --overwrite deletes only caches, and beside the cache there is {strangers[0]}; move it away'
+            f'--out {out}: --overwrite deletes only caches, but the folder also holds {strangers[0]}; move it away'
         )
     if not resume and not overwrite:
         raise CacheMismatchError(
-            f'--out {out}: already holds an extraction; leave out --no-resume to go on with it, or --overwrite it'
+            f'--out {out}: already holds an extraction; remove --no-resume to resume it, or add --overwrite'
         )
 
 

@@ -29,4 +29,4 @@ def check_teacher(extraction: Extraction) -> None:
                 require_finite(maps[name], level=name, view=view, image_ids=[image.image_id])
                 one.add(maps[name])
     for one in statistics.values():
-        one.require_varied(name=extraction.teacher.name, advice='leave the level out with --levels')
+        one.require_varied(name=extraction.teacher.name, advice='exclude the level with --levels')

@@ -1,4 +1,4 @@
-"""Which share of the work this process has: of --part, or of what torchrun says in the environment."""
+"""The share of the work of this process: from --part, or from torchrun's environment variables."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ def part_of_environment(environment: Mapping[str, str]) -> tuple[int, int] | Non
     """(part, parts), counted from 1, of a process that torchrun started; None for a process on its own.
 
     Raises:
-        ValueError: RANK and WORLD_SIZE are no numbers that fit.
+        ValueError: RANK and WORLD_SIZE are not consistent numbers.
     """
     try:
         found = rank_and_size(environment)

@@ -1,6 +1,6 @@
-"""How the programs speak: progress on stderr, lines on stdout, and how they end. The library itself uses none of this.
+"""Output of the programs: progress on stderr, lines on stdout, exit codes. The library itself does not use this.
 
-A terminal gets moving bars, a log file a line now and then. `-q` leaves what was asked for, warnings and errors.
+A terminal gets progress bars, a log file a line now and then. `-q` leaves results, warnings and errors.
 A reader who goes away (`| head`, a `tee` that Ctrl-C ends, a terminal that is closed) stops no work: what it would have
 read is left out.
 """
@@ -41,7 +41,7 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
             yield
         if sys.stdout is not None:
             sys.stdout.flush()
-    except SystemExit:  # who exits has said why
+    except SystemExit:  # the caller has already reported the reason
         raise
     except BaseException as error:
         if _stdout_lost_its_reader(error):
@@ -55,12 +55,12 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
 
 
 def hush() -> None:
-    """Leaves out progress and accounts of it from now on: of several processes that work together one speaks."""
+    """Turns off progress and status lines: only one of several processes prints them."""
     _quiet.set(True)
 
 
 def say(text: str) -> None:
-    """Tells on stdout how far the work is, above the bars; not when the user asked for quiet."""
+    """Prints a status line on stdout, above the progress bars; not with `-q`."""
     if not _quiet.get():
         from tqdm import tqdm
 
@@ -78,7 +78,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True,
 
     Args:
         iterable: what to count, as for tqdm.
-        in_logs: whether it is shown where stderr is no terminal.
+        in_logs: whether it is shown if stderr is not a terminal.
         options: tqdm's.
     """
     from tqdm import tqdm  # Not at the top: it would slow down --help.

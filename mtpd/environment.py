@@ -10,17 +10,17 @@ from mtpd.errors import InputError
 
 
 def choose_device(name: str, *, number: int | None = None) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` stands for.
+    """The device for `auto`, `cpu` or `cuda`.
 
     Args:
         name: one of these.
         number: of this process among those of its machine, which have one GPU each; None when it is alone.
 
     Raises:
-        InputError: CUDA was asked for and is not there, or there are fewer GPUs than processes.
+        InputError: CUDA was requested but is not available, or there are fewer GPUs than processes.
     """
     if name == 'cuda' and not torch.cuda.is_available():
-        raise InputError('--device cuda: PyTorch sees no CUDA device here; use --device cpu or mend the driver')
+        raise InputError('--device cuda: PyTorch finds no CUDA device; use --device cpu or fix the driver')
     if name == 'cpu' or not torch.cuda.is_available():
         return torch.device('cpu')
     num_devices = torch.cuda.device_count()

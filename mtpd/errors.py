@@ -1,14 +1,14 @@
 """The errors that a user can meet, grouped by what a handler would do about them.
 
     MtpdError                     one line for the user; programs print it and exit with 1
-    |-- InputError                a file, option or value that the user gave is wrong: correct it and run again
-    |-- UnavailableError          something needed is not there (a network, a checkpoint, disk space): fetch it
+    |-- InputError                a file, option or value given by the user is wrong: fix it and run again
+    |-- UnavailableError          something required is missing (network, checkpoint, disk space): provide it
     `-- CacheError                a cache cannot be trusted or does not fit
         |-- CacheDamagedError     bytes are missing or changed
         |-- CacheIncompleteError  the extraction has not finished
-        `-- CacheMismatchError    the cache was made from something else than what is asked of it
+        `-- CacheMismatchError    the cache was made from something other than requested
 
-Every message names the thing, the value found, the value wanted and the next step.
+Every message names the object, the value found, the value expected and the next step.
 """
 
 
@@ -21,7 +21,7 @@ class InputError(MtpdError, ValueError):
 
 
 class UnavailableError(MtpdError, RuntimeError):
-    """Something that is needed cannot be had: a network, a file, disk space, a package."""
+    """Something required is not available: a network, a file, disk space, a package."""
 
 
 class CacheError(MtpdError):
@@ -29,7 +29,7 @@ class CacheError(MtpdError):
 
 
 # What to do about a damaged file of a cache.
-REPAIR = 'mend the cache with mtpd-cache verify --repair'
+REPAIR = 'repair the cache with mtpd-cache verify --repair'
 
 
 class CacheDamagedError(CacheError):
@@ -41,4 +41,4 @@ class CacheIncompleteError(CacheError):
 
 
 class CacheMismatchError(CacheError):
-    """A cache was made from another teacher, data set, geometry or format than is asked of it."""
+    """A cache was made from another teacher, data set, geometry or format than requested."""

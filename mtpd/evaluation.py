@@ -25,7 +25,7 @@ METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'A
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the COCO benchmark says about detections.
+    """COCO metrics of detections.
 
     Attributes:
         metrics: the twelve numbers by the names of `METRICS`, from 0 to 1; -1 where there is no such object to find.
@@ -62,7 +62,7 @@ def evaluate(
     """
     strangers = ({detection['image_id'] for detection in detections} | set(image_ids or ())) - coco.annotations.keys()
     if strangers:
-        raise InputError(f'{coco.path}: has no image {min(strangers)}, which was to be evaluated')
+        raise InputError(f'{coco.path}: has no image {min(strangers)}, which was given for evaluation')
     coco_class, evaluator_class = _backend(backend)
     fields = ('image_id', 'category_id', 'score', 'bbox' if kind == 'bbox' else 'segmentation')
     with contextlib.redirect_stdout(io.StringIO()):  # both print their progress
@@ -121,7 +121,7 @@ def _class_ap(evaluator: Any) -> dict[str, float]:
 
 
 def _dataset(coco: CocoSet, kind: Kind) -> dict[str, Any]:
-    """The checked annotations as pycocotools wants them.
+    """The checked annotations in the form that pycocotools expects.
 
     It keeps ids of annotations as marks of a match, where 0 is none, and one record for each id; files have ids that
     are missing, that repeat or that start at 0. So they get ids from 1 on here.

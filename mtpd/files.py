@@ -27,12 +27,12 @@ def fsync_directory(folder: Path) -> None:
 def write_atomically(path: Path, content: bytes, *, owner: str = '', flush: bool = True) -> None:
     """Writes a temporary file beside `path` and renames it into place.
 
-    Any number of processes, on any machines, may write the same path at once: one of them is last.
+    Any number of processes, on any machines, may write the same path concurrently: the last one wins.
 
     Args:
         path: the file.
         content: all of it.
-        owner: stands in the temporary file's name, for whoever tidies up after a kill.
+        owner: part of the temporary file's name, for the clean-up after a kill.
         flush: whether it is to survive a power cut; a kill of the process it survives anyway.
 
     Raises:

@@ -38,7 +38,7 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Turns `STOP_SIGNALS` into a flag; another Ctrl-C, some time later, interrupts at once. Main thread only."""
+    """Turns `STOP_SIGNALS` into a flag; another Ctrl-C, some time later, interrupts immediately. Main thread only."""
     flag = StopFlag()
     first = 0.0
 
@@ -75,7 +75,7 @@ def interrupted_by_signals() -> Iterator[None]:
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     heard = set(STOP_SIGNALS)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        heard.remove(signal.SIGHUP)  # By nohup: the work is to go on without its terminal.
+        heard.remove(signal.SIGHUP)  # By nohup: the work continues without its terminal.
     previous = {number: signal.signal(number, handler) for number in heard}
     try:
         yield

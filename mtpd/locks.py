@@ -1,4 +1,4 @@
-"""Locks of the file system that say who holds them."""
+"""File system locks that name their holder."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 
 class LockHeldError(Exception):
-    """Another process has the lock; the message says which."""
+    """Another process holds the lock; the message names it."""
 
 
 class HolderLock:
@@ -27,7 +27,7 @@ class HolderLock:
 
         Args:
             path: the lock's file, in a folder that exists when the lock is entered.
-            role: added to what others are told about the holder.
+            role: added to the description of the holder that other processes read.
         """
         self._holder = path.with_name(f'{path.name}.holder')
         self._role = role

@@ -60,7 +60,7 @@ class MapStatistics:
 
         Args:
             name: of the teacher.
-            advice: how to leave the level out.
+            advice: how to exclude the level.
 
         Raises:
             InputError: names the level with its deviation and mean.
@@ -72,7 +72,9 @@ class MapStatistics:
         if deviation >= LEAST_DEVIATION and deviation >= LEAST_RATIO * mean:
             return
         raise InputError(
-            f'teacher {name}: level {self._level} is nearly constant: its features deviate by {deviation:.2g} from '
-            f'means of {mean:.2g}, expected at least {max(LEAST_DEVIATION, LEAST_RATIO * mean):.2g}; check its weights '
+            f'teacher {name}: level {self._level} is nearly constant: its features have a standard deviation '
+            f'of {deviation:.2g} and '
+            f'means of {mean:.2g}, expected a deviation of at least '
+            f'{max(LEAST_DEVIATION, LEAST_RATIO * mean):.2g}; check its weights '
             f'(is it trained, and is its checkpoint loaded?), or {advice}'
         )

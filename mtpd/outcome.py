@@ -1,4 +1,4 @@
-"""What a program says and returns when its work ends in an exception. Used by every command line."""
+"""Message and exit code of a program that ends in an exception. Used by every command line."""
 
 from mtpd.errors import MtpdError
 
@@ -6,7 +6,7 @@ FAILED, INTERRUPTED = 1, 130
 
 
 class Interrupted(MtpdError):
-    """The user stopped the program after it had saved its work; the message says how to go on."""
+    """The user stopped the program after it had saved its work; the message says how to resume."""
 
 
 def exit_code(error: BaseException) -> int:
@@ -15,7 +15,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def message(error: BaseException) -> str:
-    """What stderr shows in one line: what a user can act on, or else the kind of the error and how to see more.
+    """The error as one line for stderr: how to fix it, or else the type of the error and how to see the traceback.
 
     The one exception is a table, a line followed by indented ones, such as the problems of a stage file.
     """
@@ -25,7 +25,7 @@ def message(error: BaseException) -> str:
         if rest and all(line.startswith('  ') for line in rest):
             return text
     elif isinstance(error, KeyboardInterrupt):
-        text = 'interrupted at once; what was saved before is kept'
+        text = 'interrupted immediately; earlier saves are kept'
     elif type(error).__name__ == 'OutOfMemoryError':  # torch's, known by name because importing torch takes seconds
         text = 'the device has too little memory: use a smaller batch (--batch-size, data.batch_size)'
     elif isinstance(error, OSError) and error.strerror and error.filename:

@@ -14,7 +14,7 @@ def prefetched(
 ) -> Generator[Result, None, None]:
     """Yields `function(item)` for every item in order, computing up to `depth` results ahead.
 
-    With no threads it computes each result when it is asked for. An exception of `function` is raised where its result
+    With no threads it computes each result when it is requested. An exception of `function` is raised where its result
     would have come. Close the generator to drop what was computed ahead.
     """
     if num_threads == 0:

@@ -8,7 +8,7 @@ class Level:
     """One map of a feature pyramid.
 
     Attributes:
-        name: `p3` for stride 8, `p4` for stride 16, ...; `s100` where the stride is no power of two.
+        name: `p3` for stride 8, `p4` for stride 16, ...; `s100` if the stride is not a power of two.
         stride: input pixels per cell.
         channels: number of channels.
     """

@@ -1,4 +1,4 @@
-"""What torchrun says in the environment of the processes that it starts."""
+"""Environment variables that torchrun sets for its processes."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ def rank_and_size(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """Number of this process, from 0, and how many there are on all machines; None for a process on its own.
 
     Raises:
-        ValueError: RANK and WORLD_SIZE are no numbers that fit.
+        ValueError: RANK and WORLD_SIZE are not consistent numbers.
     """
     rank, world_size = environment.get('RANK'), environment.get('WORLD_SIZE')
     if rank is None or world_size is None:
@@ -24,7 +24,7 @@ def local_rank(environment: Mapping[str, str]) -> int | None:
     """Number of this process on its machine, from 0, where torchrun started it.
 
     Raises:
-        ValueError: LOCAL_RANK is no number.
+        ValueError: LOCAL_RANK is not a number.
     """
     return _number(environment, 'LOCAL_RANK')
 
@@ -33,7 +33,7 @@ def local_size(environment: Mapping[str, str]) -> int | None:
     """How many processes there are on this machine, where torchrun started them.
 
     Raises:
-        ValueError: LOCAL_WORLD_SIZE is no number.
+        ValueError: LOCAL_WORLD_SIZE is not a number.
     """
     return _number(environment, 'LOCAL_WORLD_SIZE')
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reading whole images, all levels, from a cache: against bare decompression, and against other ways to store them.
+"""Reading whole images, all levels, from a cache: compared with bare decompression and with other storage formats.
 
     scripts/bench_cache_read.py                              # synthetic maps, lean, under 2 minutes
     scripts/bench_cache_read.py --codec int8 --images 32
@@ -14,9 +14,9 @@ in half precision. tensorstore joins if it is installed.
 Images are read in random order, or shard by shard in a random order of the shards, by one and by two threads. `cold`:
 the files are dropped from the page cache before each pass. Every round runs all methods one after another, in a new
 order; rates are medians of rounds, ratios medians of the ratios in each round. `per GB`: images/s for each GB that 1000
-images take on disk. Processor time hardly depends on what else the machine does. Last line: `read/limit R1
+images take on disk. Processor time hardly depends on other load of the machine. Last line: `read/limit R1
 read/best-rival R2`: the lowest ratio to the limit of the warm rows, and the lowest ratio to the best rival of the cold
-ones: a cache that is worth having does not fit into memory.
+ones: real caches do not fit into memory.
 """
 
 import argparse
@@ -142,8 +142,8 @@ def _measure(
                     of_setting[method.name].append(len(ids) / (time.perf_counter() - start))
                     of_processor[method.name].append(1000 * (time.process_time() - started) / len(ids))
     print(
-        f'cold: {100 * gone:.1f}% of the pages were out of memory (mincore); what the disk itself, or the host of a '
-        'virtual machine, keeps cannot be seen from here'
+        f'cold: {100 * gone:.1f}% of the pages were out of memory (mincore); caches of the disk or of the host of a '
+        'virtual machine are not visible here'
     )
     # The first round warms up.
     return _without_first(rates), _without_first(processor)
@@ -168,7 +168,7 @@ def _report(rates: Figures, processor: Figures, gigabytes: Mapping[str, float]) 
         per_gb = {name: [rate / (1000 * gigabytes[name]) for rate in found[name]] for name in names if gigabytes[name]}
         values = (f'{statistics.median(per_gb[name]):>12.1f}' if name in per_gb else f'{"-":>12}' for name in names)
         print(f'{" ".join(map(str, setting)):<18}', *values, f'{"":10} {_to_best(per_gb):>10.3f}')
-    print("\nms of processor time an image, and the limit's share of what reading takes")
+    print("\nms of processor time per image, and the limit's share of the reading time")
     for setting, found in processor.items():
         share = 1 / _ratio(found, 'limit')
         print(
@@ -200,12 +200,17 @@ def _gigabytes(method: Method, methods: Sequence[Method], reader: CacheReader, i
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('--cache', type=Path, help='a cache to read in place of the synthetic one')
-    add('--codec', default='lean', choices=['fp16', 'int8', 'lean'], help='of the synthetic one (default %(default)s)')
-    add('--scale', metavar='WxH', default='1333x800', help='of its images, of 640x480 px (default %(default)s)')
-    add('--images', type=int, default=24, help='to read (default %(default)s)')
-    add('--rounds', type=int, default=5, help='that count (default %(default)s)')
-    add('--folder', type=Path, help='on the disk to measure (default: where temporary files are)')
+    add('--cache', type=Path, help='cache to read instead of the synthetic one')
+    add(
+        '--codec',
+        default='lean',
+        choices=['fp16', 'int8', 'lean'],
+        help='codec of the synthetic cache (default %(default)s)',
+    )
+    add('--scale', metavar='WxH', default='1333x800', help='scale of its images of 640x480 px (default %(default)s)')
+    add('--images', type=int, default=24, help='images to read (default %(default)s)')
+    add('--rounds', type=int, default=5, help='measured rounds (default %(default)s)')
+    add('--folder', type=Path, help='folder on the disk to measure (default: the temporary folder)')
     return parser.parse_args()
 
 

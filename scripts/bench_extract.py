@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Extraction against the bare forward pass of the teacher on the same images: what share of its speed is left?
+"""Throughput of an extraction relative to the bare forward pass of the teacher on the same images.
 
     scripts/bench_extract.py --teacher my_config.py --checkpoint my.pth --coco data/coco --split val2017 --limit 200
     scripts/bench_extract.py --teacher r101 --codec lean --batch-size 8 --workers 8 --device cuda --repeats 5
 
-Takes the options of mtpd-extract but --out, and --repeats. The bare pass has its input ready: resized, padded and
+Options: those of mtpd-extract except --out, and --repeats. The bare pass has its input ready: resized, padded and
 normalised, on the device, in batches of the same images; its maps are thrown away. The extraction reads the image
 files, encodes, compresses and writes to a temporary folder (--folder names one on another disk), up to the last shard;
-what is done once (loading, zarr metadata, the statistics of `lean`) is not timed. Both run in turns, after one round
-that is not counted; medians. Last line: `extract/forward R`, the ratio of the throughputs.
+one-time work (loading, zarr metadata, the statistics of `lean`) is not timed. Both alternate, after one warm-up
+round; medians. Last line: `extract/forward R`, the ratio of the throughputs.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from mtpd_extract.forward import load_images
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--repeats', type=int, default=5, help='rounds that count (default 5)')
-    parser.add_argument('--folder', type=Path, help='where the temporary caches go')
+    parser.add_argument('--repeats', type=int, default=5, help='measured rounds (default 5)')
+    parser.add_argument('--folder', type=Path, help='folder for the temporary caches')
     own, others = parser.parse_known_args(arguments)
     options = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
     extraction = build_extraction({**options, 'local_rank': None})
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     print(
         f'{extraction.teacher.name} on {describe_device(extraction.device)}, {num_images} images, '
         f'{", ".join(extraction.views)} as {extraction.codec}, batches of {loading.batch_size}, '
-        f'{loading.num_threads} threads that read, {torch.get_num_threads()} of the network'
+        f'{loading.num_threads} reader threads, {torch.get_num_threads()} network threads'
     )
     times: dict[str, list[float]] = {'forward': [], 'extract': []}
     for _ in range(1 + own.repeats):

@@ -1,4 +1,4 @@
-"""How long `--help` of every program takes, the best of some runs, on the clock.
+"""Wall-clock time of `--help` of every program, best of several runs.
 
     python scripts/bench_help.py
 

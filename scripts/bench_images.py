@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Reading images with the checks for damage against OpenCV alone: images per second of one thread.
+"""Reading images with damage checks compared with OpenCV alone: images per second of one thread.
 
     scripts/bench_images.py data/coco/val2017 --limit 500
 
-Both get the bytes of the files from the page cache and give pixels; the fastest of the rounds counts. Last line:
+Both read the files from the page cache and return pixels; the fastest round counts. Last line:
 `read_image/OpenCV R`, the ratio of the speeds.
 """
 
@@ -21,8 +21,8 @@ from mtpd.data.images import read_image
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', type=Path, help='where the images are')
-    parser.add_argument('--limit', type=int, help='so many of them')
+    parser.add_argument('folder', type=Path, help='image folder')
+    parser.add_argument('--limit', type=int, help='number of images')
     parser.add_argument('--repeats', type=int, default=5, help='rounds (default 5)')
     arguments = parser.parse_args()
     cv2.setNumThreads(1)

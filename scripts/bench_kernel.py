@@ -3,7 +3,7 @@
 
     scripts/bench_kernel.py --csv kernel.csv
     scripts/bench_kernel.py --pyramids p2-p5 --batches 16 --dtypes bfloat16/int8       # the row of the last line
-    scripts/bench_kernel.py --toy                    # on the CPU, in Triton's interpreter: a trial of the script alone
+    scripts/bench_kernel.py --toy                    # on the CPU, in Triton's interpreter: only tests the script
 
 Inputs of 800x1333, padded to 800x1344, 256 channels. A step is the loss of all levels and the gradients of the
 student's maps, what `mtpd.kernels.reference` computes in eager mode and compiled. GB/s count the bytes that no way of
@@ -236,10 +236,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
     parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
-    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='of student and teacher')
-    parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='of the student')
-    parser.add_argument('--csv', type=Path, help='where to write the table')
-    parser.add_argument('--toy', action='store_true', help='a tiny size on the CPU')
+    parser.add_argument(
+        '--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='types of student and teacher'
+    )
+    parser.add_argument(
+        '--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='memory layouts of the student'
+    )
+    parser.add_argument('--csv', type=Path, help='CSV file for the table')
+    parser.add_argument('--toy', action='store_true', help='tiny sizes on the CPU')
     return parser.parse_args()
 
 
@@ -253,7 +257,7 @@ def main() -> None:
         device, size = torch.device('cpu'), TOY
         options.dtypes = [one for one in options.dtypes if 'bfloat16' not in one]
     elif not torch.cuda.is_available():
-        raise SystemExit('bench_kernel.py needs a GPU, and there is none; --toy tries it on the CPU')
+        raise SystemExit('bench_kernel.py needs a GPU, but none was found; --toy tests it on the CPU')
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(options.csv.open('w', newline='')) if options.csv else None

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The memory that a training step takes, by batch size and by the options that save memory.
+"""Memory of a training step, by batch size and by the options that save memory.
 
     scripts/bench_memory.py                                                # a CPU: the demo's student, about 5 min
     scripts/bench_memory.py --device cuda --batch-sizes 1 2 4 8 16
@@ -12,7 +12,7 @@ steps; `-` means that it did not fit. On a GPU the memory is what PyTorch takes 
 own context, some hundred MB, comes on top), on a CPU the most that the process takes while it trains, without what it
 took for imports.
 
---memory-limit lets PyTorch have that share of the card alone. Last line: the least memory with which a batch of the
+--memory-limit restricts PyTorch to that share of the GPU memory. Last line: the least memory with which a batch of the
 smallest size ran plain and distilled, and their ratio.
 """
 
@@ -109,12 +109,16 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add('--batch-sizes', type=int, nargs='+', default=[1, 2, 4, 8], help='(default 1 2 4 8)')
     add('--options', nargs='+', default=list(OPTIONS), choices=OPTIONS, help='rows of the table (default: all)')
-    add('--accumulate', type=int, default=1, help='batches of a step (default %(default)s)')
-    add('--memory-limit', type=float, metavar='SHARE', help='of the GPU, from 0 to 1 (default: all)')
+    add('--accumulate', type=int, default=1, help='batches per optimizer step (default %(default)s)')
+    add(
+        '--memory-limit', type=float, metavar='SHARE', help='share of the GPU memory to use, from 0 to 1 (default: all)'
+    )
     add('--steps', type=int, default=4, help='timed steps, an even number (default %(default)s)')
     options = parse_options(parser)
     if options.memory_limit is not None and not 0 < options.memory_limit <= 1:
-        parser.error(f'--memory-limit is {options.memory_limit:g}; it is a share of the GPU, above 0 and at most 1')
+        parser.error(
+            f'--memory-limit is {options.memory_limit:g}; expected a share of the GPU memory, above 0 and at most 1'
+        )
     return options
 
 

@@ -5,11 +5,11 @@
     scripts/bench_step.py --device cuda --batch-size 16 --precision bf16 --workers 8
     scripts/bench_step.py --student my.py --teacher r101 --checkpoint r101.pth --coco data/coco_mini --size 1333x800
 
-Makes images of one size (or takes --coco), a teacher of random weights (or --checkpoint), and its cache. Each way has a
-process of its own, so that memory is told apart; they take turns of `--steps` steps, `--rounds` times, after one round
-that is not counted. Every turn begins with steps that are not timed, to use up what was read ahead meanwhile. Figures
-are medians of turns, ratios medians of rounds: what slows the machine for a while slows all. The parts of a step are
-measured in further steps, which wait for the GPU after each:
+Creates images of one size (or uses --coco), a teacher with random weights (or --checkpoint), and its cache. Each way
+runs in its own process, so that memory is separate; they take turns of `--steps` steps, `--rounds` times, after one
+warm-up round. Every turn starts with untimed steps, to consume prefetched batches. Figures
+are medians of turns, ratios medians of rounds, so that a slow phase of the machine affects all ways. The parts of a
+step are measured in additional steps, which wait for the GPU after each part:
 
     wait      for the images, and for the codes that a thread reads
     copy      pixels to the device, normalised
@@ -19,8 +19,8 @@ measured in further steps, which wait for the GPU after each:
     backward  both
     update    clipping and optimizer
 
-Memory is the most that tensors take on the GPU; on a CPU the most that the process takes while it trains, without what
-it took for imports. Last line: `cached/plain R1 cached/online R2 memory-cached/plain R3`; R1 and R2 are of images/s.
+Memory is the peak of the tensors on the GPU; on a CPU the peak of the process during training, without
+imports. Last line: `cached/plain R1 cached/online R2 memory-cached/plain R3`; R1 and R2 are of images/s.
 """
 
 import argparse
@@ -89,8 +89,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_setting_options(parser)
     parser.add_argument('--batch-size', type=int, help='(default %(default)s)')
-    parser.add_argument('--steps', type=int, default=8, help='timed steps a turn, an even number (default %(default)s)')
-    parser.add_argument('--rounds', type=int, default=10, help='rounds that count (default %(default)s)')
+    parser.add_argument(
+        '--steps', type=int, default=8, help='timed steps per turn, an even number (default %(default)s)'
+    )
+    parser.add_argument('--rounds', type=int, default=10, help='measured rounds (default %(default)s)')
     return parse_options(parser)
 
 

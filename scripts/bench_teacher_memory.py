@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a batch of a teacher takes on the device: the codes that losses are given, or decoded maps in their place.
+"""Device memory of a batch of teacher features: as codes, which losses use, or as decoded maps.
 
     scripts/bench_teacher_memory.py                       # tensors of a CPU, as many bytes as on a GPU, about a minute
     scripts/bench_teacher_memory.py --device cuda         # as the GPU's allocator counts them

@@ -1,10 +1,10 @@
-"""Are the closed-form adaptation costs of `mtpd-cache order` what training finds?
+"""Compares the closed-form adaptation costs of `mtpd-cache order` with trained adapters.
 
     python scripts/check_adaptation_costs.py cache/weak cache/strong cache/student
 
 For every pair of caches and every level a 1x1 convolution with bias is trained by Adam on the cached maps, with a loss
-on standardised channels, and the loss that is left at the end is set beside the ridge regression's. All cells that show
-the image are used by both and are held in memory: give small caches. Last line: `same ranking: yes` when both put all
+on standardised channels, and its final loss is compared with the ridge regression's. All cells that show
+the image are used by both and are held in memory: use small caches. Last line: `same ranking: yes` when both put all
 costs to each target in the same order.
 """
 

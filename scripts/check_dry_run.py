@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Predicts an extraction by a trial, as `mtpd-extract --dry-run` does, then runs it: are bytes and time right?
+"""Predicts an extraction by a trial, as `mtpd-extract --dry-run` does, then runs it and compares bytes and time.
 
     scripts/check_dry_run.py --teacher my_config.py --checkpoint my.pth --coco data/coco --split val2017
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         options = mtpd_extract.make_context('mtpd-extract', ['--out', f'{folder}/cache', *arguments]).params
         out: Path = options['out']
         if out.exists():
-            sys.exit(f'{out}: is there already, and a new cache is to be timed; give another --out')
+            sys.exit(f'{out}: already exists, but a new cache is to be timed; give another --out')
         predicted, real = compare({**options, 'local_rank': None}, out)
     print(f'{"":<12}{"predicted":>12}{"real":>12}{"ratio":>8}')
     rows = [

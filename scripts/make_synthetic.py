@@ -17,13 +17,15 @@ from mtpd.errors import MtpdError
 def main() -> int:
     """Runs the command line; 0 when the set is there, 1 when it cannot be made."""
     defaults = SyntheticSpec()
-    parser = argparse.ArgumentParser(description='Makes a COCO-format data set of coloured shapes.')
-    parser.add_argument('folder', type=Path, help='where to; holds train2017, val2017 and annotations afterwards')
+    parser = argparse.ArgumentParser(description='Creates a COCO-format data set of coloured shapes.')
+    parser.add_argument('folder', type=Path, help='output folder; will hold train2017, val2017 and annotations')
     parser.add_argument('--train', type=int, default=defaults.num_train, help='training images (%(default)s)')
     parser.add_argument('--val', type=int, default=defaults.num_val, help='validation images (%(default)s)')
-    parser.add_argument('--empty', type=int, default=defaults.num_empty, help='of each, without a shape (%(default)s)')
+    parser.add_argument(
+        '--empty', type=int, default=defaults.num_empty, help='images without a shape in each (%(default)s)'
+    )
     parser.add_argument('--sizes', type=_size, nargs='+', metavar='WxH', help='image sizes in px (128x128)')
-    parser.add_argument('--seed', type=int, default=defaults.seed, help='another seed makes another set (%(default)s)')
+    parser.add_argument('--seed', type=int, default=defaults.seed, help='random seed of the set (%(default)s)')
     options = parser.parse_args()
     try:
         spec = SyntheticSpec(
@@ -47,7 +49,7 @@ def _size(text: str) -> tuple[int, int]:
     try:
         width, height = map(int, text.split('x'))
     except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is no size; wanted WIDTHxHEIGHT, as 160x96') from None
+        raise argparse.ArgumentTypeError(f'{text!r} is not a size; expected WIDTHxHEIGHT, such as 160x96') from None
     return height, width
 
 

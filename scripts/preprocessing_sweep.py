@@ -37,7 +37,7 @@ TOLERANCE = 1e-7  # of normalised values, which are of the order of 1; whole pix
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--verbose', action='store_true', help='a line for equal configs too')
+    parser.add_argument('--verbose', action='store_true', help='also print a line for equal configs')
     options = parser.parse_args(arguments)
     counts = dict.fromkeys(('equal', 'refused', 'wrong'), 0)
     worst, num_others = 0.0, 0

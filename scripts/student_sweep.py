@@ -1,18 +1,18 @@
 """Trains a student of every family of mmdet's zoo for two steps, alone and from a cache, and compares it with mmdet.
 
     python scripts/student_sweep.py --out students.jsonl                       all families, on the CPU
-    python scripts/student_sweep.py --out students.jsonl --family ssd --family pvt     these, whatever the file says
+    python scripts/student_sweep.py --out students.jsonl --family ssd --family pvt     these, even if the file has them
 
 A student works when plain and distilled training end, `mtpd-eval` finds what training's own evaluation found, and
 mmdet's `init_detector` predicts the same boxes, scores and masks from the files that training left. Images are tiny and
 weights random. Every family runs in a process of its own, so that a crash, a lack of memory or a hang is one line:
 
     works     as above
-    refused   by one line that says what the table of families expects of it
+    refused   by one line with the text that the table of families expects
     unclear   by any other message
-    wrong     it trains, but what it predicts is not what mmdet predicts, or does not load
+    wrong     it trains, but its predictions differ from those of mmdet, or it does not load
 
-The last line is `students N of M, refused R, unclear U, wrong W`, of all families or of those that were asked for.
+The last line is `students N of M, refused R, unclear U, wrong W`, of all families or of those selected.
 """
 
 import argparse
@@ -41,9 +41,11 @@ MEMORY_LIMIT = 16 << 30  # bytes of address space
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--family', action='append', default=[], choices=FAMILIES, metavar='F', help='only this one')
+    parser.add_argument(
+        '--family', action='append', default=[], choices=FAMILIES, metavar='F', help='only this family; repeatable'
+    )
     parser.add_argument('--timeout', type=float, default=300, help='seconds for one family (default 300)')
-    parser.add_argument('--out', type=Path, help='append the results here; families that it has are not tried again')
+    parser.add_argument('--out', type=Path, help='file to append results to; families already in it are skipped')
     parser.add_argument('--work', type=Path, help='keep runs and logs in this folder, without checkpoints')
     options = parser.parse_args(arguments)
     chosen = options.family or list(FAMILIES)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Kills, crowds out and damages extractions and caches for real, and counts what comes of it.
+"""Kills, blocks and damages real extractions and caches, and counts the outcomes.
 
     scripts/torture_cache.py                          all of it, some minutes
     scripts/torture_cache.py --only kills --kills 5   one kind
     scripts/torture_cache.py --rois                   a teacher whose proposals and RoI head are stored too, some more
 
 Every trial ends with reading all of the cache, each map and each tensor of an image's proposals in its own read, and
-comparing it with the undisturbed extraction's. `survivors` read right in all of it; of `losses` some reads were refused
-by an error that names the cache and none was wrong; `failed` is all that must not be: a wrong value, another error, a
-crash, a hang, memory without end, or a resumed extraction or a merge that does not give the undisturbed cache. Exit
-code 1 if anything failed. The last line is `trials N, wrong reads W`.
+comparing it with the undisturbed extraction's. `survivors`: all reads were right; `losses`: some reads were refused
+by an error that names the cache and none was wrong; `failed`: anything that must not happen: a wrong value, another
+error, a crash, a hang, memory without end, or a resumed extraction or a merge that does not give the undisturbed cache.
+Exit code 1 if anything failed. The last line is `trials N, wrong reads W`.
 """
 
 import argparse
@@ -61,10 +61,10 @@ def main() -> int:
     """Runs the command line; 1 when anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, number in DEFAULTS.items():
-        parser.add_argument(f'--{name}', type=int, default=number, metavar='N', help='trials (%(default)s)')
-    parser.add_argument('--rois', action='store_true', help='of a two-stage teacher, with its proposals')
+        parser.add_argument(f'--{name}', type=int, default=number, metavar='N', help='number of trials (%(default)s)')
+    parser.add_argument('--rois', action='store_true', help='use a two-stage teacher, with its proposals')
     parser.add_argument('--only', action='append', choices=DEFAULTS, help='only this kind; repeatable')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments and places of harm (%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='random seed of the time and place of damage (%(default)s)')
     options = {name.replace('_', '-'): value for name, value in vars(parser.parse_args()).items()}
     torch.set_num_threads(1)
     # The processes that are forked here start no threads before they have set themselves up.

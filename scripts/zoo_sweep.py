@@ -1,4 +1,4 @@
-"""Builds models of the mmdet zoo with random weights and lists the feature levels that each gives.
+"""Builds models of the mmdet zoo with random weights and lists their feature levels.
 
     python scripts/zoo_sweep.py                     one model of each family that has weights for COCO
     python scripts/zoo_sweep.py --all               every such model
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--family', action='append', default=[], help='only this folder of configs; repeatable')
-    parser.add_argument('--all', action='store_true', help='every model, not one of each family')
+    parser.add_argument('--all', action='store_true', help='test every model, not one per family')
     parser.add_argument('--timeout', type=float, default=300, help='seconds for one model (default 300)')
     parser.add_argument('--one', metavar='MODEL', help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -63,7 +63,7 @@ def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) ->
     [
         (InputError('a is wrong'), 1, 'Error: a is wrong\n'),
         (Interrupted('stopped; run it again'), 130, 'stopped; run it again\n'),
-        (KeyboardInterrupt(), 130, 'Error: interrupted at once; what was saved before is kept\n'),
+        (KeyboardInterrupt(), 130, 'Error: interrupted immediately; earlier saves are kept\n'),
         (ValueError('x'), 1, 'Error: ValueError: x (this is a bug or a broken environment; -v shows where)\n'),
     ],
 )

@@ -13,7 +13,7 @@ from mtpd.outcome import FAILED, INTERRUPTED, Interrupted, exit_code, message
         (InputError('a.json:  no\nimages'), FAILED, 'a.json: no images'),
         (CacheDamagedError('x'), FAILED, 'x'),
         (Interrupted('run it again'), INTERRUPTED, 'run it again'),
-        (KeyboardInterrupt(), INTERRUPTED, 'interrupted at once; what was saved before is kept'),
+        (KeyboardInterrupt(), INTERRUPTED, 'interrupted immediately; earlier saves are kept'),
         (PermissionError(13, 'Permission denied', '/data'), FAILED, '/data: Permission denied'),
         (ZeroDivisionError('by\nzero'), FAILED, 'ZeroDivisionError: by zero (this is a bug or a broken environment; '),
         (torch.OutOfMemoryError('CUDA out of memory'), FAILED, 'the device has too little memory: use a smaller'),

@@ -31,32 +31,34 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
 
 @click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
 @click.argument('stages', nargs=-1, required=True, metavar='STAGE.yaml...', type=click.Path(path_type=Path))
-@click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Folder of the run.')
+@click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Run folder.')
 @click.option(
     '--set',
     'overrides',
     multiple=True,
     metavar='KEY.PATH=VALUE',
-    help='Change a setting of every stage; may be repeated.',
+    help='Override a setting in every stage; repeatable.',
 )
-@click.option('--resume', is_flag=True, help='Resume the run in RUN from its last saved state.')
-@click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan, train nothing.')
+@click.option('--resume', is_flag=True, help='Resume the run in RUN from its last save.')
+@click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan; do not train.')
 @click.option(
     '--trial-steps',
     type=click.IntRange(0),
     default=3,
     show_default=True,
     metavar='N',
-    help='Of --dry-run: steps of each stage that are timed, to estimate hours and memory; 0: none.',
+    help='With --dry-run: training steps per stage to measure time and memory; 0: none.',
 )
-@click.option('--print-config', is_flag=True, help='Print every stage with all settings explained and stop.')
+@click.option(
+    '--print-config', is_flag=True, help='Print every stage with all settings and their descriptions, then exit.'
+)
 @click.option(
     '--print-schema',
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=_print_schema,
-    help='Print the JSON schema of stage files, for editors, and stop.',
+    help='Print the JSON schema of stage files, for editors, then exit.',
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
@@ -65,13 +67,13 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
 
     A stage reads its teacher's cache (`cache:`), or runs the teacher in the loop (`teacher:`).
 
-    Stage k starts from the student of stage k-1. RUN gets student.pth, which mmdet loads, metrics.jsonl and run.json.
+    Stage k starts from the student of stage k-1. Writes student.pth (loadable by mmdet), metrics.jsonl and run.json.
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
     if options['out'] is None and not options['print_config']:
         raise click.UsageError("Missing option '--out'.")
     with reported(verbose=verbose, quiet=quiet):
-        # DistributedDataParallel warns of what it was asked to expect; torch reads this when it is imported.
+        # Silences a warning of DistributedDataParallel about its own options; torch reads this on import.
         os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
         from mtpd_train.run import run
 

@@ -1,4 +1,4 @@
-"""What the command lines of the trainer share: options for what is said."""
+"""Verbosity options, shared by the command lines of the trainer."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,9 +10,9 @@ Command = TypeVar('Command', bound=Callable[..., Any])
 
 
 def output_options(command: Command) -> Command:
-    """How much is said, as `mtpd.console.reported` takes it."""
-    verbose = click.option('-v', '--verbose', is_flag=True, help='Tracebacks of errors.')
-    quiet = click.option('-q', '--quiet', is_flag=True, help='No progress: only results, warnings and errors.')
+    """Verbosity options, as `mtpd.console.reported` takes them."""
+    verbose = click.option('-v', '--verbose', is_flag=True, help='Show tracebacks.')
+    quiet = click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.')
     # The help lists options in the reverse of the order in which they are applied.
     return quiet(verbose(command))
 

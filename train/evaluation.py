@@ -76,7 +76,7 @@ def evaluate_detections(
     *,
     backend: Backend,
 ) -> dict[str, Evaluation]:
-    """What COCO says of boxes and, where a detector gives them and the annotations have some, of masks."""
+    """COCO metrics of boxes and, if detector and annotations have them, of masks."""
     found = {'box': evaluate(coco, boxes, kind='bbox', backend=backend)}
     if masks is not None and coco.has_masks:
         found['mask'] = evaluate(coco, masks, kind='segm', backend=backend)
@@ -121,7 +121,7 @@ def evaluate_stage(
         )
         metrics = metrics_by_name(evaluated)
         shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]
-        found = 'no objects to find' if metrics['box/AP'] < 0 else ', '.join(shown)
+        found = 'no objects in the set' if metrics['box/AP'] < 0 else ', '.join(shown)
         say(f'stage {stage.number} epoch {epoch}: {found}')
         class_ap = {kind: one.class_ap for kind, one in evaluated.items()}
         record = EvaluationRecord(stage.number, step, epoch, metrics, time.perf_counter() - started, class_ap)

@@ -24,10 +24,10 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process among those that train together; alone, it asks nobody.
+    """The place of this process among those that train together; a single process does not communicate.
 
     Attributes:
-        rank: its number, from 0; the process 0 writes, speaks and evaluates.
+        rank: its number, from 0; process 0 writes, prints and evaluates.
         size: how many there are.
         local_rank: its number on its machine, which is that of its GPU.
         local_size: how many there are on its machine.
@@ -92,7 +92,7 @@ def world_of(environment: Mapping[str, str]) -> World:
     """The world that torchrun describes; alone without it.
 
     Raises:
-        InputError: what the environment says does not fit.
+        InputError: the environment variables are inconsistent.
     """
     try:
         found = rank_and_size(environment)
@@ -129,7 +129,7 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or 'gloo' in str(error):
             raise UnavailableError(
-                f'process {world.rank} of {world.size} has lost another one, which says itself why it ended'
+                f'process {world.rank} of {world.size} lost contact with another process; see the error of that process'
             ) from error
         raise
     # Only here: with a process lost this would wait for it.

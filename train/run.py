@@ -99,7 +99,7 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
             _run_stage(stage, out=out, device=device, stop=stop, world=world)
             if any(world.any(bool(stop))) and stage is not stages[-1]:
                 raise Interrupted(
-                    f'stopped after stage {stage.number}, which is done; run the same command with --resume to go on'
+                    f'stopped after stage {stage.number}, which is done; run the same command with --resume to continue'
                 )
         if world.is_main:
             _publish(out, num_stages=len(stages))
@@ -131,7 +131,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         write_file(folder / CONFIG_FILE, stage.config_text.encode())
         if stage.inheritance:
             write_file(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
-        # Whatever it says, it is of an earlier attempt.
+        # Its content is from an earlier attempt.
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     place = Place(device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop, world=world)
     try:
@@ -145,8 +145,8 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         if 'DataLoader worker' not in str(error):
             raise
         raise UnavailableError(
-            f'stage {number}: a process that reads images was ended from outside, as systems do for want of memory '
-            '(then lower data.workers); what was saved before is intact: run the same command with --resume'
+            f'stage {number}: a process that reads images was killed, probably by the OOM killer '
+            '(lower data.workers); earlier saves are intact: run the same command with --resume'
         ) from error
     if world.is_main:
         meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
@@ -164,7 +164,8 @@ def _check_batch_sizes(settings: Sequence[StageSettings], world: World) -> None:
     smallest = min(stage.data.batch_size for stage in settings)
     if smallest < world.size:
         raise InputError(
-            f'data.batch_size is {smallest}, which is of all {world.size} processes together: each needs an image; '
+            f'data.batch_size is {smallest}, the global batch size of all {world.size} processes: each needs '
+            'at least one image; '
             'raise it, or start fewer processes'
         )
 
@@ -172,7 +173,7 @@ def _check_batch_sizes(settings: Sequence[StageSettings], world: World) -> None:
 def _warn_of_workers(stages: Sequence[Stage]) -> None:
     number, cores = max(stage.num_workers for stage in stages), os.cpu_count() or 1
     if number > cores:
-        warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be as fast')
+        warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be just as fast')
 
 
 def _tell_of_data(stages: Sequence[Stage]) -> None:
@@ -191,20 +192,23 @@ def _tell_of_recipes(stages: Sequence[Stage]) -> None:
     for number, (name, things) in missing.items():
         if things:
             who = f'stage {number}' if number else 'all stages' if len(stages) > 1 else 'stage 1'
-            say(f'{who}: not taken over from the recipe of {name} (in brackets what sets it): {", ".join(things)}')
+            say(
+                f'{who}: not adopted from the recipe of {name} (replaced by the setting in brackets): '
+                f'{", ".join(things)}'
+            )
 
 
 def _tell_of_random_parts(stages: Sequence[Stage]) -> None:
     for stage in stages:
-        # Later stages go on with the same student.
+        # Later stages continue with the same student.
         if stage.unfrozen and stage.origin is not None:
             changes = ', '.join(f'{key}: {value}' for key, value in stage.unfrozen.items())
-            say(f'stage {stage.number}: nothing is frozen at random weights, so the config is changed: {changes}')
+            say(f'stage {stage.number}: layers with random weights are not frozen, the config is changed: {changes}')
         names = stage.frozen_at_random
         if names:
             warn(
-                f'stage {stage.number}: {len(names)} parameters stay at random weights, because {stage.student.name} '
-                f'freezes them; the first is {names[0]}; load weights by `init`, or unfreeze them by `model`'
+                f'stage {stage.number}: {len(names)} parameters keep random weights, because {stage.student.name} '
+                f'freezes them; the first is {names[0]}; load weights with `init`, or unfreeze them with `model`'
             )
 
 
@@ -226,4 +230,4 @@ def _summary(stage: Stage) -> str:
 
 def _images(stage: Stage) -> str:
     used, total = len(stage.train_set.sizes(with_objects=True)), len(stage.train_set.coco.images)
-    return f'{used} images' if used == total else f'{used} of {total} images, those with objects,'
+    return f'{used} images' if used == total else f'{used} of {total} images (those with objects)'

@@ -46,10 +46,10 @@ def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], dev
 
 
 def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool) -> None:
-    """Says what can be said before the stages are built, which takes long; `claim_folder` has the last word.
+    """Early check, before the stages are built, which takes long; `claim_folder` makes the final one.
 
     Raises:
-        InputError: the folder holds something else, another run, or one that was not asked to go on.
+        InputError: the folder holds something else, another run, or one that was not to be resumed.
         UnavailableError: it cannot be written.
     """
     _require_own(out)
@@ -80,10 +80,10 @@ def held_folder(out: Path) -> Iterator[None]:
 def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
     """Makes the folder this run's, or checks that what is there is this run. The folder is held.
 
-    Paths that changed, to the same content, are said and recorded.
+    Changed paths with the same content are reported and recorded.
 
     Raises:
-        InputError: the folder holds another run, or one that was not asked to go on.
+        InputError: the folder holds another run, or one that was not to be resumed.
     """
     run_file = out / RUN_FILE
     if not run_file.exists():
@@ -92,7 +92,7 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
     found, moved = _require_run(out, description, resume=resume)
     if moved:
         compared = 'the same content (image files are not compared)'
-        warn(f'{out}: resumed with other paths to {compared}: {"; ".join(moved)}')
+        warn(f'{out}: resumed with different paths to {compared}: {"; ".join(moved)}')
     if moved or 'contents' not in found:
         # Who reads the run later looks for its caches and data there.
         changes = {key: value for key, value in description.items() if key in ('stages', 'contents', *SOURCES)}
@@ -103,19 +103,19 @@ def _require_own(out: Path) -> None:
     """Checks that the folder holds a run, or nothing but what one that was killed may have left before."""
     is_taken = out.exists() and any(not path.name.startswith((LOCK_FILE, TEMPORARY)) for path in out.iterdir())
     if is_taken and not (out / RUN_FILE).exists():
-        raise InputError(f'{out}: the folder is not empty and holds no run; choose another --out')
+        raise InputError(f'{out}: the folder is not empty and does not hold a run; choose another --out')
 
 
 def _require_run(
     out: Path, description: Mapping[str, Any], *, resume: bool, is_early: bool = False
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
-    """Checks that the run which is there is to go on, and is the one that is described, as far as that goes.
+    """Checks that the existing run is to be resumed and matches the description, as far as known.
 
     Returns:
         Its own description, and which settings hold other paths now.
     """
     if not resume:
-        raise InputError(f'{out}: already holds a run; add --resume to go on with it, or choose another --out')
+        raise InputError(f'{out}: already holds a run; add --resume to resume it, or choose another --out')
     found = _described(out / RUN_FILE)
     return found, require_same_run(out, found, description, is_early=is_early)
 
@@ -126,5 +126,5 @@ def _described(run_file: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in ('stages', *SOURCES)):
-        raise InputError(f'{run_file} describes no run: it was damaged; restore it, or choose another --out')
+        raise InputError(f'{run_file} is damaged: it does not describe a run; restore it, or choose another --out')
     return found

@@ -1,7 +1,7 @@
 """Whether a run is the one that its run.json describes: by what its files hold, and not by where they are.
 
 Data, caches and configs move, and another machine has other paths. What a path stood for is recorded beside it: under
-another path the same content goes on, and under the same path another content does not.
+another path the same content resumes, and under the same path other content does not.
 """
 
 import json
@@ -44,7 +44,7 @@ def described_stages(settings: Sequence[StageSettings]) -> dict[str, Any]:
 
 
 def described_contents(settings: Sequence[StageSettings], stages: Sequence[Stage]) -> dict[str, Any]:
-    """Number of each stage -> hashes of what its paths stand for; its cache or teacher is described elsewhere."""
+    """Number of each stage -> hashes of the contents of its paths; its cache or teacher is described elsewhere."""
     return {str(stage.number): _contents(one, stage) for one, stage in zip(settings, stages, strict=True)}
 
 
@@ -53,13 +53,13 @@ def require_same_run(
 ) -> list[str]:
     """Checks that two descriptions are of one run.
 
-    Device and versions may change under a run; what it was told to do, its data and its teachers may not.
+    Device and versions may change during a run; its settings, data and teachers may not.
 
     Args:
         out: the folder of the run, for messages.
-        found: what its run.json says.
+        found: content of its run.json.
         wanted: this run's description.
-        is_early: whether what paths stand for is not known yet, and left to a later check.
+        is_early: whether the contents of paths are not known yet, and left to a later check.
 
     Returns:
         The settings that hold other paths now to the same content, each with both.
@@ -108,7 +108,7 @@ def _moved(
         # Of a source the content was compared before.
         known = [key for key in keys if key != 'source']
         if known and not old:
-            raise _refusal(out, place, was, now, reason='the version of mtpd that began the run recorded no content')
+            raise _refusal(out, place, was, now, reason='the mtpd version that started the run recorded no content')
         if any(old.get(key) != new.get(key) for key in known):
             raise _refusal(out, place, was, now, reason='their contents differ')
         moved.append(f'{place} was {_short(was)} and is {_short(now)}')

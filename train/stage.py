@@ -27,8 +27,8 @@ class Stage:
     Attributes:
         number: counts from 1.
         student: the network with the weights it starts from, unless these are those of the stage before.
-        origin: where these weights come from, in words; None: from the stage before.
-        inheritance: what it then took over from its teacher, tensor by tensor; empty when nothing was asked for.
+        origin: description of where these weights come from; None: from the previous stage.
+        inheritance: what it then took over from its teacher, tensor by tensor; empty if nothing was requested.
         config_text: mmdet config of the student.
         definition_sha256: hash of the network that the student's config defines, wherever the config is.
         hook_point: where the student's maps are taken, see `mtpd.detectors.hook_point`.
@@ -45,7 +45,7 @@ class Stage:
         recipe: how to train.
         unfrozen: keys of the student's config that were changed because what it freezes has random weights.
         frozen_at_random: parameters that stay as random as they are.
-        not_taken_over: what the recipe in the student's config asks for beyond this stage, in words.
+        not_taken_over: what the recipe in the student's config sets beyond this stage, as text.
         notes: what of the student's config is not taken over, in lines for the user.
     """
 

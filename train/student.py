@@ -59,7 +59,7 @@ def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> I
 
     Raises:
         InputError: the block failed; MtpdErrors, and what a system or a device lacks, pass as they are.
-        UnavailableError: it wants a package that is not installed.
+        UnavailableError: it needs a package that is not installed.
     """
     try:
         yield
@@ -132,11 +132,11 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
         UnavailableError: they cannot be fetched.
     """
     if choice == 'none':
-        return 'random weights, as init.backbone: none asks'
+        return 'random weights (init.backbone: none)'
     reference = backbone_reference(config.model) if choice == 'pretrained' else choice
     if reference is None:
         raise InputError(
-            "init.backbone is pretrained, but the student's config names no pretrained weights; "
+            "init.backbone is pretrained, but the student's config has no pretrained weights; "
             'set it to none or to a file'
         )
     state = backbone_weights(reference)
@@ -147,7 +147,7 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
     if missing:
         raise InputError(
             f'init.backbone: {reference} lacks {len(missing)} of {len(own)} tensors of the backbone, the first is '
-            f'{missing[0]}; take weights of the same network, or set init.backbone to none'
+            f'{missing[0]}; use weights of the same network, or set init.backbone to none'
         )
     require_kinds(fitting, own, name=f'init.backbone: {reference}')
     backbone.load_state_dict(fitting, strict=False)
@@ -174,7 +174,7 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     path = Path(reference)
     # Names of the zoo have dots, too.
     if not path.exists() and (not path.suffix or find_model(reference) is not None):
-        path = fetch_weights(resolve(reference), offline='give init.fine_tune a local file in place of the name')
+        path = fetch_weights(resolve(reference), offline='set init.fine_tune to a local file instead of the name')
     state = load_checkpoint(path, network=model)
     own = model.state_dict()
     anew = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
@@ -184,14 +184,14 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     if missing or wrong:
         found = f'has {tuple(state[wrong[0]].shape)} for {wrong[0]}' if wrong else f'lacks {missing[0]}'
         raise InputError(
-            f'init.fine_tune: {reference} {found}, so it is another network than the student, not only one of other '
-            'classes; make `student` and `model` those that it was trained with'
+            f'init.fine_tune: {reference} {found}, so it is a different network, not the student with other '
+            'classes; set `student` and `model` to the network of these weights'
         )
     require_kinds(state, own, name=f'init.fine_tune: {reference}')
     kept = OrderedDict((name, value) for name, value in state.items() if name not in anew)
     vars(kept)['_metadata'] = vars(state).get('_metadata', {})  # Modules tell old layouts from new ones by it.
     model.load_state_dict(kept, strict=False)
-    started = f', anew are {", ".join(anew)}' if anew else ''
+    started = f', initialised: {", ".join(anew)}' if anew else ''
     return f'fine-tuned from {reference}: {len(own) - len(anew)} of {len(own)} tensors{started}'
 
 
@@ -208,7 +208,8 @@ def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) 
     if differing:
         first = differing[0]
         raise InputError(
-            f'stage {number} starts from the student of stage {number - 1}, but that is another network: {first} is '
+            f'stage {number} starts from the student of stage {number - 1}, but that is a different network: '
+            f'{first} is '
             f'{previous_shapes.get(first, "missing")} there and {shapes.get(first, "missing")} here; make `student`, '
             '`model` and the classes the same, or set init.checkpoint'
         )
@@ -232,7 +233,8 @@ def inherit(model: nn.Module, teacher_weights: Mapping[str, Tensor], parts: Sequ
     tensors = inherited_tensors(plan, teacher_weights)
     if not tensors:
         raise InputError(
-            f"init.inherit: none of the teacher's {len(plan)} neck and head tensors has a counterpart of its name and "
+            f"init.inherit: none of the teacher's {len(plan)} neck and head tensors has a counterpart of the "
+            'same name and '
             'shape in the student; remove init.inherit'
         )
     model.load_state_dict(tensors, strict=False)

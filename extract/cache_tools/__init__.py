@@ -1,1 +1,1 @@
-"""The program that looks at caches, proves them sound and mends them."""
+"""The program that inspects, verifies and repairs caches."""

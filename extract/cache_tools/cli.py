@@ -71,7 +71,7 @@ _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path
 
 @click.group(epilog=EXAMPLES, context_settings=CONTEXT)
 def main() -> None:
-    """Inspect, verify, compare and merge caches of teacher features.
+    """Inspect and verify caches of teacher features.
 
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
@@ -79,12 +79,13 @@ def main() -> None:
 
 @main.command(epilog=INFO_EXAMPLES)
 @_caches
-@click.option('--json', 'as_json', is_flag=True, help='A JSON list with one object for each cache.')
+@click.option('--json', 'as_json', is_flag=True, help='Print a JSON list with one object per cache.')
 @output_options
 def info(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Print what each CACHE holds and how much disk space it takes.
+    """Show teacher, contents and disk use of each CACHE.
 
-    Reads the records only; `verify` checks the data. An unfinished cache can be inspected while it is written.
+    Reads only the metadata, not the maps; `verify` checks the maps. An unfinished cache can
+    be inspected while it is being written.
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.info import run
@@ -94,14 +95,14 @@ def info(verbose: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(epilog=VERIFY_EXAMPLES)
 @_caches
-@click.option('--repair', is_flag=True, help='Queue what is damaged for mtpd-extract, which writes only that again.')
+@click.option('--repair', is_flag=True, help='Queue damaged parts; mtpd-extract then writes only these again.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read and decode.')
 @output_options
 def verify(verbose: bool, quiet: bool, **options: Any) -> None:
     """Read every byte of each CACHE and name each damaged shard.
 
-    Checks sizes, hashes, counts, image ids and the checksum of every map, and that the folders hold nothing else.
-    Of an unfinished cache it checks what is committed. Exit code 1 when something is damaged and was not repaired.
+    Checks sizes, hashes, counts, image ids and the checksum of every map, and reports unknown files in the folders.
+    Of an unfinished cache it checks the committed shards. Exit code 1 if something is damaged and not repaired.
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.verify import run
@@ -112,25 +113,25 @@ def verify(verbose: bool, quiet: bool, **options: Any) -> None:
 @main.command(epilog=PICTURE_EXAMPLES)
 @click.argument('cache', type=click.Path(path_type=Path))
 @click.option('--out', required=True, type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png')
-@click.option('--image', type=int, metavar='ID', help='Which image.  [default: the first of the cache]')
-@click.option('--view', type=click.Choice(['plain', 'flip']), help='Only this view.  [default: all that are stored]')
+@click.option('--image', type=int, metavar='ID', help='Image id.  [default: the first in the cache]')
+@click.option('--view', type=click.Choice(['plain', 'flip']), help='View to draw.  [default: all stored views]')
 @click.option(
-    '--images', type=click.Path(path_type=Path, file_okay=False), help='Folder of the images, to draw the input too.'
+    '--images', type=click.Path(path_type=Path, file_okay=False), help='Image folder; if given, the input is drawn too.'
 )
 @click.option(
     '--annotations',
     type=click.Path(path_type=Path, dir_okay=False),
-    help="COCO annotation file that names the images; not needed for COCO's own names.",
+    help="COCO annotation file with the image names; not needed for COCO's own names.",
 )
 @output_options
 def picture(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Draw a contact sheet of an image: every level's map and its error, plain beside flip.
+    """Draw a contact sheet of an image: every level's map and its error, plain next to flip.
 
-    Equal colours in a row mean equal features. Where both views are stored, the last column shows how far the plain
-    map, mirrored, is from the map of the mirrored image: what training on mirrored maps would get wrong.
+    Equal colours in a row mean equal features. If both views are stored, the last column compares the plain map,
+    mirrored, with the map of the mirrored image: the error of training on mirrored maps.
     """
     if options['annotations'] is not None and options['images'] is None:
-        raise click.UsageError('--annotations goes with --images')
+        raise click.UsageError('--annotations requires --images')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.picture import run
 
@@ -143,22 +144,31 @@ def picture(verbose: bool, quiet: bool, **options: Any) -> None:
     '--teacher',
     metavar='T',
     shell_complete=complete_model,
-    help='As for mtpd-extract.  [default: what the cache names]',
+    help='As for mtpd-extract.  [default: the teacher recorded in the cache]',
 )
 @teacher_options
 @data_options
 @click.option(
-    '--num-images', type=click.IntRange(1), default=100, show_default=True, help='Images, at equal distances.'
+    '--num-images',
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help='Number of images, evenly spaced over the set.',
 )
-@click.option('--ap/--no-ap', default=True, show_default=True, help="Box AP of the teacher's own head on stored maps.")
+@click.option(
+    '--ap/--no-ap',
+    default=True,
+    show_default=True,
+    help="Also compute the box AP of the teacher's head on stored maps.",
+)
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
-@click.option('--json', 'as_json', is_flag=True, help='A JSON object.')
+@click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
 def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Compare what CACHE holds with the live teacher: error, cosine and AP.
+    """Compare the maps in CACHE with those of the live teacher: error, cosine and AP.
 
-    The images are those of the cache when the annotation file is the one that it was extracted with. Images of any
-    other annotated set go through the cache's codec in memory. The teacher is by default the one that the cache names.
+    With the annotation file of the extraction, stored maps are compared. Images of any
+    other annotated set are encoded with the cache's codec in memory. The default teacher is recorded in the cache.
     """
     require_pairs(options)
     with reported(verbose=verbose, quiet=quiet):
@@ -170,48 +180,62 @@ def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
 @main.command(epilog=ORDER_EXAMPLES)
 @_caches
 @click.option(
-    '--student-cache', type=click.Path(path_type=Path), metavar='CACHE', help="The student's own features, extracted."
+    '--student-cache', type=click.Path(path_type=Path), metavar='CACHE', help="Cache of the student's own features."
 )
-@click.option('--last', metavar='NAME', help='The strongest teacher, by folder.  [default: by --ap, or the last CACHE]')
 @click.option(
-    '--ap', multiple=True, metavar='NAME=AP', help='Box AP of a model; a teacher must be weaker than the next.'
+    '--last', metavar='NAME', help='Strongest teacher, by folder name.  [default: by --ap, or the last CACHE]'
+)
+@click.option(
+    '--ap', multiple=True, metavar='NAME=AP', help='Box AP of a model; each teacher must have a lower AP than the next.'
 )
 @click.option(
     '--rule',
     type=click.Choice(['stepping-stones', 'all']),
     default='stepping-stones',
     show_default=True,
-    help='With a student: leave out teachers that bring it no closer to the next, or none.',
+    help='With a student: use only teachers that lower the cost (stepping-stones), or all.',
 )
-@click.option('--max-teachers', type=click.IntRange(1), help='Length of the order.  [default: no limit]')
+@click.option('--max-teachers', type=click.IntRange(1), help='Maximum number of teachers.  [default: no limit]')
 @click.option(
-    '--num-images', type=click.IntRange(1), default=200, show_default=True, help='Images, at equal distances.'
+    '--num-images',
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help='Number of images, evenly spaced over the set.',
 )
 @click.option(
-    '--num-cells', type=click.IntRange(1), default=2048, show_default=True, help='Cells of a map at most, at random.'
+    '--num-cells',
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help='Maximum number of cells per map, chosen at random.',
 )
 @click.option(
     '--ridge',
     type=click.FloatRange(1e-8, 1),
     default=1e-4,
     show_default=True,
-    help='Penalty on squared weights, relative to the variance of a channel.',
+    help='L2 penalty on the weights, relative to the variance of a channel.',
 )
 @click.option(
-    '--resamples', type=click.IntRange(0), default=100, show_default=True, help='Of the bootstrap over images.'
+    '--resamples',
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    help='Number of bootstrap resamples of the images.',
 )
-@click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Draw the costs.')
-@click.option('--json', 'as_json', is_flag=True, help='A JSON object.')
+@click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Plot the costs.')
+@click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
 def order(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Print in which order the teachers of some CACHEs should teach, by adaptation cost.
+    """Suggest an order of the teachers of the CACHEs, by adaptation cost.
 
-    The cost of adapting A to B is the share of the variance of B's features that a linear map of A's does not explain:
-    0 when it explains all, 1 when they have nothing in common. Teachers are chosen from the strongest, which is last,
-    back to the student, each the closest to its successor. The caches must hold the same images at the same scale.
+    The cost of adapting A to B is the fraction of the variance of B's features that a linear map of A's features does
+    not explain: 0 if it explains all of it, 1 if none. Starting from the strongest teacher, which is last, the closest
+    candidate is put before it, and so on back to the student. The caches must hold the same images at the same scale.
     """
     if len(options['caches']) + (options['student_cache'] is not None) < 2:
-        raise click.UsageError('an order takes two caches: name another CACHE, or give --student-cache')
+        raise click.UsageError('an order needs at least two caches: name another CACHE, or give --student-cache')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.order import run
 
@@ -220,17 +244,17 @@ def order(verbose: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(epilog=MERGE_EXAMPLES)
 @_caches
-@click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='Join the CACHEs into this new folder.')
+@click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='New folder for the merged cache.')
 @output_options
 def merge(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Make a finished cache of what parts of one extraction wrote.
+    """Combine the parts of an extraction into a finished cache.
 
-    Without --out it publishes the one CACHE whose parts are all done; the last part does so itself unless it was killed
-    right then. With --out it joins folders that parts wrote on machines without a file system in common: every file is
-    checked, then linked or copied, and nothing in these folders is changed.
+    Without --out: publish the one CACHE whose parts are all done, if the last part was killed before doing so.
+    With --out: merge folders written by parts on machines without a shared file system. Every file is
+    checked, then linked or copied; the folders are not changed.
     """
     if options['out'] is None and len(options['caches']) != 1:
-        raise click.UsageError('several CACHEs are joined into a new one: give --out, or name one CACHE')
+        raise click.UsageError('merging several CACHEs needs a new folder: give --out, or name one CACHE')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.merge import run
 

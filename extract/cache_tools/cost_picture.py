@@ -21,7 +21,7 @@ def require_png(out: Path) -> None:
         InputError: it does not end in .png.
     """
     if out.suffix.lower() != '.png':
-        raise InputError(f'--plot {out}: the picture is a PNG file; give a name that ends in .png')
+        raise InputError(f'--plot {out}: the picture is a PNG file; use a name that ends in .png')
 
 
 def save_picture(
@@ -75,11 +75,11 @@ def save_picture(
         corner = (column - 0.47, row - 0.46)
         axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=PATH_COLOUR, linewidth=3))
         axes.text(column - 0.4, row - 0.4, str(number), va='top', fontsize=9, weight='bold', color=PATH_COLOUR)
-    figure.colorbar(image, ax=axes, label='unexplained share of variance')
+    figure.colorbar(image, ax=axes, label='unexplained fraction of variance')
     figure.suptitle('adaptation cost\n' + ' → '.join(path), fontsize=11)
     content = io.BytesIO()
     figure.savefig(content, format='png', dpi=150)
     try:
         write_atomically(out, content.getvalue())
     except OSError as error:
-        raise UnavailableError(f'--plot {out}: cannot be written ({error.strerror}); choose another place') from error
+        raise UnavailableError(f'--plot {out}: cannot be written ({error.strerror}); choose another path') from error

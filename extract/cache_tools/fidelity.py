@@ -1,4 +1,4 @@
-"""`mtpd-cache fidelity`: what a cache's maps are worth beside the live teacher's."""
+"""`mtpd-cache fidelity`: compares a cache's maps with the live teacher's."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,11 +39,11 @@ class Report:
     """What was measured.
 
     Attributes:
-        source: where the stored maps came from, in words.
+        source: description of where the stored maps came from.
         num_images: measured images.
         views: (view, level name) -> stored maps against live ones.
         mirrored: level name -> the stored plain map, mirrored, against the stored map of the mirrored image.
-        ap: box AP, 0 to 100, of the teacher's own head on live and on stored maps; None when it was not asked for.
+        ap: box AP, 0 to 100, of the teacher's own head on live and on stored maps; None if not requested.
     """
 
     source: str
@@ -81,13 +81,14 @@ def _teacher(cache: CacheReader, options: Mapping[str, Any], device: torch.devic
     weights = state_sha256(teacher.module.state_dict())
     if weights != found:
         raise CacheMismatchError(
-            f'{cache.path}: was made by a teacher with other weights than {teacher.name} (sha256 {str(found)[:12]}... '
+            f'{cache.path}: was made by a teacher with different weights than {teacher.name} (sha256 '
+            f'{str(found)[:12]}... '
             f'there, {weights[:12]}... here); give its --teacher and --checkpoint'
         )
     if teacher.preprocessing.geometry != cache.geometry:
         raise CacheMismatchError(
-            f'{cache.path}: its geometry is {cache.geometry}, that of {teacher.name} {teacher.preprocessing.geometry}; '
-            'give the input options that it was extracted with'
+            f'{cache.path}: its geometry is {cache.geometry}, but {teacher.name} has {teacher.preprocessing.geometry}; '
+            'give the input options of the extraction'
         )
     if options['ap']:
         require_head(teacher)
@@ -149,11 +150,15 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
 
     if not coco.images:
         raise InputError(f'{coco.path}: lists no images')
-    return coco.images, f"the cache's codec ({description.codec}) on images that it does not hold", through_the_codec
+    return (
+        coco.images,
+        f"the cache's codec ({description.codec}) on images that are not in the cache",
+        through_the_codec,
+    )
 
 
 def _recorded(cache: CacheReader, group: str, field: str) -> Any:
-    """A field of the fingerprint, whose form nobody vouches for."""
+    """A field of the fingerprint, which may have any form."""
     fields_of_group = cache.manifest.description.fingerprint.get(group)
     return fields_of_group.get(field) if isinstance(fields_of_group, dict) else None
 
@@ -192,12 +197,12 @@ def _lines(report: Report) -> list[str]:
         ]
         lines += [
             '',
-            'the plain map, mirrored, against the map of the mirrored image: what mirroring maps would get wrong',
+            'plain map, mirrored, against the map of the mirrored image: the error of mirroring maps',
             *table(['level', 'error', 'cosine', 'worst'], rows),
         ]
     if report.ap:
         live, found = report.ap
-        lines += ['', f"box AP of the teacher's own head: live {live:.2f}, stored {found:.2f}, drop {live - found:.2f}"]
+        lines += ['', f"box AP of the teacher's head: live {live:.2f}, stored {found:.2f}, drop {live - found:.2f}"]
     return lines
 
 

@@ -11,7 +11,7 @@ from mtpd.cache.format.manifest import VERSION
 from mtpd.files import canonical_json, sha256_bytes
 from mtpd.text import size, table
 
-GO_ON = 'run the same mtpd-extract command again to go on'
+GO_ON = 'run the same mtpd-extract command again to resume'
 
 
 def run(options: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ def _images(state: CacheState, statistics: CacheStatistics) -> str:
 def _codec(state: CacheState, statistics: CacheStatistics) -> str:
     description = state.description
     target = '' if description.target_error is None else f', relative squared error of {description.target_error:g}'
-    return f'{description.codec}{target}, {_bits(statistics.bits_per_element)} bits an element'
+    return f'{description.codec}{target}, {_bits(statistics.bits_per_element)} bits per element'
 
 
 def _geometry(state: CacheState) -> str:

@@ -84,24 +84,26 @@ def _measure(caches: Sequence[CacheReader], options: Mapping[str, Any]) -> Repor
 def _names(paths: Sequence[Path]) -> tuple[str, ...]:
     """What the caches are called: by their folders, or by their paths where two folders have one name."""
     if len({os.path.realpath(path) for path in paths}) < len(paths):
-        raise InputError(f'a cache is named twice among {", ".join(map(str, paths))}; name each once')
+        raise InputError(f'a cache is given twice: {", ".join(map(str, paths))}; give each once')
     names = tuple(Path(os.path.abspath(path)).name for path in paths)
     return names if len(set(names)) == len(names) else tuple(map(str, paths))
 
 
 def _accuracies(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """What `--ap NAME=AP` says."""
+    """The values of `--ap NAME=AP`."""
     accuracies = {}
     for text in given:
         name, _, value = text.rpartition('=')
         if name not in names:
-            raise InputError(f'--ap {text}: names none of the caches; give NAME=AP with one of {", ".join(names)}')
+            raise InputError(
+                f'--ap {text}: does not name any of the caches; give NAME=AP with one of {", ".join(names)}'
+            )
         try:
             accuracies[name] = float(value)
         except ValueError:
             accuracies[name] = math.nan
         if not math.isfinite(accuracies[name]):
-            raise InputError(f'--ap {text}: {value!r} is no number; give for instance {name}=41.5')
+            raise InputError(f'--ap {text}: {value!r} is not a number; give for instance {name}=41.5')
     return accuracies
 
 
@@ -109,7 +111,7 @@ def _last(given: str | None, teachers: Sequence[str], accuracies: Mapping[str, f
     """The strongest teacher."""
     if given is not None:
         if given not in teachers:
-            raise InputError(f'--last {given}: is none of the teachers; give one of {", ".join(teachers)}')
+            raise InputError(f'--last {given}: is not one of the teachers; give one of {", ".join(teachers)}')
         return given
     known = [name for name in teachers if name in accuracies]
     if not known:
@@ -117,7 +119,7 @@ def _last(given: str | None, teachers: Sequence[str], accuracies: Mapping[str, f
     if len(known) < len(teachers):
         missing = next(name for name in teachers if name not in accuracies)
         raise InputError(
-            f'--ap: {missing} has none, so the strongest is not known; give --ap {missing}=AP or --last NAME'
+            f'--ap: missing for {missing}, so the strongest teacher is not known; give --ap {missing}=AP or --last NAME'
         )
     return max(known, key=lambda name: accuracies[name])
 

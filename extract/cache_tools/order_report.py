@@ -56,7 +56,7 @@ def lines(report: Report) -> list[str]:
     text = [
         f'{report.num_images} images, views {", ".join(found.views)}, levels {", ".join(found.levels)}',
         '',
-        'adaptation cost: share of the variance that a linear map from the row to the column leaves unexplained'
+        'adaptation cost: fraction of the variance that a linear map from the row to the column does not explain'
         + (', and its bootstrap error' if found.deviations is not None else ''),
         *_matrix(report, found.costs, found.deviations),
     ]
@@ -72,8 +72,8 @@ def lines(report: Report) -> list[str]:
     if report.thin_levels:
         text += [
             '',
-            f'note: few cells for the channels of {", ".join(report.thin_levels)}, costs come out too low there; '
-            'make --num-images larger',
+            f'note: too few cells for the channels of {", ".join(report.thin_levels)}, their costs are underestimated; '
+            'increase --num-images',
         ]
     text += ['', *report.selection.reasons, '']
     if report.agreement is not None:

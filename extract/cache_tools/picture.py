@@ -28,11 +28,11 @@ PADDING_GREY = 128
 
 
 def run(options: Mapping[str, Any]) -> None:
-    """Draws the sheet and says where it is."""
+    """Draws the sheet and prints its path."""
     cache = mtpd.cache.open(options['cache'])
     out: Path = options['out']
     if out.suffix.lower() != '.png':
-        raise InputError(f'--out {out}: the sheet is a PNG file; give a name that ends in .png')
+        raise InputError(f'--out {out}: the sheet is a PNG file; use a name that ends in .png')
     image_id = cache.image_ids[0] if options['image'] is None else options['image']
     views: tuple[ViewName, ...] = cache.views if options['view'] is None else (options['view'],)
     rows = [_level_row(cache, image_id, level, views) for level in cache.levels]
@@ -46,7 +46,7 @@ def run(options: Mapping[str, Any]) -> None:
     try:
         write_atomically(out, content.getvalue())
     except OSError as error:
-        raise UnavailableError(f'--out {out}: cannot be written ({error.strerror}); choose another place') from error
+        raise UnavailableError(f'--out {out}: cannot be written ({error.strerror}); choose another path') from error
     say(f'{out}: image {image_id}, {len(cache.levels)} levels, {sheet.width} x {sheet.height} px')
 
 
@@ -56,9 +56,9 @@ def _title(cache: CacheReader, image_id: int) -> list[str]:
     return [
         f'{cache.path}: {description.codec}, teacher {description.provenance.get("teacher", "unknown")}',
         f'image {image_id}: {original} px, resized to {resized}, padded to {padded}; a white line marks the padding',
-        'maps: the first three principal components as red, green and blue, one colour scale for both views of a level',
-        'errors: squared, relative to the energy, as measured when the map was stored; mirrored: plain against flip',
-        f'their maps: of each cell, relative, log scale from {LEAST_ERROR:g} (black) to {MOST_ERROR:g} (bright)',
+        'maps: first three principal components as red, green and blue, same colour scale for both views of a level',
+        'errors: squared, relative to the energy, measured when the map was stored; mirrored: plain against flip',
+        f'error maps: relative, per cell, log scale from {LEAST_ERROR:g} (black) to {MOST_ERROR:g} (bright)',
     ]
 
 
@@ -114,11 +114,13 @@ def _image_file(image_id: int, folder: Path, annotations: Path | None) -> Path:
     if annotations is not None:
         names = {image.id: image.file_name for image in read_annotations(annotations).images}
         if image_id not in names:
-            raise InputError(f'--annotations {annotations}: lists no image {image_id}; give the file of the cache')
+            raise InputError(
+                f'--annotations {annotations}: lists no image {image_id}; give the annotation file of the extraction'
+            )
         return image_path(folder, names[image_id])
     file = folder / f'{image_id:012d}.jpg'
     if not file.is_file():
         raise InputError(
-            f'--images {folder}: has no {file.name}; give --annotations FILE, which says how image {image_id} is called'
+            f'--images {folder}: has no {file.name}; give --annotations FILE with the file name of image {image_id}'
         )
     return file

@@ -40,7 +40,7 @@ def run(options: Mapping[str, Any]) -> None:
 
 
 def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
-    """Verifies one cache; returns the lines that say what is wrong with it still."""
+    """Verifies one cache; returns the lines about the remaining damage."""
     state = read_state(root)
     num_bytes = sum(record.num_bytes for record in state.manifest.files.values())
     start = time.monotonic()
@@ -51,16 +51,16 @@ def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
         say(f'{root}: sound; {_extent(state)}, {size(num_bytes)} read at {rate}/s')
         return []
     if not is_repair:
-        return _lines(state, damages, advice='mend with mtpd-cache verify --repair')
+        return _lines(state, damages, advice='repair with mtpd-cache verify --repair')
     say('\n'.join(_lines(state, damages)))
     done = repair(state, damages)
     if done.is_unfinished:
         say(
             f'{root}: unfinished now; run the same mtpd-extract command again: it extracts {done.num_queued} of '
-            f'{state.num_shards} shards, mends the rest and publishes the cache'
+            f'{state.num_shards} shards, repairs the rest and publishes the cache'
         )
     elif any(damage.kind == 'metadata' for damage in damages):
-        say(f'{root}: the zarr.json files are rewritten')
+        say(f'{root}: the zarr.json files were rewritten')
     strays = [damage for damage in damages if damage.kind == 'stray']
     return _lines(state, strays, advice='move them away or delete them') if strays else []
 
@@ -68,7 +68,9 @@ def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
 def _extent(state: CacheState) -> str:
     if state.is_finished:
         return f'{state.manifest.num_images:,} images in {state.num_shards:,} shards'
-    return f'{len(state.committed):,} of {state.num_shards:,} shards are committed, mtpd-extract has the rest to write'
+    return (
+        f'{len(state.committed):,} of {state.num_shards:,} shards are committed, mtpd-extract has yet to write the rest'
+    )
 
 
 def _num_groups(damages: Sequence[Damage]) -> int:
@@ -81,9 +83,9 @@ def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') ->
     counts = {kind: sum(damage.kind == kind for damage in damages) for kind in ('head', 'metadata', 'stray')}
     summary = [
         f'{num_groups} of {state.num_shards} shards damaged' * bool(num_groups),
-        f'{counts["head"]} of the files beside the shards damaged' * bool(counts['head']),
+        f'{counts["head"]} files other than shards damaged' * bool(counts['head']),
         f'{counts["metadata"]} zarr.json files wrong' * bool(counts['metadata']),
-        f'{counts["stray"]} files that do not belong there' * bool(counts['stray']),
+        f'{counts["stray"]} files that are not part of the cache' * bool(counts['stray']),
     ]
     places: dict[str, list[str]] = {}
     for damage in damages:
@@ -102,10 +104,10 @@ def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') ->
 
 
 def _of_the_records(root: Path, error: CacheDamagedError) -> list[str]:
-    """What can be done where the records themselves cannot be believed."""
+    """Advice for records that are damaged themselves."""
     if not (root / MANIFEST_FILE).exists():
         return [str(error)]
     return [
-        f'{error}. Nothing else says what the files of a cache must hold, so it cannot be repaired: put back a copy of '
+        f'{error}. The cache cannot be repaired without this record: restore a copy of '
         f'{MANIFEST_FILE}, or extract again with --overwrite'
     ]

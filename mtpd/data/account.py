@@ -20,7 +20,7 @@ def training_account(coco: CocoSet) -> str | None:
     """How many objects training does not see, and why; None: it sees all of them."""
     found = [why_left_out(one, image) for image, one in _objects(coco)]
     reasons: Counter[str] = Counter(reason for reason in found if reason is not None)
-    left_out = f'{sum(reasons.values())} of {len(found)} objects are left out: {_listed(reasons)}'
+    left_out = f'{sum(reasons.values())} of {len(found)} objects are ignored: {_listed(reasons)}'
     return _account(coco, [left_out] if reasons else [])
 
 
@@ -46,48 +46,48 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
         if reason in ('without width or height', 'outside the image'):
             found[f'{reason}, which count as missed'] += 1
         elif not 0 <= one.area <= MAX_EVALUATED_AREA:
-            found[f'of an area that is not from 0 to {MAX_EVALUATED_AREA:g} px, which do not count'] += 1
+            found[f'with an area outside 0 to {MAX_EVALUATED_AREA:g} px, which are not counted'] += 1
         elif one.is_ignored:
-            found['marked ignore, which count like the others'] += 1
+            found['marked ignore, which are counted like the others'] += 1
         if with_masks and coco.has_masks and one.segmentation is None:
-            found['without a mask, for which the outline of the box stands'] += 1
+            found['without a mask, for which the box outline is used'] += 1
     num_objects = sum(map(len, coco.annotations.values()))
     parts = [f'of {num_objects} objects {_listed(found)}'] if found else []
     if all(one.is_crowd for _, one in _objects(coco)):
-        parts.append('no object is to be found, so there is no AP')
+        parts.append('all objects are crowds, so there is no AP')
     if with_masks and not coco.has_masks:
         parts.append('no object has a mask, so masks are not evaluated')
     return _account(coco, parts)
 
 
 def suspicions(coco: CocoSet) -> list[str]:
-    """What is most likely a mistake, in the whole file: each a line that says what to do."""
+    """Likely mistakes in the whole file, one line each with the next step."""
     found = []
     names = Counter(normpath(image.file_name) for image in coco.images)
     repeated = [name for name, count in names.items() if count > 1]
     if repeated:
         found.append(
             f'{len(repeated)} image files are listed under several image ids, the first is {repeated[0]}: each counts '
-            'as an image of its own; merge their records'
+            'as a separate image; merge their records'
         )
     num_objects = sum(map(len, coco.annotations.values()))
     num_crowds = sum(one.is_crowd for _, one in _objects(coco))
     if num_crowds > MOST_CROWDS * num_objects:
         found.append(
-            f'{num_crowds} annotations, most of the file, are crowds, which are not to be found; set iscrowd to 0 '
-            'where one is a single object, as for masks that a label tool stores as run lengths'
+            f'{num_crowds} annotations, most of the file, are crowds, which detectors need not find; set iscrowd to 0 '
+            'for single objects, such as masks that a label tool stores as run lengths'
         )
     if not num_objects:
         return found
     if all(0 <= value <= 1 for _, one in _objects(coco) for value in one.bbox):
         found.append(
-            'no bbox has a value above 1: the boxes look normalized, wanted [x, y, width, height] in px; '
+            'no bbox has a value above 1: the boxes look normalized, expected [x, y, width, height] in px; '
             'multiply them by the width and height of their image'
         )
     elif _look_like_corners(coco, num_objects):
         found.append(
-            'the values of bbox look like [x1, y1, x2, y2], as many boxes leave their image otherwise; wanted '
-            '[x, y, width, height]: subtract the corners'
+            'the values of bbox look like [x1, y1, x2, y2], since many boxes exceed their image otherwise; expected '
+            '[x, y, width, height]: subtract x1, y1 from x2, y2'
         )
     elif line := _masks_aside(coco):
         found.append(line)
@@ -107,9 +107,9 @@ def _masks_aside(coco: CocoSet) -> str | None:
     if len(aside) < LEAST_ASIDE * len(measured) or not aside:
         return None
     return (
-        f'{len(aside)} of {len(measured)} masks that were compared hardly share the place of their boxes, the first in '
-        f'{aside[0].file_name}: wanted bbox [x, y, width, height] and segmentation in px of the same image; see which '
-        'of them is of other units, another size of the image or another order'
+        f'{len(aside)} of {len(measured)} compared masks hardly overlap their boxes, the first in '
+        f'{aside[0].file_name}: expected bbox [x, y, width, height] and segmentation in px of the same image; '
+        'check their units, image size and order'
     )
 
 
@@ -146,10 +146,12 @@ def _account(coco: CocoSet, parts: list[str]) -> str | None:
         ).values()
     )
     if num_repeated:
-        parts.append(f'{num_repeated} objects repeat an earlier one (same image, category and bbox) and count again')
+        parts.append(
+            f'{num_repeated} objects repeat an earlier one (same image, category and bbox) and are counted again'
+        )
     num_polygons = sum(one.num_bad_polygons for _, one in _objects(coco))
     if num_polygons:
-        parts.append(f'{num_polygons} polygons are left out: of fewer than 3 points, or an odd number of values')
+        parts.append(f'{num_polygons} polygons are ignored: fewer than 3 points, or an odd number of values')
     return f'{coco.path}: {"; ".join(parts)}' if parts else None
 
 

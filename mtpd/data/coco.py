@@ -31,7 +31,7 @@ from mtpd.files import sha256_bytes
 from mtpd.geometry import Geometry
 
 Box = tuple[float, float, float, float]
-# Why an object is no object to train on; mmdet leaves out the same ones.
+# Why an object is not used for training; mmdet ignores the same ones.
 LeftOut = Literal['marked ignore', 'without width or height', 'thinner than 1 px', 'outside the image', 'without area']
 
 MAX_SIDE, MAX_PIXELS = 2**20, 2**30  # of the images that OpenCV reads
@@ -136,7 +136,8 @@ def read_annotations(path: Path) -> CocoSet:
     Everything else may be missing or be anything; the ids of annotations too, as nothing asks for them.
 
     Raises:
-        InputError: the file is missing, is no JSON or holds something that cannot be used; the message says where.
+        InputError: the file is missing, is not valid JSON or holds something that cannot be used; the message says
+        where.
     """
     try:
         content = path.read_bytes()
@@ -144,7 +145,7 @@ def read_annotations(path: Path) -> CocoSet:
         raise InputError(f'{path}: cannot read the annotation file ({error.strerror}); check the path') from None
     document = parse_json(path, content)
     if not isinstance(document, dict):
-        raise InputError(f'{path}: holds a {_kind(document)}, wanted a COCO annotation object')
+        raise InputError(f'{path}: holds a {_kind(document)}, expected a COCO annotation object')
 
     images = tuple(parse_each(path, document, 'images', _parse_image))
     categories = tuple(sorted(parse_each(path, document, 'categories', _parse_category), key=lambda c: c.id))
@@ -182,10 +183,10 @@ def image_path(folder: Path, file_name: str) -> Path:
     """Where the image of an annotation file lies.
 
     Only the name is judged: a symbolic link below `folder` may lead elsewhere, as data folders often span disks, and
-    whoever can place a link there needs no annotation file to do harm.
+    someone who can place a link there needs no annotation file to do harm.
 
     Raises:
-        InputError: `file_name` is no plain relative path or would leave `folder`.
+        InputError: `file_name` is not a plain relative path or would leave `folder`.
     """
     _check_file_name(file_name)
     return folder / file_name
@@ -211,8 +212,8 @@ def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
     for image in images:
         if min(geometry.resized((image.height, image.width))) < 1:
             raise InputError(
-                f'{image.file_name}: of {image.width} x {image.height} px nothing is left at scale '
-                f'{geometry.scale[0]}x{geometry.scale[1]}; take it out of the annotation file or choose a larger scale'
+                f'{image.file_name}: {image.width} x {image.height} px would be an empty image at scale '
+                f'{geometry.scale[0]}x{geometry.scale[1]}; remove it from the annotation file or choose a larger scale'
             )
 
 
@@ -228,7 +229,9 @@ def _check_unique(path: Path, key: str, ids: Sequence[int]) -> None:
     seen: set[int] = set()
     for index, value in enumerate(ids):
         if value in seen:
-            raise InputError(f'{path}: {key}[{index}]: id {value} is taken by an earlier one; ids must be unique')
+            raise InputError(
+                f'{path}: {key}[{index}]: id {value} is already used by an earlier one; ids must be unique'
+            )
         seen.add(value)
 
 
@@ -237,7 +240,7 @@ def _parse_image(record: Fields) -> CocoImage:
     _check_file_name(file_name)
     height, width = whole(record, 'height', 1, MAX_SIDE), whole(record, 'width', 1, MAX_SIDE)
     if height * width > MAX_PIXELS:
-        raise ValueError(f'height x width is {height} x {width}, wanted at most {MAX_PIXELS} px: OpenCV reads no more')
+        raise ValueError(f'height x width is {height} x {width}, expected at most {MAX_PIXELS} px, the limit of OpenCV')
     return CocoImage(whole(record, 'id', 0), file_name, height, width)
 
 
@@ -280,4 +283,4 @@ def _check_file_name(file_name: str) -> None:
     if '\0' in file_name or '\\' in file_name or re.match('[A-Za-z]:', file_name):
         raise InputError(f'file_name {shown(file_name)} has a NUL, a backslash or a drive letter')
     if file_name.startswith('/') or '..' in parts or not set(parts) - {'', '.'}:
-        raise InputError(f'file_name {shown(file_name)} leaves the image folder; wanted a path relative to it')
+        raise InputError(f'file_name {shown(file_name)} leaves the image folder; expected a path relative to it')

@@ -1,7 +1,7 @@
 """Reads image files as mmdet does, but never passes on pixels that are not those of the file.
 
 OpenCV decodes a damaged JPEG to some pixels and says so on stderr at most: in a cache that would last. So files are
-checked for damage, which also keeps the decoders' own messages off stderr. A limit of a library is no damage.
+checked for damage, which also keeps the decoders' own messages off stderr. A limit of a library is not damage.
 """
 
 import io
@@ -61,7 +61,8 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
         raise InputError(f'{path}: not a complete image ({error}); fetch it again or convert it') from None
     if image is None:
         raise InputError(
-            f'{path}: OpenCV cannot decode the file: the image is damaged, or of a kind that OpenCV does not know; '
+            f'{path}: OpenCV cannot decode the file: the image is damaged, or of a format that OpenCV does '
+            'not support; '
             'fetch it again or convert it'
         )
     if size is not None and image.shape[:2] != size:
@@ -70,9 +71,9 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
 
 
 def _wrong_size(path: Path, found: tuple[int, ...], wanted: Size) -> str:
-    turned = ', turned as its EXIF orientation says' if found[::-1] == wanted else ''
+    turned = ', rotated by its EXIF orientation' if found[::-1] == wanted else ''
     return (
-        f'{path}: the image is {found[1]} x {found[0]} px (width x height), its annotation says '
+        f'{path}: the image is {found[1]} x {found[0]} px (width x height), its annotation states '
         f'{wanted[1]} x {wanted[0]}; is it the image that was annotated{turned}?'
     )
 
@@ -103,11 +104,11 @@ def _other_decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArr
             return pixels
     except UnidentifiedImageError:
         if not content.startswith(LEFT_TO_OPENCV):
-            raise ValueError('no image of a known kind') from None
+            raise ValueError('not an image of a known format') from None
         return _by_opencv(content)
     except (InputError, cv2.error):
         raise
-    except Exception as error:  # Pillow's decoders raise whatever comes up: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow's decoders raise any error: OSError, SyntaxError, struct.error, ...
         raise ValueError(str(error)) from None
 
 

@@ -57,7 +57,7 @@ def decode_jpeg(content: bytes) -> npt.NDArray[Any] | None:
     """The pixels (height, width, 3), BGR, turned as the EXIF orientation says; None where OpenCV cannot decode them.
 
     Raises:
-        ValueError: something is missing or broken; says what.
+        ValueError: something is missing or broken; the message states what.
     """
     try:
         pixels = _strictly_decoded(content)

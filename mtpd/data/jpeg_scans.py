@@ -30,7 +30,7 @@ def require_sound_scans(content: bytes, segments: Iterable[Segment]) -> None:
         segments: its segments, up to the end marker.
 
     Raises:
-        ValueError: a scan is missing or has a block of zeros; says which.
+        ValueError: a scan is missing or has a block of zeros; the message states which.
     """
     try:
         _check_scans(content, segments)
@@ -66,7 +66,7 @@ def _check_scans(content: bytes, segments: Iterable[Segment]) -> None:
                 limit = _most_zeros(tables.values(), symbols, first=first, earlier=bits >> 4, kind=kind)
             scan_end = end
     if any(any(bits) for bits in missing_bits.values()):
-        raise ValueError('scans of the JPEG are missing: it was cut between two of them')
+        raise ValueError('scans of the JPEG are missing: the file is truncated between two scans')
 
 
 def _symbols_of_zeros(body: bytes) -> dict[int, int]:

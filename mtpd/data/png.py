@@ -52,7 +52,7 @@ def checked_png(content: bytes) -> bytes:
     png_size(content)
     colour = content[25]
     if colour not in KINDS or content[24] not in KINDS[colour][1]:
-        raise ValueError(f'the PNG is of colour type {colour} with {content[24]} bits, none of the standard')
+        raise ValueError(f'the PNG is of colour type {colour} with {content[24]} bits, which is not in the standard')
     before, data, after = [START], list[bytes](), list[bytes]()
     for kind, body, chunk in _chunks(content):
         if kind == DATA:
@@ -86,7 +86,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
                 raise ValueError('the PNG has several header chunks')
             yield kind, content[position + 8 : end - 4], content[position:end]
         elif kind[:1].isupper():
-            raise ValueError(f'the PNG has a chunk {kind!r}, which is none of the standard')
+            raise ValueError(f'the PNG has a chunk {kind!r}, which is not in the standard')
         position = end
 
 
@@ -112,10 +112,10 @@ def _checked_rows(header: bytes, data: bytes) -> bytes:
     except zlib.error as error:
         raise ValueError(f'the rows of the PNG are damaged: {error}') from None
     if not wanted or len(rows) < wanted or not (inflate.eof or is_longer):
-        raise ValueError('the PNG has fewer rows than its header says')
+        raise ValueError('the PNG has fewer rows than its header states')
     position = 0
     for num_rows, length in shapes:
         if max(rows[position : position + num_rows * length : length]) >= NUM_FILTERS:
-            raise ValueError('a row of the PNG has a filter that the standard does not have: it is damaged')
+            raise ValueError('a row of the PNG has a filter that is not in the standard: it is damaged')
         position += num_rows * length
     return zlib.compress(rows, 0) if is_longer or inflate.unused_data else data

@@ -1,6 +1,6 @@
 """Reads JSON that people and other programs wrote: the document, its lists of records, and fields of a checked type.
 
-Nothing is guessed: a field has the type that is wanted, or one line says which record, which key, what stands there and
+Nothing is guessed: a field has the expected type, or one line names the record, the key, the value found and
 what was wanted.
 """
 
@@ -39,18 +39,20 @@ def parse_json(path: Path, content: bytes) -> Any:
     """The value that a JSON file holds; UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
 
     Raises:
-        InputError: it is no JSON, or says two things at once.
+        InputError: it is not JSON, or contradicts itself.
     """
     if not content.strip():
         raise InputError(f'{path}: is empty; fetch the file again')
     try:
         return json.loads(content, object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
-        raise InputError(f'{path}: not valid JSON: no text ({error}); fetch it again or save it as UTF-8') from None
+        raise InputError(
+            f'{path}: not valid JSON: not UTF-8 text ({error}); fetch it again or save it as UTF-8'
+        ) from None
     except json.JSONDecodeError as error:
         raise InputError(f'{path}: not valid JSON ({error}); the file may be truncated, fetch it again') from None
     except RecursionError:
-        raise InputError(f'{path}: is nested too deeply; no annotation file is') from None
+        raise InputError(f'{path}: is nested too deeply for an annotation file') from None
     except ValueError as error:  # a repeated key, or a number of thousands of digits
         raise InputError(f'{path}: cannot be used: {error}') from None
 
@@ -59,18 +61,18 @@ def parse_each(path: Path, document: Fields, key: str, parse: Callable[[Fields],
     """What `parse` makes of each record of a list; it raises ValueError for what it cannot use.
 
     Raises:
-        InputError: there is no such list, or `parse` refuses a record; names it.
+        InputError: there is no such list, or `parse` refuses a record; the message names it.
     """
     records = document.get(key)
     if not isinstance(records, list):
         found = f'is {shown(records)}' if key in document else 'is missing'
         raise InputError(
-            f"{path}: has no list '{key}' (it {found}); a COCO annotation file has images, annotations and categories"
+            f"{path}: has no list '{key}' (it {found}); a COCO annotation file needs images, annotations and categories"
         )
     for index, record in enumerate(records):
         try:
             if not isinstance(record, dict):
-                raise ValueError(f'it is a {type(record).__name__}, wanted an object')
+                raise ValueError(f'it is a {type(record).__name__}, expected an object')
             parsed = parse(record)
         except ValueError as error:
             raise InputError(f'{path}: {key}[{index}]: {error}') from None
@@ -93,9 +95,9 @@ def text(record: Fields, key: str) -> str:
     """A text of at least one character."""
     value = required(record, key)
     if not isinstance(value, str) or not value:
-        raise ValueError(f'{key} is {shown(value)}, wanted a text')
+        raise ValueError(f'{key} is {shown(value)}, expected a string')
     if not value.isascii() and any('\ud800' <= character <= '\udfff' for character in value):
-        raise ValueError(f'{key} is {shown(value)}, with half a character (a surrogate), wanted whole ones')
+        raise ValueError(f'{key} is {shown(value)}, with a lone surrogate character, expected valid Unicode')
     return value
 
 
@@ -105,7 +107,7 @@ def whole(record: Fields, key: str, least: int, most: int = MAX_WHOLE) -> int:
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f'{key} is {shown(value)}, wanted a whole number from {least} to {most}')
+        raise ValueError(f'{key} is {shown(value)}, expected a whole number from {least} to {most}')
     return value
 
 
@@ -115,7 +117,7 @@ def flag(record: Fields, key: str) -> bool:
     if value is None:
         return False
     if type(value) not in (int, bool, float) or value not in (0, 1):
-        raise ValueError(f'{key} is {shown(value)}, wanted 0 or 1')
+        raise ValueError(f'{key} is {shown(value)}, expected 0 or 1')
     return bool(value)
 
 
@@ -129,7 +131,7 @@ def require_spelling(record: Fields, keys: Mapping[str, str]) -> None:
     for written in _misspelt(tuple(record), tuple(keys.items())):
         key = keys[_plain(written)]
         if key not in record:
-            raise ValueError(f'has the key {written!r} with {shown(record[written])}, wanted it under {key!r}')
+            raise ValueError(f'has the key {written!r} with {shown(record[written])}, expected it under {key!r}')
 
 
 def number(record: Fields, key: str) -> float | None:
@@ -138,7 +140,7 @@ def number(record: Fields, key: str) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not -MAX_WHOLE <= value <= MAX_WHOLE:
-        raise ValueError(f'{key} is {shown(value)}, wanted a finite number')
+        raise ValueError(f'{key} is {shown(value)}, expected a finite number')
     return float(value)
 
 
@@ -151,7 +153,7 @@ def numbers(record: Fields, key: str, count: int, *, limit: float, meaning: str)
         or not {*map(type, values)} <= {int, float}
         or not (-limit <= min(values) and max(values) <= limit and not math.isnan(sum(values)))
     ):
-        raise ValueError(f'{key} is {shown(values)}, wanted {meaning}: {count} finite numbers')
+        raise ValueError(f'{key} is {shown(values)}, expected {meaning}: {count} finite numbers')
     return list(map(float, values))
 
 
@@ -171,7 +173,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:
     if len(content) < len(pairs):
         for key, value in pairs:
             if content[key] != value and not _both_nan(content[key], value):
-                raise ValueError(f'the key {shown(key)} stands twice in one object, with different values; remove one')
+                raise ValueError(f'the key {shown(key)} appears twice in one object, with different values; remove one')
     return content
 
 

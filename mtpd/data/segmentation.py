@@ -15,7 +15,7 @@ Polygons = list[list[float]]
 Segmentation = Polygons | dict[str, Any]
 
 MAX_COUNT_BITS = 40  # of a run length, far above that of the largest image
-WANTED = 'wanted polygons [[x, y, x, y, ...], ...] of numbers in px, or a run-length encoding'
+WANTED = 'expected polygons [[x, y, x, y, ...], ...] of numbers in px, or a run-length encoding'
 
 
 def check_segmentation(segmentation: Any, *, height: int, width: int) -> tuple[Segmentation | None, int]:
@@ -84,12 +84,14 @@ def decode_counts(counts: str) -> list[int]:
     for character in counts:
         group = ord(character) - ord('0')
         if not 0 <= group < 64:
-            raise ValueError(f'segmentation: counts has the character {character!r}, which no run length is written in')
+            raise ValueError(
+                f'segmentation: counts has the character {character!r}, which is not valid in compressed run lengths'
+            )
         value |= (group & 31) << shift
         shift += 5
         if group & 32:
             if shift > MAX_COUNT_BITS:
-                raise ValueError('segmentation: counts has a number that no image has so many pixels for')
+                raise ValueError('segmentation: counts has a number larger than any image')
             continue
         if group & 16:
             value -= 1 << shift
@@ -111,7 +113,7 @@ def _check_polygons(polygons: list[Any], *, limit: int) -> None:
         if polygon and not (-limit <= min(polygon) and max(polygon) <= limit and not math.isnan(sum(polygon))):
             place, value = next((i, one) for i, one in enumerate(polygon) if not -limit <= one <= limit)
             raise ValueError(
-                f'segmentation[{index}][{place}] is {shown(value)}: a point that is not finite or lies far outside the '
+                f'segmentation[{index}][{place}] is {shown(value)}: a point that is not finite or far outside the '
                 f'image, {WANTED}'
             )
     if len(polygons) > 2 and all(len(polygon) == 2 for polygon in polygons):
@@ -124,14 +126,15 @@ def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) ->
             raise ValueError(f"segmentation: {key!r} is missing; {WANTED} {{'size': [height, width], 'counts': ...}}")
     size, counts = segmentation['size'], segmentation['counts']
     if not isinstance(size, list) or bool in map(type, size) or size != [height, width]:
-        raise ValueError(f'segmentation: size is {shown(size)}, wanted that of its image, {[height, width]}')
+        raise ValueError(f'segmentation: size is {shown(size)}, expected the size of its image, {[height, width]}')
     runs = decode_counts(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not {*map(type, runs)} <= {int} or min(runs, default=0) < 0:
         raise ValueError(
-            f'segmentation: counts is {shown(counts)}, wanted run lengths: whole numbers from 0 on, or their text'
+            f'segmentation: counts is {shown(counts)}, expected run lengths: non-negative whole numbers, or '
+            'a compressed string'
         )
     if sum(runs) != height * width:
         raise ValueError(
-            f'segmentation: counts has run lengths that add up to {shown(sum(runs))}, wanted {height} x {width}'
+            f'segmentation: counts has run lengths that add up to {shown(sum(runs))}, expected {height} x {width}'
         )
     return {'size': [height, width], 'counts': counts}

@@ -26,7 +26,7 @@ Pixels = npt.NDArray[np.float32]
 Size = tuple[int, int]
 
 SPLITS = ('train2017', 'val2017')
-# With gaps, as COCO's own ids, so that nobody takes an id for an index.
+# With gaps, as COCO's own ids, so that ids cannot be confused with indices.
 CATEGORY_IDS = (1, 2, 4, 7, 8, 11)
 LEAST_VISIBLE = 0.5  # part of a shape that others may not hide
 LEAST_CONTRAST = 80  # between a shape's colour and the background's mean, in grey levels (Euclidean over BGR)
@@ -63,7 +63,7 @@ class SyntheticSpec:
         if not 2 <= self.shape_px[0] <= self.shape_px[1] <= smallest:
             raise InputError(f'shapes of {self.shape_px} px must have 2 px or more and fit images of {self.sizes} px')
         if not 1 <= self.num_shapes[0] <= self.num_shapes[1]:
-            raise InputError(f'{self.num_shapes} shapes an image: wanted the least and the most, from 1 on')
+            raise InputError(f'{self.num_shapes} shapes an image: expected minimum and maximum, at least 1')
         if not 0 <= self.num_empty <= min(self.num_train, self.num_val):
             raise InputError(f'{self.num_empty} empty images do not fit {self.num_train} + {self.num_val} images')
 
@@ -87,7 +87,7 @@ def make_synthetic_set(folder: Path, spec: SyntheticSpec, *, on_image: Callable[
         if (folder / 'synthetic.json').is_file() and (folder / 'synthetic.json').read_bytes() == record:
             return False
         if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(f'{folder}: holds something else than this set; choose another folder or remove it')
+            raise InputError(f'{folder}: holds something other than this set; choose another folder or remove it')
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.tmp-{folder.name}-', dir=folder.parent))
     try:

@@ -31,7 +31,7 @@ def checkpoint_activations(model: nn.Module) -> int:
     blocks = [] if backbone is None else list(_blocks(backbone))
     if not blocks:
         raise InputError(
-            'optim.activation_checkpointing needs a backbone made of blocks in sequence, and the student has none; '
+            'optim.activation_checkpointing needs a backbone built from sequential blocks, which the student lacks; '
             'remove it, or lower data.batch_size'
         )
     for block in blocks:

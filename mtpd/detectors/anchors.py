@@ -28,10 +28,10 @@ def base_anchors(model: nn.Module) -> dict[int, Tensor]:
     for generator in generators:
         if isinstance(generator, AnchorGenerator):
             if any(width != height for width, height in generator.strides):
-                raise InputError(f'the anchors of {type(model).__name__} have other strides along x than along y')
+                raise InputError(f'the anchors of {type(model).__name__} have different strides along x and y')
             pairs = zip(generator.strides, generator.base_anchors, strict=True)
             return {int(stride): torch.as_tensor(anchors).float() for (stride, _), anchors in pairs}
     raise InputError(
         f'fine_grained needs the anchors of the student, and {type(model).__name__} has none; '
-        'distil with tar_feature or fgd, which need only boxes'
+        'use tar_feature or fgd, which need only boxes'
     )

@@ -45,11 +45,12 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
 
     Args:
         path: a file of `torch.save`, or of safetensors.
-        allow_pickle: unpickle whatever the file holds. That can run any code: only for files that are trusted.
+        allow_pickle: unpickle arbitrary content. This can run any code: only for trusted files.
         network: what the weights are for, where that is known: names that it has are not changed.
 
     Raises:
-        InputError: there is no such file, it is damaged or no checkpoint, it needs `allow_pickle`, or it holds several
+        InputError: there is no such file, it is damaged or not a checkpoint, it needs `allow_pickle`, or it holds
+        several
             networks or tensors without plain values.
         UnavailableError: it needs a package that is not installed.
     """
@@ -67,7 +68,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
 
 
 def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, Any]:
-    """What a checkpoint says of itself in `meta`, if anything. Arguments and errors are those of `load_checkpoint`."""
+    """The `meta` entry of a checkpoint, if any. Arguments and errors are those of `load_checkpoint`."""
     content = read_checkpoint(path, allow_pickle=allow_pickle)
     meta = content.get('meta') if isinstance(content, Mapping) else None
     return meta if isinstance(meta, Mapping) else {}
@@ -90,7 +91,7 @@ def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, nam
         if key in own and value.is_floating_point() != own[key].is_floating_point() and not key.endswith(COUNTER)
     ]
     if wrong:
-        raise InputError(f'{name}: {_some(wrong, "tensors of another kind of number")}; save them as floating point')
+        raise InputError(f'{name}: {_some(wrong, "tensors of another number type")}; save them as floating point')
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> LoadReport:
@@ -123,7 +124,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
     missing = [key for key in keys.missing_keys if not key.endswith(COUNTER) and own[key].data_ptr() not in loaded]
     ignored = [key for key in keys.unexpected_keys if key.startswith(IGNORED) or key.endswith(COUNTER)]
     unexpected = [key for key in keys.unexpected_keys if key not in ignored]
-    problems = {'are missing': missing, 'are left over': unexpected}
+    problems = {'are missing': missing, 'are unexpected': unexpected}
     lines = [_some(found, f'tensors {what}') for what, found in problems.items() if found]
     if lines:
         raise InputError(f'{name}: {"; ".join(lines)}; is it the checkpoint of this config?')
@@ -134,7 +135,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> Lo
 def _require_plain(state: Mapping[str, Tensor], *, name: str) -> None:
     """Refuses tensors that have no values of their own, or ones in a form of their own."""
     kinds: dict[str, Callable[[Tensor], bool]] = {
-        'without values (of the device meta)': lambda one: one.is_meta,
+        'without values (on the meta device)': lambda one: one.is_meta,
         'in a quantised format': lambda one: one.is_quantized,
         'in a sparse format': lambda one: one.layout != torch.strided,
         'of complex numbers': lambda one: one.is_complex(),

@@ -1,4 +1,4 @@
-"""What a file of weights is, by its content: names and suffixes say nothing, and most wrong files are not damaged."""
+"""The format of a weights file, by its content: names and suffixes do not count, and most wrong files are intact."""
 
 import tarfile
 import zipfile
@@ -19,7 +19,7 @@ MAX_SAFETENSORS_HEADER = 10**8  # the format's own limit
 
 FETCH = 'fetch or copy it again'
 CONVERT = 'convert its weights, and save the tensors by name with torch.save or safetensors'
-UNPACK = 'unpack it and give the file of weights in it'
+UNPACK = 'unpack it and give the weights file in it'
 
 # (offset, bytes there, what it is, what to do).
 SIGNATURES = (
@@ -28,16 +28,16 @@ SIGNATURES = (
     (0, b'GGUF', 'a GGUF file', CONVERT),
     (4, b'TFL3', 'a TensorFlow Lite model', CONVERT),
     (0, b'\x08\x01\x12', 'a TensorFlow SavedModel', CONVERT),
-    (0, b'\x00\x00\x00\x00\x02\x00\x00\x00', 'a file of Darknet weights', CONVERT),
+    (0, b'\x00\x00\x00\x00\x02\x00\x00\x00', 'a Darknet weights file', CONVERT),
     (0, b'\x1f\x8b', 'compressed by gzip', UNPACK),
     (0, b'BZh', 'compressed by bzip2', UNPACK),
     (0, b'\xfd7zXZ\x00', 'compressed by xz', UNPACK),
     (0, b'\x28\xb5\x2f\xfd', 'compressed by zstd', UNPACK),
     (0, b'7z\xbc\xaf\x27\x1c', 'a 7z archive', UNPACK),
     (0, b'Rar!\x1a\x07', 'a RAR archive', UNPACK),
-    (0, b'\x89PNG\r\n', 'a PNG image', 'give a file of weights'),
-    (0, b'\xff\xd8\xff', 'a JPEG image', 'give a file of weights'),
-    (0, b'%PDF-', 'a PDF document', 'give a file of weights'),
+    (0, b'\x89PNG\r\n', 'a PNG image', 'give a weights file'),
+    (0, b'\xff\xd8\xff', 'a JPEG image', 'give a weights file'),
+    (0, b'%PDF-', 'a PDF document', 'give a weights file'),
 )
 # An ONNX model begins with its version of the format, from 3 on, and one of these fields.
 ONNX_VERSIONS, ONNX_FIELDS = range(2, 32), b'\x12\x1a\x22\x2a\x32\x3a\x42'
@@ -56,14 +56,14 @@ def checkpoint_format(path: Path) -> Format:
         `torch` for what `torch.save` writes, in its zip format and the one before; `torch-tar` for the oldest one.
 
     Raises:
-        InputError: there is no such file, or it is something else; says what it is and what to do.
+        InputError: there is no such file, or it is something else; the message names what it is and the next step.
     """
     if path.is_dir():
         raise InputError(f'checkpoint {path}: {_folder(path)}')
     if not path.exists():
         raise InputError(f'checkpoint {path}: there is no such file; check the path')
     if not path.is_file():
-        raise InputError(f'checkpoint {path}: is no regular file; give a file of weights')
+        raise InputError(f'checkpoint {path}: is not a regular file; give a weights file')
     try:
         with path.open('rb') as file:
             head = file.read(HEAD_BYTES)
@@ -113,7 +113,7 @@ def _zip_format(path: Path) -> Format:
             names = archive.namelist()
     # What a damaged directory makes of names, sizes and places has no end.
     except Exception as error:
-        raise InputError(f'checkpoint {path}: is damaged or cut off: a zip file without its end; {FETCH}') from error
+        raise InputError(f'checkpoint {path}: is damaged or truncated: a zip file without its end; {FETCH}') from error
     bare = {name.rpartition('/')[2] for name in names}
     if 'constants.pkl' in bare or any('/code/' in name for name in names):
         what, step = 'a TorchScript archive', 'save the state_dict of torch.jit.load(FILE) with torch.save'
@@ -127,7 +127,7 @@ def _zip_format(path: Path) -> Format:
         what, step = 'a Keras model', CONVERT
     else:
         what, step = f'a zip archive of files ({_listed(names)})', UNPACK
-    raise InputError(f'checkpoint {path}: is {what}, no file of torch.save or safetensors; {step}')
+    raise InputError(f'checkpoint {path}: is {what}, not a file of torch.save or safetensors; {step}')
 
 
 def _tar_format(path: Path) -> Format:
@@ -135,7 +135,7 @@ def _tar_format(path: Path) -> Format:
         with tarfile.open(path) as archive:
             names = archive.getnames()
     except Exception as error:
-        raise InputError(f'checkpoint {path}: is damaged or cut off: a tar archive; {FETCH}') from error
+        raise InputError(f'checkpoint {path}: is damaged or truncated: a tar archive; {FETCH}') from error
     if {'pickle', 'storages', 'tensors'} <= set(names):
         return 'torch-tar'
     raise InputError(f'checkpoint {path}: is a tar archive of files ({_listed(names)}); {UNPACK}')
@@ -151,14 +151,14 @@ def _foreign(head: bytes, tail: bytes, num_bytes: int) -> str:
     if not num_bytes:
         return f'is empty (0 bytes); {FETCH}'
     if not head.strip(b'\0'):
-        return f'begins with {len(head)} zero bytes, as a download that was cut off; {FETCH}'
+        return f'begins with {len(head)} zero bytes, like an interrupted download; {FETCH}'
     for offset, magic, what, step in SIGNATURES:
         if head[offset:].startswith(magic):
-            return f'is {what}, no file of torch.save or safetensors; {step}'
+            return f'is {what}, not a file of torch.save or safetensors; {step}'
     if tail == TENSORFLOW_INDEX:
-        return f'is part of a TensorFlow checkpoint, no file of torch.save or safetensors; {CONVERT}'
+        return f'is part of a TensorFlow checkpoint, not a file of torch.save or safetensors; {CONVERT}'
     if len(head) > 2 and head[0] == 8 and head[1] in ONNX_VERSIONS and head[2] in ONNX_FIELDS:
-        return f'is an ONNX model, no file of torch.save or safetensors; {CONVERT}'
+        return f'is an ONNX model, not a file of torch.save or safetensors; {CONVERT}'
     if (len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5) or head.startswith(OLD_PICKLES):
         return (
             'is a Python pickle of another framework, such as Detectron2 or PaddlePaddle, and not of torch.save; if '
@@ -167,7 +167,7 @@ def _foreign(head: bytes, tail: bytes, num_bytes: int) -> str:
     text = _text(head)
     if text is None:
         return (
-            f'is no file of torch.save or safetensors: it begins with the bytes {head[:8].hex(" ")}; if it was one, '
+            f'is not a file of torch.save or safetensors: it begins with the bytes {head[:8].hex(" ")}; if it was one, '
             f'{FETCH}, and if another program wrote it, {CONVERT}'
         )
     return _text_file(text)
@@ -176,15 +176,15 @@ def _foreign(head: bytes, tail: bytes, num_bytes: int) -> str:
 def _text_file(text: str) -> str:
     start = text.lower()
     if start.startswith('version https://git-lfs'):
-        return 'is a pointer of Git LFS and not the file itself; run `git lfs pull` where it comes from'
+        return 'is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository'
     if start.startswith(('<!doctype html', '<html', '<head', '<?xml')):
         return (
-            'is a web page or XML document, such as the answer of a server that wants a login or lacks the file; '
-            'fetch the file itself, for instance in a browser'
+            'is a web page or XML document, such as the reply of a server that requires a login or lacks the file; '
+            'fetch the file itself, for example in a browser'
         )
     if start.startswith(('{', '[')):
-        return 'is a JSON file, no weights; give the file of weights'
-    return f'is a text file that begins with {text.splitlines()[0][:MAX_SHOWN]!r}, no weights; give the file of weights'
+        return 'is a JSON file, not weights; give the weights file'
+    return f'is a text file that begins with {text.splitlines()[0][:MAX_SHOWN]!r}, not weights; give the weights file'
 
 
 def _text(head: bytes) -> str | None:
@@ -198,12 +198,12 @@ def _folder(path: Path) -> str:
     names = sorted(one.name for one in path.iterdir())
     if '.metadata' in names:
         return (
-            'is a folder of a distributed checkpoint; make one file of it with '
+            'is a folder of a distributed checkpoint; convert it to one file with '
             '`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`'
         )
     if 'saved_model.pb' in names:
         return f'is a folder of a TensorFlow SavedModel; {CONVERT}'
-    return f'is a folder ({_listed(names)}); give the file of weights in it'
+    return f'is a folder ({_listed(names)}); give the weights file in it'
 
 
 def _listed(names: list[str]) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mtpd.detectors.checkpoint_format import FETCH, checkpoint_format
 from mtpd.errors import InputError, UnavailableError
 
-# What PyTorch says when it refuses a file for what it would have to run.
+# PyTorch's messages when it refuses a file that would run code.
 MORE_THAN_TENSORS = re.compile('unsupported (global|class)|reduce', re.IGNORECASE)
 NAMED_GLOBAL = re.compile(r'GLOBAL ([\w.]+)')
 MAX_SHOWN = 300  # characters of what another program says
@@ -26,7 +26,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
 
     Args:
         path: the file.
-        allow_pickle: unpickle whatever the file holds. That can run any code: only for files that are trusted.
+        allow_pickle: unpickle arbitrary content. This can run any code: only for trusted files.
 
     Raises:
         InputError: there is no such file, it is something else or damaged, or it needs `allow_pickle`.
@@ -35,7 +35,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
     kind = checkpoint_format(path)
     damaged = f'checkpoint {path}: is damaged; {FETCH}'
     with warnings.catch_warnings():
-        # Of what PyTorch says about old formats nothing is in the user's hands.
+        # Users cannot act on PyTorch's warnings about old formats.
         warnings.simplefilter('ignore')
         try:
             if kind == 'safetensors':
@@ -53,7 +53,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
             raise InputError(damaged) from error
         if not allow_pickle:
             raise InputError(
-                f'checkpoint {path}: {refusal}, and reading that can run code; if you trust where it comes from, add '
+                f'checkpoint {path}: {refusal}, and loading it can run code; if you trust its source, add '
                 '--trust-checkpoint (a stage: `trust_checkpoint: true` for its teacher)'
             )
         return _unpickled(path, damaged=damaged)
@@ -62,7 +62,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
 def _unpickled(path: Path, *, damaged: str) -> Any:
     """The content of a trusted file of `torch.save`."""
     name = f'checkpoint {path}'
-    states = 'or save the state_dict alone, with torch.save, where it can be read'
+    states = 'or save only the state_dict with torch.save, where the file can be read'
     try:
         return torch.load(path, map_location='cpu', weights_only=False)
     except ModuleNotFoundError as error:
@@ -78,19 +78,19 @@ def _unpickled(path: Path, *, damaged: str) -> Any:
         ) from error
     except (AttributeError, ImportError) as error:
         found = re.search(r"attribute '([\w.]+)' on <module '([\w.]+)'", str(error))
-        what = f'{found[1]} of the module {found[2]}, which is not there' if found else _short(error)
+        what = f'{found[1]} of the module {found[2]}, which does not exist' if found else _short(error)
         raise InputError(
             f'{name}: needs {what}; install the version of the package that wrote the file, {states}'
         ) from error
     except MemoryError as error:
-        raise UnavailableError(f'{name}: takes more memory than there is; free some') from error
+        raise UnavailableError(f'{name}: needs more memory than available; free some') from error
     except (pickle.UnpicklingError, EOFError) as error:
         raise InputError(damaged) from error
     # Objects of other programs can fail in any way.
     except Exception as error:
         if 'PytorchStreamReader' in str(error):
             raise InputError(damaged) from error
-        raise InputError(f'{name}: cannot be unpickled here: {_short(error)}; {states.removeprefix("or ")}') from error
+        raise InputError(f'{name}: cannot be unpickled: {_short(error)}; {states.removeprefix("or ")}') from error
 
 
 def _what_it_holds(refusal: str) -> str:

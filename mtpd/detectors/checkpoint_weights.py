@@ -1,6 +1,6 @@
 """Where in a checkpoint the weights are: training programs put them under many names, and averages beside them.
 
-What is not as plain as a state dict is said; where two networks could be meant, both are named and none is taken.
+Notes report anything beyond a plain state dict; if two networks are possible, both are named and none is used.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ MODULE, COMPILED = 'module.', '_orig_mod.'
 COUNTERS = ('steps', 'n_averaged', 'num_updates', 'decay')
 # Averages that mmdet 2 kept among the weights.
 EMA = 'ema_'
-# What modules save that is no tensor.
+# What modules save besides tensors.
 EXTRA = '_extra_state'
 MAX_DEPTH = 5
 WANTED = 'expected a checkpoint with a state_dict'
@@ -73,21 +73,21 @@ def find_weights(content: Any, *, name: str, own: Collection[str] = ()) -> Weigh
     state = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
     extra = [key for key, value in entries.items() if not isinstance(value, Tensor) and not key.endswith(EXTRA)]
     if extra:
-        notes.append(f'left out {len(extra)} entries that are no tensors ({_first(extra)})')
+        notes.append(f'ignored {len(extra)} entries that are not tensors ({_first(extra)})')
     if len(place) > 1 or (place and place[0] not in TRAINED[:3]):
-        notes.append(f'the weights are those under {".".join(place)}')
+        notes.append(f'loaded the weights under {".".join(place)}')
     versions: Mapping[str, Any] = getattr(found, '_metadata', None) or {}
     state, renaming, dropped = _without_wrappers(state, notes, name=name, own=own)
     if dropped:
-        notes.append(f'left out {len(dropped)} counters of an average ({_first(dropped)})')
+        notes.append(f'ignored {len(dropped)} counters of an average ({_first(dropped)})')
     averages = [key for key in state if key.startswith(EMA)]
     if averages and len(averages) == len(state):
         raise InputError(
-            f'{name}: holds only averages under names that begin with {EMA} ({_first(averages)}); take a checkpoint '
+            f'{name}: holds only averages under names that begin with {EMA} ({_first(averages)}); use a checkpoint '
             'with the weights under their own names'
         )
     if averages:
-        notes.append(f'took the weights under their own names, not {len(averages)} averages (named {EMA}...)')
+        notes.append(f'loaded the weights under their own names, not the {len(averages)} averages (named {EMA}...)')
     return Weights(state, {_renamed(key, renaming): value for key, value in versions.items()}, tuple(notes))
 
 
@@ -139,13 +139,13 @@ def _choice(known: list[str], place: tuple[str, ...], *, name: str) -> tuple[str
     if len(candidates) > 1:
         raise InputError(
             f'{name}: holds {len(candidates)} networks ({", ".join(_at(place, key) for key in candidates)}); save the '
-            'one that is meant by itself, as a state_dict, with torch.save'
+            'required one alone, as a state_dict, with torch.save'
         )
     others = [_at(place, key) for key in known if key != candidates[0]]
     chosen = _at(place, candidates[0])
     if not trained:
-        return candidates[0], [f'took the averaged weights {chosen}, as there are no others']
-    return candidates[0], [f'took {chosen}, not the averaged weights {", ".join(others)}'] if others else []
+        return candidates[0], [f'loaded the averaged weights {chosen}, there are no others']
+    return candidates[0], [f'loaded {chosen}, not the averaged weights {", ".join(others)}'] if others else []
 
 
 def _only(keys: list[str], place: tuple[str, ...], *, name: str) -> tuple[str | None, list[str]]:
@@ -155,7 +155,8 @@ def _only(keys: list[str], place: tuple[str, ...], *, name: str) -> tuple[str | 
     if len(keys) > 1:
         raise InputError(
             f'{name}: has tensors under {len(keys)} names ({", ".join(_at(place, key) for key in keys[:3])}'
-            f'{", ..." if len(keys) > 3 else ""}), none of which is known for weights; save the state_dict by itself, '
+            f'{", ..." if len(keys) > 3 else ""}), none of which is a known name of weights; save the '
+            'state_dict alone, '
             'with torch.save'
         )
     return keys[0], []
@@ -168,7 +169,7 @@ def _without_wrappers(
     prefixes: list[str] = []
     dropped: list[str] = []
     if any(COMPILED in key for key in state):
-        notes.append(f'took {COMPILED} of torch.compile out of the names of tensors')
+        notes.append(f'removed {COMPILED} of torch.compile from the names of tensors')
     state = _unique((key.replace(COMPILED, ''), value, key) for key, value in state.items())
     while True:
         counters = [key for key, value in state.items() if key in COUNTERS and value.numel() == 1]
@@ -177,11 +178,11 @@ def _without_wrappers(
         is_wrapped = bool(rest) and all('.' in key for key in rest) and roots <= {*TRAINED, *AVERAGED, *ROLES}
         if not is_wrapped or any(key in own for key in rest):
             return state, tuple(prefixes), dropped
-        chosen, more = _choice(sorted(roots), (), name=f'{name}: by the names of its tensors')
+        chosen, more = _choice(sorted(roots), (), name=f'{name}: judging by the names of its tensors')
         notes += more
         prefix = f'{chosen}.'
         if prefix != MODULE and not more:
-            notes.append(f'took {prefix} off the names of all tensors')
+            notes.append(f'removed {prefix} from the names of all tensors')
         prefixes.append(prefix)
         dropped += counters
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -207,7 +208,7 @@ def _empty(content: Mapping[Any, Any]) -> str:
         str(key) for key, value in content.items() if type(value).__module__ == 'numpy' and hasattr(value, 'shape')
     ]
     if arrays:
-        return f'holds {len(arrays)} NumPy arrays ({_first(arrays)}), no tensors; convert them with torch.from_numpy'
+        return f'holds {len(arrays)} NumPy arrays ({_first(arrays)}), not tensors; convert them with torch.from_numpy'
     keys = [str(key) for key in content]
     return f'holds no tensors by name, but {_first(keys)}' if keys else 'holds no tensors by name: it is empty'
 

@@ -1,4 +1,4 @@
-"""What a detector calls its classes: as its checkpoint says, or its config; and how many it tells apart."""
+"""Class names of a detector, from its checkpoint or its config, and their number."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,14 +54,14 @@ def labels_to_categories(
     wanted = len(ids) if num_classes is None else num_classes
     if wanted != len(ids):
         raise InputError(
-            f'{name} tells {wanted} classes apart, but the annotations have {len(ids)} categories; '
-            'give annotations with the classes that it was trained on'
+            f'{name} has {wanted} classes, but the annotations have {len(ids)} categories; '
+            'give annotations with the classes it was trained on'
         )
     by_name = {_key(category): category_id for category_id, category in categories}
     if classes is None:
         return ids
     if len(by_name) < len(ids):
-        # Names that repeat are no guide, so their order must be that of the detector.
+        # Repeated names cannot be matched, so their order must be that of the detector.
         if [_key(one) for one in classes] == [_key(category) for _, category in categories]:
             return ids
         (first, named), second = next(
@@ -72,13 +72,13 @@ def labels_to_categories(
         )
         raise InputError(
             f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
-            'cannot be told apart; rename one'
+            'are ambiguous; rename one'
         )
     known = {_key(one) for one in classes}
     if known != set(by_name):
         raise InputError(
-            f'{name} was trained on other classes than the annotations have: only it knows '
-            f'{_some(known - set(by_name))}, only they have {_some(set(by_name) - known)}'
+            f'the classes of {name} and of the annotations differ: only the detector has '
+            f'{_some(known - set(by_name))}, only the annotations have {_some(set(by_name) - known)}'
         )
     return [by_name[_key(one)] for one in classes]
 
@@ -99,7 +99,7 @@ def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, na
     for label, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         if _key(own) != _key(other):
             raise InputError(
-                f"label {label} of {name} is '{other}', the student's is '{own}'; take a teacher that was trained on "
+                f"label {label} of {name} is '{other}', the student's is '{own}'; use a teacher trained on "
                 'the classes of data.train, in the order of their category ids'
             )
 

@@ -1,4 +1,4 @@
-"""What a detector's own config says about its input: geometry and normalisation.
+"""Input geometry and normalisation from a detector's own config.
 
 Nothing is assumed: RetinaNet subtracts ImageNet means, swaps to RGB and pads with zeros after that; YOLOX takes raw BGR
 values and pads with 114 before. Both are read from the config's test pipeline and data preprocessor; every argument is
@@ -64,10 +64,10 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
     try:
         own = read_preprocessing(config)
     except InputError as error:
-        notes = (f'{error} (not taken over: the resize and padding of the stage take its place)',)
+        notes = (f'{error} (not adopted: the resize and padding of the stage are used instead)',)
         return _normalisation(Steps(None, None, None, _normalize_step(config)), preprocessor), notes
     return own.normalisation, tuple(
-        f'{config.filename}: {name} of its resize is {value}; that of the stage is {getattr(geometry, name)}'
+        f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'
         for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
         if (value := getattr(own.geometry, name)) != getattr(geometry, name)
     )
@@ -102,13 +102,13 @@ def _resize(steps: Steps, name: str, scale: tuple[int, int] | None) -> Geometry:
             )
         return Geometry(scale, pad_divisor=1, float_pixels=float_pixels)
     if 'img_scale' in resize.values:
-        resize.refuse('img_scale', 'no such argument: mmdet 3 calls it scale')
+        resize.refuse('img_scale', 'no such argument (mmdet 3 uses scale)')
     resize.require_known(('scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation'))
     keep_ratio = resize.flag('keep_ratio', False)
     resize.flag('clip_object_border', True)
     backend = resize.choice('backend', 'cv2', tuple(_INTERPOLATIONS)) if resize.has('backend') else 'cv2'
     if backend == 'pillow' and float_pixels:
-        resize.refuse('backend', 'cv2 beside to_float32: pillow resizes whole pixel values alone')
+        resize.refuse('backend', 'cv2 with to_float32: pillow resizes only integer pixel values')
     return Geometry(
         scale or _scale(resize, keep_ratio=keep_ratio),
         keep_ratio,
@@ -124,7 +124,7 @@ def _scale(resize: Entry, *, keep_ratio: bool) -> Size:
     """(width, height) as mmcv reads it: one number is a square."""
     value: Any = resize.values.get('scale')
     if resize.has('scale_factor'):
-        resize.refuse('scale_factor', 'a scale in its place, or --scale: images are resized to fit a size')
+        resize.refuse('scale_factor', 'a scale instead, or --scale: images are resized to fit a size')
     if is_whole(value) and value >= 1:
         return int(value), int(value)
     return resize.size('scale', also_list=not keep_ratio)
@@ -143,13 +143,13 @@ def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bo
     pad.choice('padding_mode', 'constant', ('constant',))
     is_square = pad.flag('pad_to_square', False)
     if pad.has('size') and (is_square or pad.has('size_divisor')):
-        pad.refuse('size', 'None beside pad_to_square or size_divisor')
+        pad.refuse('size', 'None with pad_to_square or size_divisor')
     own = pad.whole('size_divisor', 1) if pad.has('size_divisor') else 1
     if own % divisor and divisor % own:
         pad.refuse('size_divisor', f"a multiple or divisor of the data preprocessor's pad_size_divisor {divisor}")
     both = max(own, divisor)
     if is_square:
-        # The longer side is that of the scale, always, unless a kept ratio meets a scale that is no square.
+        # The longer side is that of the scale, always, unless the ratio is kept and the scale is not square.
         is_fixed = not geometry.keep_ratio or (len(set(geometry.scale)) == 1 and not geometry.rounds_down)
         if not is_fixed:
             return _with_padding(geometry, both, pad_square=True)
@@ -177,7 +177,7 @@ def _require_one_padding(pad: Entry, geometry: Geometry, *, divisor: int) -> Non
     if not is_complete:
         raise InputError(
             f'{pad.place}: pads to {_stated(pad)}, and the data preprocessor then to its pad_size_divisor '
-            f'{divisor}, with another value; in a copy of the config pad to a multiple of that holding all images'
+            f'{divisor}, with another value; in a copy of the config pad to a multiple of it that holds all images'
         )
 
 
@@ -191,16 +191,18 @@ def _normalisation(steps: Steps, preprocessor: Entry) -> Normalisation:
         normalize.require_known(('mean', 'std', 'to_rgb'))
         for key in ('mean', 'std'):
             if preprocessor.has(key):
-                preprocessor.refuse(key, 'None beside a Normalize step, or the values are normalised twice')
+                preprocessor.refuse(key, 'None with a Normalize step: the values would be normalised twice')
         for key in ('bgr_to_rgb', 'rgb_to_bgr'):
             if preprocessor.values.get(key):
-                preprocessor.refuse(key, 'False beside a Normalize step, which has to_rgb')
+                preprocessor.refuse(key, 'False with a Normalize step, which has to_rgb')
         mean, std = read_channels(normalize, 'mean'), read_channels(normalize, 'std')
         to_rgb = normalize.flag('to_rgb', True)
     else:
         has_mean = preprocessor.has('mean')
         if has_mean != preprocessor.has('std'):
-            preprocessor.refuse('std' if has_mean else 'mean', 'a value beside the other of mean and std, or both None')
+            preprocessor.refuse(
+                'std' if has_mean else 'mean', 'a value, since the other of mean and std is set, or both None'
+            )
         mean = read_channels(preprocessor, 'mean') if has_mean else (0.0, 0.0, 0.0)
         std = read_channels(preprocessor, 'std') if has_mean else (1.0, 1.0, 1.0)
         to_rgb = bool(preprocessor.values.get('bgr_to_rgb') or preprocessor.values.get('rgb_to_bgr'))
@@ -217,9 +219,9 @@ def _normalisation(steps: Steps, preprocessor: Entry) -> Normalisation:
 
 def _pad_value(pad: Entry, *, is_normalised: bool) -> RGB:
     """The value of `pad_val` for the image, a number for each channel."""
-    wanted = 'a whole number from 0 to 255, or a dict whose img is one or a tuple of three'
+    wanted = 'a whole number from 0 to 255, or a dict with such an img or a tuple of three'
     if is_normalised:
-        wanted = 'a whole number, or a dict whose img is one or a tuple of three finite numbers'
+        wanted = 'a whole number, or a dict with such an img or a tuple of three finite numbers'
     value = pad.values.get('pad_val', 0)
     if isinstance(value, dict):
         if value.keys() - {'img', 'seg', 'masks'}:

@@ -1,4 +1,4 @@
-"""Checked reading of entries of mmdet configs, which hold whatever their authors wrote."""
+"""Checked reading of entries of mmdet configs, which may hold any value."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -57,9 +57,10 @@ class Entry:
         name = self.values['type']
         found = registry.get(name) if isinstance(name, str) else name
         if found is None or plain_type(found) != self.type:
-            what = 'names no class' if found is None else f'is the class {plain_type(found)}'
+            what = 'is not a known class' if found is None else f'is the class {plain_type(found)}'
             raise InputError(
-                f'{self.place}: type {name!r:.80} {what}, not that of mmdet; use the plain one in a copy of the config'
+                f'{self.place}: type {name!r:.80} {what}, not the class of mmdet; use that of mmdet in a '
+                'copy of the config'
             )
 
     def require_known(self, known: Collection[str]) -> None:
@@ -69,7 +70,7 @@ class Entry:
         for key in self.values:
             if key not in known and key not in ('type', '_scope_'):
                 raise InputError(
-                    f'{self.place}: has {key}={self.values[key]!r:.80}, which is not supported; known are '
+                    f'{self.place}: has {key}={self.values[key]!r:.80}, which is not supported; supported are '
                     f'{", ".join(sorted(known)) or "no arguments"}; remove it in a copy of the config'
                 )
 

@@ -41,7 +41,7 @@ def read_data_preprocessor(config: Any) -> Entry:
     entry.require_plain_class(MODELS)
     entry.require_known(_TYPES[entry.type])
     if entry.flag('bgr_to_rgb', False) and entry.flag('rgb_to_bgr', False):
-        entry.refuse('rgb_to_bgr', 'False beside bgr_to_rgb')
+        entry.refuse('rgb_to_bgr', 'False with bgr_to_rgb')
     entry.flag('rgb_to_bgr', False)
     entry.flag('non_blocking', False)
     if not entry.flag('boxtype2tensor', True):

@@ -1,4 +1,4 @@
-"""What an mmdet config makes of a network, as a hash: whatever file it came from, and wherever that file is."""
+"""Hash of the network that an mmdet config defines, independent of the file and its location."""
 
 from collections.abc import Mapping
 from typing import Any

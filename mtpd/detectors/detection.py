@@ -135,8 +135,8 @@ def category_of(label: int, category_ids: Sequence[int]) -> int:
     """
     if label >= len(category_ids):
         raise InputError(
-            f'the detector found an object of its class number {label + 1}, but the annotations have only '
-            f'{len(category_ids)} categories; give annotations with the classes that it was trained on'
+            f'the detector predicted its class number {label + 1}, but the annotations have only '
+            f'{len(category_ids)} categories; give annotations with the classes it was trained on'
         )
     return category_ids[label]
 

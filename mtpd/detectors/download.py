@@ -63,13 +63,13 @@ def download(url: str, folder: Path, *, offline: str) -> Path:
 
 def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
     if not expected:
-        logger.warning('%s: its name holds no hash, so it cannot be checked', url)
+        logger.warning('%s: its name has no hash, so it cannot be verified', url)
     temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
     digest = hashlib.sha256()
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response, temporary.open('wb') as file:
             if response.headers.get_content_type() == 'text/html':
-                raise UnavailableError(f'{url}: gives a web page and no file of weights; {offline}')
+                raise UnavailableError(f'{url}: returned a web page, not a weights file; {offline}')
             total = int(response.headers.get('Content-Length') or 0)
             logger.info('fetching %s (%.0f MB) to %s', url, total / 1e6, path)
             for piece in _pieces(response, total):
@@ -79,10 +79,10 @@ def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         if received < total:
-            raise UnavailableError(f'{url}: broke off after {received} of {total} bytes; try again, or {offline}')
+            raise UnavailableError(f'{url}: connection lost after {received} of {total} bytes; try again, or {offline}')
         if not digest.hexdigest().startswith(expected):
             raise UnavailableError(
-                f'{url}: the sha256 of what came starts with {digest.hexdigest()[:8]}, expected {expected}; '
+                f'{url}: the sha256 of the download starts with {digest.hexdigest()[:8]}, expected {expected}; '
                 f'try again, or {offline}'
             )
         temporary.replace(path)

@@ -17,7 +17,7 @@ from mtpd.pyramid import Level, level_name
 
 DEFAULT_INPUT: Size = (256, 256)
 MAX_LOG_STRIDE = 12
-# What NAS-FPN and FPG want, whose levels are added after being resized by factors of two.
+# Required by NAS-FPN and FPG, whose levels are added after resizing by factors of two.
 LARGE_DIVISORS = (64, 128, 256)
 
 
@@ -34,7 +34,7 @@ def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -
     """
     extract: Callable[[Tensor], Any] | None = getattr(model, 'extract_feat', None)
     if extract is None:
-        raise InputError(f'{type(model).__name__} gives no features (it has no extract_feat): use a detector')
+        raise InputError(f'{type(model).__name__} returns no features (it has no extract_feat): use a detector')
     if hook_point == NECK:  # also of detectors that have no neck
         return tuple(_maps(extract(images), type(model).__name__))
     with captured_maps(model, hook_point=hook_point) as maps:
@@ -78,7 +78,7 @@ def _sizes_taken(model: nn.Module, device: torch.device) -> str:
             f'; its input sides must be multiples of {divisor} px: set data.geometry.pad_divisor to {divisor}, or use '
             'a teacher with that padding'
         )
-    return '; correct its config, give it inputs of another size (data.geometry), or choose another detector'
+    return '; correct its config, use another input size (data.geometry), or choose another detector'
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def levels_of(
 ) -> tuple[Level, ...]:
     """Levels of a network, found by running it on a black image.
 
-    Two maps of the same stride, such as the two stacks of an hourglass, are told apart by a suffix: `p2`, `p2_2`.
+    Two maps of the same stride, such as the two stacks of an hourglass, are distinguished by a suffix: `p2`, `p2_2`.
 
     Args:
         features: (B, 3, H, W) -> maps (B, C, h, w).
@@ -102,7 +102,7 @@ def levels_of(
     """
     maps = list(features(torch.zeros(1, 3, *input_size, device=device)))
     if not maps:
-        raise InputError('the network gives no feature maps; a teacher or student needs at least one')
+        raise InputError('the network returns no feature maps; a teacher or student needs at least one')
     seen: Counter[str] = Counter()
     levels = []
     for values in maps:
@@ -131,7 +131,8 @@ def _stride(input_size: Size, grid: Size) -> int:
         if (input_size[0] // stride, input_size[1] // stride) == grid and min(grid) > 0:
             return stride
     raise InputError(
-        f'a feature map of {grid[0]} x {grid[1]} cells for an input of {input_size[0]} x {input_size[1]} px has no one '
+        f'a feature map of {grid[0]} x {grid[1]} cells for an input of {input_size[0]} x {input_size[1]} px '
+        'has no single '
         f'stride; choose an input size that the network divides evenly'
     )
 
@@ -143,4 +144,4 @@ def _maps(output: Any, owner: str) -> Iterator[Tensor]:
         for item in output:
             yield from _maps(item, owner)
     else:
-        raise InputError(f'{owner} gives a {type(output).__name__} as features, expected tensors')
+        raise InputError(f'{owner} returns a {type(output).__name__} as features, expected tensors')

@@ -1,4 +1,4 @@
-"""Where in a detector its maps are taken, for teacher and student alike: behind its neck, or before the neck's norms.
+"""Where in a detector its maps are taken, for teacher and student alike: after its neck, or before the neck's norms.
 
 MTPD (Cao et al., ICML 2023; released code) hooks `neck.fpn_convs.i.conv`. In most pyramids nothing follows these
 convolutions and that is the neck's output. Where a norm follows, as the GroupNorm of RepPoints does, the maps before it
@@ -34,7 +34,7 @@ def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> st
         InputError: `before-norm`, and there are no norms.
     """
     if choice == 'before-norm' and not has_output_norms(model):
-        raise InputError(f'hook before-norm: the neck of {name} has no norms behind its fpn_convs; leave it out')
+        raise InputError(f'hook before-norm: the neck of {name} has no norms after its fpn_convs; remove this option')
     return NECK if choice == 'neck' or not has_output_norms(model) else BEFORE_NORM
 
 
@@ -48,7 +48,7 @@ def student_hook_point(model: nn.Module, teacher: str) -> str:
 
 
 def choice_of(hook_point: str) -> HookChoice:
-    """What a user would ask for to get this hook point whatever the detector."""
+    """The `--hook` value that gives this hook point for any detector."""
     return 'before-norm' if hook_point == BEFORE_NORM else 'neck'
 
 
@@ -73,7 +73,7 @@ def neck_of(model: nn.Module) -> nn.Module:
     neck = getattr(model, 'neck', None)
     if not isinstance(neck, nn.Module):
         raise InputError(
-            f'{type(model).__name__} has no neck whose maps could be distilled; choose a detector with one, such as '
+            f'{type(model).__name__} has no neck, whose maps are distilled; choose a detector with a neck, such as '
             'faster-rcnn_r50_fpn_1x_coco, or train it without `distill`'
         )
     return neck

@@ -1,4 +1,4 @@
-"""A stand-in for the language model of detectors that are told in words what to find (Grounding DINO).
+"""A placeholder for the language model of detectors with text prompts (Grounding DINO).
 
 The maps of their necks do not depend on words. Without the real one such a detector needs neither the transformers
 package nor a download of BERT, and serves as a teacher of features; it cannot detect.

@@ -1,4 +1,4 @@
-"""What to say of a package or module that cannot be imported."""
+"""Message for a package or module that cannot be imported."""
 
 import re
 
@@ -42,5 +42,5 @@ def missing_package(error: ImportError) -> str:
         return f'the package {package}, which is not installed: pip install {package}'
     asked = next((found.group(1) for one in chain if (found := _NOT_IMPORTED.search(str(one)))), '')
     if asked == name or asked.startswith(f'{name}.'):
-        return f'{asked} of its custom_imports, which is not found; add the folder that holds it to PYTHONPATH'
+        return f'{asked} of its custom_imports, which is not found; add its folder to PYTHONPATH'
     return f'the {"module" if "." in name else "package"} {name}, which is not installed'

@@ -50,8 +50,8 @@ def set_num_classes(config: Any, num_classes: int) -> None:
         _set_num_things(config, num_classes)
     if num_classes != 1 and any(type_name(node) in ONE_CLASS for node in config_dicts(config)):
         raise InputError(
-            f'{type_name(config)} tells objects of one class from the background, and the data has {num_classes} '
-            'classes; take data of one class, or a detector such as faster-rcnn_r50_fpn_1x_coco'
+            f'{type_name(config)} detects objects of one class, but the data has {num_classes} '
+            'classes; use data of one class, or a detector such as faster-rcnn_r50_fpn_1x_coco'
         )
     _set_num_classes(config, num_classes)
 
@@ -64,8 +64,8 @@ def _set_num_things(config: Any, num_classes: int) -> None:
     predicts_instances = (config.get('test_cfg') or {}).get('instance_on', False)
     if num_stuff or not predicts_instances:
         raise InputError(
-            f'{type_name(config)}: its heads tell {num_stuff} classes of stuff apart, and '
-            f'{"" if predicts_instances else "its test_cfg predicts no instances, while "}students find objects alone; '
+            f'{type_name(config)}: its heads predict {num_stuff} stuff classes, and '
+            f'{"" if predicts_instances else "its test_cfg predicts no instances, but "}students detect objects only; '
             'choose mask2former_r50_8xb2-lsj-50e_coco, or set `model: {panoptic_head.num_stuff_classes: 0, '
             'panoptic_fusion_head.num_stuff_classes: 0, test_cfg.panoptic_on: false, test_cfg.instance_on: true}`'
         )
@@ -76,7 +76,7 @@ def _set_num_things(config: Any, num_classes: int) -> None:
     if not isinstance(weights, list | tuple) or len(set(weights[:-1])) != 1:
         raise InputError(
             f'{type_name(config)}: panoptic_head.loss_cls.class_weight is {weights!r}, expected a list with one weight '
-            'for all classes and another for the background at its end; set it so'
+            'per class and one for the background at its end; change it'
         )
     loss['class_weight'] = [weights[0]] * num_classes + [weights[-1]]
 

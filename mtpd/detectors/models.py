@@ -25,12 +25,13 @@ def load_config(reference: str) -> Any:
     """The mmengine Config of a zoo model, an alias, or a `.py` mmdet config.
 
     Raises:
-        InputError: there is no such model or file, or the file is no model config.
+        InputError: there is no such model or file, or the file is not a model config.
         UnavailableError: the config imports a package that is not installed.
     """
     if not reference.endswith('.py') and Path(reference).is_file():
         raise InputError(
-            f'config {reference}: its suffix is {Path(reference).suffix!r}, expected a .py mmdet config; write one by '
+            f'config {reference}: its suffix is {Path(reference).suffix!r}, expected a .py mmdet config; '
+            'write one with '
             "mmengine: Config.fromfile(FILE).dump('config.py')"
         )
     path = Path(reference) if reference.endswith('.py') else zoo.resolve(reference).config
@@ -93,8 +94,8 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
                 raise _unbuildable(error, config) from error
     if refused:
         raise InputError(
-            f'{_name(config)} gets {refused[0]} while it is built, and only the backbone has weights of its own '
-            '(init.backbone); take that out of the config, or change its key by `model` in the stage file'
+            f'{_name(config)} loads {refused[0]} while it is built, but only the backbone may have its own weights '
+            '(init.backbone); remove it from the config, or override its key with `model` in the stage file'
         )
     detector: nn.Module = model
     return detector
@@ -112,8 +113,8 @@ def _failure(error: BaseException) -> str:
     # All that mmengine says of it.
     if type(error) is RuntimeError and not error.args:
         return (
-            'it calls something that it imports, and mmengine takes a config with imports for one in pure Python, '
-            'where imports are names alone; write the values out, or begin the config with `_base_ = []`'
+            'it calls something that it imports, and mmengine reads a config with imports as pure Python, '
+            'where imports are only names; write out the values, or begin the config with `_base_ = []`'
         )
     return f'{type(error).__name__}: {_line(error)}'
 

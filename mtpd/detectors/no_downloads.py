@@ -1,4 +1,4 @@
-"""A time in which nothing can fetch or load weights, whatever way a model's code takes to them."""
+"""A context in which no code of a model can fetch or load weights."""
 
 import contextlib
 import importlib
@@ -45,7 +45,7 @@ def no_downloads() -> Iterator[list[str]]:
 
     def refuse(reference: object) -> Any:
         refused.append(str(getattr(reference, 'full_url', reference)))
-        raise WeightsRefused(f'{refused[-1]}: weights that were not asked for')
+        raise WeightsRefused(f'{refused[-1]}: weights that were not requested')
 
     def refuse_first(*arguments: Any, **options: Any) -> Any:
         named = [*arguments, *options.values()]

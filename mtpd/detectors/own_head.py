@@ -29,8 +29,8 @@ def require_head(teacher: Teacher) -> None:
     """
     if not hasattr(teacher.module, METHOD) and not hasattr(teacher.module, 'extract_feat'):
         raise InputError(
-            f'teacher {teacher.name}: has no head to try; give its module a method {METHOD}(maps, input_size), '
-            'or leave the AP out with --no-ap'
+            f'teacher {teacher.name}: has no head to evaluate; add a method {METHOD}(maps, input_size) to its module, '
+            'or skip the AP with --no-ap'
         )
 
 

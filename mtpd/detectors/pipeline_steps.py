@@ -12,7 +12,7 @@ from mtpd.errors import InputError
 
 # Files are read by mtpd itself, so where mmengine would fetch them from does not matter.
 _FILE_ARGUMENTS = frozenset({'backend_args', 'file_client_args', 'ignore_empty'})
-# Annotations are no input of the network.
+# Annotations are not an input of the network.
 _ANNOTATION_ARGUMENTS = frozenset(
     {
         'with_bbox', 'with_label', 'with_mask', 'with_seg', 'with_keypoints', 'poly2mask', 'box_type',
@@ -31,21 +31,21 @@ _LOAD, _RESIZES = 'LoadImageFromFile', ('Resize', 'FixScaleResize')
 _ORDER = {_LOAD: 0, 'RandomFlip': 1, 'Resize': 1, 'FixScaleResize': 1, 'Pad': 2, 'Normalize': 2, 'PackDetInputs': 3}
 
 _CENTRED = (
-    'it puts the image into the middle of the input, and padding goes to the right and the bottom here; a copy of the '
-    'config with Resize and Pad in its place gives maps of a teacher, but the head of such a detector cannot predict '
-    'without it: as a student take another detector'
+    'it centres the image in the input, but mtpd pads at the right and the bottom; for a teacher, use a copy of the '
+    'config with Resize and Pad instead (its head cannot predict then); as '
+    'a student, use another detector'
 )
-_OLD = 'it is a step of mmdet 2; take the config of that name of mmdet 3, or write its pipeline as there'
+_OLD = 'it is a step of mmdet 2; use the config of the same name in mmdet 3, or its pipeline'
 _REASONS = {
     'RandomCenterCropPad': _CENTRED,
-    'TransformBroadcaster': 'it is for video; take the config of the detector in the tracker',
-    'ProposalBroadcaster': 'it is for detectors that read their proposals from a file; take one with an RPN',
-    'PackReIDInputs': 'it is for a network that tells objects apart; take the config of a detector',
+    'TransformBroadcaster': 'it is for video; use the config of the detector in the tracker',
+    'ProposalBroadcaster': 'it is for detectors that read their proposals from a file; use one with an RPN',
+    'PackReIDInputs': 'it is for re-identification networks; use the config of a detector',
     'MultiScaleFlipAug': _OLD,
     'ImageToTensor': _OLD,
     'DefaultFormatBundle': _OLD,
     'Collect': _OLD,
-    'LoadProposals': 'it is for detectors that read their proposals from a file; take one with an RPN',
+    'LoadProposals': 'it is for detectors that read their proposals from a file; use one with an RPN',
 }
 _OTHERWISE = 'keep one Resize and at most one Pad and one Normalize in a copy of the config'
 
@@ -65,7 +65,7 @@ def read_steps(config: Any) -> Steps:
     """The steps of a config's test pipeline, checked for their names, order and names of arguments.
 
     Raises:
-        InputError: there is no test pipeline, or it holds something that is not understood.
+        InputError: there is no test pipeline, or it holds something unsupported.
     """
     from mmdet.registry import TRANSFORMS
 
@@ -80,11 +80,13 @@ def read_steps(config: Any) -> Steps:
         if name in _WITHOUT_EFFECT:
             entry.require_known(_WITHOUT_EFFECT[name])
         if name == 'RandomFlip' and (entry.values.get('prob') not in (0, 0.0) or not entry.has('prob')):
-            entry.refuse('prob', '0: the flip view of a cache is made by --views')
+            entry.refuse('prob', '0: --views makes the flip view of a cache')
         if name not in _ORDER:
             continue
         if _ORDER[name] < reached:
-            raise InputError(f'{entry.place}: comes too late; the order must be {_LOAD}, Resize, Pad or Normalize')
+            raise InputError(
+                f'{entry.place}: is in the wrong order; the order must be {_LOAD}, Resize, Pad or Normalize'
+            )
         reached = _ORDER[name]
         key = 'Resize' if name in _RESIZES else name
         if key in found and name != 'RandomFlip':
@@ -104,7 +106,7 @@ def find_steps(config: Any) -> list[Entry]:
     """The dicts of a config's test pipeline with their places.
 
     Raises:
-        InputError: there is no test pipeline, or it is no list of dicts with a `type`.
+        InputError: there is no test pipeline, or it is not a list of dicts with a `type`.
     """
     name = config.filename
     dataset = _mapping(config.get('test_dataloader'), f'{name}: test_dataloader').get('dataset')
@@ -112,9 +114,7 @@ def find_steps(config: Any) -> list[Entry]:
     if pipeline is None:
         pipeline = config.get('test_pipeline')
     if pipeline is None or (isinstance(pipeline, Sequence) and not len(pipeline)):
-        raise InputError(
-            f'{name}: has no test_dataloader or test_pipeline to read the resize and padding from; add one to a copy'
-        )
+        raise InputError(f'{name}: has no test_dataloader or test_pipeline with resize and padding; add one in a copy')
     if not isinstance(pipeline, list | tuple):
         raise InputError(f'{name}: its test pipeline is {pipeline!r:.80}, expected a list of steps')
     entries = []
@@ -126,7 +126,7 @@ def find_steps(config: Any) -> list[Entry]:
 
 
 def _pipeline_of(dataset: Any, name: str) -> Any:
-    """The pipeline of a data set or of those that it wraps; None where none is said."""
+    """The pipeline of a data set or of those that it wraps; None if none is defined."""
     place = f'{name}: test_dataloader.dataset'
     for _ in range(10):
         dataset = _mapping(dataset, place)
@@ -139,19 +139,19 @@ def _pipeline_of(dataset: Any, name: str) -> Any:
                 raise InputError(f'{place}: datasets is {parts!r:.80}, expected a list of data sets')
             pipelines = [_pipeline_of(part, name) for part in parts]
             if any(one != pipelines[0] for one in pipelines):
-                raise InputError(f'{place}: its data sets have different pipelines; keep one of them in a copy')
+                raise InputError(f'{place}: its data sets have different pipelines; keep only one in a copy')
             return pipelines[0] if pipelines else None
         if dataset.get('dataset') is None:
             return None
         dataset = dataset['dataset']
-    raise InputError(f'{place}: data sets are wrapped more than ten deep')
+    raise InputError(f'{place}: data sets are nested more than ten deep')
 
 
 def _require_no_inner(dataset: Mapping[str, Any], place: str, *, name: str) -> None:
     """Refuses a second pipeline in the data sets that this one wraps: it would run before that of the wrapper."""
     inner = {key: dataset[key] for key in ('dataset', 'datasets') if dataset.get(key) is not None}
     if inner and _pipeline_of(inner, name):
-        raise InputError(f'{place}: the data set that it wraps has a pipeline too; keep one of them in a copy')
+        raise InputError(f'{place}: the wrapped data set has a pipeline too; keep only one in a copy')
 
 
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:

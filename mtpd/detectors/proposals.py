@@ -1,4 +1,4 @@
-"""A two-stage teacher's own proposals, and what its RoI head says about them."""
+"""A two-stage teacher's own proposals and the predictions of its RoI head for them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,13 +24,13 @@ def proposing_head(teacher: Teacher) -> RoiHead:
     """
     if teacher.hook_point != NECK:
         raise InputError(
-            f'--rois: the maps of {teacher.name} are taken before the norms of its neck, and its RoI head works on '
-            'those behind; add --hook neck, or leave --rois out'
+            f'--rois: the maps of {teacher.name} are taken before the norms of its neck, but its RoI head needs '
+            'those after; add --hook neck, or remove --rois'
         )
     if teacher.roi_head is None or not hasattr(teacher.module, 'rpn_head'):
         raise InputError(
-            f'--rois: teacher {teacher.name} has no proposals, or a RoI head of a kind that mtpd cannot run; take a '
-            'Faster, Mask or Cascade R-CNN, or leave --rois out'
+            f'--rois: teacher {teacher.name} has no proposals, or a RoI head that mtpd cannot run; use a '
+            'Faster, Mask or Cascade R-CNN, or remove --rois'
         )
     return RoiHead(teacher.roi_head, neck_and_head_weights(teacher))
 

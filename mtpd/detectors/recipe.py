@@ -47,7 +47,7 @@ def recipe_ingredients(config: Any) -> tuple[Ingredient, ...]:
 def _read(section: str, read: Callable[[Any], Iterator[Ingredient]], config: Any) -> list[Ingredient]:
     try:
         return list(read(config))
-    # Nothing else looks at these sections, so that what is wrong with them stops nobody.
+    # Nothing else reads these sections, so errors in them must not stop the program.
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         return [Ingredient(f'{section}, which cannot be read ({type(error).__name__}: {error})')]
 

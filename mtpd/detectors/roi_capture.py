@@ -1,4 +1,4 @@
-"""What a student's RoI head says in training: about its own proposals, caught as it goes, or about given RoIs.
+"""Predictions of a student's RoI head in training: for its own proposals, captured by hooks, or for given RoIs.
 
 Letters: B images, K RoIs.
 """
@@ -19,7 +19,7 @@ class CapturedRois:
 
     Attributes:
         rois: (K, 5) proposals that were sampled for training: image in the batch, absolute xyxy in px of the input.
-        predictions: what the student's head says about them.
+        predictions: of the student's head for them.
     """
 
     rois: Tensor | None = None

@@ -51,7 +51,7 @@ def student_box_coder(model: nn.Module) -> BoxCoder:
     """The box coder of a student whose RoI head can learn from a teacher's.
 
     Raises:
-        InputError: it has no such RoI head; says what is wrong with it.
+        InputError: it has no such RoI head; the message states what is wrong.
     """
     name = type(model).__name__
     head, _ = _box_head(model)
@@ -63,7 +63,7 @@ def student_box_coder(model: nn.Module) -> BoxCoder:
             )
         raise InputError(f'tar_head: the student {name} has no RoI head; choose a two-stage student, or another loss')
     if _is_cascade(model):
-        raise InputError(f'tar_head: the student {name} has a cascade of box heads, one is wanted; choose Faster R-CNN')
+        raise InputError(f'tar_head: the student {name} has a cascade of box heads, expected one; choose Faster R-CNN')
     problem = _unsupported_outputs(head)
     if problem is not None:
         raise InputError(f'tar_head: the box head of the student {name} {problem}; choose Faster R-CNN or Mask R-CNN')
@@ -83,7 +83,7 @@ def _box_head(model: nn.Module) -> tuple[Any, Any]:
 
     roi_head: Any = getattr(model, 'roi_head', None)
     forward = getattr(type(roi_head), '_bbox_forward', None)
-    # Subclasses that add to the forward pass are other heads, whatever their layers are called.
+    # Subclasses that add to the forward pass are other heads, even if their layers have the same names.
     if forward is StandardRoIHead._bbox_forward and not roi_head.with_shared_head:
         return roi_head.bbox_head, roi_head.bbox_roi_extractor
     if forward is CascadeRoIHead._bbox_forward:
@@ -102,7 +102,7 @@ def _unsupported(head: Any, extractor: Any) -> str | None:
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
     if type(head).forward is not ConvFCBBoxHead.forward or head.with_avg_pool:
-        return 'is no plain ConvFCBBoxHead'
+        return 'is not a plain ConvFCBBoxHead'
     if any((head.num_cls_convs, head.num_cls_fcs, head.num_reg_convs, head.num_reg_fcs)):
         return 'has layers of its own for classes or boxes'
     norm = head.norm_cfg or {}
@@ -112,7 +112,7 @@ def _unsupported(head: Any, extractor: Any) -> str | None:
     if type(extractor) is not SingleRoIExtractor or type(layer) is not RoIAlign or layer.pool_mode != 'avg':
         return 'has another RoI extractor'
     if layer.output_size[0] != layer.output_size[1] or tuple(layer.output_size) != tuple(head.roi_feat_size):
-        return 'samples RoIs to another grid than its layers take'
+        return 'samples RoIs to another grid than its layers expect'
     return _unsupported_outputs(head)
 
 

@@ -37,7 +37,7 @@ def prepare() -> None:
     A compiled mmcv is used when it is installed; else `mtpd.detectors.mmcv_ext` takes the place of its operators.
     """
     with warnings.catch_warnings():
-        # What importing them raises is theirs to mend.
+        # Errors raised by importing them are not mtpd's to fix.
         warnings.simplefilter('ignore')
         _provide_operators()
         from mmdet.utils import register_all_modules

@@ -1,7 +1,7 @@
 """A teacher from the user's own file, named `file.py:callable`.
 
 The callable takes the checkpoint's path, or None, and returns a torch module with `features(images)`. How images become
-its inputs is said by options, or by attributes of the module of the same names: `scale`, `mean`, `std` and, if they are
+its inputs is set by options, or by attributes of the module of the same names: `scale`, `mean`, `std` and, if they are
 not the defaults, `channel_order`, `pad_divisor`, `pad_value`, `keep_ratio`, `pad_size`, `pad_after_normalisation`.
 """
 
@@ -55,7 +55,7 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
     """Runs the user's file and calls `function` in it.
 
     Raises:
-        InputError: there is no such file or callable, it fails, or what it returns is no module with `features`.
+        InputError: there is no such file or callable, it fails, or it does not return a module with `features`.
     """
     name = f'teacher {path}:{function}'
     if not path.is_file():
@@ -68,11 +68,11 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
     except (Exception, SystemExit) as error:
         raise InputError(f'{name}: the file cannot be imported: {type(error).__name__}: {error}') from error
     if not callable(builder):
-        raise InputError(f'{name}: the file defines no callable {function!r}')
+        raise InputError(f'{name}: the file does not define a callable {function!r}')
     try:
         module = builder(None if checkpoint is None else str(checkpoint))
     except (Exception, SystemExit) as error:
-        given = 'no checkpoint (--checkpoint FILE gives one)' if checkpoint is None else f'checkpoint {checkpoint}'
+        given = 'no checkpoint (give one with --checkpoint FILE)' if checkpoint is None else f'checkpoint {checkpoint}'
         raise InputError(f'{name} failed with {given}: {type(error).__name__}: {error}') from error
     if not isinstance(module, nn.Module) or not callable(getattr(module, 'features', None)):
         raise InputError(
@@ -82,7 +82,7 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
 
 
 def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
-    """What the options, or else attributes of the module with the same names, say about the input.
+    """Preprocessing from the options, or else from attributes of the module with the same names.
 
     Args:
         module: the user's.
@@ -90,7 +90,7 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         name: the teacher's, for messages.
 
     Raises:
-        InputError: something is not said, or makes no sense.
+        InputError: a value is missing or invalid.
     """
 
     def attribute(field: str, default: Any = None) -> Any:
@@ -105,7 +105,7 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         value = attribute(field, default) if value is None else value
         if value is None:
             option = f'--{field.replace("_", "-")}'
-            raise InputError(f'teacher {name}: its {field} is not known; give {option}, or set `{field}` on the module')
+            raise InputError(f'teacher {name}: its {field} is unknown; give {option}, or set `{field}` on the module')
         return value
 
     def numbers(field: str, count: int, default: Any = None) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Feature maps from networks that are other people's programs: whatever goes wrong in them is told in one line."""
+"""Feature maps from user-supplied networks: any failure in them becomes a one-line error."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ SAME_IN_BATCH = 1e-3
 
 
 def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
-    """`features` with one line for whatever goes wrong in it, which gives floating-point maps without gradient.
+    """`features` with a one-line error for any failure; returns floating-point maps without gradient.
 
     Args:
         name: the teacher's, for messages.
@@ -35,7 +35,7 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
             raise
         except torch.OutOfMemoryError as error:
             raise UnavailableError(
-                f'teacher {name}: the device has too little memory for {num_images} images of {height} x {width} px; '
+                f'teacher {name}: not enough device memory for {num_images} images of {height} x {width} px; '
                 'use a smaller batch (--batch-size, data.batch_size)'
             ) from error
         except (Exception, SystemExit) as error:
@@ -46,17 +46,18 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
         if isinstance(maps, Mapping):
             names = ', '.join(map(str, maps))[:80]
             raise InputError(
-                f'teacher {name}: features() gives a {type(maps).__name__} of {names}, expected a list of tensors; '
+                f'teacher {name}: features() returns a {type(maps).__name__} of {names}, expected a list of tensors; '
                 'return list(maps.values()), from the finest level to the coarsest'
             )
         if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
             raise InputError(
-                f'teacher {name}: features() gives a {type(maps).__name__}, expected a list of tensors; return a list '
+                f'teacher {name}: features() returns a {type(maps).__name__}, expected a list of tensors; '
+                'return a list '
                 'with one map (batch, channels, h, w) for each level'
             )
         place = f'teacher {name}: map {{}} of features()'.format
         if not maps:
-            raise InputError(f'teacher {name}: features() gives no maps, expected at least one')
+            raise InputError(f'teacher {name}: features() returns no maps, expected at least one')
         return [_checked(values, images, name=place(number)) for number, values in enumerate(maps)]
 
     return run
@@ -66,7 +67,7 @@ def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
     """A map in float32, as the rest of the program takes it."""
     if values.shape[:1] != images.shape[:1]:
         raise InputError(
-            f'{name} has the shape {tuple(values.shape)}, of another number of images than it got ({len(images)})'
+            f'{name} has the shape {tuple(values.shape)}, expected as many images as in its input ({len(images)})'
         )
     if values.ndim != 4:
         raise InputError(f'{name} has the shape {tuple(values.shape)}, expected (batch, channels, h, w)')
@@ -76,7 +77,9 @@ def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
         kind = str(values.dtype).removeprefix('torch.') if values.layout == torch.strided else 'sparse'
         raise InputError(f'{name} is of type {kind}, expected a dense map of floating-point numbers')
     if values.device != images.device:
-        raise InputError(f'{name} is on {values.device} for images on {images.device}; compute it where the images are')
+        raise InputError(
+            f'{name} is on {values.device} for images on {images.device}; compute it on the device of the images'
+        )
     return values.detach().float()
 
 
@@ -94,8 +97,8 @@ def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name:
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
         if not _same(one, other):
             raise InputError(
-                f'teacher {name}: map {number} of features() differs when the same image is given twice; a teacher '
-                'must not draw random numbers or change with every call (dropout, batch statistics of training mode)'
+                f'teacher {name}: map {number} of features() differs when the same image is passed twice; a teacher '
+                'must not use random numbers or change from call to call (dropout, batch statistics of training mode)'
             )
 
 
@@ -117,11 +120,11 @@ def require_independent(features: Features, image: Tensor, alone: Sequence[Tenso
     except MtpdError:  # It may take one image at a time.
         return
     for number, (one, two) in enumerate(zip(alone, pair, strict=False)):
-        # Other levels are told when they are used.
+        # Other levels are reported when they are used.
         if one.shape == two[:1].shape and not _same(one, two[:1], SAME_IN_BATCH):
             raise InputError(
                 f'teacher {name}: map {number} of features() differs when another image is in the batch; a teacher '
-                'must look at each image by itself: call eval() on all batch norms, as those in a list are not reached'
+                'must treat each image independently: call eval() on all batch norms, including those in Python lists'
             )
 
 
@@ -137,8 +140,8 @@ def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) ->
     differing = [key for key, value in own.items() if key not in other or not torch.equal(value.cpu(), other[key])]
     if differing:
         logger.warning(
-            'warning: teacher %s: %d of its %d tensors (%s, ...) are drawn at random, since no checkpoint sets them; '
-            'unless its maps do not need them, give trained weights by --checkpoint FILE, or load them in the file',
+            'warning: teacher %s: %d of its %d tensors (%s, ...) are random, since no checkpoint sets them; '
+            'unless its maps do not need them, give trained weights with --checkpoint FILE, or load them in the file',
             name,
             len(differing),
             len(own),

@@ -76,8 +76,8 @@ class Teacher:
         if found != wanted:
             height, width = images.shape[2:]
             raise InputError(
-                f'teacher {self.name}: gives {len(found)} maps with the channels {found} for an input of {height} x '
-                f'{width} px, and gave {len(wanted)} with {wanted} before; it must give the same levels for all sizes'
+                f'teacher {self.name}: returns {len(found)} maps with the channels {found} for an input of {height} x '
+                f'{width} px, but {len(wanted)} with {wanted} before; it must return the same levels for all sizes'
             )
         return {level.name: values for level, values in zip(self.levels, maps, strict=True)}
 
@@ -117,9 +117,9 @@ def load_teacher(
     path, separator, function = reference.rpartition(':')
     if separator and path.endswith('.py'):
         if trust_checkpoint:
-            raise InputError(f'--trust-checkpoint: {reference} reads its checkpoint itself; leave the option out')
+            raise InputError(f'--trust-checkpoint: {reference} loads its own checkpoint; remove the option')
         if hook == 'before-norm':
-            raise InputError(f'hook before-norm: {reference} takes its maps where it likes; leave it out')
+            raise InputError(f'hook before-norm: {reference} chooses its own maps; remove the option')
         return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
     return _from_mmdet(
         reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint, hook=hook

@@ -34,7 +34,7 @@ def require_trainable(config: Any) -> None:
         config: an mmengine Config.
 
     Raises:
-        InputError: says what the detector needs and which one does without.
+        InputError: the message names what the detector needs and an alternative.
         UnavailableError: it needs a package that is not installed.
     """
     model = config.model
@@ -45,8 +45,8 @@ def require_trainable(config: Any) -> None:
     if own_teacher:
         other = next((WITHOUT_TEACHER[head] for head in sorted(heads) if head in WITHOUT_TEACHER), None)
         raise InputError(
-            f'{name} learns from a teacher of its own ({own_teacher[0]}), whose weights a student does not get; '
-            f'choose its student part, {other or "a detector without that teacher"}, and name a teacher by `cache` or '
+            f'{name} is distilled from its own teacher ({own_teacher[0]}), whose weights a student does not get; '
+            f'choose its student part, {other or "a detector without that teacher"}, and set a teacher with `cache` or '
             '`teacher`'
         )
     inner = model.get('detector')
@@ -59,34 +59,35 @@ def require_trainable(config: Any) -> None:
         )
     if 'tracker' in model or 'track_head' in model or name == 'BaseReID':
         raise InputError(
-            f'{name} is a part of tracking through a video, and students get single images; choose a detector, such as '
+            f'{name} is part of a video tracker, but students get single images; choose a detector, such as '
             'mask-rcnn_r50_fpn_1x_coco'
         )
     if 'roi_head' in model and 'rpn_head' not in model:
         raise InputError(
-            f'{name} has no rpn_head: it learns from proposals that another detector has written to a file, and '
-            'students get images and annotations alone; choose faster-rcnn_r50_fpn_1x_coco'
+            f'{name} has no rpn_head: it is trained on proposals from a file of another detector, but '
+            'students get only images and annotations; choose faster-rcnn_r50_fpn_1x_coco'
         )
     if any(isinstance(node.get('semantic_head'), Mapping) for node in nodes):
         other = WITHOUT_STUFF.get(name, 'a detector without it')
         raise InputError(
-            f'{name} has a semantic_head, which learns from maps of stuff; students get boxes, classes and masks of '
-            f'objects alone: choose {other}'
+            f'{name} has a semantic_head, which is trained on stuff maps; students get only boxes, classes '
+            'and masks of '
+            f'objects: choose {other}'
         )
     if any('language_model' in node for node in nodes):
         raise InputError(
-            f'{name} finds what a text describes, and students get no text; choose a detector without a language '
+            f'{name} detects what a text describes, but students get no text; choose a detector without a language '
             'model, such as atss_r50_fpn_dyhead_1x_coco or dino-4scale_r50_8xb2-12e_coco'
         )
     if 'BoxInstMaskHead' in heads:
         raise InputError(
-            f'{name} learns masks from the colours of neighbouring pixels, which its data preprocessor compares, and '
-            'students get images that are normalised alone; choose condinst_r50_fpn_ms-poly-90k_coco_instance'
+            f'{name} learns masks from the colours of neighbouring pixels, which its data preprocessor compares, but '
+            'students get only normalised images; choose condinst_r50_fpn_ms-poly-90k_coco_instance'
         )
     bordered = sorted(heads & BORDERED_HEADS)
     if bordered:
         raise InputError(
-            f'{name}: its {bordered[0]} predicts boxes for images in the middle of a border (RandomCenterCropPad), and '
+            f'{name}: its {bordered[0]} predicts boxes for images centred in a border (RandomCenterCropPad), but '
             'students get images padded at the right and the bottom; choose '
             'centernet-update_r50-caffe_fpn_ms-1x_coco, which needs no border'
         )
@@ -106,14 +107,14 @@ def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Si
         padded: (height, width) of the padded images, px.
 
     Raises:
-        InputError: it wants inputs of one size; it takes more queries from its maps than the smallest input gives them
+        InputError: it needs inputs of one size; it takes more queries from its maps than the smallest input gives them
             cells; or it keeps more detections than its queries make.
     """
     name, head = type(model).__name__, getattr(model, 'bbox_head', None)
     sizes = sorted(set(padded))
     if type(head).__name__ == ONE_SIZE_HEAD and len(sizes) > 1:
         raise InputError(
-            f'{name} puts the anchors of a batch together, which fails for images of several sizes, and these have '
+            f'{name} concatenates the anchors of a batch, which fails for images of several sizes, and these have '
             f'{len(sizes)} ({sizes[0][0]} x {sizes[0][1]} px, {sizes[1][0]} x {sizes[1][1]} px, ...); set '
             '`data: {geometry: {scale: 550x550, keep_ratio: false}}`, or a teacher with that input'
         )
@@ -128,13 +129,15 @@ def _require_queries(model: Any, name: str, *, num_queries: int, cells: int) -> 
     head = model.bbox_head
     if getattr(model, 'as_two_stage', False) and num_queries > cells:
         raise InputError(
-            f'{name} takes its {num_queries} queries from the cells of its maps, and the smallest input has {cells} of '
-            f'them; set `model: {{num_queries: {cells}}}` or fewer, or give it larger inputs (data.geometry)'
+            f'{name} selects its {num_queries} queries from the cells of its maps, but the smallest input '
+            f'has only {cells} of '
+            f'them; set `model: {{num_queries: {cells}}}` or fewer, or use larger inputs (data.geometry)'
         )
     found = num_queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
     kept = (head.test_cfg or {}).get('max_per_img', 0)
     if kept > found:
         raise InputError(
-            f'{name} makes {found} detections of its {num_queries} queries, and its test_cfg keeps {kept}; set `model: '
+            f'{name} makes {found} detections from its {num_queries} queries, but its test_cfg keeps {kept}; '
+            'set `model: '
             f'{{test_cfg.max_per_img: {found}}}` or fewer'
         )

@@ -87,7 +87,7 @@ def make_sample(
         geometry: the resize.
         view: 'plain' or 'flip'.
         instances: the annotations for training; None for inference.
-        with_masks: whether the student wants instance masks.
+        with_masks: whether the student needs instance masks.
     """
     results: dict[str, Any] = {
         'img': image,
@@ -117,7 +117,7 @@ def _apply(results: dict[str, Any], *, geometry: Geometry, view: View) -> dict[s
 
 
 def _mask(instance: Instance) -> Any:
-    # mmdet wants a polygon for every instance; a box without one is its own outline.
+    # mmdet requires a polygon for every instance; a box without one is its own outline.
     if instance.segmentation is not None:
         return instance.segmentation
     x1, y1, x2, y2 = instance.box

@@ -43,7 +43,7 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
             a whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
 
     Raises:
-        InputError: there is no such name or file, or it is no checkpoint.
+        InputError: there is no such name or file, or it is not a checkpoint.
         UnavailableError: it cannot be fetched.
     """
     address = _address(reference)
@@ -87,7 +87,7 @@ def _address(reference: str) -> str | None:
     }
     if scheme not in tables:
         raise InputError(
-            f'init.backbone: {reference} is none of torchvision://, open-mmlab://, mmcls://, https://, a local file'
+            f'init.backbone: {reference} is not torchvision://, open-mmlab://, mmcls://, https:// or a local file'
         )
     address = tables[scheme]().get(name)
     if address is None:

@@ -105,7 +105,7 @@ def configs_folder() -> Path:
         raise UnavailableError('mmdet is not installed; run: pip install "mmdet>=3.3,<3.4"')
     folder = Path(spec.origin).parent / '.mim' / 'configs'
     if not folder.is_dir():
-        raise UnavailableError(f'mmdet carries no configs in {folder}; install it from its wheel: pip install mmdet')
+        raise UnavailableError(f'mmdet has no configs in {folder}; install it from its wheel: pip install mmdet')
     return folder
 
 
@@ -141,7 +141,7 @@ def resolve(reference: str) -> ZooModel:
         known = [*ALIASES, *models(), *_unlisted_configs()]
         close = get_close_matches(reference, known, n=3, cutoff=0.5)
         hint = f'did you mean {", ".join(close)}?' if close else f'aliases are {", ".join(ALIASES)}'
-        raise InputError(f'{reference!r} is no model of the mmdet zoo, no alias and no path to a .py config; {hint}')
+        raise InputError(f'{reference!r} is not a model of the mmdet zoo, an alias or a path to a .py config; {hint}')
     return model
 
 

@@ -18,7 +18,7 @@ Scale = Annotated[FiniteFloat, Field(gt=0, le=2.0**16)]
 
 
 class RoiHeadRecord(BaseModel):
-    """A box head of mmdet's `ConvFCBBoxHead` with shared layers alone, behind RoIAlign on a pyramid.
+    """A box head of mmdet's `ConvFCBBoxHead` with shared layers only, after RoIAlign on a pyramid.
 
     Attributes:
         prefix: what the names of its tensors begin with in the teacher; of a cascade, the first stage.
@@ -92,7 +92,7 @@ def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[s
     if record.num_groups and record.conv_channels % record.num_groups:
         raise ValueError(f'{record.num_groups} groups do not divide {record.conv_channels} channels')
     if list(record.strides) != sorted(set(record.strides)):
-        raise ValueError(f'strides {list(record.strides)} do not rise')
+        raise ValueError(f'strides {list(record.strides)} must increase')
     wanted = tensor_shapes(record)
     found = {
         name.removeprefix(record.prefix): value for name, value in weights.items() if name.startswith(record.prefix)
@@ -100,8 +100,8 @@ def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[s
     for name in wanted | found:
         shape = tuple(found[name].shape) if name in found else 'missing'
         if shape != wanted.get(name, 'unknown'):
-            raise ValueError(f'{record.prefix}{name} is {shape}, its record makes it {wanted.get(name, "unknown")}')
+            raise ValueError(f'{record.prefix}{name} is {shape}, expected {wanted.get(name, "unknown")}')
     for name, value in found.items():
         if not value.is_floating_point() or not math.isfinite(value.double().abs().sum().item()):
-            raise ValueError(f'{record.prefix}{name} holds other things than finite numbers')
+            raise ValueError(f'{record.prefix}{name} holds values that are not finite numbers')
     return found

@@ -1,4 +1,4 @@
-"""What a two-stage teacher says about its own proposals of one image."""
+"""A two-stage teacher's predictions for its own proposals of one image."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ def scaled(rois: ImageRois, *, source: Size, target: Size) -> ImageRois:
 
 
 def mirrored(rois: ImageRois, *, width: int) -> ImageRois:
-    """The same RoIs on the mirrored image of `width` px: exact, as they are no maps."""
+    """The same RoIs on the mirrored image of `width` px: exact, unlike for maps."""
     left, top, right, bottom = rois.boxes.unbind(1)
     dx, *others = rois.deltas.unbind(1)
     return rois._replace(

@@ -20,7 +20,7 @@ CELLS = 1024
 # Both sides of a tile are whole lines of memory, should one map be channels-last and the other contiguous.
 CELLS_CHANNELS_LAST = 64
 PARTIALS_BLOCK = 1024
-# FP fusion is said, as its default changes between versions of Triton.
+# FP fusion is set explicitly, as its default differs between versions of Triton.
 OPTIONS = {'num_warps': 4, 'enable_fp_fusion': True}
 # The longest vector: 16 bytes of int8.
 LONGEST_VECTOR = 16
@@ -66,7 +66,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
             denominator,
             num_programs,
             num_channels,
-            # Rounded up, as each number of blocks is compiled anew.
+            # Rounded up, as each number of blocks is compiled separately.
             num_blocks=_power_of_two(-(-num_programs // PARTIALS_BLOCK)),
             block=PARTIALS_BLOCK,
             **OPTIONS,

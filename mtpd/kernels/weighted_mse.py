@@ -40,7 +40,7 @@ def weighted_mse(
     Args:
         student: (B, C, H, W), any floating dtype.
         teacher: (B, C, H, W), any floating dtype, or int8 codes.
-        weights: (B, 1, H, W), bool or floating, at least 0. What stands where the weight is 0, NaN included, changes
+        weights: (B, 1, H, W), bool or floating, at least 0. Values where the weight is 0, including NaN, change
             neither the loss nor a gradient.
         scale: step and offset of codes, (B, 2, C), or (2, C) for all images, or (2, 1) for all channels too, floating;
             None where `teacher` has values.
@@ -79,7 +79,7 @@ def _require_shapes(student: Tensor, teacher: Tensor, weights: Tensor) -> None:
     if student.ndim != 4 or teacher.shape != student.shape or weights.shape != wanted:
         raise InputError(
             f'student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and weights {tuple(weights.shape)} do not '
-            f'fit: wanted two maps of one shape (B, C, H, W) and weights (B, 1, H, W)'
+            f'fit: expected two maps of one shape (B, C, H, W) and weights (B, 1, H, W)'
         )
 
 

@@ -19,18 +19,18 @@ from mtpd.losses.match import LevelPair
 
 
 class CwdOptions(LevelOptions):
-    """Channel-wise distillation; the defaults are those published for feature pyramids."""
+    """Channel-wise distillation; defaults as published for feature pyramids."""
 
     # mmrazor's, for all its detectors. The paper's own, for segmentation, are to the best of our knowledge temperature
     # 4 and weight 50 on features.
     loss: Literal['cwd'] = 'cwd'
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 10.0
-    """Factor of the loss, a mean over images and channels."""
+    """Loss weight; the loss is a mean over images and channels."""
     temperature: PositiveFloat = 1.0
-    """What the features are divided by before the softmax over cells."""
+    """Softmax temperature of the features, over cells."""
     adapter: Adapter = 'auto'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    """1x1 adapter of the student's map. `auto`: where the channels differ; `always`: on every level."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`; the published detectors have no adapter."""
@@ -52,7 +52,7 @@ def cwd(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 
     Args:
         student: (B, C, H, W), any floating dtype.
         teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
             nor a gradient.
         temperature: tau, greater than 0: the higher, the more even the distributions.
 

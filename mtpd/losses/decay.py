@@ -11,12 +11,12 @@ DecayKind = Literal['none', 'linear', 'cosine', 'step']
 
 
 class Decay(Options):
-    """How the weight of a loss falls from all of it in the first step of a stage to none at its end."""
+    """Decay of a loss weight from its full value in the first step of a stage to 0 at its end."""
 
     kind: DecayKind = 'none'
-    """`none`: the weight stays; `linear`; `cosine`: along half a cosine; `step`: in equal stairs."""
+    """`none`: constant weight; `linear`; `cosine`: half a cosine; `step`: equal steps at the points `at`."""
     at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), validate_default=True)
-    """Shares of the stage at which `step` falls by a stair, the last one to 0: [0.5] ends the loss half-way."""
+    """Fractions of the stage at which `step` lowers the weight, the last one to 0: [0.5] ends the loss half-way."""
 
     @field_validator('at')
     @classmethod
@@ -27,7 +27,7 @@ class Decay(Options):
         if at and kind not in (None, 'step'):
             raise ValueError(f'belongs to the step decay, not to {kind}')
         if list(at) != sorted(set(at)):
-            raise ValueError(f'must rise, got {list(at)}')
+            raise ValueError(f'must increase, got {list(at)}')
         return at
 
 
@@ -48,7 +48,7 @@ def decay_factor(decay: Decay, *, progress: float) -> float:
     Args:
         decay: the course.
         progress: x, the share of the stage that is done: optimizer steps taken / all. It is 0 in the first step and
-            falls short of 1 by one step in the last; nothing else is remembered, so a resumed stage goes on as it was.
+            falls short of 1 by one step in the last; there is no other state, so a resumed stage continues exactly.
     """
     if decay.kind == 'linear':
         return 1 - progress

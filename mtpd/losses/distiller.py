@@ -39,7 +39,7 @@ class _Part:
 class Distiller(nn.Module):
     """Compares the student's maps with the teacher's by every loss on every level.
 
-    Its layers are trained with the student and thrown away after the stage: they are no part of `student.pth`.
+    Its layers are trained with the student and thrown away after the stage: they are not part of `student.pth`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Distiller(nn.Module):
             )
             for part in (_Part(options, pair) for pair in pairs):
                 if part.key in self.losses:
-                    raise InputError(f'distill has {options.loss} on {part.pair.name} twice; keep one of them')
+                    raise InputError(f'distill lists {options.loss} on {part.pair.name} twice; remove one')
                 self._parts.append(part)
                 self.losses[part.key] = options.build(part.pair, anchors or {})
 

@@ -16,7 +16,7 @@ Adapter = Literal['auto', 'always']
 # `teacher_std`: maps are measured in standard deviations of the teacher's level over the batch, so that 1 is the loss
 # of a student that knows only each channel's mean; `none`: as they are.
 Scale = Literal['teacher_std', 'none']
-# What weights belong to. `published`: the paper's sums over channels and cells at 800x1088 px, whatever the size of the
+# What weights belong to. `published`: the paper's sums over channels and cells at 800x1088 px, for any size of the
 # input (see `mtpd.losses.mgd.published_elements`); `mean`: means over them.
 Normalize = Literal['mean', 'published']
 
@@ -54,17 +54,17 @@ class LevelOptions(Options):
     looks_at_objects: ClassVar[bool] = False
 
     loss: str
-    """Kind of this loss."""
+    """Name of the loss."""
     levels: Levels = None
-    """Levels it acts on; null: all that student and teacher share."""
+    """Levels to distil; null: all levels that student and teacher share."""
     teacher_levels: TeacherLevels = None
-    """The teacher's level for each of `levels`, one by one; null: those of the same names."""
+    """Teacher level for each entry of `levels`, in the same order; null: the levels of the same names."""
     resize: Resize = 'none'
-    """Whose map is brought to the grid of the other where the strides of a pair differ."""
+    """Which map is resized to the grid of the other when the strides of a pair differ."""
     weight: NonNegativeFloat = 1.0
-    """Factor of the loss."""
+    """Loss weight."""
     decay: Decay = NO_DECAY
-    """How the weight falls during the stage."""
+    """Decay of the weight during the stage."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """The module of the loss on one level; its first weights come from torch's global generator.

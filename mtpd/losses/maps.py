@@ -19,7 +19,7 @@ def check_shapes(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
     if teacher.ndim != 4 or student.shape != teacher.shape or mask.shape != wanted or mask.dtype != torch.bool:
         raise InputError(
             f'student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and mask {tuple(mask.shape)} {mask.dtype} '
-            f'do not fit: wanted two maps of one shape (B, C, H, W) and a torch.bool mask (B, 1, H, W)'
+            f'do not fit: expected two maps of one shape (B, C, H, W) and a torch.bool mask (B, 1, H, W)'
         )
 
 

@@ -23,13 +23,13 @@ class MaskedMseOptions(LevelOptions):
     """FitNet: mean squared error between the student's maps, through 1x1 adapters, and the teacher's."""
 
     loss: Literal['masked_mse'] = 'masked_mse'
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 1.0
-    """Factor of the loss, a mean over cells and channels."""
+    """Loss weight; the loss is a mean over cells and channels."""
     adapter: Adapter = 'auto'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    """1x1 adapter of the student's map. `auto`: where the channels differ; `always`: on every level."""
     scale: Scale = 'teacher_std'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    """`teacher_std`: divide maps by the standard deviation of the teacher's level; `none`: use them unchanged."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`."""
@@ -72,7 +72,7 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Args:
         student: (B, C, H, W), any floating dtype.
         teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
             nor a gradient.
 
     Returns:

@@ -1,7 +1,7 @@
 """Which level of the teacher each level of the student learns from: the one with its name, or one that was named.
 
 Levels are named after their strides. Where a network has several maps of one stride, the first has the name alone
-(`p5`) and the others a number (`p5_2`): no level learns from a map of another name unless it is asked to.
+(`p5`) and the others a number (`p5_2`): a level learns from a map of another name only if configured.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def match_levels(
     teacher_wanted: Sequence[str] | None = None,
     resize: Resize = 'none',
 ) -> list[LevelPair]:
-    """Pairs levels by name, whatever their index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as asked.
+    """Pairs levels by name, for any index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as given.
 
     Args:
         student: the student's levels.
@@ -77,7 +77,7 @@ def match_levels(
         names = ', '.join(pair.name for pair in pairs)
         raise InputError(
             f'resize is {resize}, but student and teacher have the same strides on {names}; remove it, or name the '
-            "teacher's levels by teacher_levels"
+            "teacher's levels with teacher_levels"
         )
     return pairs
 
@@ -88,7 +88,7 @@ def _pairs_by_name(student: Sequence[Level], teacher: Sequence[Level], wanted: S
     shared = {one.name: LevelPair(one, other) for one, other in pairs if other is not None}
     both = f'the student has {_names(student)}, the teacher {_names(teacher)}'
     if not shared:
-        raise InputError(f'student and teacher share no level to distil: {both}; take a teacher with the same strides')
+        raise InputError(f'student and teacher share no level to distil: {both}; use a teacher with the same strides')
     if wanted is None:
         return list(shared.values())
     missing = [name for name in wanted if name not in shared]

@@ -41,18 +41,18 @@ def published_elements(level: Level) -> int:
 
 
 class MgdOptions(LevelOptions):
-    """Masked generative distillation; the defaults are those published for RetinaNet (Mask R-CNN: 5e-7 and 0.45)."""
+    """Masked generative distillation; defaults as published for RetinaNet (Mask R-CNN: 5e-7 and 0.45)."""
 
     loss: Literal['mgd'] = 'mgd'
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 2e-5
-    """Factor of the loss as `normalize` defines it."""
+    """Loss weight, in the units that `normalize` selects."""
     mask_ratio: Share = 0.65
-    """Share of the student's cells that are hidden."""
+    """Fraction of the student's cells that are masked."""
     normalize: Normalize = 'published'
-    """What `weight` belongs to: `published`: the paper's sum, at 800x1088 px; `mean`: a mean over its elements."""
+    """Units of `weight`. `published`: the paper's sum at 800x1088 px; `mean`: the mean over its elements."""
     scale: Scale = 'none'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    """`teacher_std`: divide maps by the standard deviation of the teacher's level; `none`: use them unchanged."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`."""
@@ -75,7 +75,7 @@ class MaskedGenerativeDistillation(nn.Module):
         L = mean_{valid b,h,w; c} ( G(M * A(S)) - T )^2,   G = 3x3 convolution, ReLU, 3x3 convolution
 
     A is a 1x1 convolution where the channels differ, else nothing. M hides each cell, all channels alike, with
-    probability `mask_ratio`; it is drawn anew in every call. All layers start as torch starts them, like the authors'.
+    probability `mask_ratio`; it is drawn again in every call. All layers start as torch starts them, like the authors'.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, *, mask_ratio: float) -> None:

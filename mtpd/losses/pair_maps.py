@@ -41,8 +41,9 @@ def pair_maps(
     if pair.student.stride == pair.teacher.stride:
         if student_map.shape[2:] != teacher_map.shape[2:]:
             raise InputError(
-                f'{pair.name} of the teacher has the grid {tuple(teacher_map.shape[2:])}, that of the student '
-                f'{tuple(student_map.shape[2:])}; pad the teacher and the mask to the grid of the student'
+                f'{pair.name} has the grid {tuple(teacher_map.shape[2:])} in the teacher and '
+                f'{tuple(student_map.shape[2:])} in the student; pad the teacher and the mask to the grid of '
+                'the student'
             )
         return student_map, teacher_map, student_mask
     if pair.resize == 'student':
@@ -63,13 +64,13 @@ def _pick(level: Level, owner: str, maps: Mapping[str, Map], masks: Maps) -> tup
     """A level's map and mask, or an InputError that names the level and what is wrong with it."""
     for giver, given in ((owner, maps), ('masks', masks)):
         if level.name not in given:
-            raise InputError(f'{giver} gives {", ".join(given) or "no level"}, but {level.name} is to be distilled')
+            raise InputError(f'{giver} returns {", ".join(given) or "no level"}, but {level.name} is required')
     mask: Tensor = masks[level.name]
     found = maps[level.name]
     wanted = (mask.shape[0], level.channels, *mask.shape[2:])
     if mask.ndim != 4 or mask.shape[1] != 1 or found.shape != wanted:
         raise InputError(
-            f'{level.name} of the {owner} has the shape {tuple(found.shape)}, wanted {wanted} (batch, channels, rows, '
-            f'columns) for a mask of {tuple(mask.shape)}; pad the teacher and the mask to the grid of the student'
+            f'{level.name} of the {owner} has the shape {tuple(found.shape)}, expected {wanted} (batch, channels, '
+            f'rows, columns) for a mask of {tuple(mask.shape)}; pad the teacher and the mask to the grid of the student'
         )
     return found, mask

@@ -1,4 +1,4 @@
-"""PKD (Cao et al., NeurIPS 2022): the student's channels correlate with the teacher's, whatever their scale and offset.
+"""PKD (Cao et al., NeurIPS 2022): correlates the student's channels with the teacher's, for any scale and offset.
 
 Legend: B batch, C channels, H W grid of a level.
 """
@@ -20,16 +20,16 @@ EPSILON = 1e-6
 
 
 class PkdOptions(LevelOptions):
-    """Pearson knowledge distillation; the weight is that published for RetinaNet (Faster and Mask R-CNN: 6)."""
+    """Pearson knowledge distillation; weight as published for RetinaNet (Faster and Mask R-CNN: 6)."""
 
     loss: Literal['pkd'] = 'pkd'
-    """Kind of this loss."""
+    """Name of the loss."""
     levels: Levels = None
-    """Levels it acts on; null: all that student and teacher share. The authors leave out RetinaNet's p7."""
+    """Levels to distil; null: all levels that student and teacher share. The authors omit RetinaNet's p7."""
     weight: NonNegativeFloat = 10.0
-    """Factor of the loss, one minus the correlation of each channel."""
+    """Loss weight; the loss is one minus the correlation, averaged over channels."""
     adapter: Adapter = 'auto'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    """1x1 adapter of the student's map. `auto`: where the channels differ; `always`: on every level."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`; the authors have no adapter."""
@@ -48,7 +48,7 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     The authors' code (mmrazor) is `w * mse(s, t) / 2`, a mean over everything: `w` is the weight of this mean, at any
     resolution and number of channels. It differs from here in two ways: padding counts there as image, and its standard
     deviation divides by n - 1, which makes it (n - 1) / n of this loss, n cells. It pairs levels by index and resizes
-    those of other strides, which here is asked for (`teacher_levels`, `resize`). It has no adapter: channels must be
+    those of other strides, which here needs `teacher_levels` or `resize`. It has no adapter: channels must be
     equal.
 
     A channel without variance, up to rounding, correlates with nothing: its standardised values are 0 and without
@@ -57,7 +57,7 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Args:
         student: (B, C, H, W), any floating dtype.
         teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the loss
+        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
             nor a gradient.
 
     Returns:

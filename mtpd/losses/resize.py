@@ -22,7 +22,7 @@ def resize_map(
     neighbours are scaled to add up to 1. Shrinking takes the cells around the centre, without smoothing, as torch does.
 
     Args:
-        values: (B, C, h, w), any floating dtype. What stands outside of the mask, NaN included, changes neither the
+        values: (B, C, h, w), any floating dtype. Values outside the mask, including NaN, change neither the
             result nor a gradient.
         mask: bool (B, 1, h, w), True at cells that count.
         stride: of `values`, input pixels per cell.

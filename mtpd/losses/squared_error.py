@@ -58,7 +58,7 @@ def squared_error(
 
 def _turned_convolution(layer: nn.Module, values: Tensor, basis: Tensor) -> Tensor:
     """B^T layer(values)."""
-    assert isinstance(layer, nn.Conv2d), 'only a convolution can take in the rotation'
+    assert isinstance(layer, nn.Conv2d), 'only a convolution can absorb the rotation'
     with torch.autocast(values.device.type, enabled=False):
         turn = basis.T.to(layer.weight.dtype)
         weight = (turn @ layer.weight.flatten(1)).view_as(layer.weight)

@@ -25,7 +25,7 @@ class TeacherMap:
         scale: (B, 2, C) step and offset of each image and channel; None: 1 and 0.
         basis: (C, C) float32, orthonormal columns, the directions that the channels of the codes stand for; None when
             these are the teacher's channels.
-        sizes: (rows, columns) of each image's own map, beyond which values are 0, whatever the codes; None: all of it.
+        sizes: (rows, columns) of each image's own map, beyond which values are 0 for any codes; None: all of it.
     """
 
     codes: Tensor
@@ -40,7 +40,7 @@ class TeacherMap:
         fits = scale in (None, (batch, 2, channels)) and basis in (None, (channels, channels))
         if self.codes.ndim != 4 or not fits:
             raise InputError(
-                f'codes {tuple(self.codes.shape)}, scale {scale} and basis {basis} do not fit: wanted (B, C, H, W), '
+                f'codes {tuple(self.codes.shape)}, scale {scale} and basis {basis} do not fit: expected (B, C, H, W), '
                 '(B, 2, C) or None, and (C, C) or None'
             )
 
@@ -55,7 +55,7 @@ class TeacherMap:
         return accumulation_dtype(self.codes)
 
     def values(self) -> Tensor:
-        """T (B, C, H, W) in `dtype`: computed anew by every call, as most losses need none."""
+        """T (B, C, H, W) in `dtype`: computed in every call, as most losses do not need it."""
         # Half precision would be the rounding of all values, not of a layer's output.
         with torch.no_grad(), torch.autocast(self.codes.device.type, enabled=False):
             values = self.codes.to(self.dtype, copy=self.scale is not None or self.sizes is not None)
@@ -65,7 +65,7 @@ class TeacherMap:
             if self.basis is not None:
                 values = torch.matmul(self.basis.to(self.dtype), values.flatten(2)).view_as(values)
             for image, (rows, columns) in zip(values, self.sizes or (), strict=False):
-                # An offset is no zero.
+                # An offset is not zero.
                 image[:, rows:] = 0
                 image[:, :, columns:] = 0
             return values

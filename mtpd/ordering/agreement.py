@@ -6,7 +6,7 @@ from typing import Any
 from mtpd.cache import CacheReader
 from mtpd.errors import CacheMismatchError
 
-EXTRACT_AGAIN = 'extract one of them as the other was'
+EXTRACT_AGAIN = 'extract both with the same settings'
 
 
 def require_same_images(caches: Sequence[CacheReader]) -> None:

@@ -124,7 +124,7 @@ def shared_levels(caches: Sequence[CacheReader]) -> list[str]:
     shared = [name for name in names if all(name in [level.name for level in cache.levels] for cache in caches)]
     if not shared:
         listed = '; '.join(f'{cache.path}: {", ".join(level.name for level in cache.levels)}' for cache in caches)
-        raise InputError(f'the caches have no level in common ({listed}); compare caches with the same strides')
+        raise InputError(f'the caches have no common level ({listed}); use caches with the same strides')
     return shared
 
 
@@ -137,7 +137,7 @@ def shared_views(caches: Sequence[CacheReader]) -> tuple[ViewName, ...]:
     shared = tuple(view for view in caches[0].views if all(view in cache.views for cache in caches))
     if not shared:
         listed = '; '.join(f'{cache.path}: {", ".join(cache.views)}' for cache in caches)
-        raise InputError(f'the caches have no view in common ({listed}); extract them with the same --views')
+        raise InputError(f'the caches have no common view ({listed}); extract them with the same --views')
     return shared
 
 

@@ -61,15 +61,17 @@ def backward_greedy(
         candidates = left
         if rule == 'stepping-stones':
             obstacles = {name: _obstacle(costs, accuracies or {}, name, successor, student) for name in left}
-            reasons += [f'{name} is no candidate before {successor}: {why}' for name, why in obstacles.items() if why]
+            reasons += [
+                f'{name} is not a candidate before {successor}: {why}' for name, why in obstacles.items() if why
+            ]
             candidates = [name for name in left if obstacles[name] is None]
         chosen = min(candidates, key=lambda name: costs[name, successor], default=None)
         if chosen is None:
-            reasons.append(f'nothing comes before {successor}: there is no candidate')
+            reasons.append(f'no teacher before {successor}: there is no candidate')
             break
         if student is not None and rule == 'stepping-stones' and costs[chosen, successor] >= costs[student, successor]:
             reasons.append(
-                f'nothing comes before {successor}: the closest candidate, {chosen} ({costs[chosen, successor]:.3f}), '
+                f'no teacher before {successor}: the closest candidate, {chosen} ({costs[chosen, successor]:.3f}), '
                 f'is no closer to it than the student ({costs[student, successor]:.3f})'
             )
             break
@@ -77,14 +79,14 @@ def backward_greedy(
         order.insert(0, chosen)
         left.remove(chosen)
     if left and len(order) == max_teachers:
-        reasons.append(f'{", ".join(left)}: left out, the order has at most {max_teachers} teachers')
+        reasons.append(f'{", ".join(left)}: omitted, the order has at most {max_teachers} teachers')
     return Selection(tuple(order), tuple(reasons))
 
 
 def _obstacle(
     costs: Costs, accuracies: Mapping[str, float], name: str, successor: str, student: str | None
 ) -> str | None:
-    """Why a teacher is no stepping stone to its successor, or None."""
+    """Why a teacher cannot precede its successor, or None."""
     accuracy = accuracies.get(name)
     if accuracy is not None and accuracy >= accuracies.get(successor, float('inf')):
         return f'its AP of {accuracy:g} is not below {accuracies[successor]:g}'
@@ -103,5 +105,5 @@ def _reason(costs: Costs, candidates: Sequence[str], *, chosen: str, successor: 
     cost = f'{costs[chosen, successor]:.3f}'
     others = [f'{name} {costs[name, successor]:.3f}' for name in candidates if name != chosen]
     if not others:
-        return f'{chosen} comes before {successor} (cost {cost}): there is no other candidate'
-    return f'{chosen} comes before {successor}: the least cost to it, {cost}; {", ".join(others)}'
+        return f'{chosen} comes before {successor} (cost {cost}): it is the only candidate'
+    return f'{chosen} comes before {successor}: lowest cost, {cost}; {", ".join(others)}'

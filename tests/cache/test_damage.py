@@ -136,7 +136,7 @@ def test_an_edited_manifest_is_refused(cache_root: Path) -> None:
 @pytest.mark.parametrize(
     ('edit', 'error', 'message'),
     [
-        (lambda c: c.update(version=2), CacheMismatchError, 'format version 2, this program reads version 1'),
+        (lambda c: c.update(version=2), CacheMismatchError, 'format version 2, this program supports version 1'),
         (lambda c: c.update(format='zip'), CacheMismatchError, 'not a feature cache'),
         (lambda c: c.update(extra=1), CacheDamagedError, 'extra'),
         (lambda c: c['description']['levels'][0].update(name='../../etc'), CacheDamagedError, 'levels.0.name'),

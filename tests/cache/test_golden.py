@@ -215,7 +215,7 @@ def test_another_version_is_refused(tmp_path: Path, version: object) -> None:
     (tmp_path / 'cache/manifest.json').write_text(json.dumps(content))
     with pytest.raises(CacheMismatchError) as caught:
         mtpd.cache.open(tmp_path / 'cache')
-    sentence = f'format version {version}, this program reads version 1; install a newer mtpd'
+    sentence = f'format version {version}, this program supports version 1; install a newer mtpd'
     assert str(caught.value) == f'{tmp_path}/cache/manifest.json: {sentence}'
 
 

@@ -250,6 +250,6 @@ def test_what_no_manifest_can_hold_is_refused_before_anything_is_written(
     tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr('mtpd.cache.format.manifest.MAX_FILES', 50)
-    with pytest.raises(InputError, match='make --shard-mb larger'):
+    with pytest.raises(InputError, match='increase --shard-mb'):
         make_recipe().write(tmp_path / 'cache')
     assert not (tmp_path / 'cache').exists()

@@ -138,10 +138,10 @@ def test_another_cache_under_the_same_manifest(tmp_path: Path, whole: Path, make
     [
         ('boxes', math.nan, 'not finite'),
         ('deltas', math.inf, 'not finite'),
-        ('labels', 3, 'none of 3 classes'),
-        ('labels', -1, 'none of 3 classes'),
-        ('probabilities', 1.5, 'beyond 0 and 1'),
-        ('boxes', [9.0, 9.0, 1.0, 1.0], 'wrong way round'),
+        ('labels', 3, 'outside its 3 classes'),
+        ('labels', -1, 'outside its 3 classes'),
+        ('probabilities', 1.5, 'outside 0 to 1'),
+        ('boxes', [9.0, 9.0, 1.0, 1.0], 'swapped corners'),
     ],
 )
 def test_values_that_no_teacher_means_are_not_stored(
@@ -167,5 +167,5 @@ def test_rois_that_would_make_a_file_too_large(tmp_path: Path, make_recipe: Call
     images = [SourceImage(number, (64, 96)) for number in range(9)]
     rois = RoisRecord(num_rois=4096, num_classes=2**14)
     recipe = make_recipe(rois=rois, images=images, shard_bytes=10**6)
-    with pytest.raises(InputError, match='make --rois or --shard-mb smaller'), recipe.writer(tmp_path / 'cache'):
+    with pytest.raises(InputError, match='lower --rois or --shard-mb'), recipe.writer(tmp_path / 'cache'):
         pass

@@ -111,7 +111,7 @@ def test_a_missing_chunk_is_refused() -> None:
 def test_a_chunk_that_is_longer_than_its_row_can_be_is_refused() -> None:
     chunk = encode_chunk(random_rows()[0], level=1)
     content = encode_shard([chunk + bytes(1000)], chunks_per_shard=1)
-    with pytest.raises(CacheDamagedError, match='longer than 84 bytes pack to'):
+    with pytest.raises(CacheDamagedError, match='longer than 84 bytes can compress to'):
         decode_index(
             content[-index_bytes(1) :],
             chunks_per_shard=1,

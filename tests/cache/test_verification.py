@@ -103,4 +103,4 @@ def test_an_index_of_other_images_with_a_hash_of_its_own(cache_root: Path, make_
     manifest = mine.manifest.model_copy(update={'files': mixed})
     damages = verify(type(mine)(cache_root, True, manifest, mine.committed), num_threads=2, advance=lambda _: None)
     assert damages
-    assert all('image' in damage.file and 'the index says' in damage.reason for damage in damages)
+    assert all('image' in damage.file and 'the index states' in damage.reason for damage in damages)

@@ -96,8 +96,8 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     'image without id': (set_value('images', 1, 'id', value=DELETE), r"images\[1\]: 'id' is missing"),
     'image id text': (set_value('images', 1, 'id', value='3'), r"id is '3'"),
     'image id too large': (set_value('images', 1, 'id', value=2**63), 'id is 9223372036854775808'),
-    'image id twice': (set_value('images', 1, 'id', value=7), r'images\[1\]: id 7 is taken'),
-    'category id twice': (set_value('categories', 1, 'id', value=18), r'categories\[1\]: id 18 is taken'),
+    'image id twice': (set_value('images', 1, 'id', value=7), r'images\[1\]: id 7 is already used'),
+    'category id twice': (set_value('categories', 1, 'id', value=18), r'categories\[1\]: id 18 is already used'),
     'height 0': (set_value('images', 0, 'height', value=0), r'images\[0\]: height is 0'),
     'width a truth value': (set_value('images', 0, 'width', value=True), 'width is True'),
     'height a fraction': (set_value('images', 0, 'height', value=40.5), r'height is 40\.5'),
@@ -112,7 +112,7 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     'bbox overflows': (set_value('annotations', 0, 'bbox', value=[1.7e308, 0, 1.7e308, 4]), 'finite'),
     'bbox beyond floats': (set_value('annotations', 0, 'bbox', value=[10**400, 0, 1, 4]), r'annotations\[0\]'),
     'area infinite': (set_value('annotations', 0, 'area', value=float('inf')), 'area is inf'),
-    'bbox null': (set_value('annotations', 0, 'bbox', value=None), 'bbox is None, wanted .*4 finite numbers'),
+    'bbox null': (set_value('annotations', 0, 'bbox', value=None), 'bbox is None, expected .*4 finite numbers'),
     'mask of another size': (set_value('annotations', 1, 'segmentation', 'size', value=[60, 40]), 'size is .60, 40'),
     'image too large': (set_value('images', 0, 'height', value=2**21), r'images\[0\]: height is 2097152'),
     'image of too many px': (
@@ -123,7 +123,7 @@ BROKEN: dict[str, tuple[Callable[[Document], None], str]] = {
     **{
         f'{key} {value!r}': (
             set_value('annotations', 1, key, value=value),
-            rf'annotations\[1\]: {key} is .*wanted 0 or 1',
+            rf'annotations\[1\]: {key} is .*expected 0 or 1',
         )
         for key in ('iscrowd', 'ignore')
         for value in NO_TRUTH_VALUES
@@ -172,8 +172,8 @@ NO_COCO_JSON: dict[bytes, str] = {
     b'\xff\xfe\x00': 'not valid JSON',
     b'[' * 100_000: 'is nested too deeply',
     b'{"images": ' + b'9' * 5000 + b'}': 'cannot be used',
-    b'{"images": [], "images": [1]}': "cannot be used: the key 'images' stands twice",
-    b'[]': 'holds a list, wanted a COCO',
+    b'{"images": [], "images": [1]}': "cannot be used: the key 'images' appears twice",
+    b'[]': 'holds a list, expected a COCO',
     b'[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]': 'holds a list that looks like detect',
     b'3': 'holds a int',
     b'null': 'holds a NoneType',

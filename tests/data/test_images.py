@@ -148,7 +148,9 @@ def test_read_image__grey(name: str, tmp_path: Path) -> None:
 def test_read_image__orientation(tmp_path: Path) -> None:
     path = saved(tmp_path, oriented(6))
     assert read_image(path, size=(WIDTH, HEIGHT)).shape == (WIDTH, HEIGHT, 3)
-    with pytest.raises(InputError, match=r'48 x 64 px .* annotation says 64 x 48; .* turned as its EXIF orientation'):
+    with pytest.raises(
+        InputError, match=r'48 x 64 px .* annotation states 64 x 48; .* rotated by its EXIF orientation'
+    ):
         read_image(path, size=(HEIGHT, WIDTH))
 
 
@@ -195,7 +197,7 @@ def test_read_image__not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('name', ['jpeg', 'png'])
 def test_read_image__other_size(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'64 x 48 px \(width x height\), its annotation says 65 x 48'):
+    with pytest.raises(InputError, match=r'64 x 48 px \(width x height\), its annotation states 65 x 48'):
         read_image(saved(tmp_path, COMPLETE[name]), size=(HEIGHT, WIDTH + 1))
 
 

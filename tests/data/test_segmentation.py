@@ -64,16 +64,16 @@ MALFORMED: list[tuple[Any, str]] = [
     ([[0, 0, 1e9, 0, 1, 1]], r'\[0\]\[2\] is 1000000000.0.* far outside'),
     ([[0, 0, 1, 1, 2, 2], [0, 0, float('nan'), 0, 1, 1]], r'\[1\]\[2\] is nan.* not finite'),
     ([[0, 0, 10**400, 0, 1, 1]], r'\[0\]\[2\] is 1000.* far outside'),
-    ([[0, 0, 1, '7', 1, 1]], r"\[0\]\[3\] is '7', wanted polygons \[\[x, y, x, y, ...\], ...\] of numbers"),
+    ([[0, 0, 1, '7', 1, 1]], r"\[0\]\[3\] is '7', expected polygons \[\[x, y, x, y, ...\], ...\] of numbers"),
     ([[0, 0, None]], r'\[0\]\[2\] is None'),
     ([[0, True]], r'\[0\]\[1\] is True'),
     ([[[0, 0], [5, 0], [5, 5]]], r'\[0\]\[0\] is \[0, 0\]'),
     ([[0, 0], [5, 0], [5, 5]], r'a list of points \[x, y\]'),
-    ([0, 0, 5, 0, 5, 5], r'\[0\] is 0, wanted polygons'),
+    ([0, 0, 5, 0, 5, 5], r'\[0\] is 0, expected polygons'),
     ([[0, 0, 5, 0, 5, 5], {'size': [3, 5], 'counts': [15]}], r'\[1\] is \{'),
-    ('text', "is 'text', wanted polygons"),
-    (0, 'is 0, wanted polygons'),
-    (False, 'is False, wanted polygons'),
+    ('text', "is 'text', expected polygons"),
+    (0, 'is 0, expected polygons'),
+    (False, 'is False, expected polygons'),
 ]
 
 

@@ -117,14 +117,14 @@ def test_made_once(tmp_path: Path) -> None:
 
 def test_refuses_another_folder(tmp_path: Path) -> None:
     make_synthetic_set(tmp_path / 'a', SMALL)
-    with pytest.raises(InputError, match='holds something else'):
+    with pytest.raises(InputError, match='holds something other'):
         make_synthetic_set(tmp_path / 'a', SyntheticSpec(num_train=7, num_val=3))
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'thesis.txt').touch()
-    with pytest.raises(InputError, match='holds something else'):
+    with pytest.raises(InputError, match='holds something other'):
         make_synthetic_set(tmp_path / 'mine', SMALL)
     (tmp_path / 'file').touch()
-    with pytest.raises(InputError, match='holds something else'):
+    with pytest.raises(InputError, match='holds something other'):
         make_synthetic_set(tmp_path / 'file', SMALL)
     assert (tmp_path / 'mine' / 'thesis.txt').exists()
 

@@ -87,5 +87,7 @@ def test_a_copy_computes_with_its_own_blocks() -> None:
 
 
 def test_a_detector_without_blocks() -> None:
-    with pytest.raises(InputError, match=r'optim\.activation_checkpointing needs a backbone made of blocks'):
+    with pytest.raises(
+        InputError, match=r'optim\.activation_checkpointing needs a backbone built from sequential blocks'
+    ):
         checkpoint_activations(nn.Sequential(nn.Conv2d(3, 3, 1)))

@@ -33,6 +33,6 @@ def test_they_are_those_of_mmdet(name: str, num_anchors: dict[int, int], head: s
 
 def test_a_detector_without_anchors() -> None:
     model = build_detector(load_config('reppoints-moment_r50_fpn_1x_coco'), init_weights=False)
-    with pytest.raises(InputError, match='RepPointsDetector has none; distil with tar_feature or fgd') as caught:
+    with pytest.raises(InputError, match='RepPointsDetector has none; use tar_feature or fgd') as caught:
         base_anchors(model)
     assert '\n' not in str(caught.value)

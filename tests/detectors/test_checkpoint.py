@@ -83,15 +83,15 @@ def prefixed(prefix: str, tensors: dict[str, Tensor] = TENSORS) -> dict[str, Ten
         ({'my_detector': TENSORS, 'iteration': torch.tensor(5)}, 'my_detector'),
         ({'model': None, 'ema': {'module': TENSORS, 'updates': 7}}, 'averaged weights ema'),
         ({'ema_state_dict': prefixed('module.') | COUNTERS}, 'averaged weights ema_state_dict'),
-        ({'model': TENSORS, 'ema': {'module': OTHERS}}, 'took model, not the averaged weights ema'),
+        ({'model': TENSORS, 'ema': {'module': OTHERS}}, 'loaded model, not the averaged weights ema'),
         ({'state_dict': TENSORS, 'ema_state_dict': prefixed('module.', OTHERS)}, 'not the averaged weights ema_state'),
-        ({'state_dict': TENSORS | prefixed('ema_', OTHERS)}, 'not 2 averages (named ema_...)'),
-        ({'state_dict': prefixed('model.'), 'pytorch-lightning_version': '2.1'}, 'took model. off'),
+        ({'state_dict': TENSORS | prefixed('ema_', OTHERS)}, 'not the 2 averages (named ema_...)'),
+        ({'state_dict': prefixed('model.'), 'pytorch-lightning_version': '2.1'}, 'removed model. from'),
         ({'state_dict': prefixed('model.') | prefixed('ema_model.', OTHERS)}, 'not the averaged weights ema_model'),
         (prefixed('_orig_mod.'), '_orig_mod.'),
         (prefixed('module._orig_mod.'), '_orig_mod.'),
         (prefixed('_orig_mod.module.module.'), '_orig_mod.'),
-        ({'state_dict': {**TENSORS, 'note': 'text beside tensors'}}, 'left out 1 entries that are no tensors (note)'),
+        ({'state_dict': {**TENSORS, 'note': 'text beside tensors'}}, 'ignored 1 entries that are not tensors (note)'),
         ({name: value.double() for name, value in TENSORS.items()}, '2 tensors are float64'),
         ({name: value.bfloat16() for name, value in TENSORS.items()}, '2 tensors are bfloat16'),
     ],
@@ -267,8 +267,8 @@ LEGACY = whole(_use_new_zipfile_serialization=False)
         (bytes(40) + b'\x57\xfb\x80\x8b\x24\x75\x47\xdb', 'TensorFlow'),
         (b'\x80', 'begins with the bytes 80'),
         (bytes(range(200, 256)), 'begins with the bytes c8 c9'),
-        (whole()[:400], 'damaged or cut off'),
-        (whole()[:-50], 'damaged or cut off'),
+        (whole()[:400], 'damaged or truncated'),
+        (whole()[:-50], 'damaged or truncated'),
         (LEGACY[:-20], 'is damaged'),
     ],
 )
@@ -290,7 +290,7 @@ def test_the_oldest_format_of_pytorch_is_a_tar(tmp_path: Path) -> None:
 
 def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / 'model.bin').touch()
-    with pytest.raises(InputError, match=r'is a folder \(model\.bin\); give the file'):
+    with pytest.raises(InputError, match=r'is a folder \(model\.bin\); give the weights file'):
         load_checkpoint(tmp_path)
 
 
@@ -397,7 +397,7 @@ def test_what_does_not_fit_is_named() -> None:
     state = state_of(model)
     del state['0.weight'], state['1.bias']
     state['2.weight'] = torch.zeros(1)
-    expected = r'teacher: 2 tensors are missing \(0\.weight, 1\.bias\); 1 tensors are left over \(2\.weight\)'
+    expected = r'teacher: 2 tensors are missing \(0\.weight, 1\.bias\); 1 tensors are unexpected \(2\.weight\)'
     with pytest.raises(InputError, match=expected):
         load_into(model, state, name='teacher')
     state = state_of(model)
@@ -405,5 +405,5 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(InputError, match=r'1 tensors of another shape \(0\.weight \(4, 3\) for \(2, 3\)\)'):
         load_into(model, state, name='teacher')
     many = {f'{i}.weight': torch.zeros(1) for i in range(2, 30)}
-    with pytest.raises(InputError, match=r'28 tensors are left over \(2\.weight, 3\.weight, 4\.weight, \.\.\.\)'):
+    with pytest.raises(InputError, match=r'28 tensors are unexpected \(2\.weight, 3\.weight, 4\.weight, \.\.\.\)'):
         load_into(model, state_of(model) | many, name='teacher')

@@ -44,7 +44,7 @@ def test_names_that_are_not_distinct_are_no_guide() -> None:
 
 
 def test_another_number_of_classes() -> None:
-    with pytest.raises(InputError, match='it tells 80 classes apart, but the annotations have 3 categories'):
+    with pytest.raises(InputError, match='it has 80 classes, but the annotations have 3 categories'):
         categories_of(None, num_classes=80)
 
 
@@ -55,12 +55,12 @@ def test_same_labels(theirs: list[str] | None) -> None:
 
 
 def test_other_labels() -> None:
-    with pytest.raises(InputError, match="label 1 of it is 'dog', the student's is 'fire hydrant'; take a teacher"):
+    with pytest.raises(InputError, match="label 1 of it is 'dog', the student's is 'fire hydrant'; use a teacher"):
         require_same_labels(['cat', 'fire hydrant', 'dog'], ['cat', 'dog', 'fire hydrant'], name='it')
 
 
 def test_other_classes() -> None:
-    with pytest.raises(InputError, match='only it knows bird, only they have dog'):
+    with pytest.raises(InputError, match='only the detector has bird, only the annotations have dog'):
         categories_of(['bird', 'cat', 'fire hydrant'])
 
 

@@ -157,7 +157,7 @@ def test_steps_and_preprocessors_by_class(images: list[Path]) -> None:
         ([LOAD | {'to_float32': True}, RESIZE | {'backend': 'pillow'}], {}, 'Resize backend pillow'),
         ([LOAD, RESIZE, RESIZE], {}, 'Resize second'),
         ([LOAD, {'type': 'MultiScaleFlipAug', 'img_scale': (9, 9)}], {}, 'MultiScaleFlipAug 2'),
-        ([LOAD | {'type': 'mmdet.LoadImageFromFile'}, RESIZE], {}, 'mmdet.LoadImageFromFile names no class'),
+        ([LOAD | {'type': 'mmdet.LoadImageFromFile'}, RESIZE], {}, 'mmdet.LoadImageFromFile not a known class'),
         ([LOAD, {'type': 'Pad', 'size_divisor': 32}, RESIZE], {}, 'Resize order'),
         ([LOAD, NORMALIZE, RESIZE], {}, 'Resize order'),
         ([LOAD, RESIZE, {'type': 'CenterCrop', 'crop_size': 5}], {}, 'CenterCrop'),
@@ -244,7 +244,7 @@ def test_any_value_is_read_as_mmdet_reads_it_or_refused_with_its_key(
     [
         ([1], 'test_dataloader [1]'),
         ({'dataset': 5}, 'dataset 5'),
-        ({'dataset': {'pipeline': [RESIZE], 'dataset': {'pipeline': [LOAD]}}}, 'wraps pipeline'),
+        ({'dataset': {'pipeline': [RESIZE], 'dataset': {'pipeline': [LOAD]}}}, 'wrapped pipeline'),
         ({'dataset': {'datasets': 5}}, 'datasets 5'),
         ({'dataset': {'datasets': [{'pipeline': [LOAD]}, {'pipeline': [RESIZE]}]}}, 'different pipelines'),
     ],

@@ -89,15 +89,15 @@ def test_a_name_without_a_hash_is_taken_with_a_warning(
 ) -> None:
     path = download(serve({'/net.pth': b'abc'}) + '/net.pth', tmp_path, offline=ADVICE)
     assert path.read_bytes() == b'abc'
-    assert 'cannot be checked' in caplog.text
+    assert 'cannot be verified' in caplog.text
 
 
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
         (f'wrong-{HASH}.pth', b'x' + CONTENT[1:], f'expected {HASH}; try again, or give a local file'),
-        (f'cut-{HASH}.pth', CONTENT, rf'broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes'),
-        ('login.pth', CONTENT, 'gives a web page'),
+        (f'cut-{HASH}.pth', CONTENT, rf'connection lost after {len(CONTENT) // 2} of {len(CONTENT)} bytes'),
+        ('login.pth', CONTENT, 'returned a web page'),
         (f'gone-{HASH}.pth', None, r'HTTP Error 404: Not Found; give a local file'),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_detector_that_takes_few_sizes_says_which() -> None:
     with pytest.raises(InputError, match=r'256 x 320 px .*pad_divisor to 128') as caught:
         probe_levels(EvenOnly(128), input_size=(256, 320))
     assert '\n' not in str(caught.value)
-    with pytest.raises(InputError, match='another size'):
+    with pytest.raises(InputError, match='another input size'):
         probe_levels(EvenOnly(100), input_size=(256, 320))
 
 
@@ -117,7 +117,7 @@ def test_maps_of_one_stride_get_different_names() -> None:
 
 @pytest.mark.parametrize(
     ('sizes', 'message'),
-    [([], 'gives no feature maps'), ([(4, 16, 8)], 'has no one stride'), ([(4, 0, 0)], 'has no one stride')],
+    [([], 'returns no feature maps'), ([(4, 16, 8)], 'has no single stride'), ([(4, 0, 0)], 'has no single stride')],
 )
 def test_maps_without_a_stride_are_refused(sizes: list[tuple[int, int, int]], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -130,7 +130,7 @@ def test_what_is_no_map_is_refused() -> None:
         levels_of(lambda given: neck_features(Fixed([torch.zeros(1, 3)]), given))
     nested = Fixed([[torch.zeros(1, 2, 4, 4)], (torch.zeros(1, 2, 2, 2),)])
     assert [tuple(values.shape) for values in neck_features(nested, images)] == [(1, 2, 4, 4), (1, 2, 2, 2)]
-    with pytest.raises(InputError, match='gives a dict as features'):
+    with pytest.raises(InputError, match='returns a dict as features'):
         neck_features(Fixed({'a': 1}), images)
     with pytest.raises(InputError, match='no extract_feat'):
         neck_features(nn.Linear(1, 1), images)

@@ -110,7 +110,7 @@ def test_a_callable_offers_its_head(tmp_path: Path) -> None:
 def test_a_callable_without_a_head(tmp_path: Path) -> None:
     teacher = file_teacher(tmp_path, HEADED.replace('predict_from_features', 'predict'))
     assert isinstance(teacher.module, nn.Module)
-    with pytest.raises(InputError, match='has no head to try; give its module a method predict_from_features'):
+    with pytest.raises(InputError, match='has no head to evaluate; add a method predict_from_features'):
         require_head(teacher)
 
 

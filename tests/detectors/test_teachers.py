@@ -250,15 +250,15 @@ def test_state_hash_sees_every_change_and_nothing_else() -> None:
     [
         ('raise torch.OutOfMemoryError("CUDA")', UnavailableError, 'memory for 2 images of 64 x 96 px; use a smaller'),
         ('raise ValueError("no\\nway")', InputError, r'fails on 2 image\(s\) of 64 x 96 px .*: ValueError: no'),
-        ('return {"p3": images}', InputError, r'features\(\) gives a dict of p3, expected a list of tensors'),
-        ('return [images.numpy()]', InputError, r'features\(\) gives a list, expected a list of tensors'),
+        ('return {"p3": images}', InputError, r'features\(\) returns a dict of p3, expected a list of tensors'),
+        ('return [images.numpy()]', InputError, r'features\(\) returns a list, expected a list of tensors'),
         ('return [images[:, 0]]', InputError, r'map 0 .*\(2, 64, 96\), expected \(batch, channels'),
         ('return [images, images.long()]', InputError, r'map 1 .* is of type int64, expected'),
         ('return [images.to_sparse()]', InputError, r'map 0 .* is of type sparse, expected'),
         ('return [images.to("meta")]', InputError, r'map 0 .* is on meta for images on cpu'),
         ('return super().features(images)[:1]', InputError, r'1 maps with the channels \[4\] .* 2 with \[4, 3\]'),
         ('return [m[:, :2] for m in super().features(images)]', InputError, r'channels \[2, 2\]'),
-        ('return [torch.zeros(())]', InputError, 'another number of images'),
+        ('return [torch.zeros(())]', InputError, 'expected as many images'),
     ],
 )
 def test_failures_on_the_way(net: Path, body: str, error: type[MtpdError], message: str) -> None:
@@ -310,7 +310,7 @@ def test_random_weights_are_said_and_come_again(net: Path, caplog: pytest.LogCap
     path = with_features(net, 'return super().features(images)', seed='')
     hashes = {state_sha256(from_file(path).module.state_dict()) for _ in range(2)}
     assert len(hashes) == 1
-    assert '2 of its 7 tensors (backbone.weight, ...) are drawn at random' in caplog.text
+    assert '2 of its 7 tensors (backbone.weight, ...) are random' in caplog.text
 
 
 def test_what_a_teacher_draws_leaves_the_generator_alone(net: Path) -> None:

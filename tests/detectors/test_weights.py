@@ -74,7 +74,7 @@ def test_addresses(reference: str, ending: str) -> None:
     [
         ('torchvision://resnet5', 'torchvision:// has no weights named resnet5'),
         ('open-mmlab://x', 'open-mmlab:// has no weights named x'),
-        ('s3://bucket/x.pth', r's3://bucket/x\.pth is none of torchvision://'),
+        ('s3://bucket/x.pth', r's3://bucket/x\.pth is not torchvision://'),
         ('gone.pth', r'there is no file gone\.pth; give a local file, or none'),
     ],
 )

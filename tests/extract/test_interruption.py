@@ -87,7 +87,7 @@ def test_a_signal_finishes_the_shard_in_hand_and_says_how_to_go_on(
     shards = num_committed(out)
     assert 1 <= shards < 8
     line = errors.splitlines()[-1]
-    assert line == f'stopped with {shards} of 8 shards saved; {LINE} to go on'
+    assert line == f'stopped with {shards} of 8 shards saved; {LINE} to resume'
     assert 'Traceback' not in errors
     assert not (out / 'manifest.json').exists()
     assert not list(out.rglob('.tmp-*'))
@@ -110,7 +110,7 @@ def test_a_second_interrupt_stops_at_once(command: Any, tmp_path: Path) -> None:
         code, errors = child.wait()
     assert time.monotonic() - start < 30
     assert code == 130
-    assert errors.splitlines()[-1] == 'Error: interrupted at once; what was saved before is kept'
+    assert errors.splitlines()[-1] == 'Error: interrupted immediately; earlier saves are kept'
 
 
 def test_a_truncated_image_in_the_middle(

@@ -67,7 +67,7 @@ def test_kill_9_then_the_same_command_uses_the_same_basis(
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (('--error', 0.1), 'belongs to --codec lean, and the codec is int8'),
+        (('--error', 0.1), 'applies to --codec lean only, but the codec is int8'),
         (('--codec', 'lean', '--error', 0.1), 'target_error is 0.05 there and 0.1 here'),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_finished_cache_is_left_alone(
     before = contents(copied)
     monkeypatch.setattr('mtpd_extract.run.extract_groups', lambda *_, **__: pytest.fail('the teacher ran'))
     result = command.run(copied)
-    assert 'is complete already, nothing to do' in result.stdout
+    assert 'is already complete, nothing to do' in result.stdout
     assert result.stderr == ''
     assert contents(copied) == before
 
@@ -102,7 +102,7 @@ def test_summary_and_progress(command: Any, tmp_path: Path) -> None:
     result = command.run(tmp_path / 'cache', '--limit', 4)
     size = sum(path.stat().st_size for path in (tmp_path / 'cache').rglob('*') if path.is_file())
     assert result.stdout.splitlines()[-1] == (
-        f'{tmp_path / "cache"}: 4 images, {size / 1e6:.1f} MB, {size / 4e3:.1f} kB an image'
+        f'{tmp_path / "cache"}: 4 images, {size / 1e6:.1f} MB, {size / 4e3:.1f} kB per image'
     )
     assert '4/4' in result.stderr
     assert 'image/s' in result.stderr
@@ -123,14 +123,14 @@ def test_overwrite_deletes_only_caches(command: Any, tmp_path: Path, contents: C
     (tmp_path / 'mine' / name).write_text('{"name": "my browser extension"}')
     before = contents(tmp_path)
     for options in ((), ('--overwrite',), ('--no-resume',), ('--dry-run',)):
-        assert f'holds {name} and no cache' in command.error(tmp_path / 'mine', *options)
+        assert f'holds {name} but no cache' in command.error(tmp_path / 'mine', *options)
     assert contents(tmp_path) == before
 
 
 def test_overwrite_spares_what_lies_beside_a_cache(command: Any, copied: Path, contents: Contents) -> None:
     (copied / 'notes.txt').write_text('do not lose')
     before = contents(copied)
-    assert 'beside the cache there is notes.txt' in command.error(copied, '--overwrite')
+    assert 'the folder also holds notes.txt' in command.error(copied, '--overwrite')
     assert contents(copied) == before
     command.run(copied)
 
@@ -151,7 +151,7 @@ def test_overwrite_killed_in_the_middle_can_be_repeated(
 
 
 def test_no_resume(command: Any, copied: Path, tmp_path: Path) -> None:
-    assert 'leave out --no-resume to go on' in command.error(copied, '--no-resume')
+    assert 'remove --no-resume to resume it' in command.error(copied, '--no-resume')
     command.run(tmp_path / 'new', '--no-resume', '--limit', 1)
 
 

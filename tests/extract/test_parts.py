@@ -78,7 +78,7 @@ def test_parts_one_after_another_say_what_is_left(
     out = tmp_path / 'cache'
     first = command.run(out, *many_shards, '--part', '3/3')
     assert re.search('^part     3/3: [0-9]+ images, 2 shards$', first.stdout, re.MULTILINE)
-    line = f'{out}: part 3/3 is done; 6 of 8 shards are still to come from parts 1/3, 2/3'
+    line = f'{out}: part 3/3 is done; 6 of 8 shards are still missing from parts 1/3, 2/3'
     assert first.stdout.splitlines()[-1] == line
     again = command.run(out, *many_shards, '--part', '3/3')
     assert again.stdout.splitlines()[-1] == line
@@ -86,7 +86,7 @@ def test_parts_one_after_another_say_what_is_left(
     last = command.run(out, *many_shards, '--part', '2/3')
     assert last.stdout.splitlines()[-1].startswith(f'{out}: 24 images, ')
     assert contents(out) == contents(undisturbed)
-    assert 'is complete already' in command.run(out, *many_shards, '--part', '1/3').stdout
+    assert 'is already complete' in command.run(out, *many_shards, '--part', '1/3').stdout
 
 
 @pytest.mark.parametrize('then', [('--part', '1/2'), ()], ids=['in other parts', 'in one'])
@@ -161,7 +161,7 @@ def test_an_interrupted_part_says_what_it_has_saved(
         code, errors = child.wait()
     assert code == 130
     saved = num_committed(out, 'journal.1-of-2.jsonl')
-    line = f'stopped with {saved} of 4 shards of part 1/2 saved; run the same command again to go on'
+    line = f'stopped with {saved} of 4 shards of part 1/2 saved; run the same command again to resume'
     assert errors.splitlines()[-1] == line
 
 

@@ -35,7 +35,7 @@ def test_bytes(command: Any, tmp_path: Path, options: tuple[object, ...]) -> Non
     result = command.run(tmp_path / 'cache', '--dry-run', *options)
     assert not (tmp_path / 'cache').exists()
     num_bytes, rest = predicted(result.stdout)
-    assert re.fullmatch(r'[0-9.]+ (s|min|h) at [0-9.e+]+ images/s; by a trial on [0-9]+ images', rest)
+    assert re.fullmatch(r'[0-9.]+ (s|min|h) at [0-9.e+]+ images/s; estimated from [0-9]+ images', rest)
     command.run(tmp_path / 'cache', *options)
     assert num_bytes == pytest.approx(size(tmp_path / 'cache'), rel=0.1, abs=5e4)
 
@@ -63,7 +63,7 @@ def test_a_dry_run_of_a_part_speaks_of_the_whole(command: Any, tmp_path: Path) -
     whole = command.run(tmp_path / 'cache', '--dry-run').stdout
     part = command.run(tmp_path / 'cache', '--dry-run', '--part', '2/4').stdout
     assert predicted(part)[0] == predicted(whole)[0]
-    assert ' in one process; by a trial' in part
+    assert ' in one process; estimated from' in part
 
 
 @pytest.mark.parametrize(

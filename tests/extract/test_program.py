@@ -60,22 +60,28 @@ def test_help_ends_with_examples() -> None:
         (('--teacher', 'r50', '--out', 'x', '--codec', 'zip'), "'zip' is not one of 'fp16', 'int8'"),
         (('--teacher', 'r50', '--out', 'x', '--views', 'flop'), "'flop': expected plain, flip or plain,flip"),
         (('--teacher', 'r50', '--out', 'x', '--views', 'flip,flip'), 'expected plain, flip or plain,flip'),
-        (('--teacher', 'r50', '--out', 'x', '--levels', ''), "'': expected names with commas"),
-        (('--teacher', 'r50', '--out', 'x', '--levels', 'p3,'), "'p3,': expected names with commas"),
+        (('--teacher', 'r50', '--out', 'x', '--levels', ''), "'': expected comma-separated names"),
+        (('--teacher', 'r50', '--out', 'x', '--levels', 'p3,'), "'p3,': expected comma-separated names"),
         (('--teacher', 'r50', '--out', 'x', '--scale', '1333'), "'1333': expected two whole numbers"),
         (('--teacher', 'r50', '--out', 'x', '--scale', '0x800'), "'0x800': expected two whole numbers"),
         (('--teacher', 'r50', '--out', 'x', '--mean', '1,2'), "'1,2': expected three numbers"),
         (('--teacher', 'r50', '--out', 'x', '--batch-size', '0'), '0 is not in the range'),
         (('--teacher', 'r50', '--out', 'x', '--shard-mb', '0'), '0.0 is not in the range'),
-        (('--teacher', 'r50', '--out', 'x', '--images', 'y'), '--images and --annotations go together'),
-        (('--teacher', 'r50', '--out', 'x', '--annotations', 'y'), '--images and --annotations go together'),
+        (('--teacher', 'r50', '--out', 'x', '--images', 'y'), '--images and --annotations must be given together'),
+        (('--teacher', 'r50', '--out', 'x', '--annotations', 'y'), '--images and --annotations must be given together'),
         (('--teacher', 'r50', '--out', 'x', '--bacth-size', '1'), 'Did you mean'),
         (('--teacher', 'r50', '--out', 'x', '--part', '2'), "'2': expected part/parts, for instance 2/4"),
         (('--teacher', 'r50', '--out', 'x', '--part', '0/4'), "'0/4': parts are numbered from 1"),
-        (('--teacher', 'r50', '--out', 'x', '--part', '5/4'), 'of 4 parts the last is 4/4'),
+        (('--teacher', 'r50', '--out', 'x', '--part', '5/4'), 'the last of 4 parts is 4/4'),
         (('--teacher', 'r50', '--out', 'x', '--part', '-1/4'), "'-1/4': expected part/parts"),
-        (('--teacher', 'r50', '--out', 'x', '--part', '1/2', '--overwrite'), '--overwrite does not go with parts'),
-        (('--teacher', 'r50', '--out', 'x', '--part', '1/2', '--no-resume'), '--no-resume does not go with parts'),
+        (
+            ('--teacher', 'r50', '--out', 'x', '--part', '1/2', '--overwrite'),
+            '--overwrite cannot be combined with parts',
+        ),
+        (
+            ('--teacher', 'r50', '--out', 'x', '--part', '1/2', '--no-resume'),
+            '--no-resume cannot be combined with parts',
+        ),
     ],
 )
 def test_usage_errors(arguments: tuple[str, ...], message: str) -> None:
@@ -123,7 +129,7 @@ def test_an_interrupt_before_the_work(
     monkeypatch.setattr('mtpd_extract.run.build_extraction', interrupted)
     result = command.invoke(tmp_path / 'cache', *options)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1].startswith('Error: interrupted at once')
+    assert result.stderr.splitlines()[-1].startswith('Error: interrupted immediately')
 
 
 def test_the_installed_program_is_this_one() -> None:

@@ -45,13 +45,13 @@ def teacher_error(make_command: Any, synthetic_set: Path, tmp_path: Path) -> Cal
 @pytest.mark.parametrize(
     ('source', 'message'),
     [
-        ('def biuld(checkpoint): ...', "defines no callable 'build'"),
-        ('build = 3', "defines no callable 'build'"),
+        ('def biuld(checkpoint): ...', "does not define a callable 'build'"),
+        ('build = 3', "does not define a callable 'build'"),
         ('import no_such_package', "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
         ('def build(checkpoint) return', 'cannot be imported: SyntaxError'),
         (
             'def build(checkpoint): raise OSError("no\\nweights")',
-            'with no checkpoint (--checkpoint FILE gives one): OSE',
+            'with no checkpoint (give one with --checkpoint FILE): OSE',
         ),
         ('def build(): ...', 'takes 0 positional arguments'),
         (
@@ -73,10 +73,10 @@ def teacher_error(make_command: Any, synthetic_set: Path, tmp_path: Path) -> Cal
         ),
         (
             'Net.features = lambda self, x: self.conv(x)\nbuild = lambda checkpoint: Net()',
-            'gives a Tensor, expected a list',
+            'returns a Tensor, expected a list',
         ),
-        ('Net.features = lambda self, x: []\nbuild = lambda checkpoint: Net()', 'gives no maps'),
-        ('Net.features = lambda self, x: [x[0]]\nbuild = lambda checkpoint: Net()', 'another number of images'),
+        ('Net.features = lambda self, x: []\nbuild = lambda checkpoint: Net()', 'returns no maps'),
+        ('Net.features = lambda self, x: [x[0]]\nbuild = lambda checkpoint: Net()', 'expected as many images'),
         (
             'Net.features = lambda self, x: [x.mean((2, 3))]\nbuild = lambda checkpoint: Net()',
             'expected (batch, channels',
@@ -100,7 +100,7 @@ def test_teacher_files(teacher_error: Callable[..., str], tmp_path: Path, source
         (('--trust-checkpoint',), '--trust-checkpoint'),
         (('--checkpoint', 'gone.pth'), 'there is no checkpoint gone.pth'),
         (('--levels', 'p3,p9'), '--levels: teacher'),
-        (('--device', 'cuda'), 'PyTorch sees no CUDA device here'),
+        (('--device', 'cuda'), 'PyTorch finds no CUDA device'),
     ],
 )
 def test_options_of_a_teacher_file(
@@ -137,7 +137,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (TINY_RETINANET, (), 'a config file needs its weights: add --checkpoint FILE'),
         (TINY_RETINANET, ('--checkpoint', 'gone.pth'), 'gone.pth: there is no such file'),
         (TINY_RETINANET, ('--checkpoint', '{}/other.pth'), 'is it the checkpoint of this config?'),
-        (TINY_RETINANET, ('--checkpoint', '{}/truncated.pth'), 'is damaged or cut off'),
+        (TINY_RETINANET, ('--checkpoint', '{}/truncated.pth'), 'is damaged or truncated'),
         (TINY_RETINANET, ('--checkpoint', '{}/text.pth'), 'is a text file'),
         (TINY_RETINANET, ('--checkpoint', '{}/pickle.pth'), '--trust-checkpoint'),
         (TINY_RETINANET, ('--checkpoint', '{}/other.pth', '--mean', '0,0,0'), '--mean: the input of'),
@@ -199,7 +199,7 @@ def first_image(coco: Path) -> Path:
         ),
         (
             lambda coco: edit_annotations(coco, make_flat),
-            '000000000003.jpg: of 5000 x 1 px nothing is left at scale 128x128',
+            '000000000003.jpg: 5000 x 1 px would be an empty image at scale 128x128',
         ),
     ],
 )
@@ -290,8 +290,14 @@ def test_values_that_cannot_be_stored(teacher_error: Callable[..., str], source:
 @pytest.mark.parametrize(
     ('maps', 'said'),
     [
-        ('[self.conv(x), 5.0 + 1e-5 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by '),
-        ('[self.conv(x), 0 * self.conv(x)]', 'level p3_2 is nearly constant: its features deviate by 0 from means of'),
+        (
+            '[self.conv(x), 5.0 + 1e-5 * self.conv(x)]',
+            'level p3_2 is nearly constant: its features have a standard deviation of ',
+        ),
+        (
+            '[self.conv(x), 0 * self.conv(x)]',
+            'level p3_2 is nearly constant: its features have a standard deviation of 0 and means of',
+        ),
         ('[self.conv(x) * 1e-8]', 'level p3 is nearly constant'),
     ],
 )

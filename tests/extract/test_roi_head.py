@@ -54,11 +54,11 @@ def test_an_extraction_that_was_begun_without_a_record_goes_on_so(
         two_stage.run(tmp_path / 'begun', '--part', '1/2')
     shutil.copytree(tmp_path / 'begun', tmp_path / 'again')
     result = two_stage.run(tmp_path / 'again')
-    assert 'no record of the RoI head' in result.stderr
+    assert 'did not record the RoI head' in result.stderr
     assert contents(tmp_path / 'again') == contents(old)
     # And a finished one is complete.
     before = contents(old)
-    assert 'is complete already' in two_stage.run(old).stdout
+    assert 'is already complete' in two_stage.run(old).stdout
     assert contents(old) == before
 
 

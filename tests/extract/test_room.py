@@ -76,11 +76,11 @@ def test_what_fits_by_a_trial_is_not_refused(
     command = make_command(noise_teacher, synthetic_set, ['--codec', 'lean', '--error', '0.1', '--limit', 6])
     bound = stated_bound(command.run(tmp_path / 'cache', '--dry-run').stdout)
     set_free_bytes(monkeypatch, 0.1 * bound)
-    assert 'by a trial on a few images and with a margin' in command.error(tmp_path / 'cache')
+    assert 'estimated from a few images, with a margin' in command.error(tmp_path / 'cache')
     assert not (tmp_path / 'cache').exists()
     set_free_bytes(monkeypatch, 0.6 * bound)
     result = command.run(tmp_path / 'cache')
-    assert result.stderr.count('will be needed, by a trial on a few images and with a margin') == 2
+    assert result.stderr.count('are needed (estimated from a few images, with a margin)') == 2
     assert sum(path.lstat().st_blocks * 512 for path in (tmp_path / 'cache').rglob('*')) < 0.6 * bound
 
 

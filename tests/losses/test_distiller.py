@@ -230,7 +230,7 @@ def test_a_teacher_that_was_not_padded_to_the_batch() -> None:
     student, teacher, masks = random_maps()
     teacher['p4'] = teacher['p4'][..., :-1]
     distiller = Distiller([MaskedMseOptions()], student=STUDENT, teacher=TEACHER)
-    with pytest.raises(InputError, match=r'p4 of the teacher has the shape \(2, 4, 3, 4\), wanted \(2, 4, 3, 5\)'):
+    with pytest.raises(InputError, match=r'p4 of the teacher has the shape \(2, 4, 3, 4\), expected \(2, 4, 3, 5\)'):
         distiller(student, teacher, masks)
 
 
@@ -239,5 +239,5 @@ def test_a_missing_map(owner: str) -> None:
     maps: Mapping[str, Maps] = dict(zip(('student', 'teacher', 'masks'), random_maps(), strict=True))
     del maps[owner]['p4']
     distiller = Distiller([MaskedMseOptions()], student=STUDENT, teacher=TEACHER)
-    with pytest.raises(InputError, match=f'{owner} gives p'):
+    with pytest.raises(InputError, match=f'{owner} returns p'):
         distiller(**maps)

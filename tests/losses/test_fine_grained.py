@@ -147,5 +147,5 @@ def test_anchors_are_no_part_of_what_is_saved() -> None:
 
 
 def test_a_level_without_anchors() -> None:
-    with pytest.raises(InputError, match='anchors of stride 8, 16 but not 4; leave it out'):
+    with pytest.raises(InputError, match='anchors of stride 8, 16 but not 4; remove this level'):
         AnchorWeights(ANCHORS, stride=4, target_stride=4, threshold=0.5, reference='level')

@@ -19,7 +19,7 @@ COSTS = {
 def test_each_teacher_is_the_closest_to_its_successor() -> None:
     selection = backward_greedy(COSTS, TEACHERS, last='strong', student='student')
     assert selection.teachers == TEACHERS
-    assert selection.reasons[1] == 'middle comes before strong: the least cost to it, 0.400; weak 0.600'
+    assert selection.reasons[1] == 'middle comes before strong: lowest cost, 0.400; weak 0.600'
 
 
 def test_without_a_student_all_are_ordered() -> None:
@@ -39,13 +39,13 @@ def test_a_teacher_that_is_hard_to_reach_is_no_candidate() -> None:
     costs = COSTS | {('student', 'middle'): 0.9}
     selection = backward_greedy(costs, TEACHERS, last='strong', student='student')
     assert selection.teachers == ('weak', 'strong')
-    assert selection.reasons[1].startswith('middle is no candidate before strong')
+    assert selection.reasons[1].startswith('middle is not a candidate before strong')
 
 
 def test_a_limit() -> None:
     selection = backward_greedy(COSTS, TEACHERS, last='strong', student='student', max_teachers=2)
     assert selection.teachers == ('middle', 'strong')
-    assert selection.reasons[-1] == 'weak: left out, the order has at most 2 teachers'
+    assert selection.reasons[-1] == 'weak: omitted, the order has at most 2 teachers'
 
 
 def test_one_teacher() -> None:
@@ -58,11 +58,11 @@ def test_accuracies_rise_along_the_order() -> None:
     accuracies = {'student': 30.0, 'weak': 36.0, 'middle': 45.0, 'strong': 42.0}
     selection = backward_greedy(COSTS, TEACHERS, last='strong', accuracies=accuracies)
     assert selection.teachers == ('weak', 'strong')
-    assert selection.reasons[1] == 'middle is no candidate before strong: its AP of 45 is not below 42'
+    assert selection.reasons[1] == 'middle is not a candidate before strong: its AP of 45 is not below 42'
     accuracies = {'student': 37.0, 'weak': 36.0, 'strong': 42.0}
     selection = backward_greedy(COSTS, TEACHERS, last='strong', student='student', accuracies=accuracies)
     assert selection.teachers == ('middle', 'strong')
     assert selection.reasons[-2:] == (
-        "weak is no candidate before middle: its AP of 36 is not above the student's 37",
-        'nothing comes before middle: there is no candidate',
+        "weak is not a candidate before middle: its AP of 36 is not above the student's 37",
+        'no teacher before middle: there is no candidate',
     )

@@ -80,7 +80,7 @@ def test_caches_that_are_not_there(
 def test_a_cache_of_other_annotations(fails: Callable[..., str], caches: dict[int, Path], copied_set: Path) -> None:
     edit(copied_set, lambda document: document['info'].update(description='another'))
     line = fails(cache=caches[16], distill=DISTILL, data={'coco': str(copied_set)})
-    assert f'another annotation file than {copied_set}' in line
+    assert f'a different annotation file than {copied_set}' in line
 
 
 def test_a_cache_of_some_images(
@@ -132,7 +132,7 @@ def test_students(fails: Callable[..., str], tmp_path: Path) -> None:
 
 def test_a_student_without_a_neck(fails: Callable[..., str], caches: dict[int, Path]) -> None:
     line = fails(student='faster-rcnn_r50-caffe_c4-1x_coco', cache=caches[16], distill=DISTILL)
-    assert 'FasterRCNN has no neck whose maps could be distilled' in line
+    assert 'FasterRCNN has no neck' in line
 
 
 def test_the_next_stage_needs_the_same_student(
@@ -142,7 +142,7 @@ def test_the_next_stage_needs_the_same_student(
     one = write_stage(tmp_path / 'one.yaml')
     two = write_stage(tmp_path / 'two.yaml', model={'neck.out_channels': 16, 'bbox_head.in_channels': 16})
     line = train_error(one, two, '--out', tmp_path / 'run')
-    assert 'stage 2 starts from the student of stage 1, but that is another network' in line
+    assert 'stage 2 starts from the student of stage 1, but that is a different network' in line
     assert 'neck.lateral_convs.0.conv.weight is (32, 8, 1, 1) there and (16, 8, 1, 1) here' in line
     gone = write_stage(tmp_path / 'gone.yaml', student=str(tmp_path / 'nowhere.py'))
     line = train_error(one, gone, '--out', tmp_path / 'run')
@@ -229,10 +229,10 @@ def test_categories_that_make_no_classes(fails: Callable[..., str], copied_set: 
     edit(copied_set, lambda document: document['categories'][1].update(name=document['categories'][0]['name']))
     line = fails(data={'coco': str(copied_set)})
     assert re.search(
-        "instances_train2017.json: categories 1 and 2 are both named '.*'; classes are told apart by", line
+        "instances_train2017.json: categories 1 and 2 are both named '.*'; class names must be unique", line
     )
     edit(copied_set, lambda document: document.update(categories=[], annotations=[]))
-    assert "'categories' is empty, so there is no class to learn" in fails(data={'coco': str(copied_set)})
+    assert "'categories' is empty, so there are no classes to learn" in fails(data={'coco': str(copied_set)})
 
 
 def test_nothing_to_train_on(fails: Callable[..., str], copied_set: Path) -> None:
@@ -242,7 +242,7 @@ def test_nothing_to_train_on(fails: Callable[..., str], copied_set: Path) -> Non
 
     edit(copied_set, shrink)
     line = fails(data={'coco': str(copied_set)})
-    assert 'no image has an object to train on' in line
+    assert 'no image has a usable object' in line
     assert 'thinner than 1 px, 3 crowds' in line
 
 

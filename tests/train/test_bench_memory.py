@@ -52,4 +52,4 @@ def test_a_share_of_the_gpu(script: Any, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(sys, 'argv', ['bench_memory', *SMALL, '--memory-limit', '12'])
     with pytest.raises(SystemExit):
         script._options()
-    assert '--memory-limit is 12; it is a share of the GPU, above 0 and at most 1' in capsys.readouterr().err
+    assert '--memory-limit is 12; expected a share of the GPU memory, above 0 and at most 1' in capsys.readouterr().err

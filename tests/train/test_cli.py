@@ -56,7 +56,7 @@ def test_a_dry_run_writes_nothing(
     two = write_stage(tmp_path / 'two.yaml', cache=caches[16], distill=[{'loss': 'masked_mse', 'levels': ['p3']}])
     output = train(one, two, '--out', tmp_path / 'run', '--dry-run').output
     assert 'Dry run: nothing was trained or written.' in output
-    start = 'random weights, as init.backbone: none asks; 23 of 24 images, those with objects, at 128x128'
+    start = 'random weights (init.backbone: none); 23 of 24 images (those with objects) at 128x128'
     assert f'stage 1: 0.24 M parameters, {start}' in output
     assert 'student of stage 1' in output
     assert f'cache {caches[16]} (plain, flip), distillation losses: masked_mse/p3, 1 epoch' in output

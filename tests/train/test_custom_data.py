@@ -153,7 +153,7 @@ def test_fine_tuning_takes_all_but_the_class_layers(
         wanted = fresh.student.model.state_dict()[name] if name in anew else source[name]
         assert torch.equal(value, wanted), name
     assert stage.origin is not None
-    assert stage.origin.endswith(f'anew are {", ".join(anew)}')
+    assert stage.origin.endswith(f'initialised: {", ".join(anew)}')
     assert f'fine-tuned from {weights}: ' in stage.origin
 
 

@@ -27,7 +27,7 @@ def test_a_random_student_depends_on_the_seed_alone(build_stage: BuildStage) -> 
     first, again, other = (build_stage(seed=seed) for seed in (3, 3, 4))
     assert all(torch.equal(tensors(first)[name], value) for name, value in tensors(again).items())
     assert not torch.equal(backbone(first)['conv1.weight'], backbone(other)['conv1.weight'])
-    assert first.origin == 'random weights, as init.backbone: none asks'
+    assert first.origin == 'random weights (init.backbone: none)'
 
 
 def test_the_heads_have_the_classes_of_the_data_set(build_stage: BuildStage) -> None:
@@ -82,7 +82,7 @@ def test_pretrained_without_a_network(build_stage: BuildStage, monkeypatch: pyte
 
 
 def test_pretrained_where_the_config_names_none(build_stage: BuildStage) -> None:
-    with pytest.raises(InputError, match=r"init\.backbone is pretrained, but the student's config names no"):
+    with pytest.raises(InputError, match=r"init\.backbone is pretrained, but the student's config has no"):
         build_stage(init={'backbone': 'pretrained'})
 
 

@@ -43,11 +43,11 @@ def test_refusals(
     assert 'its teacher has no RoI head' in error(cache=tmp_path / 'dense')
     other = extract_two_stage(tmp_path / 'nine', '--views', 'plain', num_classes=9)
     message = error(cache=other)
-    assert 'tells 9 classes apart, the student 6' in message
+    assert 'has 9 classes, the student 6' in message
     partial = extract_two_stage(tmp_path / 'partial', '--levels', 'p3,p4,p5')
     assert 'none of stride 4' in error(cache=partial)
     live = {'cache': None, 'teacher': str(ONE_STAGE), 'checkpoint': random_weights(ONE_STAGE)}
-    assert 'has no RoI head, or one of a kind' in error(**live)
+    assert 'has no RoI head, or one that mtpd cannot run' in error(**live)
     live |= {
         'student': str(tiny_two_stage),
         'teacher': str(tiny_two_stage),
@@ -92,7 +92,7 @@ def test_classes_in_another_order(
     for changes in ({}, live, inheriting, stored):
         given = changes if changes is live else {'cache': caches['reversed']} | changes
         message = train_error(stage(**given), '--out', tmp_path / 'run')
-        assert f"is '{names[-1]}', the student's is '{names[0]}'; take a teacher" in message
+        assert f"is '{names[-1]}', the student's is '{names[0]}'; use a teacher" in message
     train(stage(cache=caches['same']), '--out', tmp_path / 'run', '--dry-run')
     inheriting['init'] = {'inherit': ['neck']}
     train(stage(cache=caches['reversed'], **inheriting), '--out', tmp_path / 'run', '--dry-run')

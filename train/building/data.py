@@ -31,13 +31,13 @@ def read_train_annotations(data: DataSettings, *, read: Callable[[Path], CocoSet
     """
     coco = read(split_paths(data, data.train)[1])
     if not coco.categories:
-        raise InputError(f"{coco.path}: 'categories' is empty, so there is no class to learn; list the categories")
+        raise InputError(f"{coco.path}: 'categories' is empty, so there are no classes to learn; list the categories")
     ids: dict[str, int] = {}
     for category in coco.categories:
         if category.name in ids:
             raise InputError(
                 f'{coco.path}: categories {ids[category.name]} and {category.id} are both named {category.name!r:.80}; '
-                'classes are told apart by their names, rename one'
+                'class names must be unique, rename one'
             )
         ids[category.name] = category.id
     return coco
@@ -50,7 +50,7 @@ def build_train_set(data: DataSettings, coco: CocoSet, *, geometry: Geometry, wi
         data: what the stage file says.
         coco: the annotations.
         geometry: resize of the images.
-        with_masks: whether the student wants masks.
+        with_masks: whether the student needs masks.
 
     Raises:
         InputError: images are missing, or there is nothing to train on.
@@ -59,7 +59,7 @@ def build_train_set(data: DataSettings, coco: CocoSet, *, geometry: Geometry, wi
     train_set = DetectionDataset(coco, folder, geometry=geometry, for_training=True, with_masks=with_masks)
     if not train_set.sizes(with_objects=True):
         raise InputError(
-            f'{annotations}: no image has an object to train on: {nothing_to_train_on(coco)}; correct the file or '
+            f'{annotations}: no image has a usable object: {nothing_to_train_on(coco)}; correct the file or '
             'choose another training set'
         )
     return train_set
@@ -86,10 +86,10 @@ def build_val_set(
     if coco.categories != train_coco.categories:
         raise InputError(
             f'{annotations}: its categories differ from those of {train_coco.path}: '
-            f'{_first_difference(coco, train_coco)}; choose another data.val, or null for no evaluation'
+            f'{_first_difference(coco, train_coco)}; choose another data.val, or set it to null'
         )
     if not coco.images:
-        raise InputError(f'{annotations}: lists no images; choose another data.val, or null for no evaluation')
+        raise InputError(f'{annotations}: lists no images; choose another data.val, or set it to null')
     return DetectionDataset(coco, folder, geometry=geometry, for_training=False, with_masks=False)
 
 
@@ -109,7 +109,7 @@ def accounts(stages: Sequence[Stage]) -> tuple[list[str], list[str]]:
 
 
 def _first_difference(coco: CocoSet, train_coco: CocoSet) -> str:
-    """How the first category that differs is told there and here."""
+    """The first category that differs, with both names."""
     here, there = ({one.id: one.name for one in several.categories} for several in (coco, train_coco))
     number = next(one for one in sorted(here | there) if here.get(one) != there.get(one))
     names = (f'{one[number]!r:.80}' if number in one else 'missing' for one in (here, there))

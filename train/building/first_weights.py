@@ -24,7 +24,7 @@ def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozen
 
     Args:
         init: of its stage.
-        before: of the student of the stage before, which goes on as it began; None: this is the first stage.
+        before: of the student of the previous stage, which stays as it is; None: this is the first stage.
     """
     if init.checkpoint is not None or init.fine_tune is not None:
         return PARTS

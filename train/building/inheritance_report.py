@@ -1,4 +1,4 @@
-"""What a student inherited, in words: a line for the stage's summary, and the table of all tensors."""
+"""Report of what a student inherited: a line for the stage's summary, and the table of all tensors."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from mtpd.errors import InputError, MtpdError
 
-# (number of a stage, key) -> where that is, in words.
+# (number of a stage, key) -> where that is, as text.
 Place = Callable[[int, str], str]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that keeps a stage from being built: the stage's number, the key that is to blame, the error."""
+    """One reason why a stage cannot be built: the stage's number, the responsible key, the error."""
 
     number: int
     key: str
@@ -32,7 +32,7 @@ class Problems:
 
     @contextmanager
     def at(self, key: str) -> Iterator[None]:
-        """Notes an error of the block as that of a key, and goes on; `require_none` before its values are used."""
+        """Records an error of the block for a key and continues; call `require_none` before using its values."""
         try:
             yield
         except MtpdError as error:

@@ -35,20 +35,20 @@ def build_responses(
     if not entries or source is None:
         return None
     if len(entries) > 1:
-        raise InputError('distill has tar_head twice; keep one of them')
+        raise InputError('distill lists tar_head twice; remove one')
     (options,) = entries
     coder, num_classes = student_box_coder(student), student_num_classes(student)
     if options.mode == 'head_on_gpu' and source.hook_point != NECK:
         raise InputError(
-            f'tar_head: the maps of {source.name} are taken before the norms of its neck, and its RoI head works '
-            'on those behind; extract the cache with --hook neck (with a `teacher`: set hook to neck)'
+            f'tar_head: the maps of {source.name} are taken before the norms of its neck, but its RoI head needs '
+            'those after; extract the cache with --hook neck (with a `teacher`: set hook to neck)'
         )
     head = source.roi_head() if options.mode == 'head_on_gpu' else None
     of_teacher = source.num_roi_classes() if head is None else head.record.num_classes
     if of_teacher != num_classes:
         raise InputError(
-            f'tar_head: the teacher of {source.name} tells {of_teacher} classes apart, the student {num_classes}; '
-            'take a teacher of the classes of data.train'
+            f'tar_head: the teacher of {source.name} has {of_teacher} classes, the student {num_classes}; '
+            'use a teacher trained on the classes of data.train'
         )
     require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
     return Responses(
@@ -67,15 +67,15 @@ def _levels(record: RoiHeadRecord, source: TeacherSource) -> tuple[Level, ...]:
     missing = [stride for stride in record.strides if stride not in by_stride]
     if missing:
         raise InputError(
-            f'tar_head: the RoI head of {source.name} takes RoIs from levels of strides '
-            f'{", ".join(map(str, record.strides))}, and it has {", ".join(level.name for level in source.levels)}, '
-            f'none of stride {missing[0]}; extract that level too with --levels'
+            f'tar_head: the RoI head of {source.name} needs levels of strides '
+            f'{", ".join(map(str, record.strides))}, but it has {", ".join(level.name for level in source.levels)}, '
+            f'none of stride {missing[0]}; add that level with --levels when extracting'
         )
     levels = tuple(by_stride[stride] for stride in record.strides)
     wrong = [level for level in levels if level.channels != record.in_channels]
     if wrong:
         raise InputError(
-            f'tar_head: the RoI head of {source.name} takes {record.in_channels} channels, and {wrong[0].name} there '
+            f'tar_head: the RoI head of {source.name} needs {record.in_channels} channels, but its {wrong[0].name} '
             f'has {wrong[0].channels}; extract the cache again'
         )
     return levels

@@ -70,7 +70,7 @@ def build_stages(settings: Sequence[StageSettings], *, place: Place = 'stage {}'
         loaded = loaded_parts(one.init, before=loaded)
         problems = Problems(number)
         stage = None
-        # What the stage itself blames on no key is mostly about what the student can and cannot do.
+        # Errors of the stage without a key are mostly about what the student can and cannot do.
         with problems.at('student'), suppress(Unbuildable):
             stage = _build_stage(one, number=number, loaded=loaded, read=read, problems=problems)
         previous = stages[-1] if stages else None
@@ -234,8 +234,8 @@ def _not_taken_over(
         GEOMETRY: (*geometry.scale, geometry.keep_ratio),
         PAD_SIZE: geometry.pad_size,
         PAD_DIVISOR: geometry.pad_divisor,
-        # A student that has weights already wants no others.
-        WEIGHTS: (init.fine_tune or init.checkpoint) if is_first else 'those of the stage before',
+        # A student that already has weights needs no others.
+        WEIGHTS: (init.fine_tune or init.checkpoint) if is_first else 'from the previous stage',
         'seed': settings.seed,
     }
     return tuple(str(one) for one in recipe_ingredients(config) if not one.is_given(given))

@@ -103,7 +103,7 @@ def load_batches(
     pin_memory: bool = False,
     start_method: Literal['fork', 'spawn'] | None = None,
 ) -> Iterator[list[Sample]]:
-    """The samples of each batch, in order, read ahead of time by processes that start at once.
+    """The samples of each batch, in order, prefetched by processes that start immediately.
 
     Where the system can, they are forked, because a copy of COCO's annotations for each of them would take gigabytes.
     Threads may read a cache meanwhile: they hold no lock that a worker takes.
@@ -111,7 +111,7 @@ def load_batches(
     Args:
         dataset: gives the samples.
         batches: what to load.
-        num_workers: processes; 0: none, and each batch is read when it is asked for.
+        num_workers: processes; 0: none, and each batch is read when it is requested.
         pin_memory: whether pixels are put where a GPU can fetch them while it computes; needs one.
         start_method: how they start; None: as the system does it.
 

@@ -32,10 +32,10 @@ def training_batches(
     Landscape and portrait images are batched apart, as mmdet does, since a mixed batch is padded to a square. Images
     left over when an epoch ends fill the last batches together.
 
-    With `shards`, every epoch deals these out anew to windows of WINDOW, and the images are shuffled within a window,
-    so that few files are read at a time. As without, an image may come anywhere in an epoch, any two may meet in a
-    batch, and views are drawn for each image by itself. But two images of one shard are always in one window, so they
-    meet more often; and those of a window come near each other.
+    With `shards`, every epoch distributes these again over windows of WINDOW, and the images are shuffled within a
+    window, so that few files are read at a time. Still, an image may come anywhere in an epoch, any two may
+    meet in a batch, and views are drawn for each image by itself. But two images of one shard are always in one window,
+    so they meet more often; and those of a window come near each other.
 
     Args:
         sizes: image id -> original (height, width), px.

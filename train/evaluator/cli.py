@@ -38,22 +38,22 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     '--model',
     metavar='M',
     shell_complete=complete_model,
-    help='In place of RUN: zoo model, alias (r101, swin_l, ...) or mmdet config (.py).',
+    help='Instead of RUN: zoo model, alias (r101, swin_l, ...) or mmdet config (.py).',
 )
-@click.option('--checkpoint', type=_file, help="Weights.  [default: the run's, or the zoo's]")
+@click.option('--checkpoint', type=_file, help="Weights file.  [default: the run's, or the zoo's]")
 @click.option(
     '--trust-checkpoint',
     is_flag=True,
-    help='Unpickle a checkpoint that holds more than tensors. This can run code in it.',
+    help='Unpickle a checkpoint that holds more than tensors. This can run code from the file.',
 )
 @click.option(
     '--coco', type=_folder, help="Data set in COCO's own layout.  [default: the run's; with --model data/coco]"
 )
 @click.option('--split', default='val2017', show_default=True, help='Split of --coco.')
-@click.option('--images', type=_folder, help='Image folder, in place of --coco and --split.')
-@click.option('--annotations', type=_file, help='COCO annotation file, together with --images.')
+@click.option('--images', type=_folder, help='Image folder, instead of --coco and --split.')
+@click.option('--annotations', type=_file, help='COCO annotation file; required with --images.')
 @click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the config's]")
-@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images a forward pass.')
+@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images per forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Processes that read images.')
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option(
@@ -61,24 +61,24 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     type=click.Choice(['pycocotools', 'faster']),
     default='pycocotools',
     show_default=True,
-    help='What computes AP; faster is faster-coco-eval, with equal numbers: pip install "mtpd[faster]".',
+    help='AP implementation; faster is faster-coco-eval, same results: pip install "mtpd[faster]".',
 )
-@click.option('--classes', is_flag=True, help='Print AP of each class, too.')
-@click.option('--json', type=_file, metavar='OUT.json', help='Write the numbers, with AP of each class.')
-@click.option('--results', type=_file, metavar='OUT.json', help="Write all detections in COCO's result format.")
+@click.option('--classes', is_flag=True, help='Also print the AP of each class.')
+@click.option('--json', type=_file, metavar='OUT.json', help='Write the metrics as JSON, with the AP of each class.')
+@click.option('--results', type=_file, metavar='OUT.json', help='Write all detections in the COCO results format.')
 @output_options
 def main(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Evaluate a student or teacher on an annotated set: COCO's AP of boxes and masks.
+    """Evaluate a student or teacher on an annotated set: COCO AP of boxes and masks.
 
-    RUN is the folder of a run of mtpd-train, or of one of its stages. Without a data set, it is evaluated on the one
-    that the run was evaluated on. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+    RUN is a run folder of mtpd-train, or one of its stage folders. The default data set is the validation set
+    of the run. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
     if (options['run'] is None) == (options['model'] is None):
         raise click.UsageError('give either the folder of a run or --model')
     if (options['images'] is None) != (options['annotations'] is None):
-        raise click.UsageError('--images and --annotations go together')
+        raise click.UsageError('--images and --annotations must be given together')
     if options['images'] is not None and options['coco'] is not None:
-        raise click.UsageError('--images stands in place of --coco: leave one of them out')
+        raise click.UsageError('--images and --coco exclude each other: remove one of them')
     if options['model'] is not None and options['images'] is None and options['coco'] is None:
         options['coco'] = Path('data/coco')
     with reported(verbose=verbose, quiet=quiet):

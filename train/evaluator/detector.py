@@ -53,7 +53,7 @@ def category_ids(target: Target, student: Student, coco: CocoSet, *, trust_check
     in_config = config_classes(target.config)
     if in_file is not None and in_config is not None and in_file != in_config:
         raise InputError(
-            f'{target.checkpoint}: was trained on {len(in_file)} classes ({in_file[0]}, ...), its config names '
+            f'{target.checkpoint}: was trained on {len(in_file)} classes ({in_file[0]}, ...), but its config has '
             f'{len(in_config)} ({in_config[0]}, ...); give the checkpoint of this config'
         )
     return labels_to_categories(

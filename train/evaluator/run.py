@@ -24,7 +24,7 @@ LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'pycocotools')
 
 
 def run(options: Mapping[str, Any]) -> None:
-    """Evaluates a detector, prints the tables and writes the files that were asked for."""
+    """Evaluates a detector, prints the tables and writes the requested files."""
     require_backend(options['backend'])
     device = choose_device(options['device'])
     target = find_target(options)
@@ -76,7 +76,7 @@ def run(options: Mapping[str, Any]) -> None:
     print(f'{target.name} from {target.checkpoint} on {coco.path}')
     print(f'{len(coco.images)} images in {seconds:.1f} s ({len(coco.images) / seconds:.1f} images/s)')
     if student.has_masks and 'mask' not in found:
-        print('masks are not evaluated: the annotations have none')
+        print('masks are not evaluated: the annotations have no masks')
     print('\n'.join(metrics_table(found)))
     if options['classes']:
         print('\n' + '\n'.join(class_table(found)))
@@ -114,4 +114,4 @@ def _write(option: str, path: Path, content: Any) -> None:
 
 
 def _unwritable(option: str, path: Path, error: OSError) -> UnavailableError:
-    return UnavailableError(f'{option} {path}: cannot be written ({error.strerror}); choose another place')
+    return UnavailableError(f'{option} {path}: cannot be written ({error.strerror}); choose another path')

@@ -9,9 +9,9 @@ from mtpd.errors import InputError
 from mtpd_train.run_folder import DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
 from mtpd_train.saving.kept_students import BEST_FILE, epoch_file, last_epoch
 
-NONE_YET = 'no student yet: the first is kept after an epoch (save.keep) or an evaluation (best.pth)'
-DIVERGED = 'no student: its losses diverged before the first one was kept'
-GO_ON = 'wait for it, or go on with the run by its mtpd-train command and --resume'
+NONE_YET = 'no student yet: the first is saved after an epoch (save.keep) or an evaluation (best.pth)'
+DIVERGED = 'no student: its losses diverged before the first save'
+GO_ON = 'wait for it, or resume the run with its mtpd-train command and --resume'
 _STAGE_FOLDER = re.compile(r'stage\d+')
 
 
@@ -40,7 +40,7 @@ def find_student(folder: Path) -> StageStudent | None:
     if best.is_file():
         return StageStudent(best, f'best so far, epoch {checkpoint_meta(best).get("epoch", "unknown")}')
     epoch = last_epoch(folder)
-    return None if epoch is None else StageStudent(epoch_file(folder, epoch), f'newest so far, epoch {epoch}')
+    return None if epoch is None else StageStudent(epoch_file(folder, epoch), f'latest so far, epoch {epoch}')
 
 
 def why_none(folder: Path) -> str:
@@ -55,16 +55,16 @@ def without_student(folder: Path) -> InputError:
     whole = folder.resolve()
     if not (_STAGE_FOLDER.fullmatch(whole.name) and (whole.parent / RUN_FILE).is_file()):
         return InputError(
-            f'{folder}: is no run and no stage of one (no {RUN_FILE}, no {STUDENT_FILE}); give the --out of '
+            f'{folder}: is neither a run nor a stage of a run (no {RUN_FILE}, no {STUDENT_FILE}); give the --out of '
             'mtpd-train, or --model and --checkpoint'
         )
     if not folder.is_dir():
-        return InputError(f'{folder}: there is no such stage, or the run has not come to it; {GO_ON}')
+        return InputError(f'{folder}: there is no such stage, or the run has not reached it; {GO_ON}')
     found = find_student(folder)
     if found is None:
         return InputError(f'{folder}: has {why_none(folder)}; {_how_to_get_one(folder)}')
     return InputError(
-        f'{folder}: has no {STUDENT_FILE}, as the stage has not finished; for its {found.title}, add --checkpoint '
+        f'{folder}: has no {STUDENT_FILE}, the stage has not finished; for its {found.title}, add --checkpoint '
         f'{found.checkpoint}'
     )
 
@@ -76,14 +76,14 @@ def _without_student_of_run(folder: Path) -> InputError:
         stage = stage_folder(folder, number)
         found = find_student(stage)
         if found is not None:
-            way = f'give a stage that has, as {stage}'
+            way = f'give a finished stage, such as {stage}'
             if found.title:
-                way = f'for the {found.title}, of stage {number} give {stage} --checkpoint {found.checkpoint}'
-            return InputError(f'{folder}: has no {STUDENT_FILE}, as the run has not finished; {way}')
+                way = f'for the {found.title} of stage {number}, give {stage} --checkpoint {found.checkpoint}'
+            return InputError(f'{folder}: has no {STUDENT_FILE}, the run has not finished; {way}')
     first = stage_folder(folder, 1)
     return InputError(f'{folder}: has {why_none(first)}; {_how_to_get_one(first)}')
 
 
 def _how_to_get_one(stage: Path) -> str:
     is_hopeless = (stage / DIVERGED_FILE).is_file()
-    return 'train anew in another --out, with a lower optim.lr or optim.grad_clip' if is_hopeless else GO_ON
+    return 'train again in another --out, with a lower optim.lr or optim.grad_clip' if is_hopeless else GO_ON

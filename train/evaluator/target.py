@@ -55,7 +55,8 @@ def find_target(options: Mapping[str, Any]) -> Target:
     reference = options['model']
     if '.py:' in reference:
         raise InputError(
-            f'--model {reference}: only mmdet detectors are evaluated; for the head of a file.py:callable, extract a '
+            f'--model {reference}: only mmdet detectors can be evaluated; for the head of a '
+            'file.py:callable, extract a '
             'cache and use mtpd-cache fidelity'
         )
     config, checkpoint = load_config(reference), options['checkpoint']
@@ -80,7 +81,7 @@ def find_files(options: Mapping[str, Any], target: Target) -> Files:
         return Files(folder / split, folder / 'annotations' / f'instances_{split}.json')
     if target.files is None:
         raise InputError(
-            f'{target.name}: says nothing of a set to evaluate on; add --coco DIR, or --images DIR --annotations FILE'
+            f'{target.name}: does not name a validation set; add --coco DIR, or --images DIR --annotations FILE'
         )
     return target.files
 
@@ -96,8 +97,8 @@ def target_of_run(folder: Path, *, checkpoint: Path | None = None) -> Target:
         raise without_student(folder)
     if not config_file.is_file():
         raise InputError(
-            f'{folder}: has no {CONFIG_FILE}, the config of its student; give the folder of the stage that {weights} '
-            f'is of, or --model CONFIG.py --checkpoint {weights}'
+            f'{folder}: has no {CONFIG_FILE}, the config of its student; give the folder of the stage of {weights}, '
+            f'or --model CONFIG.py --checkpoint {weights}'
         )
     config = load_config(str(config_file))
     return Target(str(folder), config, weights, _files_of(config))

@@ -30,7 +30,7 @@ class Recipe:
         accumulate: batches whose gradients make one optimizer step.
         precision: floating-point format of the forward pass.
         ema: decay of the moving average of the weights, see `mtpd_train.optimization.averaging`; None: none.
-        channels_last: whether the student's inputs and weights lie in memory pixel by pixel.
+        channels_last: use channels-last (NHWC) memory format for the student's inputs and weights.
     """
 
     optimizer: OptimizerKind
@@ -58,7 +58,7 @@ def build_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
 ) -> Optimizer:
-    """SGD or AdamW over those parameters that want a gradient.
+    """SGD or AdamW over the parameters that require a gradient.
 
     Args:
         parameters: of the student and of the distillation layers; frozen ones are left out.

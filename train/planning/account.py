@@ -12,7 +12,7 @@ from mtpd.text import size, table
 from mtpd_train.planning.plan import StagePlan, disk_bytes
 from mtpd_train.planning.trial import Trial
 
-# Kept free for logs and whatever else writes to the disk.
+# Kept free for logs and other writers to the disk.
 MARGIN_BYTES = 64 * 2**20
 
 
@@ -36,19 +36,20 @@ def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list
     num_steps = min(trial.num_steps for trial in trials)
     return [
         *table([*header, 's/step', 'time', 'GPU'], rows),
-        f'time     {_time(sum(seconds))} in all, without evaluations; an estimate, by {num_steps} timed steps a stage',
+        f'time     {_time(sum(seconds))} in total, without evaluations; estimated from {num_steps} timed '
+        'steps per stage',
     ]
 
 
 def room_lines(plans: Sequence[StagePlan], out: Path, device: torch.device) -> list[str]:
-    """What the run takes of the machine, beside what there is."""
+    """Disk and memory that the run needs, and what is available."""
     needed = max(plan.host_bytes for plan in plans)
     lines = [f'disk     {size(disk_bytes(plans))} at most, {size(free_bytes(out))} free at {out}']
     if needed:
-        lines.append(f'memory   {size(needed)} for what is read ahead, at most, of {size(_ram_bytes())}; an estimate')
+        lines.append(f'memory   {size(needed)} at most for prefetched batches, of {size(_ram_bytes())}; an estimate')
     if device.type == 'cuda':
         free, total = torch.cuda.mem_get_info(device)
-        lines.append(f'GPU      {size(free)} free of {size(total)}; batches of larger images take more than the trial')
+        lines.append(f'GPU      {size(free)} free of {size(total)}; batches of larger images need more than the trial')
     return lines
 
 
@@ -61,13 +62,14 @@ def require_room(plans: Sequence[StagePlan], out: Path) -> None:
     needed, free = disk_bytes(plans) + MARGIN_BYTES, free_bytes(out)
     if needed > free:
         raise UnavailableError(
-            f'{out}: its checkpoints need {size(needed)}, and the disk has {size(free)} free; make room, or choose '
+            f'{out}: its checkpoints need {size(needed)}, and the disk has {size(free)} free; free some '
+            'space, or choose '
             'another --out'
         )
     worst = max(plans, key=lambda plan: plan.host_bytes)
     if worst.host_bytes > _ram_bytes():
         raise UnavailableError(
-            f'stage {worst.number}: what is read ahead needs {size(worst.host_bytes)} of memory, and this machine has '
+            f'stage {worst.number}: prefetched batches need {size(worst.host_bytes)} of memory, but this machine has '
             f'{size(_ram_bytes())}; lower data.batch_size or data.workers'
         )
 

@@ -1,4 +1,4 @@
-"""What each stage of a run will read, write and hold, from what its caches and networks say."""
+"""What each stage of a run will read, write and hold, from its caches and networks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A prediction of each student before the first epoch: whoever cannot predict is found out before hours of training."""
+"""A prediction of each student before the first epoch, so that a failing one is found before hours of training."""
 
 from collections.abc import Iterable
 

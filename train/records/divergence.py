@@ -1,4 +1,4 @@
-"""Losses that show that a training has gone wrong, and what the user is told and left with."""
+"""Detection of diverged losses, with the message and records for the user."""
 
 import json
 import math
@@ -77,7 +77,7 @@ def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: in
         worst = max(batches, key=lambda batch: batch.total)
         name = max(worst.losses, key=lambda one: worst.losses[one])
         raise DivergedError(
-            f'stage {stage}: the loss is {first_total:.3g} at its start, beyond what can be trained; the largest is '
+            f'stage {stage}: the loss is {first_total:.3g} at its start, too large to train; the largest term is '
             f'{_where(name, worst)}; check the weight of this loss and the weights of the teacher',
             batches,
         )
@@ -87,8 +87,8 @@ def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: in
         worst = max(batches, key=lambda batch: batch.total)
         name = max(worst.losses, key=lambda one: worst.losses[one])
         raise DivergedError(
-            f'stage {stage}: the loss has exploded, from {first_total:.3g} at first to {mean:.3g}; '
-            f'the largest is {_where(name, worst)}',
+            f'stage {stage}: the loss has exploded, from {first_total:.3g} at the start to {mean:.3g}; '
+            f'the largest term is {_where(name, worst)}',
             batches,
         )
 
@@ -106,10 +106,10 @@ def describe(error: DivergedError, *, losses_file: Path, progress_file: Path) ->
         lines = [json.dumps(_plain(batch), allow_nan=False) + '\n' for batch in error.batches]
         with suppress(OSError):  # a full disk must not hide the error
             write_atomically(losses_file, ''.join(lines).encode())
-            seen = f'; {losses_file} has the losses of the batches around it'
+            seen = f'; {losses_file} lists the losses of the batches around it'
     good = f'from init.checkpoint={progress_file}, the last good state,' if progress_file.exists() else 'from its start'
     return MtpdError(
-        f'{error}{seen}; train anew {good} in another --out, with a lower optim.lr, a lower weight of the loss, or '
+        f'{error}{seen}; train again {good} in another --out, with a lower optim.lr, a lower weight of the loss, or '
         'gradients clipped by optim.grad_clip'
     )
 

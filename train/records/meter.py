@@ -57,7 +57,7 @@ class Meter:
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Passes items on and counts the time while they last, and of it that spent waiting for them.
 
-        What lies between two epochs, an evaluation above all, is no training.
+        Time between two epochs, mainly evaluation, is not training.
         """
         iterator = iter(items)
         self._started = self._clock()
@@ -84,7 +84,7 @@ class Meter:
         self._unseen.append((weight, step, tuple(image_ids), values))
 
     def look(self) -> None:
-        """Brings the losses of all processes to the host, all at once, and checks them; all must call it.
+        """Brings the losses of all processes to the host together and checks them; all processes must call it.
 
         Raises:
             DivergedError: see `require_sound`.
@@ -134,7 +134,7 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values with which a resumed run writes the record that an uninterrupted one would. Look before."""
-        assert not self._unseen, 'what nobody looked at is not to be saved'
+        assert not self._unseen, 'unchecked losses must not be saved'
         return {
             'first_total': self._first_total,
             'seen': [asdict(batch) for batch in self._seen],
@@ -143,7 +143,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._first_total = state['first_total']
         self._seen = [SeenBatch(**batch) for batch in state['seen']]
         self._waited, self._elapsed = state['waited'], state['elapsed']

@@ -76,7 +76,7 @@ class EvaluationRecord:
 
 
 def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
-    """Appends a record, whole and visible to readers at once; the file is made when it is not there.
+    """Appends a complete record, immediately visible to readers; creates the file if needed.
 
     JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`.
 
@@ -92,12 +92,12 @@ def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
             file.write(json.dumps(content, allow_nan=False) + '\n')
     except OSError as error:
         raise UnavailableError(
-            f'{path}: cannot be written ({error.strerror}); make room, then run the same command with --resume'
+            f'{path}: cannot be written ({error.strerror}); free some space, then run the same command with --resume'
         ) from error
 
 
 def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
-    """Drops the records after a checkpoint, so that a resumed run writes them again and none stands twice.
+    """Drops the records after a checkpoint, so that a resumed run writes them again without duplicates.
 
     The last line may be torn, as after a kill; it is dropped too. A missing file is left missing.
 
@@ -108,7 +108,7 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
         epoch: epochs of the stage that are finished, their evaluations done; later evaluations go.
 
     Raises:
-        InputError: a line other than the last is no record.
+        InputError: a line other than the last is not a record.
     """
     if not path.exists():
         return
@@ -122,7 +122,7 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
-            raise InputError(f'{path} line {number} is no metrics record; move the file away to resume') from None
+            raise InputError(f'{path} line {number} is not a metrics record; move the file away to resume') from None
         if line.endswith(b'\n') and place <= (stage, step) and not repeated:
             kept.append(line)
     if len(kept) < len(lines):
@@ -131,7 +131,7 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise TypeError('wanted a whole number')
+        raise TypeError('expected a whole number')
     return value
 
 

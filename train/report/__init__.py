@@ -1,1 +1,1 @@
-"""The program that shows runs: as a page, as a table beside others, as TensorBoard's event files."""
+"""The program that shows runs: as a page, as a comparison table, as TensorBoard event files."""

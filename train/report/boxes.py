@@ -45,7 +45,7 @@ def true_boxes(truth: Sequence[CocoAnnotation], coco: CocoSet) -> list[DrawnBox]
 
 
 def found_boxes(detections: Sequence[Mapping[str, Any]], matched: Sequence[bool], coco: CocoSet) -> list[DrawnBox]:
-    """The detections, in COCO's result format, with their classes and scores; dashed where they are no object's."""
+    """The detections, in COCO's result format, with their classes and scores; dashed if they match no object."""
     names = {category.id: category.name for category in coco.categories}
     return [
         DrawnBox(

@@ -62,7 +62,7 @@ def line_chart(
         lines: what to draw.
         y_label: what is drawn, with its unit.
         x_label: what it is drawn over.
-        borders: name of a stage -> x at which it begins; a vertical line stands there.
+        borders: name of a stage -> x at which it begins; a vertical line marks it.
         is_log: a logarithmic scale; what is not above zero is a gap.
         from_zero: the scale begins at zero.
     """

@@ -64,38 +64,38 @@ class _PageByDefault(click.Group):
 
 @click.group(cls=_PageByDefault, epilog=EXAMPLES, context_settings=CONTEXT, subcommand_metavar='[COMMAND] RUN...')
 def main() -> None:
-    """Show runs of mtpd-train, finished or not: as a page, side by side, in TensorBoard.
+    """Show runs of mtpd-train, finished or not: as an HTML page, as a comparison, or in TensorBoard.
 
-    Without a COMMAND it writes the page. Run it where mtpd-train ran: paths of data and caches are those of the stage
-    files. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+    The default COMMAND is page. Run it in the directory where mtpd-train ran: paths of data and caches are those of the
+    stage files. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
 
 
 @main.command(PAGE, epilog=PAGE_EXAMPLES)
 @_run
-@click.option('--out', type=_html, metavar='FILE.html', help='The page.  [default: RUN/report.html]')
+@click.option('--out', type=_html, metavar='FILE.html', help='Output file.  [default: RUN/report.html]')
 @click.option(
     '--images',
     type=click.IntRange(0, 100),
     default=4,
     show_default=True,
-    help='Images to show predictions and feature maps on.',
+    help='Number of images with predictions and feature maps.',
 )
 @click.option(
     '--min-score',
     type=click.FloatRange(0, 1),
     default=0.4,
     show_default=True,
-    help='Score that a detection needs to be shown.',
+    help='Minimum score of the detections shown.',
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
 def page(verbose: bool, quiet: bool, **options: Any) -> None:
     """Write one HTML page about RUN.
 
-    It needs no network and no other file. Curves, AP by class and size, speed and memory come from RUN/metrics.jsonl.
-    Predictions and feature maps need the weights, the images and the caches; what is missing is left out, and the page
-    says why.
+    The page is self-contained. Curves, AP by class and size, speed and memory come from RUN/metrics.jsonl.
+    Predictions and feature maps need the weights, the images and the caches; if they are missing, the page
+    states why the section is empty.
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.report.run import write_page
@@ -105,13 +105,13 @@ def page(verbose: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(epilog=COMPARE_EXAMPLES)
 @click.argument('runs', nargs=-1, required=True, type=_folder, metavar='RUN...')
-@click.option('--json', 'as_json', is_flag=True, help='A JSON list with one object for each run.')
-@click.option('--html', type=_html, metavar='FILE.html', help='Write the table and the AP curves as a page, too.')
+@click.option('--json', 'as_json', is_flag=True, help='Print a JSON list with one object per run.')
+@click.option('--html', type=_html, metavar='FILE.html', help='Also write the table and the AP curves as an HTML page.')
 @output_options
 def compare(verbose: bool, quiet: bool, **options: Any) -> None:
-    """Compare RUNs side by side.
+    """Compare RUNs in a table.
 
-    For each stage: teacher, losses, length, AP, speed and memory.
+    Shows teacher, losses, length, AP, speed and memory of each stage.
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.report.run import compare
@@ -121,12 +121,12 @@ def compare(verbose: bool, quiet: bool, **options: Any) -> None:
 
 @main.command(epilog=TENSORBOARD_EXAMPLES)
 @_run
-@click.option('--out', type=_folder, metavar='DIR', help='Folder of the event files.  [default: RUN/tensorboard]')
+@click.option('--out', type=_folder, metavar='DIR', help='Folder for the event files.  [default: RUN/tensorboard]')
 @output_options
 def tensorboard(verbose: bool, quiet: bool, **options: Any) -> None:
     """Export RUN to TensorBoard.
 
-    Event files of an earlier export are replaced. Needs the package tensorboard: pip install "mtpd[tensorboard]".
+    Replaces the event files of an earlier export. Needs the package tensorboard: pip install "mtpd[tensorboard]".
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.report.run import export_events

@@ -17,11 +17,11 @@ HEADINGS = (
     'run', 'stage', 'teacher', 'codec', 'losses', 'epochs', *METRICS, 'mask AP', 'best AP', 'time', 'images/s', 'wait',
     'memory',
 )  # fmt: skip
-NUM_TEXTS = 5  # columns on the left that are no numbers
+NUM_TEXTS = 5  # columns on the left that are not numbers
 
 
 def compare_columns(runs: Sequence[RunLog]) -> list[list[str]]:
-    """Columns with their headings, without those of which nothing is known. The name of a run stands once.
+    """Columns with their headings, without empty ones. The name of a run appears once.
 
     AP is in percent, and so is wait, the share of time spent waiting for data.
     """

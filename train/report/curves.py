@@ -63,7 +63,7 @@ def speed_chart(run: RunLog) -> bytes | None:
     points = _over_steps(run, lambda record: record.images_per_second)
     if not points:
         return None
-    return line_chart([Line('images/s', points)], y_label='images a second', borders=stage_borders(run), from_zero=True)
+    return line_chart([Line('images/s', points)], y_label='images/s', borders=stage_borders(run), from_zero=True)
 
 
 def wait_chart(run: RunLog) -> bytes | None:

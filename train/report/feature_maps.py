@@ -1,4 +1,4 @@
-"""A teacher's maps from its cache beside those of the student that learned from them."""
+"""A teacher's maps from its cache, next to those of the student trained on them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ def stage_maps(
         CacheError: the cache is gone or another one than the stage learned from.
     """
     if stage.settings.get('cache') is None:
-        raise InputError('it learned from no cache')
+        raise InputError('the stage did not use a cache')
     stage_files = stage_folder(run.folder, stage.number)
     shown_student = find_student(stage_files)
     if shown_student is None:
@@ -101,7 +101,7 @@ def stage_maps(
             pairs[image.id] = _maps(cache, student, image, folder, device=device)
     levels = _levels(stage, next(iter(pairs.values()))[1].keys() if pairs else ())
     if not levels:
-        raise InputError('student and teacher have no level in common on any image')
+        raise InputError('student and teacher have no common level on any image')
     pictures: dict[str, Sequence[tuple[str, str]]] = {}
     explained = {}
     for level in levels:
@@ -148,7 +148,7 @@ def _maps(
 def _own_cache(stage: StageLog) -> CacheReader:
     cache = mtpd.cache.open(stage.settings['cache'])
     if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
-        raise CacheMismatchError(f'{cache.path}: is another cache than the stage learned from')
+        raise CacheMismatchError(f'{cache.path}: is not the cache that the stage was trained with')
     return cache
 
 

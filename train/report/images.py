@@ -1,4 +1,4 @@
-"""Pictures in a page: photographs with boxes, and whatever else is pixels, as data URIs."""
+"""Pictures in a page: photographs with boxes and other pixels, as data URIs."""
 
 import base64
 import io

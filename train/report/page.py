@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no network, no script, no file beside it."""
+"""A run as one self-contained HTML page: no network, no script, no other file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """A path that may go on in the next line after a slash."""
+    """A path that may wrap after a slash."""
     return Markup('/<wbr>').join(text.split('/'))
 
 
@@ -121,7 +121,7 @@ def _charts(run: RunLog, evaluated: Sequence[StageSummary], kinds: Sequence[str]
 
 def _predictions(run: RunLog, *, num_images: int, min_score: float, device: torch.device) -> Attempt[Predictions]:
     if num_images == 0:
-        return Attempt(None, 'left out, as --images 0 asks')
+        return Attempt(None, 'disabled by --images 0')
     return _attempt(
         lambda: predictions(run, num_images=num_images, min_score=min_score, device=device, read=read_annotations)
     )
@@ -129,7 +129,7 @@ def _predictions(run: RunLog, *, num_images: int, min_score: float, device: torc
 
 def _maps(run: RunLog, *, num_images: int, device: torch.device) -> dict[int, Attempt[StageMaps]]:
     if num_images == 0:
-        return {stage.number: Attempt(None, 'left out, as --images 0 asks') for stage in run.stages}
+        return {stage.number: Attempt(None, 'disabled by --images 0') for stage in run.stages}
     read = cached(read_annotations)  # stages mostly share their data
     draw = partial(stage_maps, run, num_images=num_images, device=device, read=read)
     return {stage.number: _attempt(partial(draw, stage)) for stage in run.stages}

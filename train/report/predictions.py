@@ -1,4 +1,4 @@
-"""What the students of a run find on images of the validation set, beside what is there."""
+"""Detections of a run's students on images of the validation set, next to the ground truth."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class Prediction:
         stage: its number.
         picture: data URI.
         num_found: objects found.
-        num_mistaken: boxes that are no object's.
+        num_mistaken: boxes without an object.
     """
 
     stage: int
@@ -102,7 +102,7 @@ def predictions(
     coco = read(files.annotations)
     with_objects = [image for image in coco.images if any(one.is_object for one in coco.annotations[image.id])]
     if not with_objects:
-        raise InputError(f'{coco.path}: none of its images has an object')
+        raise InputError(f'{coco.path}: its images have no objects')
     chosen = replace(coco, images=spread(with_objects, num_images))
     found: dict[int, dict[int, list[dict[str, Any]]]] = {}
     for number, (_, target) in students.items():

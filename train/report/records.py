@@ -1,4 +1,4 @@
-"""Reading a run's metrics.jsonl, the truth that all else is made from. The last line may be torn: a run may go on."""
+"""Reads a run's metrics.jsonl, the source of all tables and curves. The last line may be partial."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def read_records(path: Path) -> list[Record]:
     A number that is null, because it was not finite, is NaN.
 
     Raises:
-        InputError: there is no such file, or a line other than the last is no record.
+        InputError: there is no such file, or a line other than the last is not a record.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -37,7 +37,7 @@ def read_records(path: Path) -> list[Record]:
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
-            raise InputError(f'{path} line {number} is no metrics record; take the line out of the file') from None
+            raise InputError(f'{path} line {number} is not a metrics record; remove the line from the file') from None
         if record is not None:
             found.append(record)
     return found
@@ -45,7 +45,7 @@ def read_records(path: Path) -> list[Record]:
 
 def _parse(content: Any) -> Record | None:
     if not isinstance(content, dict):
-        raise TypeError('a record is an object')
+        raise TypeError('a record must be an object')
     kind = KINDS.get(content['kind'])
     return (
         None
@@ -63,7 +63,7 @@ def _value(field: Field[Any], content: Mapping[str, Any]) -> Any:
     value = content[field.name]
     if field.name in WHOLE_NUMBERS:
         if type(value) is not int:
-            raise TypeError('wanted a whole number')
+            raise TypeError('expected a whole number')
         return value
     if field.name in NUMBERS:
         is_optional = field.default is None
@@ -74,7 +74,7 @@ def _value(field: Field[Any], content: Mapping[str, Any]) -> Any:
 def _numbers(value: Any) -> dict[str, Any]:
     """Numbers by name, or such mappings by name."""
     if not isinstance(value, dict):
-        raise TypeError('wanted an object')
+        raise TypeError('expected an object')
     return {name: _numbers(one) if isinstance(one, dict) else _number(one) for name, one in value.items()}
 
 
@@ -82,5 +82,5 @@ def _number(value: Any) -> float | int:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError('wanted a number')
+        raise TypeError('expected a number')
     return value

@@ -41,9 +41,9 @@ def export_events(options: Mapping[str, Any]) -> None:
     try:
         count = export(run, out)
     except OSError as error:
-        raise UnavailableError(f'--out {out}: cannot be written ({error.strerror}); choose another place') from error
+        raise UnavailableError(f'--out {out}: cannot be written ({error.strerror}); choose another path') from error
     say(
-        f'{out}: {count} values; look at them with tensorboard --logdir {out}'
+        f'{out}: {count} values; view them with tensorboard --logdir {out}'
         if count
         else f'{out}: nothing to export yet'
     )
@@ -54,5 +54,5 @@ def _write(out: Path, page: str) -> None:
     try:
         write_atomically(out, content)
     except OSError as error:
-        raise UnavailableError(f'{out}: cannot be written ({error.strerror}); choose another place') from error
+        raise UnavailableError(f'{out}: cannot be written ({error.strerror}); choose another path') from error
     say(f'{out}: {size(len(content))}; open it in a browser')

@@ -1,4 +1,4 @@
-"""A run as it is on disk: what it was told to do, and what it measured, stage by stage."""
+"""A run on disk: its settings and its measurements, stage by stage."""
 
 import json
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class StageLog:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs planned; None where run.json does not say."""
+        """Epochs planned; None if run.json does not have them."""
         found = section(self.settings, 'optim').get('epochs')
         return found if type(found) is int else None
 
@@ -84,14 +84,14 @@ def read_run(folder: Path) -> RunLog:
         InputError: the folder holds no run, or its files are damaged.
     """
     if not (folder / RUN_FILE).is_file():
-        raise InputError(f'{folder}: holds no run ({RUN_FILE} is missing); give the --out of a run of mtpd-train')
+        raise InputError(f'{folder}: is not a run folder ({RUN_FILE} is missing); give the --out of mtpd-train')
     try:
         facts = json.loads((folder / RUN_FILE).read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f'{folder / RUN_FILE}: is no JSON ({error}); restore it') from None
+        raise InputError(f'{folder / RUN_FILE}: is not valid JSON ({error}); restore it') from None
     planned = section(facts, 'stages')
     if not planned or not all(name.isdecimal() for name in planned):
-        raise InputError(f'{folder / RUN_FILE}: names no stages; restore it')
+        raise InputError(f'{folder / RUN_FILE}: lists no stages; restore it')
     records = read_records(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     stages: list[StageLog] = []
     for number in sorted(map(int, planned)):

@@ -28,7 +28,7 @@ def export(run: RunLog, out: Path) -> int:
         ) from error
     earlier = list(out.iterdir()) if out.is_dir() else []
     if any(not path.name.startswith(EVENTS) for path in earlier):
-        raise InputError(f'{out}: holds other files than events of TensorBoard; choose another --out')
+        raise InputError(f'{out}: holds files other than TensorBoard events; choose another --out')
     for path in earlier:
         path.unlink()
     count = 0

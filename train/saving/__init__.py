@@ -1,1 +1,1 @@
-"""What a run keeps on disk to go on from, and to use."""
+"""Checkpoints of a run, to resume from and to use."""

@@ -44,8 +44,8 @@ def write_file(path: Path, content: bytes) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise UnavailableError(
-            f'{path}: cannot be saved ({error.strerror}, {len(content) / 1e6:.1f} MB); what was saved before is '
-            'intact: make room, then run the same command with --resume'
+            f'{path}: cannot be saved ({error.strerror}, {len(content) / 1e6:.1f} MB); earlier saves are '
+            'intact: free some space, then run the same command with --resume'
         ) from error
 
 

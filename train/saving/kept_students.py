@@ -1,4 +1,4 @@
-"""The students that a stage keeps beside its last one: those of its last epochs, and the best."""
+"""The additional students that a stage keeps: those of its last epochs, and the best."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def drop_old(folder: Path, *, epoch: int, keep: int) -> None:
 
 
 def drop_all(folder: Path) -> None:
-    """Leaves none: the stage starts anew."""
+    """Deletes all of them: the stage starts over."""
     drop_old(folder, epoch=0, keep=0)
     (folder / BEST_FILE).unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
-"""The training state in mid-stage: what it takes to go on as if nothing had happened.
+"""The training state within a stage, for an exact resume.
 
-What is drawn at random is no part of it: that depends on the place in the run alone (see `mtpd_train.seeding`).
+Random draws are not part of it: they depend only on the position in the run (see `mtpd_train.seeding`).
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def read_progress(path: Path) -> Mapping[str, Any]:
 
 
 def restore(content: Mapping[str, Any], trainables: Trainables, *, path: Path) -> Position:
-    """Puts a state back and says where it was.
+    """Restores a state and returns its position.
 
     Args:
         content: from `read_progress`.
@@ -78,4 +78,4 @@ def restore(content: Mapping[str, Any], trainables: Trainables, *, path: Path) -
 
 
 def _unusable(path: Path, error: Exception) -> InputError:
-    return InputError(f'{path}: cannot be resumed from ({error}); delete it to start this stage anew')
+    return InputError(f'{path}: cannot be resumed from ({error}); delete it to restart this stage')

@@ -1,4 +1,4 @@
-"""When a stage is saved, and what: its state to go on from, its last students, its best one."""
+"""When and what a stage saves: its state for resuming, its last students, its best one."""
 
 import math
 import time

@@ -1,1 +1,1 @@
-"""What stage files may say, and reading them."""
+"""Settings of stage files, and reading them."""

@@ -1,4 +1,4 @@
-"""A stage as YAML that explains itself: every setting with its meaning above it and, where it differs, its default."""
+"""A stage as commented YAML: every setting with its description above it and, where it differs, its default."""
 
 import math
 from typing import Any, Literal, get_args, get_origin
@@ -10,8 +10,8 @@ from pydantic_core import PydanticUndefined
 
 from mtpd_train.settings.stage_settings import StageSettings
 
-HEADER = '# All settings of a stage. Where a value is not the default, the default is said behind it.\n'
-# No line is broken, which would take a comment behind it along.
+HEADER = '# All settings of a stage. Where a value differs from the default, the default follows as a comment.\n'
+# Lines are not wrapped: a comment must stay behind its value.
 _AS_IT_IS: dict[str, Any] = {'sort_keys': False, 'allow_unicode': True, 'width': math.inf}
 
 
@@ -21,7 +21,7 @@ def dump_stage(stage: StageSettings) -> str:
 
 
 def _section(section: BaseModel, *, indent: str, defaults: Any = None) -> list[str]:
-    """Lines of a section; `defaults` is the one that stands there by default, where there is one."""
+    """Lines of a section; `defaults` is the default of the section, if there is one."""
     plain = section.model_dump(mode='json')
     lines = []
     for name, field in type(section).model_fields.items():
@@ -40,7 +40,7 @@ def _section(section: BaseModel, *, indent: str, defaults: Any = None) -> list[s
 
 
 def _meaning(field: FieldInfo) -> str:
-    """What a setting means, with the choices that it leaves where that does not say them."""
+    """Description of a setting, followed by the choices that it does not mention."""
     text = field.description or ''
     choices = [str(one) for one in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
     if len(choices) < 2 or all(f'`{one}`' in text for one in choices):
@@ -49,7 +49,7 @@ def _meaning(field: FieldInfo) -> str:
 
 
 def _entry(entry: BaseModel, *, indent: str) -> list[str]:
-    """A section as an entry of a list: its first key stands behind the dash."""
+    """A section as an entry of a list: its first key follows the dash."""
     comment, first, *rest = _section(entry, indent=f'{indent}  ')
     return [f'{indent}{comment.lstrip()}', f'{indent}- {first.lstrip()}', *rest]
 
@@ -65,7 +65,7 @@ def _leaf(name: str, value: Any, default: Any, *, indent: str) -> list[str]:
 
 
 def _plain(default: Any) -> Any:
-    """A default as JSON has it."""
+    """A default as a JSON value."""
     if isinstance(default, tuple):
         return [_plain(one) for one in default]
     return default if isinstance(default, bool | int | float | dict | None) else str(default)

@@ -9,15 +9,15 @@ from mtpd.options import Options, Share, UserPath
 
 
 class FilesSettings(Options):
-    """A set of images that does not lie as COCO does."""
+    """A set of images in another layout than COCO's."""
 
     images: UserPath
-    """Folder that the annotations' `file_name` starts from."""
+    """Image folder; `file_name` in the annotations is relative to it."""
     annotations: UserPath
     """Annotations in COCO's JSON format."""
 
 
-# Tags instead of trying both, so that an error speaks of the form that was used.
+# Tags instead of trying both, so that an error is about the form that was used.
 Split = Annotated[
     Annotated[str, Tag('split')] | Annotated[FilesSettings, Tag('files')],
     Discriminator(lambda value: 'files' if isinstance(value, dict | FilesSettings) else 'split'),
@@ -41,46 +41,46 @@ class GeometrySettings(Options):
     scale: Annotated[Edges, BeforeValidator(_read_scale, json_schema_input_type=str | Edges)] = (1333, 800)
     """Edges in px that the image must fit, as 1333x800 or [1333, 800]; without keep_ratio its width and height."""
     keep_ratio: bool = True
-    """Whether the aspect ratio is kept."""
+    """Keep the aspect ratio."""
     pad_divisor: PositiveInt = 32
-    """The padded sides are multiples of this many px."""
+    """Pad both sides to a multiple of this, px."""
     pad_size: Edges | None = None
-    """Height and width in px that the padded input has at least."""
+    """Minimum height and width of the padded input, px."""
 
 
 class PhotometricSettings(Options):
-    """Random changes of colours; the defaults are those of SSD. A teacher sees the image without them."""
+    """Colour jitter with the defaults of SSD. The teacher sees the unchanged image."""
 
     brightness: Share = 0.125
-    """The factor of brightness is drawn from 1 - this to 1 + this."""
+    """Brightness factor, drawn from [1 - value, 1 + value]."""
     contrast: Share = 0.5
-    """The factor of contrast is drawn from 1 - this to 1 + this."""
+    """Contrast factor, drawn from [1 - value, 1 + value]."""
     saturation: Share = 0.5
-    """The factor of saturation is drawn from 1 - this to 1 + this."""
+    """Saturation factor, drawn from [1 - value, 1 + value]."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """The shift of hue is drawn from -this to this; 0.5 is the opposite colour."""
+    """Hue shift, drawn from [-value, value]; 0.5 is the opposite colour."""
     probability: Share = 0.5
-    """Probability of each of the four, by itself."""
+    """Probability of each of the four changes, drawn independently."""
 
 
 class DataSettings(Options):
     """Images and annotations."""
 
     coco: UserPath = Path('data/coco')
-    """Folder laid out as COCO is: `train2017/`, `annotations/instances_train2017.json`, and so on."""
+    """Folder in COCO's layout: `train2017/`, `annotations/instances_train2017.json`, and so on."""
     train: Split = 'train2017'
     """Training images: a split below `coco`, or {images: FOLDER, annotations: FILE}."""
     val: Split | None = 'val2017'
     """Images to evaluate on, in the same forms; null: no evaluation."""
     batch_size: PositiveInt = 16
-    """Images per iteration, of all processes together, so that a recipe does not depend on their number."""
+    """Global batch size (all processes together)."""
     workers: NonNegativeInt = 4
-    """Processes that read images; 0: the training process itself."""
+    """Processes that read images; 0: read in the training process."""
     flip: Share = 0.5
-    """Probability of mirroring a training image."""
+    """Probability of a horizontal flip of a training image."""
     photometric: PhotometricSettings | None = None
-    """Random changes of a training image's colours, for the student alone; null: none."""
+    """Colour jitter of training images, for the student only; null: none."""
     shuffle: Literal['full', 'shards'] = 'full'
-    """`full`: all images are shuffled; `shards`: those of 8 shards of the cache at a time, where reading takes long."""
+    """`full`: shuffle all images; `shards`: shuffle within 8 shards of the cache at a time, for slow disks."""
     geometry: GeometrySettings | None = None
-    """Resize and padding of a stage without a cache; null: those of the student's config, or of its teacher."""
+    """Resize and padding of a stage without a cache; null: from the student's config or from `teacher`."""

@@ -8,6 +8,6 @@ DIALECT = 'https://json-schema.org/draft/2020-12/schema'
 
 
 def schema_text() -> str:
-    """The schema as text: types, ranges and names. What depends on several settings only `mtpd-train` checks."""
+    """The schema as text: types, ranges and names. `mtpd-train` alone checks what depends on several settings."""
     schema = StageSettings.model_json_schema()
     return json.dumps({'$schema': DIALECT, **schema, 'title': 'Stage file of mtpd-train'}, indent=1) + '\n'

@@ -1,4 +1,4 @@
-"""Reads stage files: YAML, overrides from the command line, checks. All problems of all files come in one error."""
+"""Reads stage files: YAML, overrides from the command line, checks. One error lists all problems of all files."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
             list.
 
     Raises:
-        InputError: a file cannot be read or says something wrong; the text has every problem of every file.
+        InputError: a file cannot be read or is invalid; the text lists every problem of every file.
     """
     stages: list[StageSettings] = []
     errors: list[str] = []
@@ -33,7 +33,7 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
             stages.append(_load_stage(path, overrides, is_first=index == 0))
         except InputError as error:
             errors.append(str(error))
-    errors = list(dict.fromkeys(errors))  # A wrong override says the same for every file.
+    errors = list(dict.fromkeys(errors))  # A wrong override gives the same error for every file.
     if len(errors) > 1:
         # What follows a heading is indented, as in every table of problems.
         raise InputError(f'{len(errors)} stage files have problems\n' + indent('\n'.join(errors), '  '))
@@ -43,7 +43,7 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
 
 
 def place_of(paths: Sequence[Path], overrides: Sequence[str], number: int, key: str) -> str:
-    """Where a key of stage `number`, from 1, was written, in words: its file and line, or the command line.
+    """Where a key of stage `number`, from 1, was set, as text: its file and line, or the command line.
 
     Args:
         paths, overrides: as `load_stages` had them.
@@ -71,7 +71,7 @@ def _load_stage(path: Path, overrides: Sequence[str], *, is_first: bool) -> Stag
         raise InputError(table(path, explain(error, content, root=root, overridden=changed))) from None
     if stage.init.inherit and not is_first and stage.init.checkpoint is None and stage.init.fine_tune is None:
         text = (
-            "would put the teacher's weights over what the stage before has learned; "
+            "would overwrite the weights of the previous stage with the teacher's; "
             'remove it, or set init.checkpoint to start from other weights'
         )
         raise InputError(table(path, [Problem(line_of(root, ('init', 'inherit')), 'init.inherit', text)]))
@@ -99,10 +99,10 @@ def _read_yaml(path: Path) -> tuple[yaml.Node, DictConfig]:
         where = f' line {mark.line + 1}' if mark else ''
         problem = error.problem or error.context
         if isinstance(error, yaml.composer.ComposerError) and 'another document' in str(problem):
-            problem = 'a second document begins here, but each stage is a file of its own'
-        raise InputError(f'{path}{where}: {problem}; mend the YAML') from None
+            problem = 'a second YAML document starts here; use one file per stage'
+        raise InputError(f'{path}{where}: {problem}; fix the YAML') from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f'{path}: {_first_line(error)}; mend the YAML') from None
+        raise InputError(f'{path}: {_first_line(error)}; fix the YAML') from None
     assert isinstance(config, DictConfig)
     return node, config
 
@@ -126,9 +126,9 @@ def _override(config: DictConfig, override: str) -> str:
     except yaml.YAMLError:
         raise InputError(f'--set {override}: the value is not valid YAML') from None
     except TypeError:
-        raise InputError(f'--set {override}: a list takes the number of an entry, such as distill.0') from None
+        raise InputError(f'--set {override}: a list needs the number of an entry, such as distill.0') from None
     except IndexError:
-        raise InputError(f'--set {override}: the list has no entry of that number (the first is 0)') from None
+        raise InputError(f'--set {override}: the list has no entry of that index (the first is 0)') from None
     except (OmegaConfBaseException, ValueError) as error:
         raise InputError(f'--set {override}: {_first_line(error)}') from None
     return key.replace('[', '.').replace(']', '')

@@ -1,4 +1,4 @@
-"""Says what is wrong in a stage file in plain words: line, key, what was found and what was wanted."""
+"""Describes the problems of a stage file: line, key, the value found and the value expected."""
 
 import difflib
 import re
@@ -23,7 +23,7 @@ _TEXTS = {
     'float_type': 'expected a number, got {found}',
     'finite_number': 'expected a finite number, got {found}',
     'bool_type': 'expected true or false, got {found}',
-    'string_type': 'expected a text, got {found}',
+    'string_type': 'expected a string, got {found}',
     'path_type': 'expected a path, got {found}',
     'tuple_type': 'expected a list, got {found}',
     'dict_type': 'expected a mapping, got {found}',
@@ -38,7 +38,7 @@ _TEXTS = {
     'less_than_equal': 'must be at most {le:g}, got {found}',
     'literal_error': 'must be {expected}, got {found}',
     'string_pattern_mismatch': 'expected a level such as p3, got {found}',
-    'union_tag_invalid': 'loss must be one of {expected_tags}, got the text {tag!r}',
+    'union_tag_invalid': 'loss must be one of {expected_tags}, got the string {tag!r}',
     'union_tag_not_found': 'needs the key `loss`, got {found}',
     'value_error': '{error}',
 }
@@ -48,8 +48,8 @@ _GEOMETRIC = re.compile(
     'rotat|scale|crop|mosaic|mixup|cutmix|cutout|eras|copy_?paste|shear|affine|translat|vertical|lsj'
 )
 _NOT_GEOMETRIC = (
-    'images cannot be moved or cut: a cache holds the maps of the plain and the mirrored image alone, and those of '
-    'another view cannot be computed from them; there are flip and photometric, and geometry for the size'
+    'geometric augmentation is not possible: a cache holds the maps of the plain and the mirrored image only, and '
+    'maps of other views cannot be computed from them; use flip and photometric, and geometry for the size'
 )
 
 
@@ -80,7 +80,7 @@ def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden
     problems = []
     for detail in error.errors(include_url=False):
         if detail['type'] == 'too_short' and len(detail['input']) >= detail['ctx']['min_length']:
-            continue  # Only of the entries that are right there are too few; what is wrong with the others is said too.
+            continue  # Only valid entries are counted; the problems of the others are reported separately.
         key = _plain_key(detail, content)
         dotted = '.'.join(str(part) for part in key)
         line = None if _is_overridden(dotted, detail, overridden) else line_of(root, key)
@@ -149,7 +149,7 @@ def _text(detail: ErrorDetails, key: Key) -> str:
             return _NOT_GEOMETRIC
         known = _known_keys(detail['loc'][:-1])
         close = difflib.get_close_matches(str(key[-1]), known, n=1)
-        return f'unknown key; did you mean {close[0]}?' if close else f'unknown key; known are {", ".join(known)}'
+        return f'unknown key; did you mean {close[0]}?' if close else f'unknown key; known keys are {", ".join(known)}'
     template = _TEXTS.get(detail['type'])
     if template is None:
         return f'{detail["msg"]}, got {_describe(detail["input"])}'
@@ -179,13 +179,13 @@ def _kinds(section: type[BaseModel]) -> tuple[str, ...]:
 
 
 def _describe(value: Any) -> str:
-    """A value as a user would say it: its kind matters, since '12' is not 12."""
+    """A value with its type: '12' is not 12."""
     if value is None:
         return 'nothing'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f'the text {value!r}'
+        return f'the string {value!r}'
     if isinstance(value, dict):
         return f'a mapping of {", ".join(map(str, value))}' if value else 'an empty mapping'
     if isinstance(value, list):

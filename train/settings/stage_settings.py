@@ -1,7 +1,7 @@
-"""What a stage file may say, with defaults. Values only: `stage_file` reads them, other modules build from them.
+"""Settings of a stage file, with defaults. Values only: `stage_file` reads them, other modules build from them.
 
 Paths are relative to the current directory, not to the stage file; `~` is the home directory.
-The text under a field describes it to users. Types are strict: '12' is no number, true is none either.
+The text under a field is its description for users. Types are strict: neither '12' nor true is accepted as a number.
 """
 
 import math
@@ -45,22 +45,22 @@ DistillOptions = Annotated[
 
 
 class InitSettings(Options):
-    """Where the student's first weights come from."""
+    """Initial weights of the student."""
 
     checkpoint: UserPath | None = None
-    """Weights of the whole student; null: those of the stage before, or for the first stage a fresh student."""
+    """Weights of the whole student; null: the student of the previous stage, or a new student in the first stage."""
     fine_tune: Annotated[str, Field(min_length=1)] | None = None
-    """A zoo name or a file: this network trained on other classes. Only the class layers start anew."""
+    """Zoo name or file: the same network trained on other classes. Only the class layers are initialised again."""
     inherit: tuple[Literal['neck', 'head'], ...] = ()
-    """Parts taken over from the teacher, where shapes agree; of a cascade the first stage, for a single head."""
+    """Parts copied from the teacher where shapes match; a single head gets the first stage of a cascade."""
     backbone: str = 'pretrained'
-    """Backbone of a fresh student: `pretrained` (the ImageNet weights its config names), `none` (random) or a file."""
+    """Backbone of a new student: `pretrained` (the ImageNet weights its config names), `none` (random) or a file."""
 
     @field_validator('fine_tune')
     @classmethod
     def _check_fine_tune(cls, fine_tune: str | None, info: ValidationInfo) -> str | None:
         if fine_tune is not None and info.data.get('checkpoint') is not None:
-            raise ValueError('a student starts from one network, and `checkpoint` is set too; remove one of them')
+            raise ValueError('cannot be combined with `checkpoint`, which is set too; remove one of them')
         return fine_tune
 
 
@@ -70,41 +70,41 @@ class OptimSettings(Options):
     type: Literal['sgd', 'adamw'] = 'sgd'
     """Optimizer."""
     lr: PositiveFloat
-    """Highest learning rate; it goes with `data.batch_size`: for twice the images take twice the rate."""
+    """Peak learning rate. Scale it linearly with `data.batch_size`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD, first beta of AdamW."""
+    """Momentum of SGD, or beta1 of AdamW."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay."""
     epochs: PositiveInt
     """Passes over the training images."""
     schedule: Literal['multistep', 'cosine', 'linear', 'onecycle'] = 'multistep'
-    """`multistep`: lr falls to a tenth after each milestone; `cosine`, `linear`: to `min_lr`; `onecycle`: up, down."""
+    """`multistep`: divide lr by 10 at each milestone; `cosine`, `linear`: decay to `min_lr`; `onecycle`: up, down."""
     milestones: tuple[PositiveInt, ...] = ()
-    """Epochs after which `multistep` divides the learning rate by 10."""
+    """Epochs after which `multistep` divides the learning rate by 10, in increasing order."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate that `cosine` and `linear` end at."""
+    """Final learning rate of `cosine` and `linear`."""
     warmup_iters: NonNegativeInt | None = None
-    """Optimizer steps of the warm-up; null: 500 but at most a tenth of the training, or 30% of it with onecycle."""
+    """Optimizer steps of the warm-up; null: 500, at most 10% of the training, or 30% of the training with onecycle."""
     warmup_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of `lr` that the warm-up starts from; null: 0.001, or 0.04 with onecycle."""
+    """Initial learning rate of the warm-up as a fraction of `lr`; null: 0.001, or 0.04 with onecycle."""
     grad_clip: PositiveFloat | None = None
-    """Greatest L2 norm of the gradient; null: no clipping."""
+    """Maximum L2 norm of the gradient; null: no clipping."""
     accumulate: PositiveInt = 1
-    """Iterations whose gradients make one optimizer step."""
+    """Gradient accumulation: iterations per optimizer step."""
     precision: Literal['fp32', 'fp16', 'bf16'] = 'fp32'
     """Floating-point format of the forward pass; fp16 scales the loss."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights (0.9998), which is evaluated, saved and passed on; null: no average."""
+    """EMA decay of the weights, such as 0.9998; the average is evaluated, saved and passed on. null: no EMA."""
     channels_last: bool = False
-    """Whether maps lie in memory pixel by pixel, which GPUs prefer in half precision."""
+    """Use channels-last (NHWC) memory format; faster on GPUs in half precision."""
     activation_checkpointing: bool = False
-    """Whether the backbone is computed again in the backward pass: slower, in less memory, with the same gradients."""
+    """Activation checkpointing of the backbone: slower, less memory, same gradients."""
 
     @field_validator('milestones')
     @classmethod
     def _check_milestones(cls, milestones: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if list(milestones) != sorted(set(milestones)):
-            raise ValueError(f'must rise, got {list(milestones)}')
+            raise ValueError(f'must increase, got {list(milestones)}')
         epochs = info.data.get('epochs')
         if milestones and epochs is not None and milestones[-1] >= epochs:
             raise ValueError(f'must come before the last of {epochs} epochs, got {milestones[-1]}')
@@ -124,21 +124,21 @@ class OptimSettings(Options):
 
 
 class EvaluateSettings(Options):
-    """When the student is evaluated on `data.val`."""
+    """Evaluation of the student on `data.val`."""
 
     every: PositiveInt = 1
-    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    """Evaluate every N epochs; the last epoch is always evaluated."""
     backend: Literal['pycocotools', 'faster'] = 'pycocotools'
-    """What computes AP; `faster` is faster-coco-eval, with equal numbers: pip install "mtpd[faster]"."""
+    """AP implementation; `faster` is faster-coco-eval, same results: pip install "mtpd[faster]"."""
 
 
 class SaveSettings(Options):
-    """What is saved beside the last student. Everything here may change when a run goes on."""
+    """Additional checkpoints. These settings may change when a run is resumed."""
 
     every_minutes: PositiveFloat | None = 15.0
-    """Minutes between two savings of the training state, which every epoch ends with too; null: only there."""
+    """Minutes between saves of the training state, in addition to the end of each epoch; null: epoch ends only."""
     keep: NonNegativeInt = 2
-    """Epochs whose students are kept, the last ones, as `epoch_N.pth`; the best by box AP is `best.pth`."""
+    """Keep the students of the last N epochs as `epoch_N.pth`; the best by box AP is `best.pth`."""
 
 
 class StageSettings(Options):
@@ -147,19 +147,19 @@ class StageSettings(Options):
     student: Annotated[str, Field(min_length=1)]
     """Name of an mmdet model, or path to an mmdet config."""
     model: dict[str, Any] = Field(default_factory=dict)
-    """Changes to the `model` of the student's config, by (dotted) key."""
+    """Overrides of `model` in the student's config, by (dotted) key."""
     cache: UserPath | None = None
-    """Teacher's cache; null: plain training, unless `teacher` is set."""
+    """Cache of the teacher's features; null: plain training, unless `teacher` is set."""
     teacher: Annotated[str, Field(min_length=1)] | None = None
-    """In place of a cache, a teacher that runs in the loop: zoo name, alias, mmdet config or file.py:callable."""
+    """Teacher that runs in the training loop instead of a cache: zoo name, alias, mmdet config or file.py:callable."""
     checkpoint: UserPath | None = None
     """Weights of `teacher`; null: those of the zoo."""
     trust_checkpoint: bool = False
-    """Whether a `checkpoint` may hold more than tensors and plain values; reading such a file can run code."""
+    """Load a `checkpoint` that holds more than tensors and plain values; this can run code from the file."""
     hook: Literal['auto', 'neck', 'before-norm'] = 'auto'
-    """Where the maps of `teacher` are taken, as by `mtpd-extract --hook`; a cache knows where its own were."""
+    """Where the maps of `teacher` are taken, as `mtpd-extract --hook`; a cache records its own hook point."""
     init: InitSettings = InitSettings()
-    """Where the student's first weights come from."""
+    """Initial weights of the student."""
     distill: tuple[DistillOptions, ...] = ()
     """Distillation losses, added to the student's own."""
     data: DataSettings = DataSettings()
@@ -167,11 +167,11 @@ class StageSettings(Options):
     optim: OptimSettings
     """Optimizer, learning rate and length of the training."""
     evaluate: EvaluateSettings = EvaluateSettings()
-    """When the student is evaluated."""
+    """Evaluation of the student."""
     save: SaveSettings = SaveSettings()
-    """What is saved beside the last student."""
+    """Additional checkpoints."""
     seed: NonNegativeInt = 0
-    """Seed of everything random."""
+    """Random seed."""
 
     # What contradicts `cache` and `teacher` is checked field by field, so that each problem has its line and all are
     # found at once. They are missing from `info.data` when they are themselves wrong.
@@ -180,14 +180,14 @@ class StageSettings(Options):
     @classmethod
     def _check_teacher(cls, teacher: str | None, info: ValidationInfo) -> str | None:
         if teacher is not None and info.data.get('cache') is not None:
-            raise ValueError('a stage has one teacher, and `cache` is set too; remove one of them')
+            raise ValueError('cannot be combined with `cache`, which is set too; remove one of them')
         return teacher
 
     @field_validator('checkpoint')
     @classmethod
     def _check_checkpoint(cls, checkpoint: Path | None, info: ValidationInfo) -> Path | None:
         if checkpoint is not None and info.data.get('teacher', '') is None:
-            raise ValueError("is the teacher's, but `teacher` is not set; the student's is init.checkpoint")
+            raise ValueError("belongs to `teacher`, which is not set; the student's checkpoint is init.checkpoint")
         return checkpoint
 
     @field_validator('trust_checkpoint')
@@ -195,16 +195,16 @@ class StageSettings(Options):
     def _check_trust(cls, trust: bool, info: ValidationInfo) -> bool:
         teacher = info.data.get('teacher', '')
         if trust and teacher is None:
-            raise ValueError("is for the teacher's checkpoint, but `teacher` is not set")
+            raise ValueError('applies to the checkpoint of `teacher`, which is not set')
         if trust and '.py:' in teacher:
-            raise ValueError(f'{teacher} reads its checkpoint itself; remove it')
+            raise ValueError(f'{teacher} loads its own checkpoint; remove it')
         return trust
 
     @field_validator('hook')
     @classmethod
     def _check_hook(cls, hook: str, info: ValidationInfo) -> str:
         if hook != 'auto' and info.data.get('teacher', '') is None:
-            raise ValueError('is for a `teacher`, which is not set; a cache knows where its maps were taken')
+            raise ValueError('applies to `teacher`, which is not set; a cache records its own hook point')
         return hook
 
     @field_validator('init')
@@ -225,9 +225,9 @@ class StageSettings(Options):
     @classmethod
     def _check_data(cls, data: DataSettings, info: ValidationInfo) -> DataSettings:
         if data.geometry is not None and info.data.get('cache') is not None:
-            raise ValueError('geometry comes from the cache; remove `geometry`')
+            raise ValueError('the cache defines the geometry; remove `geometry`')
         if data.shuffle == 'shards' and info.data.get('cache', '') is None:
-            raise ValueError('shuffle: shards goes by the shards of a cache, but `cache` is not set')
+            raise ValueError('shuffle: shards needs a cache, but `cache` is not set')
         return data
 
     @model_validator(mode='after')
@@ -236,7 +236,7 @@ class StageSettings(Options):
         key = 'teacher' if self.cache is None else 'cache'
         is_set = self.cache is not None or self.teacher is not None
         if is_set and not self.init.inherit and 'distill' not in self.model_fields_set:
-            raise ValueError(f'`{key}` is set but nothing reads it; add `distill`, or write `distill: []`')
+            raise ValueError(f'`{key}` is set but not used; add `distill`, or write `distill: []`')
         return self
 
 

@@ -41,7 +41,7 @@ def stream_codes(
     with_rois: bool,
     device: torch.device,
 ) -> Iterator[ReadAhead]:
-    """What `TeacherSource.read_ahead` gives; a batch's codes may be overwritten as soon as the next batch is asked for.
+    """Result of `TeacherSource.read_ahead`; a batch's codes may be overwritten when the next batch is requested.
 
     On a GPU codes and bases are there when it comes to them; scales stay on the host.
     """

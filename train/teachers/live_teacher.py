@@ -66,8 +66,8 @@ class LiveTeacher:
     def roi_head(self) -> RoiHead:
         if self.teacher.roi_head is None:
             raise InputError(
-                f'tar_head: teacher {self.name} has no RoI head, or one of a kind that mtpd cannot run on its maps; '
-                'take a Faster, Mask or Cascade R-CNN, or another loss'
+                f'tar_head: teacher {self.name} has no RoI head, or one that mtpd cannot run on its maps; '
+                'use a Faster, Mask or Cascade R-CNN, or another loss'
             )
         return RoiHead(self.teacher.roi_head, self.weights())
 
@@ -131,7 +131,7 @@ class LiveTeacher:
         if values.shape[2:] != level.grid(*size):
             raise InputError(
                 f'teacher {self.name}: {level.name} is {tuple(values.shape[2:])} for an input of {size[0]} x {size[1]} '
-                f'px, expected {level.grid(*size)}: its stride is not {level.stride} there; leave it out by `levels`'
+                f'px, expected {level.grid(*size)}: its stride is not {level.stride} there; exclude it with `levels`'
             )
         for view in sorted({sample.view for sample in samples}):
             seen = [number for number, sample in enumerate(samples) if sample.view == view]

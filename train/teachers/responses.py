@@ -26,7 +26,7 @@ class Responses:
     """The loss on responses of a stage.
 
     Attributes:
-        options: weights, gates and decay.
+        options: configuration of the loss.
         coder: the student's box coder.
         num_classes: object classes of student and teacher.
         head: the teacher's RoI head; None where its stored answers are used. It is part of no other module, so nothing
@@ -47,7 +47,7 @@ class SharedRois(NamedTuple):
     Attributes:
         rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
         student: what the student says about them.
-        stored: what the teacher said about them; None where its head is to be asked.
+        stored: the teacher's stored predictions for them; None if its head is to be run.
     """
 
     rois: Tensor
@@ -95,7 +95,7 @@ def response_losses(
     """The losses of a batch by name, weighted and decayed.
 
     Args:
-        responses: what is asked for.
+        responses: configuration.
         shared: the RoIs and what the student says about them.
         teacher: level name -> the teacher's maps (B, C, H, W), for its head.
         samples: the images of the batch, after `collate`.
@@ -107,7 +107,7 @@ def response_losses(
     if shared.stored is not None:
         answers = answers_of_cache(shared.stored, matches)
     else:
-        assert head is not None, 'neither a head nor stored answers'
+        assert head is not None, 'neither a head nor stored predictions'
         predictions = head([teacher[level.name].values() for level in responses.levels], rois)
         answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
     return tar_head_losses(

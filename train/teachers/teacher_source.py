@@ -73,7 +73,7 @@ class TeacherSource(Protocol):
         """The teacher's RoI head, in float32 on the CPU, for maps that this source gives.
 
         Raises:
-            MtpdError: the teacher has none that mtpd can run; says why.
+            MtpdError: the teacher has none that mtpd can run; the message states why.
         """
 
     def num_roi_classes(self) -> int:
@@ -103,10 +103,10 @@ class TeacherSource(Protocol):
     ) -> Iterator[ReadAhead]:
         """What `maps` needs of each batch, in order, prepared by threads while the steps before are computed.
 
-        What is given for a batch holds until the next is asked for.
+        The result for a batch is valid until the next is requested.
 
         Args:
-            batches: what will be asked for.
+            batches: that will be requested.
             levels: names of those that `maps` will give.
             with_rois: whether the proposals are wanted too, if `num_roi_classes` says that there are some.
             device: where `maps` will compute; a GPU is copied to while it computes.

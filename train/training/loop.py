@@ -47,12 +47,12 @@ class Place:
 
 
 def train_stage(stage: Stage, place: Place) -> None:
-    """Trains the stage's student in place, going on from `place.progress_file` when that is there.
+    """Trains the stage's student in place, resuming from `place.progress_file` if it exists.
 
     Where the recipe asks for a moving average the student has the averaged weights in the end.
 
     Raises:
-        Interrupted: the user asked to stop; the last optimizer step is saved.
+        Interrupted: the user stopped it; the last optimizer step is saved.
         MtpdError: the training has diverged, an image cannot be read, the cache is damaged, the disk is full.
     """
     device, recipe, stop, world = place.device, stage.recipe, place.stop, place.world
@@ -146,6 +146,6 @@ def _progress_bar(stage: Stage, epoch: int, *, num_images: list[int], done: int)
 
 def _how_to_go_on(stage: Stage, epoch: int, step: int) -> str:
     return (
-        f'stopped in epoch {epoch + 1} of stage {stage.number}, step {step}; all of it is saved; '
-        'run the same command with --resume to go on'
+        f'stopped in epoch {epoch + 1} of stage {stage.number}, step {step}; everything is saved; '
+        'run the same command with --resume to continue'
     )

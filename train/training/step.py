@@ -32,7 +32,7 @@ PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat
 def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sample], ReadAhead]]:
     """Samples from worker processes, and what threads read of the teacher, both ahead of time.
 
-    What is read of the teacher for a batch holds until the next batch is asked for.
+    What is read of the teacher for a batch is valid until the next batch is requested.
     """
     # In this order: the processes are forked before the threads start.
     samples = load_batches(

@@ -41,4 +41,4 @@ def check_teacher(stage: Stage, device: torch.device) -> None:
         for level in stage.teacher_levels:
             statistics = MapStatistics(level.name)
             statistics.add(targets.maps[level.name].values(), targets.masks[level.name])
-            statistics.require_varied(name=stage.source.name, advice='leave the level out by `levels`')
+            statistics.require_varied(name=stage.source.name, advice='exclude the level with `levels`')

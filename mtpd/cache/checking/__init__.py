@@ -1,1 +1,1 @@
-"""Looking at a whole cache: what is in it, whether it is sound, and queueing what is not."""
+"""Checks of a whole cache: its contents, whether it is intact, and queueing damaged parts for extraction."""

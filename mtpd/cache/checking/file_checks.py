@@ -68,7 +68,7 @@ def _read_plain(check: FileCheck, spec: ArraySpec, file: BinaryIO, *, size: int,
     wrong = [row for row, pair in enumerate(zip(found, check.image_ids, strict=True)) if pair[0] != pair[1]]
     if wrong:
         raise CacheDamagedError(
-            f'{check.file}: row {wrong[0]} belongs to image {found[wrong[0]]}, the index says '
+            f'{check.file}: row {wrong[0]} belongs to image {found[wrong[0]]}, the index states '
             f'{check.image_ids[wrong[0]]}'
         )
 
@@ -97,7 +97,7 @@ def _read_shard(files: CacheFiles, check: FileCheck, file: BinaryIO, *, size: in
     for row in range(check.num_rows):
         offset, length = (int(value) for value in entries[row])
         if offset != position:
-            raise CacheDamagedError(f'{name}: row {row} begins at byte {offset}, not where the one before it ends')
+            raise CacheDamagedError(f'{name}: row {row} starts at byte {offset}, not at the end of the previous row')
         chunk = file.read(length)
         digest.update(chunk)
         decode_chunk(chunk, out=codes, checksum=int(checksums[row]), name=f'{name}: row {row}')

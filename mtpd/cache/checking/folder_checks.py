@@ -1,4 +1,4 @@
-"""Checking what lies in a cache's folders beside the files that its records name."""
+"""Checks a cache's folders for files other than the recorded ones."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def stray_files(root: Path, *, expected: Collection[str], is_finished: bool) -> 
 
 
 def metadata_problems(root: Path, expected: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """(path below `root`, reason) of every expected `zarr.json` that is missing or says something else."""
+    """(path below `root`, reason) of every expected `zarr.json` that is missing or has other content."""
     for file, content in expected.items():
         path = root / file
         if not path.is_file():
@@ -43,7 +43,7 @@ def metadata_problems(root: Path, expected: Mapping[str, bytes]) -> Iterator[tup
         rows = differences(_without_empty(found), _without_empty(json.loads(content)))
         if rows:
             name, is_, should = rows[0]
-            yield file, f'says {name} is {short(is_)}, not {short(should)}'
+            yield file, f'states {name} as {short(is_)}, expected {short(should)}'
 
 
 def _without_empty(value: Any) -> Any:

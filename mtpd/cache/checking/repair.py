@@ -1,4 +1,4 @@
-"""Giving a damaged cache back to the extraction, which then writes just the damaged shard groups again."""
+"""Returns a damaged cache to the extraction, which then writes only the damaged shard groups again."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -44,12 +44,12 @@ class Repair:
 
 
 def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
-    """Takes what is damaged out of the records, so that the same extraction writes it again; under `no_writers`.
+    """Removes damaged parts from the records, so that the same extraction writes them again; under `no_writers`.
 
     A finished cache becomes an unfinished one: first the journal of what is intact, then the plan, and only then the
-    manifest goes. A kill in between leaves the finished cache with its damages. Metadata is mended at once. Strays are
-    left alone: no extraction wrote them. Without the rotations of its channels no stored map of a lean cache means
-    anything, and there is no making quite the same ones again: then all shards are queued.
+    manifest goes. A kill in between leaves the finished cache with its damages. Metadata is repaired immediately.
+    Strays are left alone: no extraction wrote them. Without the rotations of its channels the stored maps of a lean
+    cache are useless, and the same rotations cannot be computed again: then all shards are queued.
 
     Raises:
         UnavailableError: the disk refuses.

@@ -1,4 +1,4 @@
-"""What is on record about a cache, finished or not: of the manifest, or of the plan and the journal."""
+"""Records of a cache, finished or not: the manifest, or the plan and the journal."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from mtpd.errors import CacheError
 
 @dataclass(frozen=True)
 class CacheState:
-    """A cache's records. Nothing of its data has been looked at.
+    """A cache's records. Its data has not been checked.
 
     Attributes:
         root: the cache's folder.
@@ -38,7 +38,7 @@ class CacheState:
 
 
 def read_state(root: Path) -> CacheState:
-    """Reads the records of the cache in `root`; changes nothing, so that it may look on while an extraction runs.
+    """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs.
 
     Raises:
         CacheIncompleteError: there is no cache, not even an unfinished one.

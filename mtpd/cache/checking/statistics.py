@@ -1,4 +1,4 @@
-"""What a cache holds and what it takes, told from its records alone."""
+"""Contents and disk use of a cache, from its records alone."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Proving a cache sound: every file read whole, every chunk decoded.
+"""Verifies a cache: reads every file completely and decodes every chunk.
 
 What is read is judged by the manifest; of an unfinished cache by the plan and the journal, and only what is committed.
 """
@@ -27,11 +27,11 @@ Kind = Literal['shard', 'head', 'metadata', 'stray']
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is not as it was written.
+    """A file that differs from what was written.
 
     Attributes:
         kind: `shard`: of a shard group, to be extracted again; `head`: of what precedes the shards (the index, the
-            teacher's weights), which an extraction writes anew when it starts; `metadata`: a `zarr.json`, which nothing
+            teacher's weights), which an extraction rewrites when it starts; `metadata`: a `zarr.json`, which nothing
             of mtpd reads, but other programs do; `stray`: a file that does not belong there.
         file: path below the cache's root.
         reason: what is wrong with it.
@@ -50,7 +50,7 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
     Args:
         state: the cache's records.
         num_threads: that read and decode; each holds a chunk of a shard, or a file of a small array, in memory.
-        advance: is told the number of bytes of each file when it has been read.
+        advance: called with the number of bytes of each file after reading it.
     """
     files = CacheFiles(state.root, state.manifest.files)
     plan, index_damage = _plan(state, files)
@@ -64,7 +64,7 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
             damages.append(_damage(state, check, problem))
     if plan is not None:
         damages += _damages_of_rois(state, files, plan, known={damage.key for damage in damages})
-    # Where a file of the index is damaged, that has been said of the file.
+    # If a file of the index is damaged, that is already reported for the file.
     if index_damage and not any(damage.file.startswith('index/') for damage in damages):
         damages.insert(0, index_damage)
     return damages + _damages_of_folders(state)
@@ -108,7 +108,7 @@ def _damages_of_rois(
 
 
 def _damage(state: CacheState, check: FileCheck, error: CacheDamagedError) -> Damage:
-    # What names the file is said by `file`, and the next step by who asked for the verification.
+    # `file` names the file, and the caller of the verification adds the next step.
     reason = str(error).removesuffix('; extract it again').removesuffix(f'; {REPAIR}')
     for prefix in (f'{state.root / check.file}: ', f'{state.root}: ', f'{state.root}/'):
         reason = reason.removeprefix(prefix)
@@ -155,7 +155,7 @@ def _checks(state: CacheState, layout: CachePlan, *, has_ids: bool) -> Iterator[
 def _unknown_records(state: CacheState, checks: Sequence[FileCheck]) -> list[Damage]:
     """Files on record that the plan has no place for: no extraction wrote such records."""
     unknown = state.manifest.files.keys() - {check.file for check in checks}
-    return [Damage('head', file, 'is on record, but the plan has no such file') for file in sorted(unknown)]
+    return [Damage('head', file, 'is recorded, but the plan has no such file') for file in sorted(unknown)]
 
 
 def expected_metadata(state: CacheState) -> dict[str, bytes]:
@@ -175,8 +175,8 @@ def _damages_of_folders(state: CacheState) -> list[Damage]:
         spec.file(shard) for spec in _all_specs(state) for shard in range(-(-spec.shape[0] // spec.rows_per_file))
     }
     strays = stray_files(state.root, expected=expected, is_finished=state.is_finished)
-    damages = [Damage('stray', file, 'does not belong there') for file in strays]
-    # An extraction mends the metadata when it starts.
+    damages = [Damage('stray', file, 'is not part of the cache') for file in strays]
+    # An extraction repairs the metadata when it starts.
     if state.is_finished:
         damages += [Damage('metadata', *problem) for problem in metadata_problems(state.root, metadata)]
     return damages

@@ -1,1 +1,1 @@
-"""What a cache is on disk: plan, arrays, codecs, shards, manifest. Reads and writes no data by itself."""
+"""The format of a cache on disk: plan, arrays, codecs, shards, manifest. Does not read or write data itself."""

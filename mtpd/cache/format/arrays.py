@@ -9,7 +9,7 @@ A bucket's folder holds, per view (N rows, L levels, C channels, H W grid of a l
     <view>/error           (N, L) float32                 relative squared error of each map, in the same order
 
 The small arrays are cut at the same rows as the shards, so that a shard group owns all its files. Everything here
-follows from the manifest; what the `zarr.json` files say is for other programs and is never believed.
+follows from the manifest; the `zarr.json` files are for other programs and are never trusted.
 """
 
 import math
@@ -167,7 +167,7 @@ def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:
     expected = math.prod((spec.rows_per_file, *spec.row_shape)) * np.dtype(spec.dtype).itemsize
     if num_bytes != expected or expected > MAX_PLAIN_BYTES:
         raise CacheDamagedError(
-            f'{name}: has {num_bytes} bytes, its shape makes it {expected}, and {MAX_PLAIN_BYTES} is the most; '
+            f'{name}: has {num_bytes} bytes, expected {expected} by its shape and at most {MAX_PLAIN_BYTES}; '
             'extract it again'
         )
 

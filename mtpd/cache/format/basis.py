@@ -84,8 +84,9 @@ def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[st
         deviation = float((basis.T @ basis - torch.eye(len(basis))).abs().max())
         if not deviation < MAX_DEVIATION:
             raise CacheDamagedError(
-                f'{name}: the basis of {level} is not orthonormal (B^T B differs from 1 by {deviation:.2g}, at most '
-                f'{MAX_DEVIATION:g} is rounding); extract the cache again'
+                f'{name}: the basis of {level} is not orthonormal (B^T B differs from the identity by '
+                f'{deviation:.2g}, expected at most '
+                f'{MAX_DEVIATION:g}); extract the cache again'
             )
     return tensors
 

@@ -1,8 +1,8 @@
-"""How a feature map becomes stored codes and comes back.
+"""Encoding of feature maps to stored codes, and decoding.
 
 `fp16`  the map itself in half precision.
 `int8`  per image and channel 256 steps between the channel's smallest and largest value. The offset matters:
-        activations such as SiLU are far from symmetric, and without it half of the codes of such a channel stand for
+        activations such as SiLU are far from symmetric, and without it half of the codes of such a channel represent
         values that never occur.
 `lean`  the coarsest steps that keep a relative error, on decorrelated channels; see `mtpd.cache.format.lean`.
 
@@ -26,7 +26,7 @@ CodecName = Literal['fp16', 'int8', 'lean']
 
 # Images named in a message.
 MAX_NAMED = 8
-# Error that `lean` may make, as a share of a map's energy, unless another is asked for.
+# Default error of `lean`, as a share of a map's energy.
 DEFAULT_TARGET = 0.03
 
 
@@ -99,7 +99,7 @@ def rotate(values: Tensor, basis: Tensor | None) -> Tensor:
 
 
 def decode(encoded: EncodedMaps) -> Tensor:
-    """The float32 maps (..., C, H, W) that `encoded` stands for, on its device."""
+    """The decoded float32 maps (..., C, H, W) of `encoded`, on its device."""
     return rotate(dequantise(encoded), encoded.basis)
 
 
@@ -116,7 +116,7 @@ def require_storable(encoded: EncodedMaps, *, level: str, view: str, image_ids: 
         InputError: a value was not finite, or too large for half precision.
     """
     uses_half = torch.float16 in (encoded.codes.dtype, encoded.scale is not None and encoded.scale.dtype)
-    limit = ', or exceed 65504, the largest half-precision value (then choose the codec int8)' if uses_half else ''
+    limit = ', or exceed 65504, the largest half-precision value (if so, use the codec int8)' if uses_half else ''
     require_finite(encoded.error, level=level, view=view, image_ids=image_ids, limit=limit)
 
 
@@ -139,8 +139,8 @@ def require_finite(values: Tensor, *, level: str, view: str, image_ids: Sequence
     wrong = [str(image_id) for image_id, one in zip(image_ids, finite.tolist(), strict=True) if not one]
     shown = ', '.join(wrong[:MAX_NAMED]) + (', ...' if len(wrong) > MAX_NAMED else '')
     raise InputError(
-        f'level {level}, view {view} of the images with ids {shown}: the teacher gave feature values that are not '
-        f'finite, or whose squares are not{limit}; check its weights and its input normalisation'
+        f'level {level}, view {view} of the images with ids {shown}: the teacher returned feature values that are not '
+        f'finite, or whose squares are not{limit}; check its weights and input normalisation'
     )
 
 

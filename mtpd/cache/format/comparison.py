@@ -1,4 +1,4 @@
-"""How close maps are to the ones they stand for, image by image and on the whole.
+"""How close decoded maps are to the originals, per image and overall.
 
 Letters: C channels, H W grid of a level.
 """

@@ -1,4 +1,4 @@
-"""Comparing what a cache was made from with what is asked of it, field by field."""
+"""Compares what a cache was made from with what is requested, field by field."""
 
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) 
     difference = first_difference(found, wanted)
     if difference:
         raise CacheMismatchError(
-            f'{root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete what is '
-            'there'
+            f'{root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete the '
+            'existing one'
         )
 
 
 def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """The field that says best how two extractions differ, with both values; None for the same extraction."""
+    """The field that best describes how two extractions differ, with both values; None for the same extraction."""
     rows = [row for row in differences(found, wanted) if row[0].split('.')[0] not in INFORMATIONAL]
     if not rows:
         return None
@@ -36,7 +36,7 @@ def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | Non
 
 
 def _rank(field: str) -> int:
-    """The fingerprint says best what differs; buckets and files follow from the rest and say least."""
+    """Fingerprint fields first: they are the most informative; buckets and files follow from the rest."""
     return 0 if field == 'fingerprint' else 2 if field in DERIVED else 1
 
 

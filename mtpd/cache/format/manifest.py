@@ -169,13 +169,13 @@ class Manifest(_Record):
         _require_distinct('level', [level.name for level in self.description.levels])
         _require_distinct('view', self.description.views)
         if self.num_images > MAX_IMAGES:
-            raise ValueError(f'holds {self.num_images} images, at most {MAX_IMAGES} are possible')
+            raise ValueError(f'holds {self.num_images} images, at most {MAX_IMAGES} are supported')
         rois = self.description.rois
         num_probabilities = 0 if rois is None else rois.num_rois * (rois.num_classes + 1)
         if rois is not None and num_probabilities > MAX_PROBABILITIES:
             raise ValueError(
                 f'{rois.num_rois} proposals of {rois.num_classes} classes have {num_probabilities} probabilities, '
-                f'at most {MAX_PROBABILITIES} are possible'
+                f'at most {MAX_PROBABILITIES} are supported'
             )
         for bucket in self.buckets:
             if bucket.rows_per_shard > bucket.num_images:
@@ -185,7 +185,7 @@ class Manifest(_Record):
                 if elements > MAX_MAP_ELEMENTS:
                     raise ValueError(
                         f'level {level.name} of a {bucket.padded[0]}x{bucket.padded[1]} input has {elements} values, '
-                        f'at most {MAX_MAP_ELEMENTS} are possible'
+                        f'at most {MAX_MAP_ELEMENTS} are supported'
                     )
         return self
 
@@ -235,7 +235,7 @@ def write_manifest(
 
 
 def require_publishable(description: Description, plan: CachePlan) -> None:
-    """Checks, before a teacher runs for days, that `read_manifest` will accept what comes of it.
+    """Checks, before a teacher runs for days, that `read_manifest` will accept the result.
 
     Raises:
         InputError: names the limit.
@@ -245,13 +245,15 @@ def require_publishable(description: Description, plan: CachePlan) -> None:
     num_of_group += len(roi_specs(plan.buckets[0], description.rois))
     num_files = len(plan.shard_keys()) * num_of_group
     if num_files > MAX_FILES:
-        raise InputError(f'the cache would have up to {num_files} files, at most {MAX_FILES}: make --shard-mb larger')
+        raise InputError(
+            f'the cache would have up to {num_files} files, at most {MAX_FILES} are supported: increase --shard-mb'
+        )
     if description.rois is not None and not all(fits(bucket, description.rois) for bucket in plan.buckets):
-        raise InputError('the proposals of a shard would take more than 1 GB: make --rois or --shard-mb smaller')
+        raise InputError('the proposals of a shard would need more than 1 GB: lower --rois or --shard-mb')
     try:
         _manifest(description, [bucket_record(bucket) for bucket in plan.buckets], {})
     except ValidationError as error:
-        raise InputError(f'no cache can hold this: {first_problem(error)}') from error
+        raise InputError(f'a cache cannot hold this extraction:  {first_problem(error)}') from error
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -268,13 +270,13 @@ def read_manifest(root: Path) -> Manifest:
             raise CacheIncompleteError(
                 f'{root}: this extraction has not finished; run the same mtpd-extract command again'
             )
-        raise CacheIncompleteError(f'{root}: no cache here ({MANIFEST_FILE} is missing); make one with mtpd-extract')
+        raise CacheIncompleteError(f'{root}: no cache here ({MANIFEST_FILE} is missing); create one with mtpd-extract')
     content = read_json(path)
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise CacheMismatchError(f'{path}: not a feature cache, its format is not {FORMAT!r}')
     if content.get('version') != VERSION:
         raise CacheMismatchError(
-            f'{path}: format version {short(content.get("version"))}, this program reads version {VERSION}; '
+            f'{path}: format version {short(content.get("version"))}, this program supports version {VERSION}; '
             'install a newer mtpd'
         )
     digest = content.pop('digest', None)
@@ -301,7 +303,7 @@ def _manifest(description: Description, buckets: Sequence[BucketRecord], files: 
 
 def _require_distinct(kind: str, values: Sequence[object]) -> None:
     if len(set(values)) < len(values):
-        raise ValueError(f'a {kind} stands twice among {short(values)}')
+        raise ValueError(f'a {kind} appears twice in {short(values)}')
 
 
 def first_problem(error: ValidationError) -> str:

@@ -94,7 +94,7 @@ def decode_row(rows: Sequence[bytes], record: RoisRecord, *, num_rois: int) -> I
     """What `encode_row` encoded, in the order of `VALUES`, each row of its right length.
 
     Raises:
-        ValueError: the values are not those of RoIs; says what is wrong with them.
+        ValueError: the values are not those of RoIs; the message states what is wrong.
     """
     if not 0 <= num_rois <= record.num_rois:
         raise ValueError(f'{num_rois} RoIs in {record.num_rois} places')
@@ -110,13 +110,13 @@ def require_rois(rois: ImageRois, *, num_classes: int) -> None:
     """Checks the values of RoIs.
 
     Raises:
-        ValueError: says what is wrong with them.
+        ValueError: the message states what is wrong.
     """
     if not all(bool(one.isfinite().all()) for one in rois):
         raise ValueError('values that are not finite')
     if not bool(((rois.labels >= 0) & (rois.labels < num_classes)).all()):
-        raise ValueError(f'labels that are none of {num_classes} classes')
+        raise ValueError(f'labels outside its {num_classes} classes')
     if not bool(((rois.probabilities >= 0) & (rois.probabilities <= 1)).all()):
-        raise ValueError('probabilities beyond 0 and 1')
+        raise ValueError('probabilities outside 0 to 1')
     if not bool((rois.boxes[:, 2:] >= rois.boxes[:, :2]).all()):
-        raise ValueError('boxes whose corners are the wrong way round')
+        raise ValueError('boxes with swapped corners')

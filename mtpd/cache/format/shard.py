@@ -3,7 +3,7 @@
 Layout (Zarr v3, `sharding_indexed`, index at the end): the encoded inner chunks one after another, then for every chunk
 its offset and length as two little-endian uint64, then the CRC-32C of that index. An inner chunk is one image's map:
 little-endian values, zstd, CRC-32C. zarr-python opens the same files; it is not used here because it fills missing
-chunks with zeros without a word, and a target that is zero trains a student on nothing.
+chunks with zeros silently, and zero targets train a student on nothing.
 """
 
 import struct
@@ -43,10 +43,10 @@ def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> 
     """
     # Whole and by its residue: without its end it would have to be copied. Of bytes the lock is released.
     if len(chunk) <= CHECKSUM_BYTES or google_crc32c.value(chunk) != RESIDUE or chunk_checksum(chunk) != checksum:
-        raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written; {REPAIR}')
+        raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
     # numcodecs accepts a frame that is shorter than the buffer, and unpacks one of unknown size before it looks at it.
     if _frame_content_size(chunk[:MAX_HEADER_BYTES]) != out.nbytes:
-        raise CacheDamagedError(f'{name}: decompresses to another size than the {out.nbytes} bytes of its level')
+        raise CacheDamagedError(f'{name}: does not decompress to the {out.nbytes} bytes of its level')
     try:
         _ZSTD.decode(memoryview(chunk)[:-CHECKSUM_BYTES], out)
     except (RuntimeError, ValueError) as error:
@@ -100,7 +100,7 @@ def decode_index(
         raise CacheDamagedError(f'{name}: the index at its end lacks a chunk or points outside the file')
     if (present[:, 1] > compressed_bound(chunk_bytes)).any():
         raise CacheDamagedError(
-            f'{name}: the index at its end has a chunk that is longer than {chunk_bytes} bytes pack to'
+            f'{name}: the index at its end has a chunk longer than {chunk_bytes} bytes can compress to'
         )
     return entries
 

@@ -1,4 +1,4 @@
-"""JSON that anyone may have written, read within limits or refused with one line."""
+"""Untrusted JSON, read within limits or refused with a one-line error."""
 
 import json
 import math
@@ -30,7 +30,9 @@ def read_json(path: Path) -> Any:
         raise CacheDamagedError(f'{path}: cannot be read ({error.strerror})') from error
     num_values = sum(content.count(mark) for mark in (b',', b'[', b'{'))
     if num_values > FREE_VALUES + len(content) // BYTES_PER_VALUE:
-        raise CacheDamagedError(f'{path}: holds {num_values} values in {len(content)} bytes, no extraction wrote that')
+        raise CacheDamagedError(
+            f'{path}: holds {num_values} values in {len(content)} bytes, not written by an extraction'
+        )
     try:
         return json.loads(
             content, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant, parse_float=_finite
@@ -67,12 +69,12 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f'the key {short(repeated)!r} stands twice in one object')
+        raise ValueError(f'the key {short(repeated)!r} appears twice in one object')
     return content
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f'{name} is not a number of JSON')
+    raise ValueError(f'{name} is not a JSON number')
 
 
 def _finite(text: str) -> float:

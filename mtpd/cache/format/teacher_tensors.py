@@ -77,15 +77,15 @@ def load_roi_head(content: bytes, *, name: str) -> RoiHead:
 
     Raises:
         CacheDamagedError: as for `load_teacher`, or the record contradicts the tensors.
-        CacheMismatchError: no head is on record; says why.
+        CacheMismatchError: no head is on record; the message states why.
     """
     teacher = load_teacher(content, name=name)
     if teacher.roi_head is None:
         if not any(one.startswith('roi_head.') for one in teacher.weights):
-            raise CacheMismatchError(f"{name}: its teacher has no RoI head; take a two-stage teacher's cache")
+            raise CacheMismatchError(f'{name}: its teacher has no RoI head; use the cache of a two-stage teacher')
         raise CacheMismatchError(
-            f"{name}: does not say how its teacher's RoI head is built: it was extracted by an older mtpd, or the head "
-            'is of a kind that mtpd cannot run; extract the cache again, or choose another loss'
+            f"{name}: has no record of its teacher's RoI head: it was extracted by an older mtpd, or the head "
+            'is not supported by mtpd; extract the cache again, or choose another loss'
         )
     try:
         return RoiHead(teacher.roi_head, teacher.weights)

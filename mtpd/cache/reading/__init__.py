@@ -1,1 +1,1 @@
-"""Opening a cache and reading maps, believing nothing that the manifest does not vouch for."""
+"""Opens a cache and reads maps; trusts only what the manifest guarantees."""

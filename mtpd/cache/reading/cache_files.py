@@ -1,4 +1,4 @@
-"""The files of a cache, opened only as far as its manifest vouches for them."""
+"""The files of a cache, opened only as its manifest guarantees them."""
 
 import os
 from collections.abc import Mapping
@@ -36,10 +36,10 @@ class CacheFiles:
             raise _unreadable(path, error) from error
         if found != record.num_bytes:
             state = 'missing' if found is None else f'{found} bytes long'
-            raise CacheDamagedError(f'{path}: is {state}, the manifest says {record.num_bytes} bytes; {REPAIR}')
-        # The path comes from the manifest, the links in it from whoever packed the folder.
+            raise CacheDamagedError(f'{path}: is {state}, the manifest states {record.num_bytes} bytes; {REPAIR}')
+        # The path comes from the manifest, but links in it may come from anyone who packed the folder.
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
-            raise CacheDamagedError(f'{path}: is a link that leads out of the cache; put the file itself there')
+            raise CacheDamagedError(f'{path}: is a link to a place outside the cache; replace it with the file itself')
         return record.num_bytes
 
     def read(self, file: str, *, max_bytes: int) -> bytes:

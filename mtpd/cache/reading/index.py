@@ -40,12 +40,12 @@ def _problem(columns: dict[str, np.ndarray], sizes: list[int]) -> str | None:
     """What of the index contradicts itself or the numbers of images of the buckets."""
     bucket, row = columns['bucket'], columns['row']
     if np.unique(columns['image_id']).size < bucket.size:
-        return 'the index names an image twice'
+        return 'the index lists an image twice'
     if bucket.min() < 0 or bucket.max() >= len(sizes) or np.bincount(bucket).tolist() != sizes:
-        return 'the index has other numbers of images in its buckets than the manifest'
+        return 'the index and the manifest differ in the number of images of a bucket'
     order = np.lexsort((row, bucket))
     if not np.array_equal(row[order], np.concatenate([np.arange(size) for size in sizes])):
-        return 'the index does not give every row of a bucket to one image'
+        return 'the index does not assign every row of a bucket to one image'
     if min(columns[name].min() for name in ('original', 'resized', 'padded')) < 1:
         return 'the index has sizes below 1 px'
     return None

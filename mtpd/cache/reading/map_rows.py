@@ -154,7 +154,7 @@ class MapReader:
         file, name = spec.file(shard), str(self._files.root / spec.file(shard))
         size, length = self._files.size(file), index_bytes(spec.rows_per_file)
         if size < length:
-            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone takes {length}; {REPAIR}')
+            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone needs {length}; {REPAIR}')
         return decode_index(
             self._files.read_range(file, offset=size - length, length=length),
             chunks_per_shard=spec.rows_per_file,

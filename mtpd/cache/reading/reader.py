@@ -1,4 +1,4 @@
-"""Reading a cache, believing nothing that the manifest does not vouch for.
+"""Reads a cache; trusts only what the manifest guarantees.
 
 The chain of trust: the manifest's digest; the size of every file and the sha256 of the small ones (index, basis, row
 tables) in the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard
@@ -179,7 +179,7 @@ class CacheReader:
         """The teacher's RoI head, ready to run on this cache's maps; of a cascade the first stage.
 
         Raises:
-            CacheMismatchError: the cache holds none that can be run; says why.
+            CacheMismatchError: the cache holds none that can be run; the message states why.
             CacheDamagedError: the file is not what was written, or its record and its tensors contradict each other.
         """
         return load_roi_head(self._teacher_file(), name=str(self.path / TEACHER_FILE))

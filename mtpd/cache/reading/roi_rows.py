@@ -40,7 +40,7 @@ class RoiReader:
             raise CacheDamagedError(f'{name} belongs to image {found}, not {image_id}')
         rows = [self._row(self._specs(bucket)[array], shard, position) for array in VALUES]
         if row_checksum(rows) != tables['crc32c'][position]:
-            raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after they were written; {REPAIR}')
+            raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
         try:
             return decode_row(rows, self._record, num_rois=int(tables['num_rois'][position]))
         except ValueError as error:

@@ -76,7 +76,7 @@ def cut_torn_tail(root: Path, *, part: Part = WHOLE) -> None:
 
 
 def recorded_entries(root: Path) -> list[JournalEntry]:
-    """What all journals say, whether or not the files are there."""
+    """Entries of all journals, whether or not the files exist."""
     return [entry for path in journal_paths(root) for entry in _read_journal(path)[0]]
 
 
@@ -121,7 +121,7 @@ def damaged_file(root: Path, files: GroupFiles) -> str | None:
 
 
 def remove_journals(root: Path) -> None:
-    """Deletes every journal, once the manifest says what they said."""
+    """Deletes every journal once the manifest has their content."""
     for path in journal_paths(root):
         path.unlink(missing_ok=True)
 
@@ -165,7 +165,7 @@ def _parse(line: bytes) -> JournalEntry | None:
             return None
         files = {name: FileRecord(**record) for name, record in content['files'].items()}
         return JournalEntry(plan, ShardKey(bucket, shard), files)
-    # Whatever JSON it is: what is no line of ours was not committed.
+    # Any other JSON: a line not written by this module was not committed.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 

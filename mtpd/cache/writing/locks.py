@@ -77,7 +77,7 @@ class CacheLock:
                 pass
         except LockHeldError as error:
             raise self._busy(other, str(error)) from None
-        # Locks are only taken by who holds the gate, so nobody is waiting for these.
+        # Only the holder of the gate takes locks, so no process is waiting for these.
         _lock_path(self._root, other).unlink(missing_ok=True)
 
     def _busy(self, other: Part, who: str) -> UnavailableError:

@@ -36,7 +36,7 @@ def publish_parts(root: Path) -> None:
             remove_leftovers(root, part=WHOLE)
     if missing:
         raise CacheIncompleteError(
-            f'{root}: {_how_many(plan, missing)} not committed; run mtpd-extract with the parts that lack them, or '
+            f'{root}: {_how_many(plan, missing)} not committed; run mtpd-extract for the missing parts, or '
             'without --part'
         )
 
@@ -45,16 +45,16 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
     """Makes one cache of the folders that parts wrote; nothing in these is changed.
 
     Every file is verified by its hash and then linked, or copied where `out` is on another file system. When it was
-    killed, the same call goes on.
+    killed, the same call resumes.
 
     Args:
         sources: unfinished caches of the same plan.
         out: a folder which need not exist; empty, or holding such a merge that was not finished.
-        advance: is told the bytes of each file when it is in place.
+        advance: called with the bytes of each file when it is in place.
 
     Raises:
         CacheMismatchError: a source is of another extraction, or `out` holds other things.
-        CacheIncompleteError: a source is no unfinished cache, or shard groups are in none of them.
+        CacheIncompleteError: a source is not an unfinished cache, or shard groups are missing from all of them.
         CacheDamagedError: a file differs from what was written.
         UnavailableError: something is at work in `out`, or the disk refuses.
     """
@@ -95,13 +95,14 @@ def _common_plan(sources: Sequence[Path]) -> PlanRecord:
     plans = []
     for source in sources:
         if is_published(source):
-            raise CacheMismatchError(f'{source}: is a finished cache and not a part; leave it out')
+            raise CacheMismatchError(f'{source}: is a finished cache, not a part; remove it from the command')
         plans.append(read_plan_file(source))
     for source, plan in zip(sources, plans, strict=True):
         difference = first_difference(plan.model_dump(mode='json'), plans[0].model_dump(mode='json'))
         if difference:
             raise CacheMismatchError(
-                f'{source}: is a part of another extraction than {sources[0]}: {difference}; merge parts of one'
+                f'{source}: is not a part of the same extraction as {sources[0]}: {difference}; merge parts '
+                'of one extraction'
             )
     return plans[0]
 
@@ -119,7 +120,7 @@ def _claim(out: Path, plan: PlanRecord, sources: Sequence[Path]) -> None:
         return
     strangers = [path.name for path in out.iterdir() if not path.name.startswith('.')]
     if strangers:
-        raise CacheMismatchError(f'--out {out}: holds {strangers[0]} and no cache; give an empty or a new folder')
+        raise CacheMismatchError(f'--out {out}: holds {strangers[0]} but no cache; give an empty or new folder')
     write_plan_file(out, plan)
 
 
@@ -138,7 +139,7 @@ def _require_one_basis(found: Sequence[tuple[Path, JournalEntry]]) -> None:
     for source, entry in found:
         if entry.files[BASIS_FILE] != found[0][1].files[BASIS_FILE]:
             raise CacheMismatchError(
-                f'{source}: its {BASIS_FILE} differs from that of {found[0][0]}; copy that one over it and run the '
+                f'{source}: its {BASIS_FILE} differs from that of {found[0][0]}; copy the latter over it and run the '
                 'mtpd-extract command of the part again'
             )
 
@@ -147,8 +148,9 @@ def _require_all(plan: PlanRecord, keys: set[ShardKey], sources: Sequence[Path])
     missing = [key for key in plan.group_files() if key not in keys]
     if missing:
         raise CacheIncompleteError(
-            f'{sources[0].parent}: {_how_many(plan, missing)} in none of the {len(sources)} folders; finish the part '
-            'that has it, or name its folder too'
+            f'{sources[0].parent}: {_how_many(plan, missing)} missing from the {len(sources)} folders; '
+            'finish their part '
+            'or give its folder too'
         )
 
 
@@ -176,7 +178,7 @@ def _transfer_any(sources: Sequence[Path], out: Path, name: str, record: FileRec
     except OSError:  # another file system, or one without links
         content = path.read_bytes()
         if sha256_bytes(content) != record.sha256:
-            raise CacheDamagedError(f'{path}: changed while it was copied; run the same command again') from None
+            raise CacheDamagedError(f'{path}: changed during the copy; run the same command again') from None
         write_atomically(target, content)
 
 

@@ -95,11 +95,11 @@ def write_plan_file(root: Path, plan: PlanRecord, *, owner: str = '') -> None:
 
 
 def read_plan_json(root: Path) -> Any:
-    """The plan of the unfinished cache in `root` as it stands, to be compared field by field.
+    """The current plan of the unfinished cache in `root`, to be compared field by field.
 
     Raises:
         CacheIncompleteError: there is none.
-        CacheDamagedError: it is no JSON.
+        CacheDamagedError: it is not valid JSON.
     """
     path = root / PLAN_FILE
     if not path.is_file():
@@ -112,7 +112,7 @@ def read_plan_file(root: Path) -> PlanRecord:
 
     Raises:
         CacheIncompleteError: there is none.
-        CacheDamagedError: it is no plan.
+        CacheDamagedError: it is not a plan.
     """
     content = read_plan_json(root)
     try:

@@ -18,10 +18,10 @@ def is_published(root: Path) -> bool:
 
 
 def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
-    """Writes the manifest if every shard group is committed, whoever wrote it.
+    """Writes the manifest if every shard group is committed, by any process.
 
-    The manifest follows from the plan, the journals and nothing else: any number of processes may call this at once,
-    and again later, and the content is the same.
+    The manifest follows from the plan, the journals and nothing else: any number of processes may call this
+    concurrently, and again later, and the content is the same.
 
     Returns:
         The shard groups that are not committed yet; none when the cache is published.

@@ -34,7 +34,7 @@ class RoiRows:
                 require_rois(rois, num_classes=self._record.num_classes)
             except ValueError as error:
                 raise InputError(
-                    f'image {image_id}: the teacher gives proposals with {error}; leave them out with --rois 0'
+                    f'image {image_id}: the teacher returns proposals with {error}; omit them with --rois 0'
                 ) from error
             values = encode_row(rois, self._record)
             checksum = row_checksum([values[name].tobytes() for name in VALUES])

@@ -18,7 +18,7 @@ from mtpd.pyramid import Level
 
 
 class ShardGroup:
-    """Collects maps image by image, compressing each at once, so that it never holds uncompressed codes.
+    """Collects maps image by image and compresses each immediately, so that it never holds uncompressed codes.
 
     The threads of `compressors` share the work: zstd leaves Python's lock to others, and one core compresses less than
     a GPU makes.
@@ -67,7 +67,7 @@ class ShardGroup:
             if codes.shape[1:] != spec.row_shape:
                 raise InputError(
                     f'level {level.name} of the teacher is {codes.shape[1:]} for a {self._bucket.name} input, expected '
-                    f'{spec.row_shape}: its stride is not {level.stride} there; leave the level out with --levels'
+                    f'{spec.row_shape}: its stride is not {level.stride} there; exclude the level with --levels'
                 )
             start = self._rows.start + len(self._chunks[view, level.name])
             images = self._bucket.images[start : start + len(codes)]

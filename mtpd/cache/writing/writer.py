@@ -1,7 +1,7 @@
 """Writing a cache: one shard group at a time, resumable at any of them, by one process or by several parts.
 
 Order of events: plan.json (what is being made), zarr metadata, index, teacher weights; then for each shard group its
-files and one line of the part's journal; last the manifest, by whoever finds that all groups are committed. Each file
+files and one line of the part's journal; last the manifest, by the process that finds all groups committed. Each file
 is written to a temporary name, flushed and renamed. A kill at any moment leaves either no manifest, which no reader
 opens, or a finished cache. What the parts write beside the shards is the same from all of them.
 """
@@ -154,7 +154,7 @@ class CacheWriter:
         """
         # Locks can fail on a network file system, and folders be deleted: nothing goes into another extraction.
         if self.is_finished:
-            raise CacheMismatchError(f'{self.root}: another process has finished this cache; nothing is left to do')
+            raise CacheMismatchError(f'{self.root}: another process has finished this cache; nothing to do')
         self._require_own_plan()
         records = {}
         with disk_errors(self.root):
@@ -190,7 +190,7 @@ class CacheWriter:
             strangers = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
             if strangers:
                 raise CacheMismatchError(
-                    f'{self.root}: the folder is not empty ({strangers[0]}) and holds no extraction; '
+                    f'{self.root}: the folder is not empty ({strangers[0]}) and does not hold an extraction; '
                     'choose another --out'
                 )
             write_plan_file(self.root, self._plan_record, owner=self.part.label)
@@ -245,7 +245,7 @@ def _record(content: bytes) -> FileRecord:
 
 @contextmanager
 def disk_errors(root: Path) -> Iterator[None]:
-    """Turns what a disk refuses into one line that says how to go on."""
+    """Turns a disk error into one line with the next step."""
     try:
         yield
     except OSError as error:
@@ -256,7 +256,7 @@ def disk_errors(root: Path) -> Iterator[None]:
             errno.EROFS: 'the file system is read-only; choose another --out',
             errno.EACCES: 'no permission to write here; choose another --out',
             errno.EPERM: 'not allowed to write here; choose another --out',
-            errno.ENOLCK: 'the file system gives no locks; choose another --out',
+            errno.ENOLCK: 'the file system does not support locks; choose another --out',
         }.get(error.errno or 0, str(error))
         raise UnavailableError(
             f'{root}: {advice}, then run the same command again; all committed shards are kept'

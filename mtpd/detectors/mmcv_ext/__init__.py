@@ -1,4 +1,4 @@
-"""A stand-in for mmcv's compiled operators, `mmcv._ext`, on torchvision and plain PyTorch.
+"""A replacement for mmcv's compiled operators, `mmcv._ext`, on torchvision and plain PyTorch.
 
 The Python side of mmcv (mmcv/ops/*.py, also in mmcv-lite) gets every compiled operator from the one module
 `mmcv._ext`. `install` registers a module of that name that holds the operators which mmdet needs, with mmcv's own
@@ -53,7 +53,7 @@ OPERATORS: tuple[Callable[..., Any], ...] = (
 
 
 def install() -> None:
-    """Registers the stand-in as `mmcv._ext`. Call it before anything imports `mmcv.ops`."""
+    """Registers the replacement as `mmcv._ext`. Call it before anything imports `mmcv.ops`."""
     module = ModuleType(NAME, __doc__)
     # Without a spec, importlib.util.find_spec('mmcv._ext') raises ValueError instead of answering.
     module.__spec__ = ModuleSpec(NAME, loader=None, origin=__file__)
@@ -70,7 +70,7 @@ def _missing(name: str) -> Callable[..., NoReturn]:
 
     def unavailable(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
-            f'the operator {name!r} of mmcv has no stand-in in mtpd; a compiled mmcv >= 2.1, < 2.2 built for this '
+            f'the operator {name!r} of mmcv is not implemented in mtpd; a compiled mmcv >= 2.1, < 2.2 built for this '
             f'PyTorch has it and is used when installed in place of mmcv-lite'
         )
 

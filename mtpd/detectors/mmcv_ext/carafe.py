@@ -25,7 +25,7 @@ def carafe_forward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Fills `output` (B, C, s * H, s * W), and `rfeatures` with what `carafe_backward` wants; the rest is unused."""
+    """Fills `output` (B, C, s * H, s * W), and `rfeatures` with what `carafe_backward` needs; the rest is unused."""
     rfeatures.copy_(features)
     carafe_naive_forward(
         features, masks, output, kernel_size=kernel_size, group_size=group_size, scale_factor=scale_factor

@@ -1,4 +1,4 @@
-"""Precision in which the stand-in operators compute."""
+"""Precision in which the replacement operators compute."""
 
 import torch
 from torch import Tensor

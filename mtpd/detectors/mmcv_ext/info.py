@@ -4,7 +4,7 @@ import torch
 
 
 def get_compiler_version() -> str:
-    """Nothing was compiled: names the stand-in."""
+    """Nothing was compiled: names the replacement."""
     return 'none (mtpd.detectors.mmcv_ext)'
 
 

@@ -79,5 +79,5 @@ def roi_align_backward(
 def _refuse_max_pooling(pool_mode: int) -> None:
     if pool_mode == MAX_POOLING:
         raise NotImplementedError(
-            "roi_align with pool_mode 'max' has no stand-in in mtpd; use pool_mode 'avg' or install a compiled mmcv"
+            "roi_align with pool_mode 'max' is not implemented in mtpd; use pool_mode 'avg' or install a compiled mmcv"
         )

@@ -50,26 +50,26 @@ from mtpd.pyramid import Level
 
 
 class FgdOptions(LevelOptions):
-    """Focal and global distillation; the defaults are those published for RetinaNet (others: `fgd.py`)."""
+    """Focal and global distillation; defaults as published for RetinaNet (others: `fgd.py`)."""
 
     looks_at_objects: ClassVar[bool] = True
 
     loss: Literal['fgd'] = 'fgd'
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 1.0
-    """Factor of the whole loss."""
+    """Loss weight, applied to all terms."""
     foreground: NonNegativeFloat = 1e-3
-    """Factor of the error inside of objects, the paper's alpha (two-stage detectors: 5e-5; without anchors: 1.6e-3)."""
+    """Weight of the error inside objects, alpha in the paper (two-stage: 5e-5; anchor-free: 1.6e-3)."""
     background: NonNegativeFloat = 5e-4
-    """Factor of the error outside of objects, beta (2.5e-5; 8e-4)."""
+    """Weight of the error outside objects, beta (2.5e-5; 8e-4)."""
     attention: NonNegativeFloat = 1e-3
-    """Factor of the difference of attentions, gamma (5e-5; 8e-3)."""
+    """Weight of the attention difference, gamma (5e-5; 8e-3)."""
     relation: NonNegativeFloat = 5e-6
-    """Factor of the global relation, lambda (5e-7; 8e-6)."""
+    """Weight of the global relation, lambda (5e-7; 8e-6)."""
     temperature: PositiveFloat = 0.5
-    """What magnitudes are divided by before the softmaxes of the attentions."""
+    """Softmax temperature of the attentions."""
     normalize: Normalize = 'published'
-    """What the four factors belong to: `published`: the paper's sums, at 800x1088 px; `mean`: means."""
+    """Units of the four weights. `published`: the paper's sums at 800x1088 px; `mean`: means."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`."""
@@ -134,7 +134,7 @@ class FocalGlobalDistillation(nn.Module):
         Args:
             student: (B, C of the student, H, W).
             teacher_map: (B, C of the teacher, H, W).
-            mask: bool (B, 1, H, W), True at cells that count. What stands elsewhere, NaN included, changes neither the
+            mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the
                 loss nor a gradient.
             objects: of the batch.
 
@@ -170,7 +170,7 @@ class FocalGlobalDistillation(nn.Module):
 
     def _split(self, objects: Objects, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Z and Y, float32 (B, 1, H, W)."""
-        # Image by image: all boxes of a batch at once would be gigabytes on the finest level.
+        # Image by image: all boxes of a batch together would need gigabytes on the finest level.
         covered = [_inverse_areas(boxes, (mask.shape[2], mask.shape[3]), self._stride) for boxes in objects.boxes]
         foreground = torch.where(mask, torch.stack(covered)[:, None], 0.0)
         outside = mask & (foreground == 0)

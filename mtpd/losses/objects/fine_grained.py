@@ -32,22 +32,22 @@ Reference = Literal['level', 'pyramid']
 
 
 class FineGrainedOptions(LevelOptions):
-    """Fine-grained feature imitation: squared error in cells whose anchors, the student's, are near an object."""
+    """Fine-grained feature imitation: squared error in cells where an anchor of the student is near an object."""
 
     looks_at_objects: ClassVar[bool] = True
 
     loss: Literal['fine_grained'] = 'fine_grained'
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 1.28
-    """Factor of the loss, a mean over channels and marked cells; the default is the released 0.01 at 256 channels."""
+    """Loss weight; the loss is a mean over channels and marked cells. Default: the released 0.01 at 256 channels."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of an object's greatest IoU with anchors that an anchor must exceed to mark its cell."""
+    """An anchor marks its cell if its IoU with an object exceeds this fraction of the object's maximum IoU."""
     reference: Reference = 'level'
-    """Over which anchors the greatest IoU is taken: those of the level, or of the student's whole pyramid."""
+    """Anchors of the maximum IoU: those of the same `level`, or of the student's whole `pyramid`."""
     adapter: Adapter = 'always'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    """1x1 adapter of the student's map. `auto`: where the channels differ; `always`: on every level."""
     scale: Scale = 'none'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    """`teacher_std`: divide maps by the standard deviation of the teacher's level; `none`: use them unchanged."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`; the authors have an adapter everywhere."""
@@ -87,7 +87,9 @@ class AnchorWeights(nn.Module):
         super().__init__()
         if stride not in anchors:
             found = ', '.join(map(str, anchors))
-            raise InputError(f'fine_grained: the student has anchors of stride {found} but not {stride}; leave it out')
+            raise InputError(
+                f'fine_grained: the student has anchors of stride {found} but not {stride}; remove this level'
+            )
         self._stride, self._target_stride = stride, target_stride
         self._threshold = threshold
         self._strides = tuple(anchors) if reference == 'pyramid' else (stride,)

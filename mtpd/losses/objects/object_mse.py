@@ -19,7 +19,7 @@ Weigh = Callable[[Objects, Tensor], Tensor]
 
 
 class ObjectMse(nn.Module):
-    """Weighted squared error of one level behind a 1x1 adapter, with weights that the objects give."""
+    """Weighted squared error of one level after a 1x1 adapter, with weights from the objects."""
 
     def __init__(self, student_channels: int, teacher_channels: int, *, weigh: Weigh, adapter: Adapter) -> None:
         """Builds the adapter.

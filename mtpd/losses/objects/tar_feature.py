@@ -39,17 +39,17 @@ class TarFeatureOptions(LevelOptions):
     looks_at_objects: ClassVar[bool] = True
 
     loss: Literal['tar_feature'] = 'tar_feature'
-    """Kind of this loss."""
+    """Name of the loss."""
     weight: NonNegativeFloat = 1.0
-    """Factor of the loss, a mean over channels and over cells by their mask."""
+    """Loss weight; the loss is a mean over channels and a mask-weighted mean over cells."""
     spread: tuple[PositiveFloat, PositiveFloat] = (2.0, 2.0)
-    """Widths of the Gaussian along x and y, in half widths and half heights of its box."""
+    """Widths of the Gaussian along x and y, in half widths and half heights of the box."""
     adapter: Adapter = 'always'
-    """`auto`: a 1x1 adapter where the channels differ; `always`: everywhere."""
+    """1x1 adapter of the student's map. `auto`: where the channels differ; `always`: on every level."""
     scale: Scale = 'teacher_std'
-    """`teacher_std`: measure maps in standard deviations of the teacher's level; `none`: as they are."""
+    """`teacher_std`: divide maps by the standard deviation of the teacher's level; `none`: use them unchanged."""
     decay: Decay = NO_DECAY
-    """How the weight falls during the stage; TAR's is linear."""
+    """Decay of the weight during the stage; TAR's is linear."""
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`; the paper has an adapter everywhere."""
@@ -75,7 +75,7 @@ def gaussian_weights(objects: Objects, mask: Tensor, *, stride: int, spread: tup
         float32 (B, 1, H, W), from 0 to 1.
     """
     y, x = ((torch.arange(cells, device=mask.device) + 0.5) * stride for cells in mask.shape[2:])
-    # Image by image: all boxes of a batch at once would be gigabytes on the finest level.
+    # Image by image: all boxes of a batch together would need gigabytes on the finest level.
     return torch.stack([_image_weights(boxes, x, y, spread)[None] for boxes in objects.boxes])
 
 

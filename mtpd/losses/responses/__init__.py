@@ -1,1 +1,1 @@
-"""Losses on what RoI heads say of proposals."""
+"""Losses on the predictions of RoI heads for proposals."""

@@ -29,23 +29,23 @@ class TarHeadOptions(Options):
     model_config = ConfigDict(json_schema_extra=require_name)
 
     loss: Literal['tar_head'] = 'tar_head'
-    """Kind of this loss."""
+    """Name of the loss."""
     mode: Literal['head_on_gpu', 'cached_rois'] = 'head_on_gpu'
-    """`head_on_gpu`: the teacher's head judges the student's proposals; `cached_rois`: the student's the teacher's."""
+    """`head_on_gpu`: the teacher's head runs on the student's RoIs; `cached_rois`: the reverse, on cached RoIs."""
     class_weight: NonNegativeFloat = 1.0
-    """Factor of the class term, a divergence averaged over RoIs."""
+    """Weight of the class term, a divergence averaged over RoIs."""
     box_weight: NonNegativeFloat = 1.0
-    """Factor of the box term, an L1 distance of deltas averaged over the RoIs that its gate lets pass."""
+    """Weight of the box term, an L1 distance of deltas averaged over the RoIs that `box_gate` selects."""
     temperature: PositiveFloat = 1.0
-    """What class logits are divided by."""
+    """Softmax temperature of the class logits."""
     class_gate: ClassGate = 'better'
-    """`better`: learn classes where the teacher is surer of the true class than the student; `none`: everywhere."""
+    """RoIs of the class term. `better`: where the teacher is more confident in the true class; `none`: all."""
     box_gate: BoxGate = 'proposal'
-    """Learn boxes where the teacher's overlaps the object more than `proposal` or `student` does; `none`: of all."""
+    """RoIs of the box term: those where the teacher's IoU exceeds that of the `proposal` or `student`; `none`: all."""
     positive_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """IoU with an object from which a RoI is positive."""
+    """Minimum IoU with an object for a RoI to be positive."""
     decay: Decay = LINEAR_DECAY
-    """How the weights fall during the stage."""
+    """Decay of the weights during the stage."""
 
 
 class TeacherAnswers(NamedTuple):
@@ -103,8 +103,8 @@ def tar_head_losses(
     """
     if student.logits.shape != teacher.logits.shape:
         raise InputError(
-            f'tar_head: the teacher says {tuple(teacher.logits.shape)} (RoIs, classes + 1), the student '
-            f'{tuple(student.logits.shape)}; both must have learned the same classes'
+            f'tar_head: the logits are {tuple(teacher.logits.shape)} (RoIs, classes + 1) of the teacher and '
+            f'{tuple(student.logits.shape)} of the student; both must have the same classes'
         )
     deltas = class_slice(student.deltas, matches.labels)
     is_open = box_gate(

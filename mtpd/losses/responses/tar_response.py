@@ -50,7 +50,7 @@ def class_term(
     if student.ndim != 2 or student.shape != teacher.shape or labels.shape != student.shape[:1]:
         raise InputError(
             f'class logits of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} and labels '
-            f'{tuple(labels.shape)} do not fit: wanted two (RoIs, classes + 1) and (RoIs,)'
+            f'{tuple(labels.shape)} do not fit: expected two (RoIs, classes + 1) and (RoIs,)'
         )
     dtype = accumulation_dtype(student, teacher)
     student, teacher = student.to(dtype), teacher.detach().to(dtype)
@@ -69,7 +69,7 @@ def box_term(student: Tensor, teacher: Tensor, is_open: Tensor) -> Tensor:
     Args:
         student: (K, 4) deltas of the true class, any floating dtype; only these get a gradient.
         teacher: (K, 4) the teacher's in the same units.
-        is_open: (K,) bool, from `box_gate`. What stands in other rows, NaN included, changes nothing.
+        is_open: (K,) bool, from `box_gate`. Values in other rows, including NaN, have no effect.
 
     Returns:
         Scalar, accumulated in float32 (float64 if an input is); 0 when no gate is open.
@@ -80,7 +80,7 @@ def box_term(student: Tensor, teacher: Tensor, is_open: Tensor) -> Tensor:
     if student.ndim != 2 or student.shape != teacher.shape or is_open.shape != student.shape[:1]:
         raise InputError(
             f'deltas of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} and gates '
-            f'{tuple(is_open.shape)} do not fit: wanted two (RoIs, 4) and (RoIs,)'
+            f'{tuple(is_open.shape)} do not fit: expected two (RoIs, 4) and (RoIs,)'
         )
     dtype = accumulation_dtype(student, teacher)
     difference = torch.where(is_open[:, None], student.to(dtype) - teacher.detach().to(dtype), 0.0)

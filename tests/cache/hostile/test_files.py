@@ -59,7 +59,7 @@ def nested(depth: int) -> list[Any]:
         (first_bucket(padded=[2**16, 2**16]), 'contradicts the manifest'),
         (first_bucket(padded=[2**63, 1]), 'buckets.0.padded'),
         (first_level(channels=2**16), 'levels.0.channels'),
-        (first_level(channels=2**14, stride=1), 'p3.scale/c/0/0/0: has 64 bytes, its shape makes it 262144'),
+        (first_level(channels=2**14, stride=1), 'p3.scale/c/0/0/0: has 64 bytes, expected 262144'),
         (
             lambda content: (first_level(channels=2**14)(content), first_bucket(padded=[2**16, 2**16])(content)),
             'values, at',
@@ -68,10 +68,10 @@ def nested(depth: int) -> list[Any]:
         (lambda content: content.update(buckets=[]), 'buckets'),
         (lambda content: content['files'][SHARD].update(num_bytes=10**30), 'num_bytes'),
         (lambda content: content['files'][SHARD].update(num_bytes=-1), 'num_bytes'),
-        # Things that stand twice.
-        (lambda content: content['buckets'].append(content['buckets'][0]), 'a bucket stands twice'),
-        (first_level(name='p4'), 'a level stands twice'),
-        (lambda content: content['description'].update(views=['plain', 'plain']), 'a view stands twice'),
+        # Things that appear twice.
+        (lambda content: content['buckets'].append(content['buckets'][0]), 'a bucket appears twice'),
+        (first_level(name='p4'), 'a level appears twice'),
+        (lambda content: content['description'].update(views=['plain', 'plain']), 'a view appears twice'),
         # Names that lead elsewhere.
         (first_level(name='..'), 'levels.0.name'),
         (first_level(name='image_id'), 'levels.0.name'),
@@ -88,7 +88,7 @@ def nested(depth: int) -> list[Any]:
         # What cannot be understood.
         (lambda content: content['description'].update(codec='pickle'), 'codec'),
         (lambda content: content['description'].update(codec='blosc'), 'codec'),
-        (lambda content: content.update(version=2), 'format version 2, this program reads version 1'),
+        (lambda content: content.update(version=2), 'format version 2, this program supports version 1'),
         (lambda content: content.update(version=1.5), 'version'),
         (lambda content: content.update(version='9' * 10**6), 'format version 999'),
         (lambda content: content.update(version=nested(500)), 'format version [[['),
@@ -109,12 +109,12 @@ def test_a_signed_manifest(forgery: Any, edit: Callable[[dict[str, Any]], object
     [
         (b'[' * 100_000, 'nested too deeply'),
         (b'{"a":' * 90_000, 'nested too deeply'),
-        (b'[' + b'[],' * 20_000_000 + b'[]]', 'no extraction wrote that'),
-        (b'{"format": "mtpd-cache", "version": NaN}', 'NaN is not a number'),
-        (b'{"format": "mtpd-cache", "version": -Infinity}', '-Infinity is not a number'),
+        (b'[' + b'[],' * 20_000_000 + b'[]]', 'not written by an extraction'),
+        (b'{"format": "mtpd-cache", "version": NaN}', 'NaN is not a JSON number'),
+        (b'{"format": "mtpd-cache", "version": -Infinity}', '-Infinity is not a JSON number'),
         (b'{"format": "mtpd-cache", "version": 1e999}', 'the number 1e999 is too large'),
         (b'{"format": "mtpd-cache", "version": 1' + b'0' * 5000 + b'}', 'not valid JSON'),
-        (b'{"format": "zip", "format": "mtpd-cache"}', "the key 'format' stands twice"),
+        (b'{"format": "zip", "format": "mtpd-cache"}', "the key 'format' appears twice"),
         (b'{"format": "mtpd-cache", "version": 1, "digest": null}', 'digest'),
         (b'{"format": "mtpd-cache", "version": 1, "digest": "\\ud800"}', 'digest'),
         ('{"format": "mtpd-cache"}'.encode('utf-32'), 'format version None'),
@@ -154,12 +154,12 @@ def rle_frame(num_blocks: int, *, content_size: int | None) -> bytes:
 @pytest.mark.parametrize(
     ('num_blocks', 'content_size', 'message'),
     [
-        (80, None, 'decompresses to another size'),
-        (80, 80 * 2**17, 'decompresses to another size'),
-        (80, 2**50, 'decompresses to another size'),
+        (80, None, 'does not decompress to'),
+        (80, 80 * 2**17, 'does not decompress to'),
+        (80, 2**50, 'does not decompress to'),
         (80, 384, 'cannot be decompressed to 384 bytes'),
-        (2**15, None, 'longer than 384 bytes pack to'),  # 4 GiB
-        (2**15, 384, 'longer than 384 bytes pack to'),
+        (2**15, None, 'longer than 384 bytes can compress to'),  # 4 GiB
+        (2**15, 384, 'longer than 384 bytes can compress to'),
     ],
 )
 def test_a_decompression_bomb(forgery: Any, num_blocks: int, content_size: int | None, message: str) -> None:
@@ -178,10 +178,10 @@ def test_a_shard_whose_index_lies(forgery: Any, entry: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ('column', 'position', 'value', 'message'),
     [
-        ('image_id', 0, 98, 'names an image twice'),
-        ('bucket', 0, 1, 'other numbers of images'),
-        ('bucket', 0, -1, 'other numbers of images'),
-        ('bucket', 0, 2**31 - 1, 'other numbers of images'),
+        ('image_id', 0, 98, 'lists an image twice'),
+        ('bucket', 0, 1, 'differ in the number of images'),
+        ('bucket', 0, -1, 'differ in the number of images'),
+        ('bucket', 0, 2**31 - 1, 'differ in the number of images'),
         ('row', 0, -1, 'every row'),
         ('row', 0, 1, 'every row'),
         ('row', 0, 2**31 - 1, 'every row'),
@@ -209,7 +209,7 @@ def test_row_tables_of_other_images(forgery: Any) -> None:
 def test_links_that_lead_out_of_the_cache(forgery: Any, tmp_path: Path, place: str) -> None:
     shutil.move(forgery.root / place, tmp_path / 'outside')
     (forgery.root / place).symlink_to(tmp_path / 'outside')
-    forgery.require_refused('is a link that leads out of the cache')
+    forgery.require_refused('is a link to a place outside the cache')
 
 
 def test_a_link_to_the_cache_itself_is_followed(forgery: Any, tmp_path: Path) -> None:

@@ -49,12 +49,12 @@ def test_counts(roi_forgery: Any, count: int) -> None:
     ('array', 'value', 'message'),
     [
         ('boxes', math.nan, 'not finite'),
-        ('boxes', 1e6, 'wrong way round'),
+        ('boxes', 1e6, 'swapped corners'),
         ('deltas', math.inf, 'not finite'),
-        ('probabilities', 1.5, 'beyond 0 and 1'),
+        ('probabilities', 1.5, 'outside 0 to 1'),
         ('probabilities', -math.inf, 'not finite'),
-        ('labels', 3, 'none of 3 classes'),
-        ('labels', -1, 'none of 3 classes'),
+        ('labels', 3, 'outside its 3 classes'),
+        ('labels', -1, 'outside its 3 classes'),
     ],
 )
 def test_values_in_a_row_whose_checksum_fits(roi_forgery: Any, array: str, value: float, message: str) -> None:
@@ -70,7 +70,7 @@ def test_a_record_of_other_shapes(roi_forgery: Any, record: tuple[int, int]) -> 
     num_rois, num_classes = record
     stated = {'num_rois': num_rois, 'num_classes': num_classes}
     roi_forgery.sign(lambda manifest: manifest['description'].update(rois=stated))
-    roi_forgery.require_refused('its shape makes it')
+    roi_forgery.require_refused('by its shape')
 
 
 def test_a_record_without_arrays(forgery: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_file_of_a_terabyte(roi_forgery: Any, array: str) -> None:
 def test_links_that_lead_out_of_the_cache(roi_forgery: Any, tmp_path: Path, place: str) -> None:
     shutil.move(roi_forgery.root / place, tmp_path / 'outside')
     (roi_forgery.root / place).symlink_to(tmp_path / 'outside')
-    roi_forgery.require_refused('is a link that leads out of the cache')
+    roi_forgery.require_refused('is a link to a place outside the cache')
 
 
 def test_more_probabilities_than_any_teacher_gives(roi_forgery: Any) -> None:

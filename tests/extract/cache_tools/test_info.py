@@ -78,7 +78,7 @@ def test_a_part_of_the_data_set(mtpd_cache: Run, command: Any, tmp_path: Path) -
 def test_an_unfinished_cache(mtpd_cache: Run, unfinished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in unfinished.rglob('*')}
     text = mtpd_cache('info', unfinished).stdout
-    assert 'unfinished, 3 of 8 shards committed; run the same mtpd-extract command again to go on' in text
+    assert 'unfinished, 3 of 8 shards committed; run the same mtpd-extract command again to resume' in text
     (record,) = json.loads(mtpd_cache('info', '--json', unfinished).stdout)
     assert not record['finished']
     assert (record['committed_shards'], record['shards']) == (3, 8)
@@ -114,7 +114,10 @@ def test_several_caches(mtpd_cache: Run, whole: Path, unfinished: Path) -> None:
     [
         ({}, 'no cache here (manifest.json is missing)'),
         ({'manifest.json': '{"format": "zip"}'}, 'not a feature cache'),
-        ({'manifest.json': '{"format": "mtpd-cache", "version": 7}'}, 'format version 7, this program reads version 1'),
+        (
+            {'manifest.json': '{"format": "mtpd-cache", "version": 7}'},
+            'format version 7, this program supports version 1',
+        ),
         ({'plan.json': '{'}, 'plan.json: not valid JSON'),
         ({'plan.json': '{"codec": "zip"}'}, 'plan.json: '),
     ],

@@ -80,7 +80,7 @@ def test_a_merge_that_was_killed_goes_on(
 def test_a_missing_part_is_named(mtpd_cache: Run, parts: list[Path], tmp_path: Path) -> None:
     error = mtpd_cache('merge', '--out', tmp_path / 'cache', *parts[:2], code=1).stderr.splitlines()[-1]
     assert '2 of 8 shards (the first is ' in error
-    assert ' are in none of the 2 folders' in error
+    assert ' are missing from the 2 folders' in error
 
 
 def test_a_damaged_file_is_named(mtpd_cache: Run, parts: list[Path], tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_parts_of_another_extraction(
 ) -> None:
     command.run(tmp_path / 'other', *many_shards, '--part', '3/3', '--codec', 'fp16')
     error = mtpd_cache('merge', '--out', tmp_path / 'cache', *parts[:2], tmp_path / 'other', code=1).stderr
-    assert f'{tmp_path / "other"}: is a part of another extraction than {parts[0]}: codec is fp16' in error
+    assert f'{tmp_path / "other"}: is not a part of the same extraction as {parts[0]}: codec is fp16' in error
     assert not (tmp_path / 'cache').exists()
 
 
@@ -117,11 +117,11 @@ def test_places_that_will_not_do(mtpd_cache: Run, parts: list[Path], single: Pat
     for out, message in (
         (parts[0], 'is one of the parts'),
         (single, 'holds a finished cache'),
-        (tmp_path / 'mine', 'holds thesis.tex and no cache'),
+        (tmp_path / 'mine', 'holds thesis.tex but no cache'),
     ):
         assert message in mtpd_cache('merge', '--out', out, *parts, code=1).stderr
     out = tmp_path / 'cache'
-    assert 'is a finished cache and not a part' in mtpd_cache('merge', '--out', out, *parts, single, code=1).stderr
+    assert 'is a finished cache, not a part' in mtpd_cache('merge', '--out', out, *parts, single, code=1).stderr
     assert 'no extraction here' in mtpd_cache('merge', '--out', out, tmp_path / 'none', code=1).stderr
     assert 'give --out' in mtpd_cache('merge', *parts, code=2).stderr
 
@@ -149,7 +149,7 @@ def test_lean_parts_need_one_basis(
     (parts[1] / 'journal.1-of-2.jsonl').unlink()
     command.run(parts[1], *options, '--part', '2/2')
     error = mtpd_cache('merge', '--out', tmp_path / 'again', *parts, code=1).stderr
-    assert f'{parts[1]}: its {BASIS_FILE} differs from that of {parts[0]}; copy that one over it and run' in error
+    assert f'{parts[1]}: its {BASIS_FILE} differs from that of {parts[0]}; copy the latter over it and run' in error
     shutil.copy(parts[0] / BASIS_FILE, parts[1])
     command.run(parts[1], *options, '--part', '2/2')
     mtpd_cache('merge', '--out', tmp_path / 'again', *parts)

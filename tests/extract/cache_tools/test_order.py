@@ -114,7 +114,7 @@ def test_a_student_leaves_out_what_is_no_step(mtpd_cache: Run, caches: Path, tmp
     plot = tmp_path / 'order.png'
     text = mtpd_cache('order', *teachers, '--student-cache', caches / 'tiny', '--plot', plot).stdout
     assert text.splitlines()[-1] == 'order: tiny -> near'
-    assert 'far is no candidate before near: the student reaches near' in text
+    assert 'far is not a candidate before near: the student reaches near' in text
     assert text.count('+-') == 4
     text = mtpd_cache('order', *teachers, '--student-cache', caches / 'tiny', '--rule', 'all').stdout
     assert text.splitlines()[-1] == 'order: tiny -> far -> near'
@@ -172,7 +172,7 @@ def test_caches_without_a_common_level(mtpd_cache: Run, command: Any, tmp_path: 
     for level in ('p3', 'p4'):
         command.run(tmp_path / level, '--levels', level)
     error = mtpd_cache('order', tmp_path / 'p3', tmp_path / 'p4', code=1).stderr
-    assert 'the caches have no level in common' in error
+    assert 'the caches have no common level' in error
 
 
 def test_another_annotation_file(
@@ -189,13 +189,13 @@ def test_another_annotation_file(
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--last', 'x101'], '--last x101: is none of the teachers; give one of near, far'),
-        (['--ap', 'x101=40'], '--ap x101=40: names none of the caches'),
-        (['--ap', 'near=high'], "--ap near=high: 'high' is no number"),
-        (['--ap', 'near=40'], 'far has none, so the strongest is not known'),
-        (['--plot', '{}/order.jpg'], 'give a name that ends in .png'),
+        (['--last', 'x101'], '--last x101: is not one of the teachers; give one of near, far'),
+        (['--ap', 'x101=40'], '--ap x101=40: does not name any of the caches'),
+        (['--ap', 'near=high'], "--ap near=high: 'high' is not a number"),
+        (['--ap', 'near=40'], '--ap: missing for far, so the strongest teacher is not known'),
+        (['--plot', '{}/order.jpg'], 'the picture is a PNG file'),
         (['--plot', '/dev/null/order.png'], 'cannot be written'),
-        (['--student-cache', '{}/near'], 'a cache is named twice'),
+        (['--student-cache', '{}/near'], 'a cache is given twice'),
     ],
 )
 def test_refusals(mtpd_cache: Run, caches: Path, options: list[str], message: str) -> None:
@@ -206,4 +206,4 @@ def test_refusals(mtpd_cache: Run, caches: Path, options: list[str], message: st
 
 
 def test_one_cache_has_no_order(mtpd_cache: Run, caches: Path) -> None:
-    assert 'an order takes two caches' in mtpd_cache('order', caches / 'near', code=2).stderr
+    assert 'an order needs at least two caches' in mtpd_cache('order', caches / 'near', code=2).stderr

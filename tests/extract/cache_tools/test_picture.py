@@ -53,7 +53,7 @@ def test_names_as_coco_gives_them(mtpd_cache: Run, whole: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--out', '{}/sheet.jpg'], 'give a name that ends in .png'),
+        (['--out', '{}/sheet.jpg'], 'the sheet is a PNG file'),
         (['--out', '{}/no/file.png/sheet.png', '--image', '1234567'], 'image 1234567 is not among its 24 images'),
         (['--out', '/dev/null/sheet.png'], 'cannot be written'),
     ],
@@ -73,4 +73,4 @@ def test_a_view_that_is_not_stored(mtpd_cache: Run, command: Run, tmp_path: Path
 
 def test_an_annotation_file_needs_the_folder(mtpd_cache: Run, whole: Path, tmp_path: Path) -> None:
     options = ['--out', tmp_path / 'a.png', '--annotations', 'instances.json']
-    assert '--annotations goes with --images' in mtpd_cache('picture', whole, *options, code=2).stderr
+    assert '--annotations requires --images' in mtpd_cache('picture', whole, *options, code=2).stderr

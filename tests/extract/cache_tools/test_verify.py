@@ -99,7 +99,7 @@ def test_damage_repair_extract(
     before = times(cache)
     error = mtpd_cache('verify', cache, code=1).stderr.split('Error: ')[1].splitlines()
     assert named(error) == places
-    assert 'mend with mtpd-cache verify --repair' in error[0]
+    assert 'repair with mtpd-cache verify --repair' in error[0]
     assert times(cache) == before
 
     repaired = mtpd_cache('verify', cache, '--repair').stdout.splitlines()
@@ -125,7 +125,11 @@ def test_damage_repair_extract(
     [
         (lambda c: (c / '128x128/plain/p3/zarr.json').unlink(), '128x128/plain/p3/zarr.json', 'is missing'),
         (lambda c: (c / 'zarr.json').write_text('{'), 'zarr.json', 'not valid JSON'),
-        (lambda c: edit_json(c / '128x128/flip/p4/zarr.json', shape=[9, 9]), '128x128/flip/p4/zarr.json', 'says shape'),
+        (
+            lambda c: edit_json(c / '128x128/flip/p4/zarr.json', shape=[9, 9]),
+            '128x128/flip/p4/zarr.json',
+            'states shape',
+        ),
         (lambda c: edit_json(c / 'index/row/zarr.json', codecs=[{'name': 'pickle'}]), 'index/row/zarr.json', 'codecs'),
     ],
 )
@@ -149,7 +153,7 @@ def test_strays_are_named_and_left(mtpd_cache: Run, cache: Path) -> None:
     for options in ((), ('--repair',)):
         error = mtpd_cache('verify', cache, *options, code=1).stderr.split('Error: ')[1].splitlines()
         assert named(error) == strays
-        assert '4 files that do not belong there' in error[0]
+        assert '4 files that are not part of the cache' in error[0]
     assert {file: time for file, time in times(cache).items() if not file.startswith('.lock')} == before
     # They harm nobody.
     mtpd.cache.open(cache)
@@ -160,7 +164,7 @@ def test_a_damaged_manifest_cannot_be_repaired(mtpd_cache: Run, cache: Path, con
     before = contents(cache)
     for options in ((), ('--repair',)):
         error = mtpd_cache('verify', cache, *options, code=1).stderr
-        assert 'cannot be repaired: put back a copy of manifest.json, or extract again with --overwrite' in error
+        assert 'restore a copy of manifest.json, or extract again with --overwrite' in error
         assert len(error.splitlines()) == 1
     assert contents(cache) == before
 
@@ -220,7 +224,7 @@ def test_rotations_of_lean(
     if not is_finished and damage == flip_bit:
         assert 'basis.safetensors' in command.error(root, *options)
     assert '\n  basis.safetensors: ' in mtpd_cache('verify', root, code=1).stderr
-    num_shards = int(mtpd_cache('verify', root, '--repair').stdout.split(' shards, mends')[0].split()[-1])
+    num_shards = int(mtpd_cache('verify', root, '--repair').stdout.split(' shards, repairs')[0].split()[-1])
     assert num_shards > 1
     assert f'0 of {num_shards} shards' in mtpd_cache('verify', root).stdout
     command.run(root, *options)

@@ -115,7 +115,7 @@ def test_missing_images_are_counted(make_set: MakeSet) -> None:
 
 def test_an_image_of_which_the_resize_leaves_nothing(make_set: MakeSet) -> None:
     folder = make_set({'a.png': Image.new('RGB', (1, 500))}, {})
-    with pytest.raises(InputError, match=r'a\.png: of 1 x 500 px nothing is left at scale 64x64'):
+    with pytest.raises(InputError, match=r'a\.png: 1 x 500 px would be an empty image at scale 64x64'):
         dataset_of(folder)
 
 

@@ -138,18 +138,18 @@ def test_other_classes(finished: Path, synthetic_set: Path, tmp_path: Path) -> N
     changed = tmp_path / 'changed.json'
     changed.write_text(path.read_text().replace('"star"', '"moon"'))
     files = ('--images', synthetic_set / 'val2017', '--annotations', changed)
-    assert 'only it knows star, only they have moon' in refused(finished, *files)
+    assert 'only the detector has star, only the annotations have moon' in refused(finished, *files)
     document = json.loads(path.read_text())
     document['categories'].append({'id': 99, 'name': 'moon'})
     changed.write_text(json.dumps(document))
-    assert 'tells 6 classes apart, but the annotations have 7' in refused(finished, *files)
+    assert 'has 6 classes, but the annotations have 7' in refused(finished, *files)
 
 
 def test_a_checkpoint_of_other_classes(copied: Path) -> None:
     content = torch.load(copied / 'student.pth', weights_only=True)
     content['meta']['dataset_meta']['classes'] = ('a', 'b', 'c', 'd', 'e', 'f')
     torch.save(content, copied / 'student.pth')
-    assert 'was trained on 6 classes (a, ...), its config names 6 (circle, ...)' in refused(copied)
+    assert 'was trained on 6 classes (a, ...), but its config has 6 (circle, ...)' in refused(copied)
 
 
 class Touch:
@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_network(copied: Path) -> None:
 
 
 def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_path: Path) -> None:
-    assert 'is no run and no stage of one' in refused(tmp_path)
+    assert 'is neither a run nor a stage of a run' in refused(tmp_path)
     assert 'there is no such file' in refused(finished, '--checkpoint', tmp_path / 'none.pth')
     assert 'cannot read the annotation file' in refused(finished, '--coco', tmp_path)
     annotations = synthetic_set / 'annotations' / 'instances_val2017.json'
@@ -200,9 +200,9 @@ def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_pa
     assert '8 of 8 images of instances_val2017.json are missing' in refused(finished, *files)
     (copied / 'student.pth').unlink()
     assert evaluated(copied, '--checkpoint', finished / 'student.pth').exit_code == 0
-    assert f'the run has not finished; give a stage that has, as {copied / "stage1"}' in refused(copied)
+    assert f'the run has not finished; give a finished stage, such as {copied / "stage1"}' in refused(copied)
     assert 'add --checkpoint FILE' in refused('--model', finished / 'student_config.py')
-    assert 'only mmdet detectors are evaluated' in refused('--model', 'my.py:build')
+    assert 'only mmdet detectors can be evaluated' in refused('--model', 'my.py:build')
     nowhere = tmp_path / 'no' / 'folder'
     (tmp_path / 'no').write_text('')
     for option in ('--json', '--results'):
@@ -225,19 +225,19 @@ def test_a_run_that_has_not_finished(copied: Path, records: Records, tmp_path: P
     assert refused(copied).endswith(f'has not finished; for the {title}, of stage 1 give {stage} --checkpoint {best}')
     assert evaluated(stage, '--checkpoint', best, '--json', out).exit_code == 0
     assert json.loads(out.read_text())['metrics'] == pytest.approx(wanted, abs=1e-6)
-    assert f'give the folder of the stage that {best} is of' in refused(copied, '--checkpoint', best)
+    assert f'give the folder of the stage of {best}' in refused(copied, '--checkpoint', best)
     best.write_bytes(best.read_bytes()[:-60])
     assert f'checkpoint {best}: is damaged' in refused(stage)
     best.unlink()
-    assert refused(stage).endswith(f'for its newest so far, epoch 3, add --checkpoint {newest}')
+    assert refused(stage).endswith(f'for its latest so far, epoch 3, add --checkpoint {newest}')
     newest.unlink()
     (stage / 'epoch_2.pth').unlink()
     for folder in (stage, copied):
-        assert f'{folder}: has no student yet: the first is kept' in refused(folder)
+        assert f'{folder}: has no student yet: the first is saved' in refused(folder)
         assert refused(folder).endswith('its mtpd-train command and --resume')
     (stage / 'diverged.jsonl').write_text('')
-    assert 'its losses diverged before the first one was kept; train anew' in refused(stage)
-    assert 'or the run has not come to it; wait for it' in refused(copied / 'stage2')
+    assert 'its losses diverged before the first save; train again' in refused(stage)
+    assert 'or the run has not reached it; wait for it' in refused(copied / 'stage2')
 
 
 def test_an_empty_set(finished: Path, synthetic_set: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ def test_the_latest_stage_that_has_a_student_is_named(tmp_path: Path) -> None:
         path.write_bytes(b'')
     newest = second / 'epoch_10.pth'
     assert find_student(first) == StageStudent(first / 'student.pth')
-    assert find_student(second) == StageStudent(newest, 'newest so far, epoch 10')
-    way = f'for the newest so far, epoch 10, of stage 2 give {second} --checkpoint {newest}'
+    assert find_student(second) == StageStudent(newest, 'latest so far, epoch 10')
+    way = f'for the latest so far, epoch 10 of stage 2, give {second} --checkpoint {newest}'
     assert str(without_student(tmp_path)).endswith(way)
     for path in second.iterdir():
         path.unlink()
     assert find_student(second) is None
-    assert str(without_student(tmp_path)).endswith(f'give a stage that has, as {first}')
+    assert str(without_student(tmp_path)).endswith(f'give a finished stage, such as {first}')

@@ -176,7 +176,7 @@ def test_no_room(
             assert not (tmp_path / 'run').exists()
     monkeypatch.setattr(account, '_ram_bytes', lambda: 10)
     crowded = write_stage(tmp_path / 'crowded.yaml', data={'workers': 2})
-    assert 'stage 1: what is read ahead needs' in train_error(crowded, *options)
+    assert 'stage 1: prefetched batches need' in train_error(crowded, *options)
 
 
 @pytest.mark.parametrize(('seconds', 'shown'), [(0.2, '60 s'), (2.0, '10 min'), (60.0, '5:00 h'), (65.0, '5:25 h')])

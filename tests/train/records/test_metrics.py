@@ -111,5 +111,5 @@ def test_something_else_in_the_file(log_path: Path) -> None:
     wrong = ({'step': '20'}, {'stage': True}, {'step': None}, {'epoch': '1'}, {'step': 20.5})
     for line in ('hello', '[' * 10**5, *(json.dumps(evaluation | one) for one in wrong)):
         log_path.write_text(f'{line}\n{records}')
-        with pytest.raises(InputError, match=r'metrics\.jsonl line 1 is no metrics record'):
+        with pytest.raises(InputError, match=r'metrics\.jsonl line 1 is not a metrics record'):
             truncate_metrics(log_path, stage=1, step=10, epoch=0)

@@ -87,7 +87,7 @@ def test_compare__one_is_no_run(runs: list[Path], tmp_path: Path) -> None:
     result = report('compare', runs[0], tmp_path)
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f'Error: {tmp_path}: holds no run (run.json is missing); give the --out of a run of mtpd-train'
+        f'Error: {tmp_path}: is not a run folder (run.json is missing); give the --out of mtpd-train'
     ]
 
 
@@ -113,7 +113,7 @@ def test_tensorboard__a_folder_with_other_files(runs: list[Path]) -> None:
     pytest.importorskip('tensorboard', reason='the extra `tensorboard` is not installed')
     result = report('tensorboard', runs[0], '--out', runs[0])
     assert result.exit_code == 1
-    assert 'holds other files than events of TensorBoard' in result.stderr
+    assert 'holds files other than TensorBoard events' in result.stderr
     assert 'nothing to export yet' in report('tensorboard', runs[2]).stdout
     assert (runs[0] / 'metrics.jsonl').exists()
 

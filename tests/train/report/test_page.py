@@ -133,8 +133,8 @@ def test_a_run_that_has_diverged(write_run: WriteRun, tmp_path: Path) -> None:
     diverged.parent.mkdir()
     diverged.write_text('{}')
     text = page_of(folder).text
-    assert f'Stage 1 has diverged: a loss was not finite or has exploded. {diverged} has' in text
-    assert 'No predictions of stage 1: no student: its losses diverged before the first one was kept' in text
+    assert f'Stage 1 has diverged: a loss was not finite or exploded. {diverged} lists' in text
+    assert 'No predictions of stage 1: no student: its losses diverged before the first save' in text
     assert 'No predictions of stage 2: no student yet' in text
     (folder / 'stage1' / 'student.pth').write_bytes(b'')
     assert 'has diverged' not in page_of(folder, '--images', 0).text
@@ -154,7 +154,7 @@ def test_a_log_that_is_gone(content: bytes | None, finished: int, write_run: Wri
 
 def test_an_older_run_says_that_it_has_no_classes(write_run: WriteRun, tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / 'run', classes=()), '--images', 0)
-    assert 'This run has no record of AP by class' in page.text
+    assert 'No AP by class was recorded' in page.text
 
 
 def test_weights_and_data_that_are_gone_are_named(write_run: WriteRun, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_no_run(tmp_path: Path) -> None:
     result = report(tmp_path)
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f'Error: {tmp_path}: holds no run (run.json is missing); give the --out of a run of mtpd-train'
+        f'Error: {tmp_path}: is not a run folder (run.json is missing); give the --out of mtpd-train'
     ]
 
 

@@ -65,7 +65,7 @@ def page_of(run: Path) -> str:
 def test_the_page_has_everything(finished: Path) -> None:
     text = page_of(finished)
     assert 'No predictions' not in text
-    assert re.findall('No maps: ([^<]*)', text) == ['it learned from no cache']
+    assert re.findall('No maps: ([^<]*)', text) == ['the stage did not use a cache']
     assert text.count('as the student of stage 1 sees it') == 2
     assert text.count('as the student of stage 2 sees it') == 2
     assert text.count('p3 of the student on') == 2
@@ -127,14 +127,14 @@ def test_stages_that_have_not_finished(finished: Path, tmp_path: Path) -> None:
         path.unlink()
     text = page_of(copied)
     assert text.count('stage 1 (best so far, epoch 1): ') == 2
-    assert text.count('stage 2 (newest so far, epoch 1): ') == 2
+    assert text.count('stage 2 (latest so far, epoch 1): ') == 2
     assert '<h3>Stage 1, student: best so far, epoch 1</h3>' in text
     (second / 'epoch_1.pth').unlink()
     shutil.copy(first / 'epoch_1.pth', first / 'student.pth')
     text = page_of(copied)
     assert text.count('stage 1: ') == 2
     assert '<h3>Stage 1</h3>' in text
-    assert 'No predictions of stage 2: no student yet: the first is kept after an epoch' in text
+    assert 'No predictions of stage 2: no student yet: the first is saved after an epoch' in text
 
 
 @pytest.mark.parametrize('what', ['cache', 'images', 'weights'])
@@ -147,7 +147,7 @@ def test_what_is_gone_is_named(
         facts = (copied / 'run.json').read_text()
         own = next(iter(read_run(copied).facts['caches']))
         (copied / 'run.json').write_text(facts.replace(own, str(other)))
-        assert f'No maps: {other}: is another cache than the stage learned from' in page_of(copied)
+        assert f'No maps: {other}: is not the cache that the stage was trained with' in page_of(copied)
     elif what == 'weights':
         (copied / 'stage1' / 'student.pth').write_bytes(b'damaged')
         text = page_of(copied)

@@ -55,7 +55,7 @@ def test_a_damaged_line_is_named(log: Path) -> None:
     changed = [json.dumps(json.loads(lines[0]) | one) for one in wrong]
     for damage in ('hello', '[1]', '{"kind": "train"}', '{}', *changed):
         log.write_text('\n'.join([*lines[:2], damage, *lines[3:]]))
-        with pytest.raises(InputError, match=r'metrics\.jsonl line 3 is no metrics record'):
+        with pytest.raises(InputError, match=r'metrics\.jsonl line 3 is not a metrics record'):
             read_records(log)
 
 
@@ -104,10 +104,10 @@ def test_a_run_without_records(write_run: WriteRun, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('content', 'problem'),
     [
-        (None, 'holds no run'),
-        ('{', 'is no JSON'),
-        ('[]', 'names no stages'),
-        ('{"stages": {"a": {}}}', 'names no stages'),
+        (None, 'is not a run folder'),
+        ('{', 'is not valid JSON'),
+        ('[]', 'lists no stages'),
+        ('{"stages": {"a": {}}}', 'lists no stages'),
     ],
 )
 def test_no_run(content: str | None, problem: str, tmp_path: Path) -> None:

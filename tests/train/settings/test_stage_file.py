@@ -135,7 +135,7 @@ def test_a_later_stage_must_not_inherit_over_what_was_learned(tmp_path: Path) ->
     paths = [tmp_path / 'one.yaml', tmp_path / 'two.yaml']
     for path in paths:
         path.write_text(CONTRACT)
-    with pytest.raises(InputError, match=r'two\.yaml has 1 problem\n  line 3  init\.inherit  would put'):
+    with pytest.raises(InputError, match=r'two\.yaml has 1 problem\n  line 3  init\.inherit  would overwrite'):
         load_stages(paths)
     # With a checkpoint of its own the stage starts anew, and may inherit.
     paths[1].write_text(CONTRACT.replace('checkpoint: null', 'checkpoint: a.pth'))

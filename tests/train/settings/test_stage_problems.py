@@ -44,31 +44,31 @@ optim:
         problems(text, 'seed=x', 'evaluate.evry=2', 'data.worker=3', 'distill[0].weight=-1')
         == """\
 stage.yaml has 17 problems
-line 3 init.checkpoint expected a text, got 3
-line 3 init.inherit.0 must be 'neck' or 'head', got the text 'nek'
-line 6 distill.0.levels.1 expected a level such as p3, got the text 'q4'
+line 3 init.checkpoint expected a string, got 3
+line 3 init.inherit.0 must be 'neck' or 'head', got the string 'nek'
+line 6 distill.0.levels.1 expected a level such as p3, got the string 'q4'
 line 6 distill.0.mask_ratio must be at most 1, got 1.5
 line 7 distill.1 loss must be one of 'masked_mse', 'mgd', 'pkd', 'cwd', 'fine_grained', 'tar_feature', 'fgd', \
-'tar_head', got the text 'mdg'
+'tar_head', got the string 'mdg'
 line 9 distill.2.adaptr unknown key; did you mean adapter?
 line 11 data.train.annotations is missing
 line 11 data.train.annot unknown key; did you mean annotations?
 line 12 data.batch_size must be greater than 0, got 0
 line 13 data.workers expected a whole number, got 1.5
 line 15 optim.weight_decy unknown key; did you mean weight_decay?
-line 16 optim.epochs expected a whole number, got the text '12'
+line 16 optim.epochs expected a whole number, got the string '12'
 line 17 optim.lr expected a number, got true
 --set distill.0.weight must be at least 0, got -1
 --set data.worker unknown key; did you mean workers?
 --set evaluate.evry unknown key; did you mean every?
---set seed expected a whole number, got the text 'x'"""
+--set seed expected a whole number, got the string 'x'"""
     )
 
 
 @pytest.mark.parametrize(
     ('text', 'problem'),
     [
-        (PLAIN + 'epoch: 3\n', 'line 5 epoch unknown key; known are student, model, cache, teacher, checkpoint,'),
+        (PLAIN + 'epoch: 3\n', 'line 5 epoch unknown key; known keys are student, model, cache, teacher, checkpoint,'),
         (PLAIN + 'dsitill: []\n', 'line 5 dsitill unknown key; did you mean distill?'),
         ('student: a\n', 'line 1 optim is missing'),
         ('student: a\noptim:\n  epochs: 3\n', 'line 2 optim.lr is missing'),
@@ -77,7 +77,7 @@ line 17 optim.lr expected a number, got true
         (PLAIN + 'data: {geometry: {scale: 1333}}\n', 'line 5 data.geometry.scale expected a list, got 1333'),
         (PLAIN + 'data: {geometry: {scale: [0, 8]}}\n', 'line 5 data.geometry.scale.0 must be greater than 0, got 0'),
         (PLAIN + '  momentum: .nan\n', 'line 5 optim.momentum'),
-        (PLAIN + '  milestones: [8, 3]\n', 'line 5 optim.milestones must rise, got [8, 3]'),
+        (PLAIN + '  milestones: [8, 3]\n', 'line 5 optim.milestones must increase, got [8, 3]'),
         (PLAIN + '  milestones: [8, 12]\n', 'line 5 optim.milestones must come before the last of 12 epochs, got 12'),
         (
             PLAIN + '  milestones: [8]\n  schedule: cosine\n',
@@ -94,7 +94,7 @@ line 17 optim.lr expected a number, got true
         *(
             (
                 PLAIN + f'data: {{{key}: 1}}\n',
-                f'line 5 data.{key} images cannot be moved or cut: a cache holds the maps of',
+                f'line 5 data.{key} geometric augmentation is not possible: a cache holds the maps of',
             )
             for key in ('rotate', 'random_crop', 'mosaic', 'scale_jitter', 'mixup')
         ),
@@ -122,7 +122,7 @@ line 17 optim.lr expected a number, got true
         ),
         (
             PLAIN + 'cache: c\ndistill: [{loss: pkd, resize: both}]\n',
-            "line 6 distill.0.resize must be 'none', 'student' or 'teacher', got the text 'both'",
+            "line 6 distill.0.resize must be 'none', 'student' or 'teacher', got the string 'both'",
         ),
         (
             PLAIN + 'cache: c\ndistill: [{loss: pkd, levels: [p3, p4], teacher_levels: [p2]}]\n',
@@ -138,11 +138,11 @@ line 17 optim.lr expected a number, got true
         ),
         (
             PLAIN + 'cache: c\ndistill: [{loss: pkd, levels: [q4]}]\n',
-            "line 6 distill.0.levels.0 expected a level such as p3, got the text 'q4'",
+            "line 6 distill.0.levels.0 expected a level such as p3, got the string 'q4'",
         ),
         (
             PLAIN + 'cache: c\ndistill: [{loss: pkd, tau: 1}]\n',
-            'line 6 distill.0.tau unknown key; known are loss, levels',
+            'line 6 distill.0.tau unknown key; known keys are loss, levels',
         ),
         (
             PLAIN + DECAYED.format('linaer'),
@@ -150,50 +150,50 @@ line 17 optim.lr expected a number, got true
         ),
         (PLAIN + DECAYED.format('step'), 'line 6 distill.0.decay step needs `at`, such as at: [0.5]'),
         (PLAIN + DECAYED.format('step, at: [1]'), 'line 6 distill.0.decay.at.0 must be less than 1, got 1'),
-        (PLAIN + DECAYED.format('step, at: [0.5, 0.3]'), 'line 6 distill.0.decay.at must rise, got [0.5, 0.3]'),
+        (PLAIN + DECAYED.format('step, at: [0.5, 0.3]'), 'line 6 distill.0.decay.at must increase, got [0.5, 0.3]'),
         (
             PLAIN + DECAYED.format('linear, at: [0.5]'),
             'line 6 distill.0.decay.at belongs to the step decay, not to linear',
         ),
         (
             PLAIN + DECAYED.format('step, ta: [0.5], at: [0.5]'),
-            'line 6 distill.0.decay.ta unknown key; known are kind, at',
+            'line 6 distill.0.decay.ta unknown key; known keys are kind, at',
         ),
         (PLAIN + 'distill: [3]\n', 'line 5 distill.0 expected a mapping, got 3'),
         (PLAIN + 'distill: [{weight: 3}]\n', 'line 5 distill.0 needs the key `loss`, got a mapping of weight'),
         (PLAIN + 'init: {inherit: [neck]}\n', 'line 5 init inherit copies weights of a teacher, but neither'),
-        (PLAIN + 'cache: c\n', 'line 1 `cache` is set but nothing reads it; add `distill`, or write `distill: []`'),
-        (PLAIN + 'teacher: t\n', 'line 1 `teacher` is set but nothing reads it; add `distill`, or write `distill: []`'),
+        (PLAIN + 'cache: c\n', 'line 1 `cache` is set but not used; add `distill`, or write `distill: []`'),
+        (PLAIN + 'teacher: t\n', 'line 1 `teacher` is set but not used; add `distill`, or write `distill: []`'),
         (
             PLAIN + 'distill: []\nteacher: t\ncache: c\n',
-            'line 6 teacher a stage has one teacher, and `cache` is set too; remove one of them',
+            'line 6 teacher cannot be combined with `cache`',
         ),
         (
             PLAIN + 'checkpoint: a.pth\n',
-            "line 5 checkpoint is the teacher's, but `teacher` is not set; the student's is init.checkpoint",
+            'line 5 checkpoint belongs to `teacher`, which is not set',
         ),
-        (PLAIN + 'cache: c\ndistill: []\ncheckpoint: a\n', "line 7 checkpoint is the teacher's, but `teacher` is not"),
+        (PLAIN + 'cache: c\ndistill: []\ncheckpoint: a\n', 'line 7 checkpoint belongs to `teacher`, which is not set'),
         (
             PLAIN + 'trust_checkpoint: true\n',
-            "line 5 trust_checkpoint is for the teacher's checkpoint, but `teacher` is not set",
+            'line 5 trust_checkpoint applies to the checkpoint of `teacher`, which is not set',
         ),
         (
             PLAIN + 'distill: []\nteacher: a.py:b\ntrust_checkpoint: true\n',
-            'line 7 trust_checkpoint a.py:b reads its checkpoint itself; remove it',
+            'line 7 trust_checkpoint a.py:b loads its own checkpoint; remove it',
         ),
         (
             PLAIN + 'cache: c\ndistill: []\nhook: neck\n',
-            'line 7 hook is for a `teacher`, which is not set; a cache knows where its maps were taken',
+            'line 7 hook applies to `teacher`, which is not set',
         ),
         (PLAIN + 'distill: []\nteacher: t\nhook: nck\n', "line 7 hook must be 'auto', 'neck' or 'before-norm', got"),
         (PLAIN + "distill: []\nteacher: ''\n", 'line 6 teacher must not be empty'),
         (
             PLAIN + 'cache: c\ndistill: []\ndata: {geometry: {}}\n',
-            'line 7 data geometry comes from the cache; remove `geometry`',
+            'line 7 data the cache defines the geometry; remove `geometry`',
         ),
         (
             PLAIN + 'data: {shuffle: shards}\n',
-            'line 5 data shuffle: shards goes by the shards of a cache, but `cache` is not set',
+            'line 5 data shuffle: shards needs a cache, but `cache` is not set',
         ),
     ],
 )
@@ -212,9 +212,9 @@ def test_single_problems(problems: Problems, text: str, problem: str) -> None:
         ('hello\n', 'must hold `key: value` lines, found a single value'),
         (
             'student: a\n---\nstudent: b\n',
-            'stage.yaml line 2: a second document begins here, but each stage is a file of its own; mend the YAML',
+            'stage.yaml line 2: a second YAML document starts here; use one file per stage; fix the YAML',
         ),
-        ('student: a\nstudent: b\n', 'stage.yaml line 2: found duplicate key student; mend the YAML'),
+        ('student: a\nstudent: b\n', 'stage.yaml line 2: found duplicate key student; fix the YAML'),
         ('student: [a\noptim: 3\n', 'stage.yaml line 2: '),
         ('student: a\n---\nstudent: b\n', 'stage.yaml line 2: '),
         ('student: !!python/object/apply:os.system [true]\n', 'stage.yaml line 1: could not determine a constructor'),
@@ -262,8 +262,8 @@ def test_problems_of_several_files_are_shown_line_by_line(tmp_path: Path) -> Non
         ('optim.lr', '--set optim.lr: expected key.path=value'),
         ('=3', '--set =3: expected key.path=value'),
         ('optim.lr=[', '--set optim.lr=[: the value is not valid YAML'),
-        ('distill.3.weight=1', '--set distill.3.weight=1: the list has no entry of that number'),
-        ('distill.x.weight=1', '--set distill.x.weight=1: a list takes the number of an entry, such as distill.0'),
+        ('distill.3.weight=1', '--set distill.3.weight=1: the list has no entry of that index'),
+        ('distill.x.weight=1', '--set distill.x.weight=1: a list needs the number of an entry, such as distill.0'),
         ('optim.lr.x=1', 'stage.yaml has 1 problem\n--set optim.lr expected a number, got a mapping of x'),
     ],
 )

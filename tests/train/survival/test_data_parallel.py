@@ -181,7 +181,7 @@ def test_an_error_of_one_ends_both(start_two: Any, stages: list[Path], small_set
     assert time.monotonic() - started < 60
     lines = {one.last_line for one in programs}
     assert any('000000000004.jpg: not a complete image' in line for line in lines)
-    assert any('has lost another one, which says itself why it ended' in line for line in lines)
+    assert any('has lost contact with another process' in line for line in lines)
 
 
 def test_a_killed_process_ends_the_other(start_two: Any, stages: list[Path], wait_for: Any, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_killed_process_ends_the_other(start_two: Any, stages: list[Path], wai
     started = time.monotonic()
     assert (first.wait(), second.wait()) == (1, -signal.SIGKILL)
     assert time.monotonic() - started < 30
-    assert first.last_line.startswith('Error: process 0 of 2 has lost another one')
+    assert first.last_line.startswith('Error: process 0 of 2 has lost contact with another process')
 
 
 def test_a_diverged_training_is_told_once(start_two: Any, stages: list[Path], tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ mtpd_train.training.data_parallel.step_losses = step_losses
 def test_a_batch_has_an_image_for_each(start_two: Any, stages: list[Path], tmp_path: Path) -> None:
     programs = start_two(*stages, '--out', tmp_path, '--set', 'data.batch_size=1')
     assert [one.wait() for one in programs] == [1, 1]
-    assert 'data.batch_size is 1, which is of all 2 processes together: each needs an image' in programs[0].last_line
+    assert 'data.batch_size is 1, the global batch size of all 2 processes' in programs[0].last_line
 
 
 @pytest.mark.slow
@@ -251,4 +251,4 @@ def test_torchrun(stages: list[Path], wait_for: Any, tmp_path: Path) -> None:
     said = [line for line in errors.splitlines() if line.startswith('stopped in epoch ')]
     assert len(said) == 1, errors
     step = torch.load(out / 'stage1' / 'progress.pth', weights_only=True)['step']
-    assert f', step {step}; all of it is saved' in said[0]
+    assert f', step {step}; everything is saved' in said[0]

@@ -37,7 +37,7 @@ def test_what_has_exploded(first: float, limit: float) -> None:
     """The mean counts: one batch may be an outlier."""
     require_sound(batches(limit, limit), first_total=first, stage=1)
     require_sound(batches(1.9 * limit, 0.1), first_total=first, stage=1)
-    with pytest.raises(DivergedError, match=r'has exploded, from .*; the largest is loss_cls, .* in step 2'):
+    with pytest.raises(DivergedError, match=r'has exploded, from .*; the largest term is loss_cls, .* in step 2'):
         require_sound(batches(0.8 * limit, 1.3 * limit), first_total=first, stage=1)
 
 
@@ -111,8 +111,8 @@ def test_a_run_names_the_batch_and_keeps_the_last_good_state(
     progress, file = out / 'stage1' / 'progress.pth', out / 'stage1' / 'diverged.jsonl'
     assert len(drawn) == 12
     images = ', '.join(map(str, drawn[8]))
-    assert f'stage 1: loss_bbox, nan in step 9 on the images {images}; {file} has the losses' in line
-    assert f'train anew from init.checkpoint={progress}, the last good state, in another --out, with a lower' in line
+    assert f'stage 1: loss_bbox, nan in step 9 on the images {images}; {file} lists the losses' in line
+    assert f'train again from init.checkpoint={progress}, the last good state, in another --out, with a lower' in line
     seen = [json.loads(text) for text in file.read_text().splitlines()]
     assert [one['step'] for one in seen] == [7, 8, 9, 10, 11, 12]
     assert [one['image_ids'] for one in seen] == drawn[6:]
@@ -135,7 +135,7 @@ def test_an_exploded_loss_stops_a_run(
     assert 'stage 1: the loss has exploded, from ' in line
     images = ', '.join(map(str, drawn[2]))
     assert f'in step 2 on the images {images}; ' in line
-    assert 'train anew from its start in another --out' in line
+    assert 'train again from its start in another --out' in line
     # What the file says is of that attempt alone.
     assert (tmp_path / 'stage1' / 'diverged.jsonl').exists()
     poisoned(0, math.nan)

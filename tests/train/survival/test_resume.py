@@ -156,9 +156,9 @@ def _before_building(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_not_written_over(
     options: list[str], stages: list[Path], whole: Path, train_error: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert f'{whole}: already holds a run; add --resume to go on' in train_error(*stages, '--out', whole, *options)
+    assert f'{whole}: already holds a run; add --resume to resume it' in train_error(*stages, '--out', whole, *options)
     (tmp_path / 'notes.txt').write_text('mine')
-    assert 'not empty and holds no run' in train_error(*stages, '--out', tmp_path, '--resume', *options)
+    assert 'not empty and does not hold a run' in train_error(*stages, '--out', tmp_path, '--resume', *options)
     assert [one.name for one in tmp_path.iterdir()] == ['notes.txt']
 
 
@@ -247,7 +247,7 @@ def test_progress_that_is_damaged(
     (tmp_path / 'stage1' / 'progress.pth').write_bytes(b'nothing')
     line = train_error(*stages, '--out', tmp_path, '--resume')
     assert 'progress.pth: cannot be resumed from' in line
-    assert 'delete it to start this stage anew' in line
+    assert 'delete it to restart this stage' in line
 
 
 def test_one_process_writes_a_run(
@@ -276,7 +276,7 @@ def test_a_full_disk(stages: list[Path], start: Any, wait_for: Any, tmp_path: Pa
     full = start(*stages, '--out', out, '--resume', *EVERY_STEP, file_size_limit=len(before) // 2)
     assert full.wait() == 1
     assert full.last_line.startswith(f'Error: {file}: cannot be saved (File too large, ')
-    advice = 'what was saved before is intact: make room, then run the same command with --resume'
+    advice = 'earlier saves are intact: free some space, then run the same command with --resume'
     assert full.last_line.endswith(advice)
     assert file.read_bytes() == before
     assert not list(out.rglob('.tmp-*'))

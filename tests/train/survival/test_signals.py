@@ -42,8 +42,8 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(
     epoch, step = position()
     assert (epoch, step) > (1, 6)
     assert program.last_line == (
-        f'stopped in epoch {epoch + 1} of stage 1, step {step}; all of it is saved; '
-        'run the same command with --resume to go on'
+        f'stopped in epoch {epoch + 1} of stage 1, step {step}; everything is saved; '
+        'run the same command with --resume to continue'
     )
     program = start(*stages, '--out', out, '--resume')
     assert program.wait() == 0, program.stderr
@@ -131,7 +131,7 @@ mtpd_train.run.build_stages = lambda *_, **__: signal.raise_signal(signal.SIGTER
 """
     program = start(*stages, '--out', tmp_path / 'run', code=code)
     assert program.wait() == 130, program.stderr
-    assert program.stderr == 'Error: interrupted at once; what was saved before is kept\n'
+    assert program.stderr == 'Error: interrupted immediately; earlier saves are kept\n'
 
 
 def test_a_worker_that_is_ended_from_outside(stages: list[Path], start: Any, wait_for: Any, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_worker_that_is_ended_from_outside(stages: list[Path], start: Any, wai
     wait_for(lambda: progress.exists() and children.read_text())
     os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
     assert program.wait() == 1
-    assert program.last_line.startswith('Error: stage 1: a process that reads images was ended from outside')
-    assert program.last_line.endswith('what was saved before is intact: run the same command with --resume')
+    assert program.last_line.startswith('Error: stage 1: a process that reads images was killed')
+    assert program.last_line.endswith('earlier saves are intact: run the same command with --resume')
     assert 'Traceback' not in program.stderr
     torch.load(progress, weights_only=True)

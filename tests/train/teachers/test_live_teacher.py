@@ -61,7 +61,10 @@ def net(tmp_path: Path) -> str:
     ('maps', 'said'),
     [
         ('[p2, self.p3(p2) * float("nan")]', r'level p3, view plain of the images with ids \d+.* not finite'),
-        ('[p2, 3.0 + 1e-5 * self.p3(p2)]', 'level p3 is nearly constant: its features deviate by .* from means of 3'),
+        (
+            '[p2, 3.0 + 1e-5 * self.p3(p2)]',
+            'level p3 is nearly constant: its features have a standard deviation of .* and means of 3',
+        ),
         ('[p2, 1e-9 * self.p3(p2)]', 'level p3 is nearly constant'),
         (
             '[p2, self.p3(p2 if len(images) == 1 else p2[..., :-8])]',
@@ -154,7 +157,7 @@ def test_a_teacher_of_the_users_own(
     stage = write_stage(tmp_path / 'other.yaml', teacher=net, distill=DISTILL, data={'geometry': {'scale': '96x64'}})
     assert ' at 96x64' in train(stage, '--out', tmp_path / 'no_run', '--dry-run').output
     Path(net.removesuffix(':build')).write_text(NET.replace('std', 'deviation'))
-    assert 'its std is not known' in train_error(stage, '--out', tmp_path / 'no_run')
+    assert 'its std is unknown' in train_error(stage, '--out', tmp_path / 'no_run')
     assert not (tmp_path / 'no_run').exists()
 
 
