@@ -50,8 +50,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
 
     Raises:
         InputError: there is no such file, it is damaged or not a checkpoint, it needs `allow_pickle`, or it holds
-        several
-            networks or tensors without plain values.
+            several networks or tensors without plain values.
         UnavailableError: it needs a package that is not installed.
     """
     name = f'checkpoint {path}'

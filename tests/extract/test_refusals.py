@@ -82,7 +82,7 @@ def teacher_error(make_command: Any, synthetic_set: Path, tmp_path: Path) -> Cal
             'expected (batch, channels',
         ),
         ('Net.features = lambda self, x: self.convv(x)\nbuild = lambda checkpoint: Net()', "no attribute 'convv'"),
-        ('Net.features = lambda self, x: [x[..., :100]]\nbuild = lambda checkpoint: Net()', 'has no one stride'),
+        ('Net.features = lambda self, x: [x[..., :100]]\nbuild = lambda checkpoint: Net()', 'has no single stride'),
     ],
 )
 def test_teacher_files(teacher_error: Callable[..., str], tmp_path: Path, source: str, message: str) -> None:
@@ -324,7 +324,7 @@ def test_values_that_are_not_finite_in_the_mirrored_view_alone(teacher_error: Ca
 
 def test_random_numbers_that_a_black_image_does_not_show(teacher_error: Callable[..., str]) -> None:
     source = 'Net.features = lambda self, x: [self.conv(x * torch.rand(1))]\nbuild = lambda checkpoint: Net()'
-    assert 'map 0 of features() differs when the same image is given twice' in teacher_error(source)
+    assert 'map 0 of features() differs when the same image is passed twice' in teacher_error(source)
 
 
 def test_a_second_map_of_a_stride_can_be_stored_alone(make_command: Any, synthetic_set: Path, tmp_path: Path) -> None:

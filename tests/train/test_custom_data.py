@@ -160,7 +160,7 @@ def test_fine_tuning_takes_all_but_the_class_layers(
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'model': {'neck.out_channels': 16, 'bbox_head.in_channels': 16}}, 'has .* for neck.* another network'),
+        ({'model': {'neck.out_channels': 16, 'bbox_head.in_channels': 16}}, 'has .* for neck.* different network'),
         ({'model': {'neck.num_outs': 5, 'neck.add_extra_convs': 'on_output'}}, 'lacks neck.fpn_convs.4'),
     ],
 )
@@ -177,7 +177,7 @@ def test_fine_tuning_what_is_not_there(build_stage: Callable[..., Stage]) -> Non
         build_stage(init={'fine_tune': 'nowhere.pth'})
     with pytest.raises(InputError, match='did you mean'):
         build_stage(init={'fine_tune': 'retinanet_r50_fpn_1x_cocoo'})
-    with pytest.raises(InputError, match='and `checkpoint` is set too'):
+    with pytest.raises(InputError, match='cannot be combined with `checkpoint`'):
         build_stage(init={'fine_tune': 'r101', 'checkpoint': 'a.pth'})
 
 
@@ -189,5 +189,5 @@ def test_fine_tuning_without_a_network(
     for name in ('http_proxy', 'https_proxy', 'HTTPS_PROXY'):
         monkeypatch.setenv(name, 'http://127.0.0.1:1')
     name = 'mask-rcnn_r50_fpn_sample1e-3_ms-2x_lvis-v0.5'
-    with pytest.raises(UnavailableError, match=r'cannot fetch https://.*; give init\.fine_tune a local file'):
+    with pytest.raises(UnavailableError, match=r'cannot fetch https://.*; set init\.fine_tune to a local file'):
         build_stage(init={'fine_tune': name})

@@ -139,7 +139,7 @@ def test_another_number_of_stages(tmp_path: Path) -> None:
 @pytest.mark.parametrize('content', ['', '{"stages": ', '[]', '{"stages": [1]}'])
 def test_a_file_that_describes_no_run(content: str, tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).write_text(content)
-    with pytest.raises(InputError, match=r'run\.json does not describe a run.*choose another --out'):
+    with pytest.raises(InputError, match=r'run\.json .*does not describe a run.*choose another --out'):
         claim_folder(tmp_path, described(), resume=True)
 
 

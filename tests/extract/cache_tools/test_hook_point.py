@@ -90,4 +90,4 @@ def test_an_extraction_does_not_go_on_at_another_hook_point(caches: dict[str, Pa
 def test_teachers_without_norms(command: Any, tmp_path: Path) -> None:
     error = command.error(tmp_path / 'cache', '--hook', 'before-norm')
     assert 'hook before-norm' in error
-    assert 'remove this option' in error
+    assert 'remove the option' in error

@@ -222,7 +222,7 @@ def test_a_run_that_has_not_finished(copied: Path, records: Records, tmp_path: P
     wanted = max(scores, key=lambda metrics: metrics['box/AP'])
     title = f'best so far, epoch {1 + scores.index(wanted)}'
     assert refused(stage).endswith(f'has not finished; for its {title}, add --checkpoint {best}')
-    assert refused(copied).endswith(f'has not finished; for the {title}, of stage 1 give {stage} --checkpoint {best}')
+    assert refused(copied).endswith(f'has not finished; for the {title} of stage 1, give {stage} --checkpoint {best}')
     assert evaluated(stage, '--checkpoint', best, '--json', out).exit_code == 0
     assert json.loads(out.read_text())['metrics'] == pytest.approx(wanted, abs=1e-6)
     assert f'give the folder of the stage of {best}' in refused(copied, '--checkpoint', best)

@@ -185,7 +185,7 @@ def test_hours_are_of_all_epochs(seconds: float, shown: str, build_stage: Build)
     assert plan.num_steps == 300
     _, row, total = plan_lines([plan], [Trial(3, seconds, None)])
     assert shown in row
-    assert total.startswith(f'time     {shown} in all')
+    assert total.startswith(f'time     {shown} in total')
 
 
 def test_the_state_has_the_adapters_and_their_moments(build_stage: Build, caches: dict[int, Path]) -> None:

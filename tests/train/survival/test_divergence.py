@@ -63,7 +63,7 @@ def test_the_meter_compares_with_the_first_batch_of_the_stage_even_when_resumed(
         one.add({'loss': torch.tensor(4000.0)}, step=2, image_ids=[2])
         one.look()
         one.add({'loss': torch.tensor(20000.0)}, step=3, image_ids=[3])
-        with pytest.raises(DivergedError, match='from 50 at first'):
+        with pytest.raises(DivergedError, match='from 50 at the start'):
             one.look()
 
 
