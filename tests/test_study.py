@@ -1,6 +1,5 @@
 """The study of distillation: what it plans, its statistics, and that its page holds the figures of its result lines."""
 
-import math
 import re
 import sys
 from pathlib import Path
@@ -53,13 +52,12 @@ def test_differences_are_paired_by_seed() -> None:
 
 @pytest.mark.parametrize(
     ('values', 'counts'),
-    [([2.0, 2.1, 1.9], True), ([-2.0, -2.1, -1.9], True), ([5.0, -5.0, 2.0], False), ([5.0], False)],
+    [([2.0, 2.1, 1.9], True), ([-2.0, -2.1, -1.9], True), ([5.0, -5.0, 2.0], False), ([5.0, 5.1], False)],
 )
 def test_a_difference_counts_beyond_two_standard_errors(values: list[float], counts: bool) -> None:
     estimate = Estimate.of(values)
     assert estimate is not None
     assert estimate.counts is counts
-    assert math.isnan(estimate.error) == (len(values) == 1)
 
 
 def test_table_says_what_is_not_trained(tmp_path: Path) -> None:

@@ -78,6 +78,9 @@ def lines(report: Report) -> list[str]:
     text += ['', *report.selection.reasons, '']
     if report.agreement is not None:
         text.append(f'{report.agreement:.0%} of {len(found.resampled)} bootstrap resamples give this order')
+    if len(report.selection.teachers) > 1:
+        last = report.selection.teachers[-1]
+        text.append(f'note: costs do not predict AP; also train from {last} alone for as many epochs and compare')
     text.append('order: ' + ' -> '.join(_path(report)))
     return text
 

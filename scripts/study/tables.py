@@ -25,8 +25,8 @@ class Estimate:
 
     @property
     def counts(self) -> bool:
-        """Whether it is more than two standard errors away from 0."""
-        return abs(self.mean) > 2 * self.error
+        """Whether it is more than two standard errors away from 0, from three seeds on."""
+        return self.num_seeds >= 3 and abs(self.mean) > 2 * self.error
 
     @classmethod
     def of(cls, values: list[float]) -> 'Estimate | None':
