@@ -28,7 +28,7 @@ def save_plot(question: Question, results: Results, file: Path) -> None:
             axes.errorbar([mean.mean], [height], xerr=[error], fmt='D', color='C1', capsize=3, markersize=5)
     axes.axvline(0, color='grey', linewidth=0.8)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f'box AP less that of "{baseline[0]}" (dots: seeds; bars: two standard errors)', fontsize=8)
     axes.set_title(question.title, fontsize=10)
     figure.savefig(file, dpi=110)
