@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
@@ -322,6 +322,8 @@ WHOLE = [whole(), LEGACY, save(TENSORS)]
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=9)), max_size=4),
     length=st.floats(0, 1),
 )
+# A name in a record's header that is not UTF-8.
+@example(content=WHOLE[0], changes=[(0.0234375, b'\x80')], length=1.0)
 def test_damaged_bytes_are_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory,
     content: bytes,

@@ -124,7 +124,7 @@ def test_refusals(
     )
     normed = make_command(config, synthetic_set, ['--checkpoint', random_weights(config), '--rois', 5])
     assert 'before the norms of its neck' in normed.error(tmp_path / 'cache')
-    assert 'belong to the plain view' in two_stage.error(tmp_path / 'cache', '--views', 'flip')
+    assert 'with the plain view' in two_stage.error(tmp_path / 'cache', '--views', 'flip')
     assert not (tmp_path / 'cache').exists()
 
 
