@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the teachers of the demo and the study, and puts their weights, as float16, into configs/demo/teachers: about
-# 30 minutes on two cores. The weights are in the repository, so this is needed only to make them again.
+# Trains the teachers of the demo and the study, and puts their weights, as float16, into configs/demo/teachers. The
+# weights are in the repository, so this is needed only to make them again.
 #
 #   scripts/make_teachers.sh    run it again after an interruption to resume
 
@@ -30,7 +30,6 @@ python scripts/make_synthetic.py "$work/shapes" --train 6000 --val 1 --seed 1
 teach transformer > "$work/transformer.log" 2>&1 &
 teach strong
 teach weak
-teach faster_strong
 echo "--- waiting for the transformer ($work/transformer.log)"
 wait %1
 tail -n 3 "$work/transformer.log"

@@ -35,6 +35,8 @@ def main() -> None:
         for seed in range(QUESTIONS[name].num_seeds)
         if options.seeds is None or seed in options.seeds
     ]
+    if not wanted:
+        parser.error(f'--seeds {options.seeds}: none of the questions has such a seed; their seeds are 0 to 4')
     done = read_results()
     left = sorted({(seed, chain_name(chain)) for chain, seed in wanted} - {(seed, name) for name, seed in done})
     print(f'{len(left)} of {len(set(wanted))} chains are left to train')

@@ -9,9 +9,9 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export OMP_NUM_THREADS=1
-selection=(-m 'not slow')
+selection='not slow'
 if [[ ${1:-} == --all ]]; then
-    selection=()
+    selection=''
     shift
 fi
 
@@ -26,4 +26,4 @@ step() { # NAME COMMAND...
 step 'style (ruff)' ruff check .
 step 'types (mypy)' mypy
 step 'walls between packages (import-linter)' lint-imports --no-logo
-step 'tests (pytest)' pytest -n 2 "${selection[@]}" "$@"
+step 'tests (pytest)' pytest -n 2 -m "$selection" "$@"

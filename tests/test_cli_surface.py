@@ -5,12 +5,10 @@ purpose runs `python tests/test_cli_surface.py`, which writes it anew, and says 
 """
 
 import difflib
-import importlib
 import os
 import resource
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,9 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
+from reference.commands import programs
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'cli_surface.txt'
@@ -39,16 +40,6 @@ FAILURES = {
     'mtpd-report tensorboard': [NOWHERE],
     'mtpd-train': [f'{NOWHERE}.yaml', '--out', 'run'],
 }
-
-
-def programs() -> dict[str, click.Command]:
-    """The programs that the project installs, by name."""
-    scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
-    found = {}
-    for name, target in sorted(scripts.items()):
-        module, _, attribute = target.partition(':')
-        found[name] = getattr(importlib.import_module(module), attribute)
-    return found
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

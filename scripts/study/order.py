@@ -3,15 +3,17 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
-from study.plan import FULL, QUESTIONS, Chain, Stage
-from study.running import RESULTS, Results, Setting, call, make_cache, make_data, run_folder
-from study.tables import Estimate, box_ap, spearman
+from scipy.stats import spearmanr
+
+from study.plan import DATA, FULL, QUESTIONS, Chain, Stage
+from study.running import RESULTS, Results, Setting, call, extract, make_cache, make_data, run_folder
+from study.tables import Estimate, box_ap
 
 COSTS = RESULTS.parent / 'costs.json'
 TEACHERS = ('weak', 'transformer', 'strong')
 STUDENT = (Stage(None, FULL),)
+CODEC = STUDENT[0].codec
 # What a sequence might be judged by, of the costs of its steps; the first step is from the student alone.
 PREDICTORS: Mapping[str, Callable[[Sequence[float]], float]] = {
     'largest': max,
@@ -20,34 +22,21 @@ PREDICTORS: Mapping[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-def measure_costs(setting: Setting, *, seed: int = 0, file: Path = COSTS) -> None:
-    """Writes what `mtpd-cache order --json` says of the three teachers and the student alone, which must be trained.
-
-    Args:
-        setting: of the study.
-        seed: of the student alone.
-        file: where to.
-    """
+def measure_costs(setting: Setting) -> None:
+    """Writes what `mtpd-cache order --json` says of the teachers and the student alone of seed 0, once trained."""
     make_data(setting)
-    folder, caches = run_folder(STUDENT, seed, setting), setting.work / 'cache'
-    student = caches / f'student-seed{seed}'
-    how = ['--levels', 'p3,p4', '--codec', 'lean', '--batch-size', '16', '--workers', '0', '--device', setting.device]
-    source = ['--teacher', folder / 'student_config.py', '--checkpoint', folder / 'student.pth']
-    call(
-        ['mtpd-extract', *source, '--coco', setting.work / 'shapes', '--out', student, *how],
-        student.with_suffix('.log'),
-    )
-    teachers = [make_cache(name, 'lean-0.03', setting) for name in TEACHERS]
-    log = caches / 'order.json'
-    call(['mtpd-cache', 'order', *teachers, '--student-cache', student, '--json', '--num-images', '300'], log)
-    # The progress bar writes to the same file, so the record starts at its first brace.
-    text = log.read_text()
-    record = json.loads(text[text.index('{') :])
-    names = {'student': 'student', **{f'{name}-lean-0.03': name for name in TEACHERS}, student.name: 'student'}
+    folder = run_folder(STUDENT, 0, setting)
+    student = extract(folder / 'student_config.py', folder / 'student.pth', 'student', CODEC, setting)
+    teachers = {make_cache(name, CODEC, setting): name for name in TEACHERS}
+    log = setting.work / 'cache' / 'order.json'
+    options = ['--student-cache', student, '--num-images', DATA['train'], '--json', '--quiet']
+    call(['mtpd-cache', 'order', *teachers, *options], log)
+    record = json.loads(log.read_text())
+    names = {student.name: 'student', **{cache.name: name for cache, name in teachers.items()}}
     record['costs'] = [one | {'from': names[one['from']], 'to': names[one['to']]} for one in record['costs']]
     record['order'] = [names[name] for name in record['order']]
-    kept = {key: record[key] for key in ('costs', 'order', 'resamples', 'same_order', 'reasons')}
-    file.write_text(json.dumps(kept, indent=1) + '\n')
+    kept = {key: record[key] for key in ('costs', 'order', 'resamples', 'same_order')}
+    COSTS.write_text(json.dumps(kept, indent=1) + '\n')
 
 
 def step_costs(chain: Chain, costs: Mapping[tuple[str, str], float]) -> list[float]:
@@ -56,11 +45,11 @@ def step_costs(chain: Chain, costs: Mapping[tuple[str, str], float]) -> list[flo
     return [0.0 if here == there else costs[here, there] for here, there in pairwise(path)]
 
 
-def order_table(results: Results, file: Path = COSTS) -> str:
+def order_table(results: Results) -> str:
     """Sequences by their students' AP, with the costs of their steps, and the rank correlation of each predictor."""
-    if not file.exists():
+    if not COSTS.exists():
         return 'The costs have not been measured yet.'
-    record = json.loads(file.read_text())
+    record = json.loads(COSTS.read_text())
     costs = {(one['from'], one['to']): one['cost'] for one in record['costs']}
     rows: dict[str, tuple[Estimate, list[float]]] = {}
     for label, chain in QUESTIONS['full_stages'].rows.items():
@@ -71,15 +60,15 @@ def order_table(results: Results, file: Path = COSTS) -> str:
     for label, (ap, steps) in sorted(rows.items(), key=lambda row: -row[1][0].mean):
         lines.append(f'| {label} | {ap.mean:.1f} | {", ".join(f"{cost:.3f}" for cost in steps)} |')
     if len(rows) > 2:
-        aps = {label: ap.mean for label, (ap, _) in rows.items()}
+        aps = [ap.mean for ap, _ in rows.values()]
         lines += [
             '',
             '| a sequence is better the less its ... step costs are | rank correlation with AP |',
             '|---|---|',
         ]
         for name, predictor in PREDICTORS.items():
-            predicted = {label: -predictor(steps) for label, (_, steps) in rows.items()}
-            lines.append(f'| {name} | {spearman(predicted, aps):+.2f} |')
+            predicted = [-predictor(steps) for _, steps in rows.values()]
+            lines.append(f'| {name} | {spearmanr(predicted, aps).statistic:+.2f} |')
     same = f'{record["same_order"]:.0%} of {record["resamples"]} resamples'
     lines += ['', f'`mtpd-cache order` says: {", then ".join(record["order"])} ({same}).']
     return '\n'.join(lines)

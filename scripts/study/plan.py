@@ -1,6 +1,6 @@
 """What the study trains: chains of stages, and the questions that they answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +8,14 @@ FULL = 120  # epochs of a full stage
 HALF = FULL // 2
 # Of scripts/make_synthetic.py.
 DATA = {'train': 300, 'val': 500, 'seed': 0}
-# Entries of `distill`.
-LOSSES: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    'masked_mse': [{'loss': 'masked_mse', 'weight': 3.0}],
-    'mgd': [{'loss': 'mgd', 'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'}],
-    'pkd': [{'loss': 'pkd', 'weight': 3.0}],
-    'cwd': [{'loss': 'cwd', 'weight': 3.0}],
-    'fgd': [{'loss': 'fgd', 'weight': 1.0, 'normalize': 'mean'}],
-    'tar_feature': [{'loss': 'tar_feature', 'weight': 3.0}],
-    'tar_head': [{'loss': 'tar_head'}],
-    'tar': [{'loss': 'tar_feature', 'weight': 3.0}, {'loss': 'tar_head'}],
+# Entry of `distill` by the name of its loss.
+LOSSES: Mapping[str, Mapping[str, Any]] = {
+    'masked_mse': {'weight': 3.0},
+    'mgd': {'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'},
+    'pkd': {'weight': 3.0},
+    'cwd': {'weight': 3.0},
+    'fgd': {'weight': 1.0, 'normalize': 'mean'},
 }
-MAP_LOSSES = ('masked_mse', 'mgd', 'pkd', 'cwd', 'fgd')
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Stage:
         teacher: whose cache; None: no teacher.
         epochs: its length.
         loss: one of LOSSES.
-        weight: factor on the weights of LOSSES.
+        weight: factor on the weight of LOSSES.
         codec: of the cache; with the error after a hyphen.
         lr: factor on the peak learning rate.
         warmup: share of the stage until the peak; None: 0.3.
@@ -38,7 +34,6 @@ class Stage:
         inherit: whether the student starts from the teacher's neck and head.
         adapter: whether masked_mse has a 1x1 adapter although the channels agree.
         weight_decay: of the optimizer; None: 0.5.
-        two_stage: whether the student is the Faster R-CNN.
     """
 
     teacher: str | None = None
@@ -52,7 +47,6 @@ class Stage:
     inherit: bool = False
     adapter: bool = False
     weight_decay: float | None = None
-    two_stage: bool = False
 
     @property
     def name(self) -> str:
@@ -64,7 +58,7 @@ class Stage:
         parts += [f'lr{self.lr:g}'] if self.lr != 1 else []
         parts += [f'warmup{self.warmup:g}'] if self.warmup is not None else []
         parts += [f'wd{self.weight_decay:g}'] if self.weight_decay is not None else []
-        parts += [key for key in ('decay', 'inherit', 'adapter', 'two_stage') if getattr(self, key)]
+        parts += [key for key in ('decay', 'inherit', 'adapter') if getattr(self, key)]
         return '-'.join(parts)
 
 
@@ -93,11 +87,6 @@ class Question:
 
 def _of(*names: str, epochs: int = FULL) -> Chain:
     return tuple(Stage(None if name == 'alone' else name, epochs) for name in names)
-
-
-def _stages_after(*stages: Stage) -> Chain:
-    """The weak teacher for a full stage, then these."""
-    return (Stage('weak'), *stages)
 
 
 QUESTIONS: Mapping[str, Question] = {
@@ -156,10 +145,10 @@ QUESTIONS: Mapping[str, Question] = {
         f'Weak, then strong, {2 * FULL} epochs: how the second stage is run',
         {
             'as the first': _of('weak', 'strong'),
-            'peak rate x 0.3': _stages_after(Stage('strong', lr=0.3)),
-            'peak rate x 0.1': _stages_after(Stage('strong', lr=0.1)),
-            'warm-up 5%': _stages_after(Stage('strong', warmup=0.05)),
-            'decaying loss': _stages_after(Stage('strong', decay=True)),
+            'peak rate x 0.3': (Stage('weak'), Stage('strong', lr=0.3)),
+            'peak rate x 0.1': (Stage('weak'), Stage('strong', lr=0.1)),
+            'warm-up 5%': (Stage('weak'), Stage('strong', warmup=0.05)),
+            'decaying loss': (Stage('weak'), Stage('strong', decay=True)),
             'new adapters in each stage': (Stage('weak', adapter=True), Stage('strong', adapter=True)),
             f'{HALF} + {3 * HALF} epochs': (Stage('weak', HALF), Stage('strong', 3 * HALF)),
         },
@@ -175,17 +164,7 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     'losses': Question(
         f'Losses, directly from strong, {HALF} epochs',
-        {'alone': _of('alone', epochs=HALF), **{loss: (Stage('strong', HALF, loss=loss),) for loss in MAP_LOSSES}},
-    ),
-    'two_stage': Question(
-        f'Faster R-CNN from its strong teacher, {HALF} epochs',
-        {
-            'alone': (Stage(None, HALF, two_stage=True),),
-            **{
-                loss: (Stage('faster_strong', HALF, loss=loss, two_stage=True),)
-                for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar')
-            },
-        },
+        {'alone': _of('alone', epochs=HALF), **{loss: (Stage('strong', HALF, loss=loss),) for loss in LOSSES}},
     ),
     'pkd_stages': Question(
         f'`pkd`, {2 * FULL} epochs',
@@ -208,11 +187,11 @@ QUESTIONS: Mapping[str, Question] = {
         f'weight_{loss}': Question(
             f'Weight of `{loss}`, directly from strong, {HALF} epochs',
             {
-                f'{LOSSES[loss][0]["weight"] * factor:g}': (Stage('strong', HALF, loss=loss, weight=factor),)
+                f'{LOSSES[loss]["weight"] * factor:g}': (Stage('strong', HALF, loss=loss, weight=factor),)
                 for factor in (1.0, 0.3, 3.0)
             },
             num_seeds=3,
         )
-        for loss in MAP_LOSSES
+        for loss in LOSSES
     },
 }

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class Setting:
 
 
 def read_results(file: Path = RESULTS) -> Results:
-    """(chain, seed) -> box AP, 0 to 100; of a chain that was trained twice the last."""
+    """(chain, seed) -> box AP, 0 to 100."""
     lines = file.read_text().splitlines() if file.exists() else []
     records = [json.loads(line) for line in lines]
     return {(record['chain'], record['seed']): record['ap'] for record in records}
@@ -94,34 +94,37 @@ def make_data(setting: Setting) -> None:
 
 def make_cache(teacher: str, codec: str, setting: Setting) -> Path:
     """The teacher's cache in a codec, extracted if it is not there."""
-    name, _, error = codec.partition('-')
-    folder = setting.work / 'cache' / f'{teacher}-{codec}'
     source = ROOT / 'configs' / 'demo' / 'teachers' / teacher
-    command: list[str | Path] = [
+    return extract(source.with_suffix('.py'), source.with_suffix('.pth'), f'{teacher}-{codec}', codec, setting)
+
+
+def extract(config: Path, checkpoint: Path, name: str, codec: str, setting: Setting) -> Path:
+    """The cache of a network; levels p3 and p4 alone, since the objects are too small for p5."""
+    folder = setting.work / 'cache' / name
+    kind, _, error = codec.partition('-')
+    command: list[object] = [
         'mtpd-extract',
         '--teacher',
-        f'{source}.py',
+        config,
         '--checkpoint',
-        f'{source}.pth',
-        '--codec',
-        name,
+        checkpoint,
+        '--coco',
+        setting.work / 'shapes',
     ]
-    # The objects are too small for RetinaNet's p5; the RoI head of Faster R-CNN uses it.
-    levels = 'p3,p4,p5' if teacher.startswith('faster') else 'p3,p4'
-    command += ['--coco', setting.work / 'shapes', '--out', folder, '--levels', levels, '--batch-size', '16']
-    command += ['--workers', '0', '--device', setting.device, *(['--error', error] if error else [])]
-    call(command, folder.with_suffix('.log'))
+    command += ['--out', folder, '--levels', 'p3,p4', '--codec', kind, *(['--error', error] if error else [])]
+    command += ['--batch-size', 16, '--workers', 0, '--device', setting.device]
+    call(command, beside(folder, '.log'))
     return folder
 
 
 def train_stage(chain: Chain, seed: int, setting: Setting) -> dict[str, Any]:
     """Trains the last stage of a chain from the student of the stages before, and returns its record."""
     folder = run_folder(chain, seed, setting)
-    file = folder.with_suffix('.yaml')
+    file = beside(folder, '.yaml')
     file.parent.mkdir(parents=True, exist_ok=True)
     before = run_folder(chain[:-1], seed, setting) / 'student.pth' if len(chain) > 1 else None
     file.write_text(yaml.safe_dump(stage_file(chain[-1], seed, len(chain), before, setting), sort_keys=False))
-    call(['mtpd-train', file, '--out', folder, '--device', setting.device, '--resume'], folder.with_suffix('.log'))
+    call(['mtpd-train', file, '--out', folder, '--device', setting.device, '--resume'], beside(folder, '.log'))
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     metrics = [record['metrics'] for record in records if record['kind'] == 'evaluation'][-1]
     losses = [record['losses']['total'] for record in records if record['kind'] == 'train' and 'losses' in record]
@@ -140,6 +143,11 @@ def run_folder(chain: Chain, seed: int, setting: Setting) -> Path:
     return setting.work / 'students' / f'seed{seed}' / chain_name(chain)
 
 
+def beside(folder: Path, suffix: str) -> Path:
+    """A file next to a folder. Names have dots: `Path.with_suffix` would turn `lean-0.1` and `lean-0.3` into one."""
+    return folder.parent / f'{folder.name}{suffix}'
+
+
 def stage_file(stage: Stage, seed: int, number: int, before: Path | None, setting: Setting) -> dict[str, Any]:
     """The stage file of stage `number`, counted from 1, of a chain; `before`: the student of the stages before."""
     content: dict[str, Any] = yaml.safe_load((ROOT / 'configs' / 'demo' / 'alone.yaml').read_text())
@@ -156,19 +164,16 @@ def stage_file(stage: Stage, seed: int, number: int, before: Path | None, settin
     content['init'] = {'backbone': 'none'} if before is None else {'checkpoint': str(before)}
     if stage.inherit:
         content['init']['inherit'] = ['neck', 'head']
-    if stage.two_stage:
-        content['student'] = str(ROOT / 'configs' / 'demo' / 'faster_student.py')
     if stage.teacher is not None:
         content['cache'] = str(setting.work / 'cache' / f'{stage.teacher}-{stage.codec}')
-        content['distill'] = [distill_entry(one, stage) for one in LOSSES[stage.loss]]
+        content['distill'] = [distill_entry(stage)]
     return content
 
 
-def distill_entry(loss: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
-    """An entry of the stage file's `distill`: that of LOSSES with what the stage changes."""
-    entry = dict(loss)
-    if stage.weight != 1:
-        entry['weight'] *= stage.weight
+def distill_entry(stage: Stage) -> dict[str, Any]:
+    """The entry of the stage file's `distill`."""
+    entry = {'loss': stage.loss, **LOSSES[stage.loss]}
+    entry['weight'] *= stage.weight
     if stage.decay:
         entry['decay'] = {'kind': 'linear'}
     if stage.adapter:

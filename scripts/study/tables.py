@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from study.plan import Chain, Question, chain_name
@@ -82,15 +81,3 @@ def _verdict(one: Estimate | None) -> str:
         return ''
     text = _text(one, '+')
     return f'**{text}**' if one.counts else text
-
-
-def spearman(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Rank correlation over the common keys; ties have their mean rank."""
-    keys = sorted(first.keys() & second.keys())
-    ranks = [_ranks([one[key] for key in keys]) for one in (first, second)]
-    return statistics.correlation(*ranks)
-
-
-def _ranks(values: list[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
