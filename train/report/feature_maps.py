@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
-from mtpd import map_images
-from mtpd.cache import CacheReader
+from mtpd.cache import CacheReader, map_images
 from mtpd.data.coco import CocoImage, CocoSet, image_path
 from mtpd.data.images import read_image
 from mtpd.data.spread import spread
