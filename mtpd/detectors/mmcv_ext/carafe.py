@@ -21,11 +21,10 @@ def carafe_forward(
     carafe_naive_forward(features, masks, output, **sizes)
 
 
-def carafe_backward(
-    grad_output: Tensor, rfeatures: Tensor, masks: Tensor, *buffers_and_gradients: Tensor, **sizes: int
-) -> None:
-    """Fills `grad_input` and `grad_masks`, the last two of its tensors; the four before them are unused."""
-    carafe_naive_backward(grad_output, rfeatures, masks, *buffers_and_gradients[-2:], **sizes)
+def carafe_backward(grad_output: Tensor, rfeatures: Tensor, masks: Tensor, *rest: Tensor, **sizes: int) -> None:
+    """Fills `grad_input` and `grad_masks`, the last two of `rest`; the four before them are unused."""
+    *_, grad_input, grad_masks = rest
+    carafe_naive_backward(grad_output, rfeatures, masks, grad_input, grad_masks, **sizes)
 
 
 def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, **sizes: int) -> None:
@@ -41,7 +40,7 @@ def carafe_naive_backward(
     fill_gradients((grad_input, grad_masks), partial(_reassemble, **sizes), inputs, grad_output)
 
 
-def _reassemble(features: Tensor, masks: Tensor, *, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
+def _reassemble(features: Tensor, masks: Tensor, /, *, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
     batch, channels, height, width = features.shape
     # Output cells (y, x) as (source row, row in it, source column, column in it): a view, nothing is upsampled.
     weights = masks.view(batch, group_size, kernel_size**2, 1, height, scale_factor, width, scale_factor)
