@@ -11,11 +11,11 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.console import progress_bar
 from mtpd.data.spread import spread
 from mtpd.errors import InputError
 from mtpd.ordering import AdaptationCosts, Sampling, Selection, adaptation_costs, backward_greedy
 from mtpd.ordering.costs import shared_levels
+from mtpd.system.console import progress_bar
 from mtpd_extract.cache_tools.cost_picture import require_png, save_picture
 from mtpd_extract.cache_tools.order_report import Report, by_name, lines, record
 

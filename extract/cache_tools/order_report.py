@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtpd.ordering import AdaptationCosts, Selection
 from mtpd.ordering.selection import Costs
-from mtpd.text import table
+from mtpd.system.text import table
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from mtpd.cache import CacheReader
 from mtpd.cache.format.manifest import ViewName
 from mtpd.errors import CacheMismatchError, InputError
+from mtpd.geometry import Level
 from mtpd.ordering.ridge import DEFAULT_RIDGE, GroupedMoments, cost_matrix
-from mtpd.pyramid import Level
 
 EXTRACT_AGAIN = 'extract both with the same settings'
 
