@@ -12,15 +12,15 @@ from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.teacher_tensors import save_teacher
-from mtpd.console import warn
 from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoSet, coco_paths, image_path, missing_images, read_annotations, require_pixels
 from mtpd.detectors.proposals import proposing_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
-from mtpd.environment import choose_device
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHead
-from mtpd.pyramid import Level
+from mtpd.system.console import warn
+from mtpd.system.environment import choose_device
 from mtpd_extract.fingerprint import fingerprint, provenance
 
 

@@ -14,7 +14,7 @@ from mtpd.cache.format.roi_arrays import roi_specs, row_bytes
 from mtpd.cache.format.shard import index_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.geometry import Size
-from mtpd.text import format_duration
+from mtpd.system.text import format_duration
 from mtpd_extract.build import Extraction
 from mtpd_extract.estimate import gigabytes
 from mtpd_extract.trial import Trial, num_pixels

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtpd.text import format_duration
+from mtpd.system.text import format_duration
 from mtpd_extract.build import build_extraction
 from mtpd_extract.cli import main as mtpd_extract
 from mtpd_extract.estimate import gigabytes

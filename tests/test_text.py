@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtpd.text import format_bytes, format_duration
+from mtpd.system.text import format_bytes, format_duration
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 from mtpd.cache.checking.state import CacheState, read_state
 from mtpd.cache.checking.statistics import CacheStatistics, measure
 from mtpd.cache.format.manifest import VERSION
-from mtpd.files import canonical_json, sha256_bytes
-from mtpd.text import format_bytes, table
+from mtpd.system.files import canonical_json, sha256_bytes
+from mtpd.system.text import format_bytes, table
 
 GO_ON = 'run the same mtpd-extract command again to resume'
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from mtpd.cache.checking.state import read_state
 from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
-from mtpd.console import progress_bar, say
-from mtpd.text import format_bytes
+from mtpd.system.console import progress_bar, say
+from mtpd.system.text import format_bytes
 
 
 def run(options: Mapping[str, Any]) -> None:

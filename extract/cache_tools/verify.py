@@ -10,9 +10,9 @@ from mtpd.cache.checking.repair import no_writers, repair
 from mtpd.cache.checking.state import CacheState, read_state
 from mtpd.cache.checking.verification import Damage, verify
 from mtpd.cache.format.manifest import MANIFEST_FILE
-from mtpd.console import progress_bar, say
 from mtpd.errors import CacheDamagedError
-from mtpd.text import format_bytes
+from mtpd.system.console import progress_bar, say
+from mtpd.system.text import format_bytes
 
 STRAYS_NAMED = 20
 

@@ -27,8 +27,8 @@ from mtpd.data.records import (
 )
 from mtpd.data.segmentation import Segmentation, box_outline, check_segmentation, mask_area
 from mtpd.errors import InputError
-from mtpd.files import sha256_bytes
 from mtpd.geometry import Geometry
+from mtpd.system.files import sha256_bytes
 
 Box = tuple[float, float, float, float]
 # Why an object is not used for training; mmdet ignores the same ones.

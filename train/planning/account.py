@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from mtpd.errors import UnavailableError
-from mtpd.files import free_bytes
-from mtpd.text import format_bytes, table
+from mtpd.system.files import free_bytes
+from mtpd.system.text import format_bytes, table
 from mtpd_train.planning.plan import StagePlan, disk_bytes
 from mtpd_train.planning.trial import Trial
 
