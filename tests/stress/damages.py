@@ -18,7 +18,7 @@ from typing import Any
 from mtpd.cache.format.manifest import read_manifest
 from mtpd.cache.format.roi_arrays import TABLES, VALUES
 from mtpd.cache.writing.journal import journal_paths
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 
 Damage = Callable[[Path, Random, Sequence[Path]], str]
 

@@ -9,7 +9,7 @@ import torch
 import mtpd.cache
 from mtpd.cache import CacheReader
 from mtpd.errors import MtpdError
-from mtpd.files import canonical_json
+from mtpd.system.files import canonical_json
 from stress.processes import ProcessDiedError, in_limits
 
 # What is asked for, of which image, which tensor of it: ('plain', 7, 'p3'), ('rois', 7, 'boxes'), ('weights', None, ..)

@@ -14,7 +14,7 @@ import pytest
 
 import mtpd.cache
 from mtpd.errors import MtpdError
-from mtpd.files import sha256_bytes
+from mtpd.system.files import sha256_bytes
 from stress.damages import sign
 from stress.processes import ProcessDiedError, in_limits
 
