@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
-from mtpd import map_images
-from mtpd.cache import CacheReader
+from mtpd.cache import CacheReader, map_images
 from mtpd.cache.format.codecs import decode
 from mtpd.cache.format.manifest import ViewName
+from mtpd.cache.map_images import LEAST_ERROR, MOST_ERROR, Picture
 from mtpd.data.coco import image_path, read_annotations
 from mtpd.data.images import read_image
 from mtpd.errors import InputError, UnavailableError
 from mtpd.geometry import Level
-from mtpd.map_images import LEAST_ERROR, MOST_ERROR, Picture
 from mtpd.system.console import say
 from mtpd.system.files import write_atomically
 from mtpd_extract.cache_tools.sheet import Panel, draw_sheet

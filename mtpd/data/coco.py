@@ -179,6 +179,11 @@ def why_left_out(annotation: CocoAnnotation, image: CocoImage) -> LeftOut | None
     return 'without area' if annotation.area <= 0 else None
 
 
+def coco_paths(coco: Path, split: str) -> tuple[Path, Path]:
+    """Image folder and annotation file of a split, for instance `train2017`, in COCO's own layout."""
+    return coco / split, coco / 'annotations' / f'instances_{split}.json'
+
+
 def image_path(folder: Path, file_name: str) -> Path:
     """Where the image of an annotation file lies.
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from mtpd.detectors.detection import collate
+from mtpd.detectors.map_statistics import MapStatistics
 from mtpd.detectors.teacher_maps import require_repeated
-from mtpd.map_statistics import MapStatistics
 from mtpd_train.stage import Stage
 from mtpd_train.training.step import loaded, to_device
 from mtpd_train.training.targets import teacher_targets
