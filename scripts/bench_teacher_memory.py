@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, batch_images, encode
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 CODECS: tuple[CodecName, ...] = ('fp16', 'int8', 'lean')
 STRIDES = (8, 16, 32, 64, 128)

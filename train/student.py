@@ -22,8 +22,8 @@ from mtpd.detectors.weight_references import backbone_reference
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
+from mtpd.geometry import Level
 from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
-from mtpd.pyramid import Level
 
 # Counters, and the norms of a transformer's outputs, which only detectors have.
 _NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')

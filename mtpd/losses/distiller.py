@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.decay import decay_factor
 from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.masked_variance import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.pair_maps import pair_maps
-from mtpd.pyramid import Level
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.match import LevelPair
 from mtpd.losses.resize import resize_map
-from mtpd.pyramid import Level
 
 Maps = Mapping[str, Tensor]
 Map = TypeVar('Map', Tensor, EncodedMaps)

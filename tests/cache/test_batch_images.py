@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps, batch_images
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 Encoded = dict[str, EncodedMaps]
 LEVELS = (Level('p3', 8, 3), Level('p4', 16, 3))

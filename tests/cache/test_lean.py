@@ -13,7 +13,7 @@ from torch import Tensor
 from mtpd.cache.format.basis import Covariance, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import encode
 from mtpd.errors import CacheDamagedError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 
 def correlated(shape: tuple[int, int, int, int], *, seed: int) -> Tensor:

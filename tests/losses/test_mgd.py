@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
-from mtpd.pyramid import Level
 
 Array = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import UnavailableError
-from mtpd.files import write_atomically
+from mtpd.system.files import write_atomically
 from mtpd_train.records.divergence import DivergedError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mtpd.detectors.checkpoint_format import require_intact
+from mtpd.detectors.checkpoint_file import require_intact
 from mtpd.errors import InputError
 from mtpd_train.saving.checkpoint import write_checkpoint
 from mtpd_train.saving.trainables import Trainables

@@ -15,7 +15,7 @@ from mtpd.detectors.class_names import class_list
 from mtpd.errors import CacheMismatchError
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
-from mtpd.prefetch import prefetched
+from mtpd.system.prefetch import prefetched
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import Request
 from mtpd_train.teachers.teacher_source import ReadAhead, TeacherSource

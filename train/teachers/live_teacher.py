@@ -14,10 +14,9 @@ from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
-from mtpd.files import canonical_json
-from mtpd.geometry import Size
+from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHead
-from mtpd.pyramid import Level
+from mtpd.system.files import canonical_json
 from mtpd_train.teachers.teacher_source import ReadAhead, TeacherSource
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.interrupt import StopFlag
+from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import LiveTeacher
 from mtpd_train.training.loop import Place, train_stage

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtpd.cache.format.codecs import CodecName, encode
-from mtpd.map_images import error_colours, principal_colours, spread_error
+from mtpd.cache.map_images import error_colours, principal_colours, spread_error
 
 
 def noise(*shape: int) -> torch.Tensor:
