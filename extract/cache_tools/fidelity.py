@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.cache.format.codecs import decode, encode, require_finite
+from mtpd.cache.format.codecs import encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
@@ -144,7 +144,7 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
             basis = cache.bases.get(level.name)
             maps = live[level.name].cpu()
             encoded = encode(maps, description.codec, target=description.target_error, basis=basis)
-            found[level.name] = decode(encoded)[0]
+            found[level.name] = encoded.values()[0]
         return found
 
     if not coco.images:
