@@ -6,9 +6,9 @@ from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
+from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.objects.fine_grained import AnchorWeights, Reference
-from mtpd.losses.squared_error import squared_error
 from mtpd.losses.valid_mask import valid_cells
 
 PADDED = (72, 104)
