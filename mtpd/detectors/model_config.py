@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from mtpd.errors import InputError
+from mtpd.system.files import canonical_json, sha256_bytes
 
 # By their names in registries and as classes.
 SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm', 'NaiveSyncBatchNorm'}
@@ -70,6 +71,23 @@ def class_parameters(node: Any) -> dict[str, inspect.Parameter]:
                 if name not in found or found[name].default is inspect.Parameter.empty:
                     found[name] = parameter
     return found
+
+
+def definition_sha256(config: Any) -> str:
+    """Hash of the network that an mmengine Config defines, independent of its file, its location and the process."""
+    return sha256_bytes(canonical_json(_plain(config.model.to_dict())))
+
+
+def _plain(value: Any) -> Any:
+    """A config as JSON values that are the same in every process; anything else by its name."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    # JSON has no infinity, which configs use as a bound.
+    if value is None or isinstance(value, str | bool | int | float):
+        return repr(value) if isinstance(value, float) else value
+    return getattr(value, '__qualname__', type(value).__qualname__)
 
 
 def make_buildable(config: Any, *, zoo_folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.roi_capture import CapturedRois, predict_rois
+from mtpd.detectors.detector_heads import CapturedRois, predict_rois
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level
 from mtpd.heads.boxes import BoxCoder

@@ -12,8 +12,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from mtpd.detectors.detection import collate, detection_losses
-from mtpd.detectors.hook_point import captured_maps
-from mtpd.detectors.roi_capture import CapturedRois, captured_rois
+from mtpd.detectors.detector_heads import CapturedRois, captured_rois
+from mtpd.detectors.features import captured_maps
 from mtpd.detectors.transforms import Sample
 from mtpd.losses.responses.tar_head import no_losses
 from mtpd.losses.valid_mask import on_full_grid
