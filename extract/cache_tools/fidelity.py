@@ -15,8 +15,7 @@ from mtpd.cache.format.codecs import encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoImage, CocoSet, read_annotations
-from mtpd.data.spread import spread
+from mtpd.data.coco import CocoImage, CocoSet, read_annotations, spread
 from mtpd.detectors.hook_point import choice_of
 from mtpd.detectors.own_head import head_detections, require_head
 from mtpd.detectors.teacher_fingerprint import state_sha256
