@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.heads.boxes import BoxCoder
-from mtpd.heads.record import RoiHeadRecord
-from mtpd.heads.roi_head import RoiPredictions
+from mtpd.heads.roi_head import RoiHeadRecord, RoiPredictions
+from mtpd.heads.rois import BoxCoder
 
 
 def base_anchors(model: nn.Module) -> dict[int, Tensor]:

@@ -16,9 +16,8 @@ from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
 from mtpd.geometry import Size
-from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiHead
-from mtpd.heads.rois import ImageRois, scaled
+from mtpd.heads.rois import BoxCoder, ImageRois, class_slice, scaled
 
 # The method by which a teacher from `file.py:callable` offers its head: (maps, (height, width) of the input in px) ->
 # for each image boxes (N, 4) absolute xyxy in px of the input, scores (N,) and labels (N,), which count the categories
