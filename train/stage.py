@@ -31,7 +31,7 @@ class Stage:
         inheritance: what it then took over from its teacher, tensor by tensor; empty if nothing was requested.
         config_text: mmdet config of the student.
         definition_sha256: hash of the network that the student's config defines, wherever the config is.
-        hook_point: where the student's maps are taken, see `mtpd.detectors.hook_point`.
+        hook_point: where the student's maps are taken, see `mtpd.detectors.features`.
         source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
         distiller: the distillation losses on maps; without any in plain training.

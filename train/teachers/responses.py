@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.detectors.roi_capture import CapturedRois, predict_rois
+from mtpd.detectors.detector_heads import CapturedRois, predict_rois
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
