@@ -10,7 +10,7 @@ from mtpd.detectors.inheritance import Inheritance
 from mtpd.evaluation import Backend
 from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.responses.tar_head import decay_factors
+from mtpd.losses.tar_head import decay_factors
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.photometric import Photometric
 from mtpd_train.data.sampling import Request, training_batches

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.losses.level_options import Adapter
-from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.objects import Objects
 
 MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

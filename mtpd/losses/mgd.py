@@ -17,7 +17,7 @@ from mtpd.geometry import Level
 from mtpd.losses.level_options import LevelOptions, Normalize, Scale
 from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
-from mtpd.losses.objects.boxes import Objects
+from mtpd.losses.objects import Objects
 from mtpd.options import Share
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's

@@ -10,7 +10,7 @@ from mtpd.detectors.features import NECK
 from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHeadRecord
-from mtpd.losses.responses.tar_head import TarHeadOptions
+from mtpd.losses.tar_head import TarHeadOptions
 from mtpd.options import Options
 from mtpd_train.teachers.responses import Responses
 from mtpd_train.teachers.teacher_source import TeacherSource

@@ -20,8 +20,8 @@ from mtpd.detectors.teacher_maps import require_repeated
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level, Size
 from mtpd.heads.rois import ImageRois
-from mtpd.losses.responses.tar_head import no_losses
-from mtpd.losses.valid_mask import on_full_grid, valid_cells
+from mtpd.losses.maps import on_full_grid, valid_cells
+from mtpd.losses.tar_head import no_losses
 from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request
