@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.data.spread import spread
+from mtpd.data.coco import spread
 from mtpd.errors import InputError
 from mtpd.ordering import AdaptationCosts, Sampling, Selection, adaptation_costs, backward_greedy
 from mtpd.ordering.costs import shared_levels

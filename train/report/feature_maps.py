@@ -11,8 +11,7 @@ from torch import Tensor
 import mtpd.cache
 from mtpd.cache import CacheReader
 from mtpd.cache.map_images import principal_colours
-from mtpd.data.coco import CocoImage, CocoSet, coco_paths
-from mtpd.data.spread import spread
+from mtpd.data.coco import CocoImage, CocoSet, coco_paths, spread
 from mtpd.detectors.detection import collate
 from mtpd.detectors.features import neck_features, probe_levels
 from mtpd.detectors.hook_point import NECK, student_hook_point

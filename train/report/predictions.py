@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torchvision.ops import box_iou
 
-from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, read_annotations
-from mtpd.data.spread import spread
+from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, read_annotations, spread
 from mtpd.errors import InputError, MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect
