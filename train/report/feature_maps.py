@@ -13,8 +13,7 @@ from mtpd.cache import CacheReader
 from mtpd.cache.map_images import principal_colours
 from mtpd.data.coco import CocoImage, CocoSet, coco_paths, spread
 from mtpd.detectors.detection import collate
-from mtpd.detectors.features import neck_features, probe_levels
-from mtpd.detectors.hook_point import NECK, student_hook_point
+from mtpd.detectors.features import NECK, neck_features, probe_levels, student_hook_point
 from mtpd.detectors.transforms import make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.ordering.ridge import ridge_weights
