@@ -1,7 +1,5 @@
 """A look at what the teacher of a stage gives for its first images, before the training starts."""
 
-from dataclasses import replace
-
 import torch
 
 from mtpd.detectors.detection import collate
@@ -28,7 +26,7 @@ def check_teacher(stage: Stage, device: torch.device) -> None:
         return
     # The same in all processes, so that they end together; without processes that read, which start with the training.
     requests = stage.epoch_batches(0)[0][:NUM_IMAGES]
-    for samples, ahead in loaded(replace(stage, num_workers=0), [requests]):
+    for samples, ahead in loaded(stage, [requests], num_workers=0):
         moved = to_device(samples, device)
         images = collate(moved, preprocessing=stage.student.preprocessing, device=device)
         targets = teacher_targets(stage, moved, ahead, images)
