@@ -11,9 +11,9 @@ from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket, ShardKey
 from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.shard import compressed_bound, index_bytes
-from mtpd.console import warn
 from mtpd.errors import UnavailableError
-from mtpd.files import free_bytes
+from mtpd.system.console import warn
+from mtpd.system.files import free_bytes
 from mtpd_extract.build import Extraction
 
 # What a file or a folder takes at least on common file systems.

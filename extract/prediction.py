@@ -14,6 +14,7 @@ from mtpd.cache.format.roi_arrays import roi_specs, row_bytes
 from mtpd.cache.format.shard import index_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.geometry import Size
+from mtpd.system.text import format_duration
 from mtpd_extract.build import Extraction
 from mtpd_extract.estimate import gigabytes
 from mtpd_extract.trial import Trial, num_pixels
@@ -51,7 +52,7 @@ class Prediction:
 
     def __str__(self) -> str:
         rate = self.num_images / self.seconds
-        return f'{gigabytes(self.num_bytes)}, {duration(self.seconds)} at {rate:.3g} images/s'
+        return f'{gigabytes(self.num_bytes)}, {format_duration(self.seconds)} at {rate:.3g} images/s'
 
 
 def predict(extraction: Extraction, trial: Trial) -> Prediction:
@@ -104,13 +105,6 @@ def predict_coco(extraction: Extraction, trial: Trial) -> Prediction:
         round(NUM_COCO_IMAGES * num_bytes) + len(extraction.teacher_weights),
         NUM_COCO_IMAGES * pixels * trial.seconds_per_pixel + trial.bases_seconds,
     )
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds >= 5400:
-        return f'{seconds / 3600:.1f} h'
-    return f'{seconds / 60:.1f} min' if seconds >= 90 else f'{seconds:.1f} s'
 
 
 def _plain_bytes(spec: ArraySpec) -> int:

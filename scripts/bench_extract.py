@@ -25,8 +25,8 @@ from torch import Tensor
 
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
-from mtpd.environment import describe_device
-from mtpd.interrupt import StopFlag
+from mtpd.system.environment import describe_device
+from mtpd.system.interrupt import StopFlag
 from mtpd_extract.build import Extraction, build_extraction
 from mtpd_extract.calibration import compute_bases
 from mtpd_extract.cli import main as mtpd_extract

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.kernels.fused import fused_weighted_mse
 from mtpd.kernels.reference import reference_weighted_mse
 from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
 
 PYRAMIDS = {'p3-p7': (8, 16, 32, 64, 128), 'p2-p5': (4, 8, 16, 32)}
 DTYPES = (

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import torch
 
-from mtpd.environment import describe_device
+from mtpd.system.environment import describe_device
 from step.setting import add_setting_options, parse_options, prepare
 from step.trainer import Trainer
 

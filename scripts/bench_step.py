@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 
-from mtpd.environment import describe_device
+from mtpd.system.environment import describe_device
 from step.setting import WAYS, add_setting_options, parse_options, prepare
 from step.trainer import PARTS, Trainer, Turn
 

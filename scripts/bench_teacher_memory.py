@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
+from mtpd.geometry import Level
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 from mtpd_train.teachers.code_batch import teacher_maps
 
 CODECS: tuple[CodecName, ...] = ('fp16', 'int8', 'lean')

@@ -14,8 +14,7 @@ from pathlib import Path
 import mtpd.cache
 from mtpd.cache.format.plan import num_elements
 from mtpd.data.coco import read_annotations
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level, level_name
+from mtpd.geometry import Geometry, Level, level_name
 
 NUM_IMAGES, NUM_TRAINED = 118_287, 117_266
 GEOMETRY = Geometry((1333, 800))

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from mtpd.console import progress_bar, say
 from mtpd.data.coco import CocoSet
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import Backend, Evaluation, evaluate
-from mtpd.interrupt import StopFlag, StopRequested
+from mtpd.system.console import progress_bar, say
+from mtpd.system.interrupt import StopFlag, StopRequested
 from mtpd_train.data.dataset import DetectionDataset, load_batches
 from mtpd_train.data.sampling import evaluation_batches
 from mtpd_train.processes import ALONE, World

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from mtpd.console import hush, say, warn
-from mtpd.environment import choose_device
-from mtpd.errors import InputError, UnavailableError
-from mtpd.interrupt import StopFlag, stop_on_signals
-from mtpd.outcome import Interrupted, exit_code
+from mtpd.errors import InputError, Interrupted, UnavailableError
+from mtpd.system.console import exit_code, hush, say, warn
+from mtpd.system.environment import choose_device
+from mtpd.system.interrupt import StopFlag, stop_on_signals
 from mtpd_train.building.data import accounts
 from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.building.stages import build_stages

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from mtpd.console import warn
-from mtpd.environment import describe_device, versions
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import TEMPORARY, require_writable
-from mtpd.locks import HolderLock, LockHeldError
+from mtpd.system.console import warn
+from mtpd.system.environment import describe_device, versions
+from mtpd.system.files import TEMPORARY, require_writable
+from mtpd.system.locks import HolderLock, LockHeldError
 from mtpd_train.run_identity import SOURCES, described_contents, described_stages, require_same_run
 from mtpd_train.saving.checkpoint import write_file
 from mtpd_train.settings.stage_settings import StageSettings

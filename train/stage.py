@@ -23,12 +23,12 @@ from mtpd.detectors.train_pipeline import GEOMETRY, PAD_DIVISOR, PAD_SIZE
 from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
 
+from mtpd.geometry import Level
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.objects.fine_grained import FineGrainedOptions
 from mtpd.losses.responses.tar_head import decay_factors
-from mtpd.pyramid import Level
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing

@@ -23,8 +23,8 @@ from mtpd.detectors.weight_references import backbone_reference
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
+from mtpd.geometry import Level
 from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance, shape_text
-from mtpd.pyramid import Level
 from mtpd_train.settings.stage_settings import InitSettings
 
 # Counters, and the norms of a transformer's outputs, which only detectors have.

@@ -14,7 +14,6 @@ from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import decode, encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
-from mtpd.console import progress_bar, warn
 from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations
 from mtpd.data.spread import spread
@@ -22,10 +21,11 @@ from mtpd.detectors.hook_point import choice_of
 from mtpd.detectors.own_head import head_detections, require_head
 from mtpd.detectors.teacher_fingerprint import state_sha256
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
-from mtpd.environment import choose_device
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate
-from mtpd.text import table
+from mtpd.system.console import progress_bar, warn
+from mtpd.system.environment import choose_device
+from mtpd.system.text import table
 from mtpd_extract.annotated_images import AnnotatedImage, view_of
 from mtpd_extract.build import data_set
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.console import progress_bar
 from mtpd.data.spread import spread
 from mtpd.errors import InputError
 from mtpd.ordering.agreement import require_same_images
 from mtpd.ordering.measure import AdaptationCosts, Sampling, adaptation_costs, shared_levels
 from mtpd.ordering.selection import Selection, backward_greedy
+from mtpd.system.console import progress_bar
 from mtpd_extract.cache_tools.cost_picture import require_png, save_picture
 from mtpd_extract.cache_tools.order_report import Report, by_name, lines, record
 

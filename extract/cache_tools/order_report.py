@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtpd.ordering.measure import AdaptationCosts
 from mtpd.ordering.selection import Costs, Selection
-from mtpd.text import table
+from mtpd.system.text import table
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from mtpd import map_images
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import decode
 from mtpd.cache.format.manifest import ViewName
-from mtpd.console import say
 from mtpd.data.coco import image_path, read_annotations
 from mtpd.data.images import read_image
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import write_atomically
+from mtpd.geometry import Level
 from mtpd.map_images import LEAST_ERROR, MOST_ERROR, Picture
-from mtpd.pyramid import Level
+from mtpd.system.console import say
+from mtpd.system.files import write_atomically
 from mtpd_extract.cache_tools.sheet import Panel, draw_sheet
 
 PADDING_GREY = 128

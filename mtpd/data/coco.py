@@ -27,8 +27,8 @@ from mtpd.data.records import (
 )
 from mtpd.data.segmentation import Segmentation, box_outline, check_segmentation, mask_area
 from mtpd.errors import InputError
-from mtpd.files import sha256_bytes
 from mtpd.geometry import Geometry
+from mtpd.system.files import sha256_bytes
 
 Box = tuple[float, float, float, float]
 # Why an object is not used for training; mmdet ignores the same ones.
@@ -177,6 +177,11 @@ def why_left_out(annotation: CocoAnnotation, image: CocoImage) -> LeftOut | None
     if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
         return 'outside the image'
     return 'without area' if annotation.area <= 0 else None
+
+
+def coco_paths(coco: Path, split: str) -> tuple[Path, Path]:
+    """Image folder and annotation file of a split, for instance `train2017`, in COCO's own layout."""
+    return coco / split, coco / 'annotations' / f'instances_{split}.json'
 
 
 def image_path(folder: Path, file_name: str) -> Path:

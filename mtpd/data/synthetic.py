@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 
 from mtpd.data.shapes import SHAPES, Mask, shape_mask
 from mtpd.errors import InputError
-from mtpd.files import canonical_json
+from mtpd.system.files import canonical_json
 
 Image = npt.NDArray[np.uint8]
 Pixels = npt.NDArray[np.float32]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 
 
 def definition_sha256(config: Any) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import sha256_file
+from mtpd.system.files import sha256_file
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from mtpd.detectors.hook_point import NECK, captured_maps
 from mtpd.errors import InputError
-from mtpd.geometry import Size
-from mtpd.pyramid import Level, level_name
+from mtpd.geometry import Level, Size, level_name
 
 DEFAULT_INPUT: Size = (256, 256)
 MAX_LOG_STRIDE = 12

@@ -7,9 +7,9 @@ from torch import nn
 
 from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.heads.boxes import BoxCoder
 from mtpd.heads.record import RoiHeadRecord
-from mtpd.pyramid import Level
 
 
 def roi_head_record(model: nn.Module, *, levels: Sequence[Level]) -> RoiHeadRecord | None:

@@ -27,10 +27,9 @@ from mtpd.detectors.teacher_maps import Features, guarded, require_independent, 
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
-from mtpd.files import canonical_json, sha256_bytes, sha256_file
-from mtpd.geometry import Size
+from mtpd.geometry import Level, Size
 from mtpd.heads.record import RoiHeadRecord
-from mtpd.pyramid import Level
+from mtpd.system.files import canonical_json, sha256_bytes, sha256_file
 
 __all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights']
 

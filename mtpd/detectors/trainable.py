@@ -9,8 +9,7 @@ from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.model_config import config_dicts
 from mtpd.detectors.type_names import type_name
 from mtpd.errors import InputError, UnavailableError
-from mtpd.geometry import Size
-from mtpd.pyramid import Level
+from mtpd.geometry import Level, Size
 
 # Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
 BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}

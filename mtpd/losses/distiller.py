@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.decay import decay_factor
 from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.masked_variance import masked_variance
@@ -17,7 +18,6 @@ from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.pair_maps import pair_maps
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, ValidationInfo
 from torch import Tensor, nn
 
+from mtpd.geometry import Level
 from mtpd.losses.decay import NO_DECAY, Decay
 from mtpd.losses.match import LevelPair, Resize
 from mtpd.options import Options
-from mtpd.pyramid import Level
 
 # `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
 Adapter = Literal['auto', 'always']

@@ -12,12 +12,12 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.level_options import LevelOptions, Normalize, Scale
 from mtpd.losses.match import LevelPair
 from mtpd.losses.squared_error import squared_error
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.options import Share
-from mtpd.pyramid import Level
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
 # Resize(1333, 800) and padding to 32. (height, width) in px.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.match import LevelPair
 from mtpd.losses.resize import resize_map
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 
 Maps = Mapping[str, Tensor]
 Map = TypeVar('Map', Tensor, TeacherMap)

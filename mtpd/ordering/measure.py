@@ -12,9 +12,9 @@ from torch import Tensor
 from mtpd.cache import CacheReader
 from mtpd.cache.format.manifest import ViewName
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.ordering.moments import GroupedMoments
 from mtpd.ordering.ridge import DEFAULT_RIDGE, cost_matrix
-from mtpd.pyramid import Level
 
 
 @dataclass(frozen=True)

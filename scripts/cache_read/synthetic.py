@@ -11,8 +11,7 @@ from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode, expected_by
 from mtpd.cache.format.manifest import describe
 from mtpd.cache.format.plan import SourceImage, plan_cache
 from mtpd.cache.writing.writer import CacheWriter
-from mtpd.geometry import Geometry, Size
-from mtpd.pyramid import Level
+from mtpd.geometry import Geometry, Level, Size
 
 CHANNELS = 256
 IMAGE_SIZE: Size = (480, 640)

@@ -10,7 +10,7 @@ import torch
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd.detectors.models import build_detector
-from mtpd.environment import choose_device
+from mtpd.system.environment import choose_device
 from mtpd_extract.cli import main as mtpd_extract
 from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.student import student_config

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 from torture import roi_damages
 from torture.setting import Setting
 from torture.trials import Trial, judged

@@ -12,7 +12,7 @@ import torch
 import mtpd.cache
 from mtpd.cache.reading.reader import CacheReader
 from mtpd.errors import MtpdError
-from mtpd.files import canonical_json
+from mtpd.system.files import canonical_json
 
 # What is asked for, of which image, which tensor of it: ('plain', 7, 'p3'), ('rois', 7, 'boxes'), ('weights', None, ..)
 Key = tuple[str, int | None, str]

@@ -13,7 +13,7 @@ import torch
 import mtpd.cache
 from mtpd.cache.format.manifest import ViewName
 from mtpd.errors import CacheDamagedError, CacheError, CacheMismatchError
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 
 
 def read_everything(root: Path) -> dict[tuple[int, ViewName, str], torch.Tensor]:

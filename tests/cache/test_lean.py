@@ -12,7 +12,7 @@ from torch import Tensor
 from mtpd.cache.format.basis import Covariance, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import decode, dequantise, encode, rotate
 from mtpd.errors import CacheDamagedError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 
 def correlated(shape: tuple[int, int, int, int], *, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ import pytest
 import mtpd.cache
 from mtpd.cache.writing.journal import JOURNAL_FILE
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 
 # Writes the default recipe, in a process of its own.
 WRITER = """

@@ -12,8 +12,7 @@ from mtpd.detectors.teacher_file import stated_preprocessing
 from mtpd.detectors.teacher_fingerprint import state_sha256
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
 from mtpd.errors import InputError, MtpdError, UnavailableError
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level
+from mtpd.geometry import Geometry, Level
 
 CPU = torch.device('cpu')
 TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtpd.geometry import Level
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_options import LevelOptions
@@ -25,7 +26,6 @@ from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.squared_error import squared_error
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
 
 Shape = tuple[int, int, int, int]
 Coded = Callable[[Shape], TeacherMap]

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.objects.fgd import FgdOptions, FgdWeights, FocalGlobalDistillation
 from mtpd.losses.objects.gc_block import GcBlock
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
 
 Array = NDArray[np.float64]
 STRIDE = 8

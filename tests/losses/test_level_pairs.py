@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import interpolate
 
+from mtpd.geometry import Level
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_options import LevelOptions
@@ -20,7 +21,6 @@ from mtpd.losses.objects.fine_grained import FineGrainedOptions
 from mtpd.losses.objects.tar_feature import TarFeatureOptions
 from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
 
 STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4), Level('p5', 32, 4)]
 TEACHER = [Level('p2', 4, 6), Level('p3', 8, 6), Level('p4', 16, 4)]

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 
 Array = NDArray[np.float64]
 

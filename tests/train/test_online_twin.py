@@ -23,7 +23,7 @@ import torch
 from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
-from mtpd.interrupt import StopFlag
+from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import LiveTeacher
 from mtpd_train.training.loop import Place, train_stage

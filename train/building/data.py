@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtpd.data.account import evaluation_account, nothing_to_train_on, suspicions, training_account
-from mtpd.data.coco import CocoSet
+from mtpd.data.coco import CocoSet, coco_paths
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset
@@ -15,7 +15,7 @@ from mtpd_train.stage import Stage
 def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:
     """Image folder and annotation file of a split."""
     if isinstance(split, str):
-        return data.coco / split, data.coco / 'annotations' / f'instances_{split}.json'
+        return coco_paths(data.coco, split)
     return split.images, split.annotations
 
 

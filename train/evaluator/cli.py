@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.console import reported
+from mtpd.system.console import reported
 from mtpd_train.cli_options import complete_model, output_options
 
 EXAMPLES = """

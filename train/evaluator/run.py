@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpd.console import say, warn
 from mtpd.data.account import evaluation_account, suspicions
 from mtpd.data.coco import read_annotations
-from mtpd.environment import choose_device, describe_device, versions
 from mtpd.errors import InputError, UnavailableError
 from mtpd.evaluation import Evaluation, require_backend
-from mtpd.files import write_atomically
+from mtpd.system.console import say, warn
+from mtpd.system.environment import choose_device, describe_device, versions
+from mtpd.system.files import write_atomically
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect, evaluate_detections, metrics_by_name
 from mtpd_train.evaluator.detector import build_target, category_ids

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtpd.data.coco import coco_paths
 from mtpd.detectors.models import load_config
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
@@ -77,8 +78,7 @@ def find_files(options: Mapping[str, Any], target: Target) -> Files:
     if options['images'] is not None:
         return Files(options['images'], options['annotations'])
     if options['coco'] is not None:
-        folder, split = options['coco'], options['split']
-        return Files(folder / split, folder / 'annotations' / f'instances_{split}.json')
+        return Files(*coco_paths(options['coco'], options['split']))
     if target.files is None:
         raise InputError(
             f'{target.name}: does not name a validation set; add --coco DIR, or --images DIR --annotations FILE'

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from mtpd.evaluation import METRICS, Evaluation
-from mtpd.text import table
+from mtpd.system.text import table
 
 
 def metrics_table(found: Mapping[str, Evaluation]) -> list[str]:

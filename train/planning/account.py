@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from mtpd.errors import UnavailableError
-from mtpd.files import free_bytes
-from mtpd.text import size, table
+from mtpd.system.files import free_bytes
+from mtpd.system.text import format_bytes, table
 from mtpd_train.planning.plan import StagePlan, disk_bytes
 from mtpd_train.planning.trial import Trial
 
@@ -22,7 +22,7 @@ def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list
     rows = [
         [
             str(plan.number), f'{plan.num_images:,}', str(plan.epochs), f'{plan.num_steps:,}',
-            _size(plan.cache_bytes), size(plan.student_bytes), size(plan.progress_bytes), _size(plan.host_bytes),
+            _size(plan.cache_bytes), _size(plan.student_bytes), _size(plan.progress_bytes), _size(plan.host_bytes),
         ]
         for plan in plans
     ]  # fmt: skip
@@ -44,12 +44,14 @@ def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list
 def room_lines(plans: Sequence[StagePlan], out: Path, device: torch.device) -> list[str]:
     """Disk and memory that the run needs, and what is available."""
     needed = max(plan.host_bytes for plan in plans)
-    lines = [f'disk     {size(disk_bytes(plans))} at most, {size(free_bytes(out))} free at {out}']
+    lines = [f'disk     {format_bytes(disk_bytes(plans))} at most, {format_bytes(free_bytes(out))} free at {out}']
     if needed:
-        lines.append(f'memory   {size(needed)} at most for prefetched batches, of {size(_ram_bytes())}; an estimate')
+        ram = format_bytes(_ram_bytes())
+        lines.append(f'memory   {format_bytes(needed)} at most for prefetched batches, of {ram}; an estimate')
     if device.type == 'cuda':
         free, total = torch.cuda.mem_get_info(device)
-        lines.append(f'GPU      {size(free)} free of {size(total)}; batches of larger images need more than the trial')
+        room = f'{format_bytes(free)} free of {format_bytes(total)}'
+        lines.append(f'GPU      {room}; batches of larger images need more than the trial')
     return lines
 
 
@@ -62,15 +64,14 @@ def require_room(plans: Sequence[StagePlan], out: Path) -> None:
     needed, free = disk_bytes(plans) + MARGIN_BYTES, free_bytes(out)
     if needed > free:
         raise UnavailableError(
-            f'{out}: its checkpoints need {size(needed)}, and the disk has {size(free)} free; free some '
-            'space, or choose '
-            'another --out'
+            f'{out}: its checkpoints need {format_bytes(needed)}, and the disk has '
+            f'{format_bytes(free)} free; free some space, or choose another --out'
         )
     worst = max(plans, key=lambda plan: plan.host_bytes)
     if worst.host_bytes > _ram_bytes():
         raise UnavailableError(
-            f'stage {worst.number}: prefetched batches need {size(worst.host_bytes)} of memory, but this machine has '
-            f'{size(_ram_bytes())}; lower data.batch_size or data.workers'
+            f'stage {worst.number}: prefetched batches need {format_bytes(worst.host_bytes)} of memory, but '
+            f'this machine has {format_bytes(_ram_bytes())}; lower data.batch_size or data.workers'
         )
 
 
@@ -86,4 +87,4 @@ def _time(seconds: float) -> str:
 
 
 def _size(num_bytes: int | None) -> str:
-    return size(num_bytes) if num_bytes else '-'
+    return format_bytes(num_bytes) if num_bytes else '-'

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from mtpd.console import reported
+from mtpd.system.console import reported
 from mtpd_train.cli_options import output_options
 
 HELP = ['-h', '--help']

@@ -12,7 +12,7 @@ from torch import Tensor
 import mtpd.cache
 from mtpd import map_images
 from mtpd.cache import CacheReader
-from mtpd.data.coco import CocoImage, CocoSet, image_path
+from mtpd.data.coco import CocoImage, CocoSet, coco_paths, image_path
 from mtpd.data.images import read_image
 from mtpd.data.spread import spread
 from mtpd.detectors.detection import collate
@@ -158,8 +158,7 @@ def _train_files(stage: StageLog) -> tuple[Path, Path]:
     train: Any = data.get('train')
     if isinstance(train, Mapping):
         return Path(str(train.get('images'))), Path(str(train.get('annotations')))
-    coco = Path(str(data.get('coco')))
-    return coco / str(train), coco / 'annotations' / f'instances_{train}.json'
+    return coco_paths(Path(str(data.get('coco'))), str(train))
 
 
 def _levels(stage: StageLog, common: Iterable[str]) -> list[str]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtpd.console import say
-from mtpd.environment import choose_device
 from mtpd.errors import UnavailableError
-from mtpd.files import write_atomically
-from mtpd.text import size
+from mtpd.system.console import say
+from mtpd.system.environment import choose_device
+from mtpd.system.files import write_atomically
+from mtpd.system.text import format_bytes
 from mtpd_train.report.compare import compare_page, compare_records, compare_text
 from mtpd_train.report.page import run_page
 from mtpd_train.report.run_log import read_run
@@ -55,4 +55,4 @@ def _write(out: Path, page: str) -> None:
         write_atomically(out, content)
     except OSError as error:
         raise UnavailableError(f'{out}: cannot be written ({error.strerror}); choose another path') from error
-    say(f'{out}: {size(len(content))}; open it in a browser')
+    say(f'{out}: {format_bytes(len(content))}; open it in a browser')

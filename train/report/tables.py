@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 from mtpd_train.report.run_log import RunLog, entries, section
 from mtpd_train.report.summary import StageSummary
 

@@ -11,10 +11,9 @@ from mtpd.cache import CacheReader
 from mtpd.detectors.class_names import class_list
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import CacheMismatchError
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import Request
 from mtpd_train.teachers.cache_fit import require_fit

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.geometry import Size
+from mtpd.geometry import Level, Size
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 from mtpd_train.teachers.teacher_source import Encoded
 
 

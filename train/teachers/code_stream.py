@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.prefetch import prefetched
+from mtpd.system.prefetch import prefetched
 from mtpd_train.data.sampling import Request
 from mtpd_train.teachers.teacher_source import ReadAhead
 

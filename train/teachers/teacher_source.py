@@ -8,11 +8,10 @@ from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import Request
 

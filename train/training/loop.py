@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtpd.console import progress_bar
 from mtpd.detectors.detection import tell_progress
-from mtpd.interrupt import StopFlag, StopRequested
-from mtpd.outcome import Interrupted
+from mtpd.errors import Interrupted
+from mtpd.system.console import progress_bar
+from mtpd.system.interrupt import StopFlag, StopRequested
 from mtpd_train.data.sampling import share_of
 from mtpd_train.evaluation import evaluate_stage
 from mtpd_train.optimization import Optimization

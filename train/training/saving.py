@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtpd.detectors.checkpoint_format import require_intact
+from mtpd.detectors.checkpoint_file import require_intact
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import write_atomically
+from mtpd.system.files import write_atomically
 from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
 from mtpd_train.records.divergence import DivergedError

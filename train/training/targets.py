@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from mtpd.detectors.transforms import Sample
-from mtpd.geometry import Size
+from mtpd.geometry import Level, Size
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.teacher_source import ReadAhead
 

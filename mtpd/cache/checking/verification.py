@@ -20,7 +20,7 @@ from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
 from mtpd.cache.reading.roi_rows import RoiReader
 from mtpd.errors import REPAIR, CacheDamagedError
-from mtpd.prefetch import prefetched
+from mtpd.system.prefetch import prefetched
 
 Kind = Literal['shard', 'head', 'metadata', 'stray']
 

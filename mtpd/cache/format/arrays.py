@@ -23,7 +23,7 @@ import numpy as np
 from mtpd.cache.format.codecs import CodecName, has_scale
 from mtpd.cache.format.plan import Bucket, ShardKey
 from mtpd.errors import CacheDamagedError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8', 'lean': 'int8'}
 SCALE_DTYPES: dict[CodecName, str] = {'int8': 'float32', 'lean': 'float16'}

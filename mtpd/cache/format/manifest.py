@@ -26,9 +26,8 @@ from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
 from mtpd.cache.format.roi_arrays import MAX_PROBABILITIES, RoisRecord, fits, roi_specs
 from mtpd.cache.format.strict_json import read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
-from mtpd.files import canonical_json, sha256_bytes, write_atomically
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level
+from mtpd.geometry import Geometry, Level
+from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
 
 FORMAT: Final = 'mtpd-cache'
 VERSION: Final = 1
@@ -59,7 +58,7 @@ class _Record(BaseModel):
 
 
 class LevelRecord(_Record):
-    """A stored level; see `mtpd.pyramid.Level`."""
+    """A stored level; see `mtpd.geometry.Level`."""
 
     name: LevelName
     stride: Pixels

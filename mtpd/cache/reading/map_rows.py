@@ -21,7 +21,7 @@ from mtpd.cache.format.plan import Bucket, num_elements
 from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.errors import REPAIR, CacheDamagedError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 # Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
 TABLES_KEPT = 256

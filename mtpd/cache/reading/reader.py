@@ -24,10 +24,9 @@ from mtpd.cache.reading.index import read_index
 from mtpd.cache.reading.map_rows import MapReader
 from mtpd.cache.reading.roi_rows import RoiReader
 from mtpd.errors import CacheMismatchError, InputError
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
-from mtpd.pyramid import Level
 
 # Neck and head of Swin-L's Cascade R-CNN take 0.3 GB.
 MAX_TEACHER_BYTES = 2**32

@@ -21,7 +21,7 @@ from mtpd.cache.format.plan import Bucket, ShardKey, SourceImage
 from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.strict_json import read_json
 from mtpd.errors import CacheDamagedError, CacheIncompleteError
-from mtpd.files import canonical_json, sha256_bytes, write_atomically
+from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
 
 PLAN_FILE = 'plan.json'
 

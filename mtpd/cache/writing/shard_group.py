@@ -13,8 +13,8 @@ from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.writing.roi_rows import RoiRows
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.heads.rois import ImageRois
-from mtpd.pyramid import Level
 
 
 class ShardGroup:

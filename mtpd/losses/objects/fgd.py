@@ -37,6 +37,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.level_options import LevelOptions, Normalize
 from mtpd.losses.maps import accumulation_dtype, check_shapes
@@ -46,7 +47,6 @@ from mtpd.losses.mgd import published_elements
 from mtpd.losses.objects.boxes import Objects, greatest, has_area
 from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
 from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 
 
 class FgdOptions(LevelOptions):

@@ -21,9 +21,8 @@ from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import SourceImage, plan_cache
 from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.writer import CacheWriter
-from mtpd.geometry import Geometry
+from mtpd.geometry import Geometry, Level
 from mtpd.heads.rois import ImageRois
-from mtpd.pyramid import Level
 
 LEVELS = (Level('p3', 8, 2), Level('p4', 16, 4))
 GEOMETRY = Geometry((32, 16), pad_divisor=16)

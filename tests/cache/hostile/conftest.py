@@ -18,7 +18,7 @@ import torch
 
 import mtpd.cache
 from mtpd.errors import MtpdError
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 
 MEMORY = 192 * 2**20  # bytes that refusing or reading a cache may take
 TIMEOUT = 60  # seconds

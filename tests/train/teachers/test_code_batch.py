@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 from mtpd_train.teachers.code_batch import teacher_maps
 from mtpd_train.teachers.teacher_source import Encoded
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd.interrupt import StopFlag
 from mtpd.losses.teacher_map import TeacherMap
+from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import LiveTeacher
 from mtpd_train.training.loop import Place, train_stage

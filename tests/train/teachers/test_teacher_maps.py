@@ -20,8 +20,7 @@ from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import MtpdError
-from mtpd.geometry import Size
-from mtpd.pyramid import Level
+from mtpd.geometry import Level, Size
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import WINDOW, Request
 from mtpd_train.stage import Stage

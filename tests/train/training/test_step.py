@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from mtpd.interrupt import StopFlag
+from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.cached_teacher import CachedTeacher
 from mtpd_train.training.loop import Place, train_stage

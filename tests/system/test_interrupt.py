@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mtpd.interrupt import deaf_children, end_with_parent, interrupted_by_signals, stop_on_signals
+from mtpd.system.interrupt import deaf_children, end_with_parent, interrupted_by_signals, stop_on_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -27,7 +27,7 @@ def test_the_first_signal_sets_the_flag(number: signal.Signals) -> None:
 def test_a_second_ctrl_c_interrupts(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     with stop_on_signals() as stop:
         os.kill(os.getpid(), number)
-        monkeypatch.setattr('mtpd.interrupt.ONE_PRESS_SECONDS', -1.0)
+        monkeypatch.setattr('mtpd.system.interrupt.ONE_PRESS_SECONDS', -1.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop
@@ -42,7 +42,7 @@ def test_what_a_launcher_passes_on_is_no_second_one(first: signal.Signals, secon
 
 
 def test_a_scheduler_never_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('mtpd.interrupt.ONE_PRESS_SECONDS', -1.0)
+    monkeypatch.setattr('mtpd.system.interrupt.ONE_PRESS_SECONDS', -1.0)
     with stop_on_signals() as stop:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)

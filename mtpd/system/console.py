@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-from mtpd import outcome
-from mtpd.interrupt import interrupted_by_signals
+from mtpd.errors import Interrupted, MtpdError
+from mtpd.system.interrupt import interrupted_by_signals
 
 # Seconds from one look of a bar to the next, on a terminal and in a log file.
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30.0
+# Exit codes; the others of the contract, 0 and 2 (usage), are click's own.
+FAILED, INTERRUPTED = 1, 130
 
 _quiet: ContextVar[bool] = ContextVar('quiet', default=False)
 
@@ -45,13 +47,39 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
         raise
     except BaseException as error:
         if _stdout_lost_its_reader(error):
-            sys.exit(outcome.FAILED)
-        prefix = '' if isinstance(error, outcome.Interrupted) else 'Error: '
+            sys.exit(FAILED)
+        prefix = '' if isinstance(error, Interrupted) else 'Error: '
         trace = traceback.format_exc() if verbose else ''
-        _tell(f'{trace}{prefix}{outcome.message(error)}\n', sys.stderr)
-        sys.exit(outcome.exit_code(error))
+        _tell(f'{trace}{prefix}{message(error)}\n', sys.stderr)
+        sys.exit(exit_code(error))
     finally:
         _quiet.reset(token)
+
+
+def exit_code(error: BaseException) -> int:
+    """1: the run failed; 130: interrupted after saving."""
+    return INTERRUPTED if isinstance(error, Interrupted | KeyboardInterrupt) else FAILED
+
+
+def message(error: BaseException) -> str:
+    """The error as one line for stderr: how to fix it, or else the type of the error and how to see the traceback.
+
+    The one exception is a table, a line followed by indented ones, such as the problems of a stage file.
+    """
+    if isinstance(error, MtpdError):
+        text = str(error)
+        rest = text.splitlines()[1:]
+        if rest and all(line.startswith('  ') for line in rest):
+            return text
+    elif isinstance(error, KeyboardInterrupt):
+        text = 'interrupted immediately; earlier saves are kept'
+    elif type(error).__name__ == 'OutOfMemoryError':  # torch's, known by name because importing torch takes seconds
+        text = 'the device has too little memory: use a smaller batch (--batch-size, data.batch_size)'
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        text = f'{error.filename}: {error.strerror}'
+    else:
+        text = f'{type(error).__name__}: {error} (this is a bug or a broken environment; -v shows where)'
+    return ' '.join(text.split())
 
 
 def hush() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtpd.locks import HolderLock, LockHeldError
+from mtpd.system.locks import HolderLock, LockHeldError
 
-HOLD = 'import sys; from pathlib import Path; from mtpd.locks import HolderLock\n'
+HOLD = 'import sys; from pathlib import Path; from mtpd.system.locks import HolderLock\n'
 HOLD += 'with HolderLock(Path(sys.argv[1]), role=" as part 2"):\n    print("held", flush=True)\n    sys.stdin.read()'
 
 

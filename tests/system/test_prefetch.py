@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from mtpd.prefetch import BackgroundQueue, prefetched
+from mtpd.system.prefetch import BackgroundQueue, prefetched
 
 
 def slow_square(number: int) -> int:

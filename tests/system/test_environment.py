@@ -6,8 +6,8 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from mtpd.environment import choose_device, describe_device, versions
 from mtpd.errors import InputError
+from mtpd.system.environment import choose_device, describe_device, versions
 
 
 def test_cpu_is_always_there() -> None:

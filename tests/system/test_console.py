@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from mtpd.console import progress_bar, reported, say, warn
-from mtpd.errors import InputError
-from mtpd.outcome import Interrupted
+from mtpd.errors import CacheDamagedError, InputError, Interrupted
+from mtpd.system.console import FAILED, INTERRUPTED, exit_code, message, progress_bar, reported, say, warn
 
 
 def bar() -> None:
@@ -81,7 +81,7 @@ def test_how_programs_end(error: BaseException, code: int, text: str, capsys: py
 def test_a_reader_who_goes_away_stops_no_work(work: str, code: int) -> None:
     program = f"""
 import sys
-from mtpd.console import reported, say, warn
+from mtpd.system.console import reported, say, warn
 say("a")
 sys.stdin.readline()
 with reported(verbose=False):
@@ -110,3 +110,28 @@ def test_a_program_without_a_console(monkeypatch: pytest.MonkeyPatch) -> None:
         bar()
         say('half done')
         warn('odd')
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'line'),
+    [
+        (InputError('a.json:  no\nimages'), FAILED, 'a.json: no images'),
+        (CacheDamagedError('x'), FAILED, 'x'),
+        (Interrupted('run it again'), INTERRUPTED, 'run it again'),
+        (KeyboardInterrupt(), INTERRUPTED, 'interrupted immediately; earlier saves are kept'),
+        (PermissionError(13, 'Permission denied', '/data'), FAILED, '/data: Permission denied'),
+        (ZeroDivisionError('by\nzero'), FAILED, 'ZeroDivisionError: by zero (this is a bug or a broken environment; '),
+        (torch.OutOfMemoryError('CUDA out of memory'), FAILED, 'the device has too little memory: use a smaller'),
+        (OSError('odd'), FAILED, 'OSError: odd (this is a bug'),
+        (SystemExit(3), FAILED, 'SystemExit: 3 (this is a bug'),
+    ],
+)
+def test_exit_code_and_message(error: BaseException, code: int, line: str) -> None:
+    assert exit_code(error) == code
+    assert message(error).startswith(line)
+    assert '\n' not in message(error)
+
+
+def test_a_message_that_is_a_table_keeps_its_lines() -> None:
+    table = 'stage.yaml has 2 problems\n  line 1  a  is missing\n  line 2  b  is missing'
+    assert message(InputError(table)) == table

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees all of a file or none of it, hashing them, and the room for them."""
+"""Files that are written whole or not at all, their hashes and free space; JSON values, spelt and compared."""
 
 import hashlib
 import json
@@ -105,3 +105,13 @@ def sha256_file(path: Path) -> str:
 def canonical_json(value: Any) -> bytes:
     """One spelling for one value (sorted keys, no spaces, no NaN), so that equal values hash equally."""
     return json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False).encode()
+
+
+def differences(found: Any, wanted: Any, *, prefix: str = '') -> list[tuple[str, Any, Any]]:
+    """(dotted field, found, wanted) for every leaf that differs; a field that one side lacks counts as None there."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        rows = []
+        for key in sorted(found.keys() | wanted.keys()):
+            rows += differences(found.get(key), wanted.get(key), prefix=f'{prefix}.{key}' if prefix else key)
+        return rows
+    return [] if found == wanted else [(prefix, found, wanted)]

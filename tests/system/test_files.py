@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpd.errors import UnavailableError
-from mtpd.files import (
+from mtpd.system.files import (
     canonical_json,
     fsync_directory,
     require_writable,
