@@ -32,7 +32,13 @@ class Optimization:
     """
 
     def __init__(
-        self, model: nn.Module, distiller: nn.Module, optim: OptimSettings, *, steps_per_epoch: int, device: torch.device
+        self,
+        model: nn.Module,
+        distiller: nn.Module,
+        optim: OptimSettings,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
     ) -> None:
         """Has made no step yet.
 
@@ -100,7 +106,7 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoc
     num_steps = optim.epochs * steps_per_epoch
     require_warmup_ends(optim, steps_per_epoch=steps_per_epoch)
     if optim.schedule == 'onecycle':
-        # The rise ends at step pct_start * num_steps - 1; a rise of no steps would divide by zero, a share of 0 does not.
+        # The rise ends at step pct_start * num_steps - 1. One of no steps would divide by zero: a share of 0 omits it.
         rise = 0.0 if not optim.warmup_iters else (optim.warmup_iters + 1) / num_steps
         return OneCycleLR(
             optimizer,

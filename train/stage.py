@@ -22,7 +22,6 @@ from mtpd.detectors.recipe import WEIGHTS, recipe_ingredients
 from mtpd.detectors.train_pipeline import GEOMETRY, PAD_DIVISOR, PAD_SIZE
 from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
-
 from mtpd.geometry import Level
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller

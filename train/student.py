@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
 from mtpd.detectors.compatibility import predicts_masks
 from mtpd.detectors.features import probe_levels
-from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.frozen import BACKBONE, PARTS
+from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.trainable import require_trainable

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mtpd_train.settings.schema import schema_text
+from mtpd_train.settings.printing import schema_text
 from reference.markdown import GENERATED, cell, table
 
 Schema = Mapping[str, Any]

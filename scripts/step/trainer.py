@@ -14,9 +14,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from mtpd.detectors.detection import collate
 from mtpd.detectors.runtime import known_warnings_ignored
-from mtpd_train.building.stages import build_stages
-from mtpd_train.optimization.optimizer import build_optimizer
+from mtpd_train.optimization import build_optimizer
 from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.settings.stage_settings import OptimSettings
+from mtpd_train.stage import build_stages
 from mtpd_train.training.step import add_gradient, distillation_losses, loaded, student_pass, to_device
 from mtpd_train.training.targets import teacher_targets
 
@@ -47,8 +48,8 @@ class Trainer:
         self._stage.student.model.train()
         networks = (self._stage.student.model, self._stage.distiller)
         self._parameters = [one for network in networks for one in network.parameters() if one.requires_grad]
-        self._optimizer = build_optimizer(self._parameters, kind='sgd', lr=1e-4)
-        self._scaler = GradScaler(device.type, enabled=self._stage.recipe.precision == 'fp16')
+        self._optimizer = build_optimizer(self._parameters, OptimSettings(lr=1e-4, epochs=1))
+        self._scaler = GradScaler(device.type, enabled=self._stage.settings.optim.precision == 'fp16')
         self._epoch = self._num_batches = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
@@ -76,7 +77,7 @@ class Trainer:
         return loaded(self._stage, wanted[:number])
 
     def _step(self, samples: Any, ahead: Any) -> None:
-        accumulate = self._stage.recipe.accumulate
+        accumulate = self._stage.settings.optim.accumulate
         share = 1 / accumulate
         add_gradient(self._stage, samples, ahead, share=share, progress=0.0, scaler=self._scaler, device=self._device)
         self._num_batches += 1

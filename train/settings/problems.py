@@ -117,7 +117,8 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 
 def table(heading: str, problems: Sequence[Problem]) -> str:
     """The problems in columns, with their number at the end of the heading."""
-    place_width, key_width = (max(map(len, column)) for column in zip(*((one.place, one.key) for one in problems)))
+    place_width = max(len(one.place) for one in problems)
+    key_width = max(len(one.key) for one in problems)
     number = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
     rows = [f'  {one.place:{place_width}}  {one.key:{key_width}}  {one.text}' for one in problems]
     return '\n'.join([f'{heading} {number}', *rows])

@@ -64,7 +64,7 @@ class Saver:
         self._stage = stage
         self._student = optimization.student
         self._meter = meter
-        # Everything that has a state, by its key in the file. By `model` the file is a checkpoint for `init.checkpoint`.
+        # Everything that has a state, by its key in the file, which by `model` is a checkpoint for `init.checkpoint`.
         self._parts: dict[str, Any] = {
             'model': stage.student.model,
             'distiller': stage.distiller,

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd_train.building.stages import build_stages
 from mtpd_train.evaluation import evaluate_stage
 from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.stage import build_stages
 from mtpd_train.student import load_student
 
 Records = Callable[..., list[dict[str, Any]]]
