@@ -25,9 +25,9 @@ DUMP = """
 import os
 from mtpd_train import run
 train = run.train_stage
-def train_stage(stage, place):
-    train(stage, place)
-    torch.save(stage.student.model.state_dict(), os.environ['DUMP'] + f'-{stage.number}-{place.world.rank}.pth')
+def train_stage(stage, **options):
+    train(stage, **options)
+    torch.save(stage.student.model.state_dict(), os.environ['DUMP'] + f'-{stage.number}-{options["world"].rank}.pth')
 run.train_stage = train_stage
 """
 
