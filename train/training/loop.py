@@ -22,8 +22,7 @@ from mtpd_train.records.metrics import append_record
 from mtpd_train.stage import Stage
 from mtpd_train.training.data_parallel import build_network
 from mtpd_train.training.saving import Position, Saver
-from mtpd_train.training.step import add_gradient, loaded
-from mtpd_train.training.teacher_check import check_teacher
+from mtpd_train.training.step import add_gradient, check_teacher, loaded
 
 LOG_EVERY = 20
 

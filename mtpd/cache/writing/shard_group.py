@@ -72,6 +72,7 @@ class ShardGroup:
             start = self._rows.start + len(self._chunks[view, level.name])
             images = self._bucket.images[start : start + len(codes)]
             require_storable(encoded, level=level.name, view=view, image_ids=[image.image_id for image in images])
+            assert encoded.error is not None
             zstd_level = ZSTD_LEVELS[self._codec]
             chunks[level.name] = [self._compressors.submit(encode_chunk, one, level=zstd_level) for one in codes]
             self._errors[view, level.name] += encoded.error.tolist()

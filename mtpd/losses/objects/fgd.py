@@ -37,6 +37,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.level_options import LevelOptions, Normalize
@@ -46,7 +47,6 @@ from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import published_elements
 from mtpd.losses.objects.boxes import Objects, greatest, has_area
 from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
-from mtpd.losses.teacher_map import TeacherMap
 
 
 class FgdOptions(LevelOptions):
@@ -127,45 +127,38 @@ class FocalGlobalDistillation(nn.Module):
         self.teacher_relation = GcBlock(teacher_channels)
 
     def forward(
-        self, student: Tensor, teacher_map: TeacherMap, mask: Tensor, *, objects: Objects, **_: object
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: (B, C of the student, H, W).
-            teacher_map: (B, C of the teacher, H, W).
-            mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the
-                loss nor a gradient.
-            objects: of the batch.
-
-        Returns:
-            Scalar float32; 0 when no cell counts.
-
-        Raises:
-            InputError: the shapes do not fit.
-        """
+        """The loss of one batch; see `LevelOptions.build`. It is 0 when no cell counts."""
+        assert objects is not None, 'objects and background are told apart by the objects'
         # Attention and relations look at the teacher's channels, so its values are needed.
-        teacher = teacher_map.values()
-        dtype = accumulation_dtype(student, teacher)
-        student, teacher = (torch.where(mask, values, 0.0).to(dtype) for values in (student, teacher))
+        values = teacher.values()
+        dtype = accumulation_dtype(student, values)
+        student, values = (torch.where(mask, one, 0.0).to(dtype) for one in (student, values))
         if self.align is not None:
             # The bias fills the padding again.
             student = torch.where(mask, self.align(student), 0.0).to(dtype)
-        check_shapes(student, teacher, mask)
+        check_shapes(student, values, mask)
         own_spatial, own_channel = _attention(student, mask, self._temperature)
         with torch.no_grad():
-            spatial, channel = _attention(teacher, mask, self._temperature)
+            spatial, channel = _attention(values, mask, self._temperature)
             foreground, background = self._split(objects, mask)
         weights = self._weights
         cells = spatial * (weights.foreground * foreground + weights.background * background)
         # A mean by these weights, and not yet the sum that the formula has.
-        error = weighted_mse(student, teacher, cells, channel_weights=channel.flatten(1))
+        error = weighted_mse(student, values, mask, weights=cells, channel_weights=channel.flatten(1))
         return (
             _mean_of_images(error * cells.sum((1, 2, 3)), mask)
             + weights.spatial_attention * _mean_of_images(_cell_mean((own_spatial - spatial).abs(), mask), mask)
             + weights.channel_attention * _mean_of_images((own_channel - channel).abs().mean((1, 2, 3)), mask)
             + weights.relation
-            * masked_mse(self.student_relation(student, mask), self.teacher_relation(teacher, mask), mask)
+            * masked_mse(self.student_relation(student, mask), self.teacher_relation(values, mask), mask)
         )
 
     def _split(self, objects: Objects, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from mtpd.errors import InputError
 from mtpd.losses.level_options import Adapter, LevelOptions, Scale
+from mtpd.losses.masked_mse import MaskedMse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.object_mse import ObjectMse
 
 Reference = Literal['level', 'pyramid']
 
@@ -58,12 +58,7 @@ class FineGrainedOptions(LevelOptions):
             threshold=self.threshold,
             reference=self.reference,
         )
-        return ObjectMse(pair.student.channels, pair.teacher.channels, weigh=near, adapter=self.adapter)
-
-    @property
-    def is_over_variance(self) -> bool:
-        """See `LevelOptions`."""
-        return self.scale == 'teacher_std'
+        return MaskedMse(pair.student.channels, pair.teacher.channels, weigh=near, adapter=self.adapter)
 
 
 class AnchorWeights(nn.Module):
