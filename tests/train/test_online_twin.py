@@ -59,7 +59,7 @@ def losses_of(tmp_path: Path) -> Callable[[Stage], Losses]:
             drawn.update((one.view, one.resized) for one in samples)
             return losses
 
-        files: dict[str, Any] = {f'{name}_file': tmp_path / name for name in ('progress', 'metrics')}
+        files: dict[str, Any] = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr('mtpd_train.training.loop.add_gradient', watched)
             train_stage(stage, device=CPU, stop=StopFlag(), **files)

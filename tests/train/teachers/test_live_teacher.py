@@ -89,7 +89,7 @@ def test_training_leaves_the_teacher_alone(
     assert isinstance(stage.source, LiveTeacher)
     module = stage.source.teacher.module
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    files: dict[str, Any] = {f'{name}_file': tmp_path / name for name in ('progress', 'metrics')}
+    files: dict[str, Any] = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
     train_stage(stage, device=CPU, stop=StopFlag(), **files)
     assert not any(one.training for one in module.modules())
     assert not any(one.requires_grad or one.grad is not None for one in module.parameters())
