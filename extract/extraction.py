@@ -13,7 +13,7 @@ from mtpd.cache.format.codecs import EncodedMaps, encode
 from mtpd.cache.format.manifest import ViewName
 from mtpd.cache.format.plan import ShardKey, SourceImage
 from mtpd.cache.writing.shard_group import ShardGroup
-from mtpd.detectors.proposals import teacher_rois
+from mtpd.detectors.teacher_heads import teacher_rois
 from mtpd.heads.rois import ImageRois
 from mtpd.system.console import progress_bar
 from mtpd.system.interrupt import StopFlag

@@ -12,22 +12,21 @@ import torch
 
 from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.activation_checkpointing import checkpoint_activations
-from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.class_names import require_same_labels
-from mtpd.detectors.definition import definition_sha256
+from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.export import export_config
+from mtpd.detectors.features import NECK, neck_of, student_hook_point
 from mtpd.detectors.frozen import frozen_parameters, unfreeze
-from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
-from mtpd.detectors.recipe import WEIGHTS, recipe_ingredients
-from mtpd.detectors.train_pipeline import GEOMETRY, PAD_DIVISOR, PAD_SIZE
+from mtpd.detectors.inheritance import Inheritance
+from mtpd.detectors.model_config import definition_sha256
+from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, recipe_ingredients
 from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Level
-from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_options import LevelOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
-from mtpd.losses.responses.tar_head import decay_factors
+from mtpd.losses.fine_grained import FineGrainedOptions
+from mtpd.losses.options import LevelOptions
+from mtpd.losses.tar_head import decay_factors
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
@@ -63,7 +62,7 @@ class Stage:
         inheritance: what it then took over from its teacher, tensor by tensor; empty if nothing was requested.
         config_text: mmdet config of the student.
         definition_sha256: hash of the network that the student's config defines, wherever the config is.
-        hook_point: where the student's maps are taken, see `mtpd.detectors.hook_point`.
+        hook_point: where the student's maps are taken, see `mtpd.detectors.features`.
         source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
         distiller: the distillation losses on maps; without any in plain training.

@@ -16,10 +16,9 @@ from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations, spread
-from mtpd.detectors.hook_point import choice_of
-from mtpd.detectors.own_head import head_detections, require_head
-from mtpd.detectors.teacher_fingerprint import state_sha256
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
+from mtpd.detectors.features import choice_of
+from mtpd.detectors.teacher_heads import head_detections, require_head
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate
 from mtpd.system.console import progress_bar, warn

@@ -4,7 +4,7 @@
     tests/kernels/gpu_code.py CAPABILITY        e.g. 90: H100
 
 One line for each call of CALLS: [forward, backward], each with the number of instructions by name. Then one line for
-the forward pass against 0 as `mtpd.losses.masked_variance` calls it, on codes of a stream, whose images lie apart.
+the forward pass against 0 as `masked_variance` calls it, on codes of a stream, whose images lie apart.
 """
 
 import collections

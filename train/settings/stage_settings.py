@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from mtpd.losses import MapLoss
-from mtpd.losses.responses.tar_head import TarHeadOptions
+from mtpd.losses.tar_head import TarHeadOptions
 from mtpd.options import Options, Share, UserPath
 
 # Every loss that a stage may name.

@@ -7,7 +7,7 @@ attention, and relations between pixels.
     fg   = 1/(N C) sum_bchw Z_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Z = 1 / cells of the smallest box that covers, or 0
     bg   = 1/(N C) sum_bchw Y_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Y = 1 / the image's cells in no box, or 0 in one
     at_s = 1/N sum_b 1/n sum_hw |P(A(S)) - P(T)|                  at_c = 1/(N C) sum_bc |Q(A(S)) - Q(T)|
-    rel  = mean over valid cells and channels of (R_S(A(S)) - R_T(T))^2      R: see `mtpd.losses.objects.gc_block`
+    rel  = mean over valid cells and channels of (R_S(A(S)) - R_T(T))^2      R: see `GcBlock`
 
 A is a 1x1 adapter where the channels differ; n counts the valid cells of an image, N the images with any. `fg` adds up
 the objects of an image; nothing else grows with resolution, padding or channels. The published losses are sums over h,
@@ -20,7 +20,7 @@ with H W the level at the input for which they were tuned (`mtpd.losses.mgd.PUBL
                                               alpha    beta     gamma    lambda
     RetinaNet, one stage with anchors         1e-3     5e-4     1e-3     5e-6     (released configs: gamma 5e-4)
     Faster, Mask and Cascade R-CNN            5e-5     2.5e-5   5e-5     5e-7
-    RepPoints, FCOS, one without anchors      1.6e-3   8e-4     8e-3     8e-6     (released RepPoints: gamma 8e-4)
+    RepPoints, FCOS, one without anchors      1.6e-3   8e-4     8e-3     8e-6     (released: gamma 8e-4; FCOS: tau 0.8)
 
 As in the released code a box covers the cells floor(x1 / stride) to ceil(x2 / stride), both included, and likewise
 along y. That code scales boxes by the ratio of the map to the image, which moves them where an image is padded; here
@@ -40,13 +40,12 @@ from torch import Tensor, nn
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import weighted_mse
-from mtpd.losses.level_options import LevelOptions, Normalize
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.masked_mse import masked_mse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import published_elements
-from mtpd.losses.objects.boxes import Objects, greatest, has_area
-from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
+from mtpd.losses.objects import Objects, greatest, has_area
+from mtpd.losses.options import LevelOptions, Normalize
 
 
 class FgdOptions(LevelOptions):
@@ -170,6 +169,50 @@ class FocalGlobalDistillation(nn.Module):
         return foreground, outside / outside.sum((2, 3), keepdim=True).clamp(min=1)
 
 
+class GcBlock(nn.Module):
+    """The global context block (Cao et al., ICCV workshops 2019): adds to every cell what one attention gathers.
+
+        R(F) = F + W2 ReLU(LayerNorm(W1 sum_hw p F)),   p = softmax over valid h, w of K F
+
+    It starts as FGD's authors start it: R(F) = F, as W2 is zero, and K after He et al. 2015.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """Builds the layers; their first weights come from torch's global generator."""
+        super().__init__()
+        self.attend = nn.Conv2d(channels, 1, kernel_size=1)
+        hidden = max(channels // 2, 1)
+        last = nn.Conv2d(hidden, channels, kernel_size=1)
+        self.transform = nn.Sequential(
+            nn.Conv2d(channels, hidden, kernel_size=1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), last
+        )
+        nn.init.kaiming_normal_(self.attend.weight, nonlinearity='relu')
+        for parameter in (self.attend.bias, last.weight, last.bias):
+            assert parameter is not None
+            nn.init.zeros_(parameter)
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """R of a batch.
+
+        Args:
+            values: (B, C, H, W), 0 where the mask is False.
+            mask: bool (B, 1, H, W), True at cells that count.
+        """
+        attention = _softmax_over_cells(self.attend(values), mask)
+        context = (attention * values).sum((2, 3), keepdim=True)
+        added: Tensor = self.transform(context)
+        return values + added
+
+
+def _softmax_over_cells(values: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of each image (B, 1, H, W) over its valid cells, in float32 at least; 0 elsewhere."""
+    # An image without valid cells has no distribution: minus infinity everywhere would give NaN.
+    hidden = torch.where(mask.any(-1, keepdim=True).any(-2, keepdim=True), -torch.inf, 0.0)
+    values = values.to(accumulation_dtype(values))
+    shown = torch.where(mask, values, hidden.to(values.dtype))
+    return torch.where(mask, shown.flatten(1).softmax(1).view_as(shown), 0.0)
+
+
 def _inverse_areas(boxes: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     """1 / cells of the smallest box (N, 4) that covers a cell, or 0: (H, W) of one image."""
     low, high = (boxes.float()[:, :2] / stride).floor(), (boxes.float()[:, 2:] / stride).ceil()
@@ -184,7 +227,7 @@ def _attention(values: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor
     """P (B, 1, H, W), with mean 1 over valid cells, and Q (B, C, 1, 1), with mean 1 over channels."""
     magnitudes = values.abs()
     num_cells = mask.sum((2, 3), keepdim=True)
-    spatial = num_cells * softmax_over_cells(magnitudes.mean(1, keepdim=True) / temperature, mask)
+    spatial = num_cells * _softmax_over_cells(magnitudes.mean(1, keepdim=True) / temperature, mask)
     means = magnitudes.sum((2, 3), keepdim=True) / num_cells.clamp(min=1)
     return spatial, values.shape[1] * (means / temperature).softmax(1)
 
