@@ -25,7 +25,7 @@ from mtpd.evaluation import require_backend
 from mtpd.geometry import Geometry
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fine_grained import FineGrainedOptions
-from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.options import LevelOptions
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.first_weights import changed_keys, first_weights, loaded_parts
 from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems
