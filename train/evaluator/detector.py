@@ -18,8 +18,8 @@ from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
 from mtpd_train.run_folder import CONFIG_FILE, DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
-from mtpd_train.saving.kept_students import BEST_FILE, epoch_file, last_epoch
 from mtpd_train.student import Student
+from mtpd_train.training.saving import BEST_FILE, epoch_file, last_epoch
 
 NONE_YET = 'no student yet: the first is saved after an epoch (save.keep) or an evaluation (best.pth)'
 DIVERGED = 'no student: its losses diverged before the first save'
