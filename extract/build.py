@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoSet, coco_paths, image_path, missing_images, read_annotations, require_pixels
