@@ -15,8 +15,7 @@ from mtpd_train.optimization.optimizer import build_optimizer
 from mtpd_train.planning.plan import PREFETCHED_BATCHES
 from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
-from mtpd_train.training.data_parallel import build_network
-from mtpd_train.training.step import add_gradient, loaded
+from mtpd_train.training.step import add_gradient, build_network, loaded
 
 
 @dataclass(frozen=True)
