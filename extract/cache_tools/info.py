@@ -1,30 +1,29 @@
 """`mtpd-cache info`: what a cache is, holds and takes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpd.cache.checking.state import CacheState, read_state
-from mtpd.cache.checking.statistics import CacheStatistics, measure
+from mtpd.cache.checking.state import CacheState, CacheStatistics, measure, read_state
 from mtpd.cache.format.manifest import VERSION
 from mtpd.system.files import canonical_json, sha256_bytes
 from mtpd.system.text import format_bytes, table
 
-GO_ON = 'run the same mtpd-extract command again to resume'
+RESUME = 'run the same mtpd-extract command again to resume'
 
 
-def run(options: Mapping[str, Any]) -> None:
+def run(caches: Sequence[Path], *, as_json: bool) -> None:
     """Prints a block for each cache, or a JSON list."""
     records = []
-    for number, root in enumerate(options['caches']):
+    for number, root in enumerate(caches):
         state = read_state(root)
         statistics = measure(state)
-        if options['as_json']:
+        if as_json:
             records.append(_record(root, state, statistics))
         else:
             print('\n' * bool(number) + '\n'.join([str(root), *_lines(state, statistics)]))
-    if options['as_json']:
+    if as_json:
         print(json.dumps(records, indent=1))
 
 
@@ -39,7 +38,7 @@ def _facts(state: CacheState, statistics: CacheStatistics) -> list[str]:
     description, sizes = state.description, statistics.num_bytes
     progress = f'{len(state.committed)} of {state.num_shards} shards committed'
     facts = {
-        'state': f'finished, format version {VERSION}' if state.is_finished else f'unfinished, {progress}; {GO_ON}',
+        'state': f'finished, format version {VERSION}' if state.is_finished else f'unfinished, {progress}; {RESUME}',
         'images': _images(state, statistics),
         'views': ', '.join(description.views),
         'size': f'{format_bytes(sum(sizes.values()))}: '

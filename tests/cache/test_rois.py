@@ -10,8 +10,7 @@ import torch
 
 import mtpd.cache
 from mtpd.cache.checking.repair import repair
-from mtpd.cache.checking.state import read_state
-from mtpd.cache.checking.statistics import measure
+from mtpd.cache.checking.state import measure, read_state
 from mtpd.cache.checking.verification import verify
 from mtpd.cache.format.manifest import write_manifest
 from mtpd.cache.format.plan import SourceImage

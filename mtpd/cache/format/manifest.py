@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from mtpd.cache.format.arrays import ArraySpec, bucket_specs
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
 from mtpd.cache.format.roi_arrays import MAX_PROBABILITIES, RoisRecord, fits, roi_specs
@@ -138,6 +139,12 @@ class Description(_Record):
     views: tuple[ViewName, ...] = Field(strict=False, min_length=1)
     geometry: GeometryRecord
     rois: RoisRecord | None = None
+
+    def bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
+        """Every array of a bucket: those of its maps, then those of its RoIs."""
+        levels = [level.to_level() for level in self.levels]
+        of_maps = bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec)
+        return of_maps + roi_specs(bucket, self.rois)
 
     @model_serializer(mode='wrap')
     def _without_absent_rois(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
