@@ -20,7 +20,7 @@ from mtpd.cache.format.roi_arrays import roi_specs, row_bytes
 from mtpd.cache.format.shard import compressed_bound, index_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
-from mtpd.data.spread import spread
+from mtpd.data.coco import spread
 from mtpd.errors import UnavailableError
 from mtpd.geometry import Size
 from mtpd.system.console import progress_bar, warn

@@ -21,9 +21,9 @@ from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.cache.writing.writer import ShardGroup
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
+from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels, spread
 from mtpd.data.images import read_image
-from mtpd.data.spread import spread
+from mtpd.detectors.map_statistics import MapStatistics
 from mtpd.detectors.proposals import proposing_head, teacher_rois
 from mtpd.detectors.teacher_maps import require_repeated
 from mtpd.detectors.teachers import Teacher, load_teacher, neck_and_head_weights
@@ -32,7 +32,6 @@ from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
-from mtpd.map_statistics import MapStatistics
 from mtpd.system.console import progress_bar, warn
 from mtpd.system.environment import choose_device
 from mtpd.system.interrupt import StopFlag

@@ -12,6 +12,17 @@
 Every message names the object, the value found, the value expected and the next step.
 """
 
+__all__ = [
+    'CacheDamagedError',
+    'CacheError',
+    'CacheIncompleteError',
+    'CacheMismatchError',
+    'InputError',
+    'Interrupted',
+    'MtpdError',
+    'UnavailableError',
+]
+
 
 class MtpdError(Exception):
     """Base of all errors that are meant for the user."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from mtpd.errors import InputError
 
+__all__ = ['Geometry', 'Level', 'level_name']
+
 Size = tuple[int, int]
 
 

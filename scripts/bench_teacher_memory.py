@@ -23,10 +23,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, batch_images, encode
 from mtpd.geometry import Level
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd_train.teachers.code_batch import teacher_maps
 
 CODECS: tuple[CodecName, ...] = ('fp16', 'int8', 'lean')
 STRIDES = (8, 16, 32, 64, 128)
@@ -76,10 +74,8 @@ def image_codes(codec: CodecName, levels: tuple[Level, ...], padded: tuple[int, 
     encoded = {}
     for level in levels:
         maps = torch.randn(1, level.channels, *level.grid(*padded))
-        one = encode(maps, codec, basis=torch.linalg.qr(torch.randn(level.channels, level.channels))[0])
-        encoded[level.name] = EncodedMaps(
-            one.codes[0], one.error[0], None if one.scale is None else one.scale[0], one.basis
-        )
+        basis = torch.linalg.qr(torch.randn(level.channels, level.channels))[0]
+        encoded[level.name] = encode(maps, codec, basis=basis)
     return encoded
 
 
@@ -133,7 +129,7 @@ def main() -> None:
         for setting in (Setting(codec, *one) for one in product(sorted(options.batches), (True, False))):
             images = [narrow if setting.mixed and number % 2 else whole for number in range(setting.batch)]
             encoded, buffer = streamed(images, device)
-            make = partial(teacher_maps, encoded, levels=levels, padded=(height, width), device=device)
+            make = partial(_batched, encoded)
             codes, codes_peak = bytes_of(make, device)
             decoded, decoded_peak = bytes_of(partial(_decoded, make), device)
             row = (buffer.nbytes, codes, decoded, codes_peak, decoded_peak)
@@ -143,7 +139,11 @@ def main() -> None:
     print(f'codes/decoded {ratio:.3f}')
 
 
-def _decoded(make: Callable[[], dict[str, TeacherMap]]) -> list[Tensor]:
+def _batched(images: list[Encoded]) -> dict[str, EncodedMaps]:
+    return {name: batch_images([one[name] for one in images]) for name in images[0]}
+
+
+def _decoded(make: Callable[[], dict[str, EncodedMaps]]) -> list[Tensor]:
     return [one.values() for one in make().values()]
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.ordering.agreement import require_same_images
-from mtpd.ordering.measure import Sampling, adaptation_costs, shared_levels, shared_views
+from mtpd.ordering import Sampling, adaptation_costs
+from mtpd.ordering.costs import shared_levels, shared_views
 
 BATCH_CELLS = 4096
 
@@ -67,7 +67,6 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=500)
     arguments = parser.parse_args()
     caches = [mtpd.cache.open(path) for path in arguments.caches]
-    require_same_images(caches)
     image_ids = caches[0].image_ids[: arguments.num_images]
     levels, views = shared_levels(caches), shared_views(caches)
     solved = adaptation_costs(caches, image_ids, sampling=Sampling(num_cells=2**30, num_resamples=0)).costs

@@ -11,13 +11,12 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.cache.format.codecs import decode, encode, require_finite
+from mtpd.cache.format.codecs import encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoImage, CocoSet, image_path, read_annotations
+from mtpd.data.coco import CocoImage, CocoSet, image_path, read_annotations, spread
 from mtpd.data.images import read_image
-from mtpd.data.spread import spread
 from mtpd.detectors.detection import collate
 from mtpd.detectors.hook_point import choice_of
 from mtpd.detectors.own_head import head_detections, require_head
@@ -184,7 +183,7 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
             basis = cache.bases.get(level.name)
             maps = live[level.name].cpu()
             encoded = encode(maps, description.codec, target=description.target_error, basis=basis)
-            found[level.name] = decode(encoded)[0]
+            found[level.name] = encoded.values()[0]
         return found
 
     if not coco.images:

@@ -11,9 +11,8 @@ from mtpd.detectors.runtime import prepare
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.errors import InputError
 from mtpd.geometry import Size
-from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiHead
-from mtpd.heads.rois import ImageRois, scaled
+from mtpd.heads.rois import BoxCoder, ImageRois, class_slice, scaled
 
 
 def proposing_head(teacher: Teacher) -> RoiHead:

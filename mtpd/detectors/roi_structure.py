@@ -8,8 +8,8 @@ from torch import nn
 from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.heads.boxes import BoxCoder
-from mtpd.heads.record import RoiHeadRecord
+from mtpd.heads.roi_head import RoiHeadRecord
+from mtpd.heads.rois import BoxCoder
 
 
 def roi_head_record(model: nn.Module, *, levels: Sequence[Level]) -> RoiHeadRecord | None:

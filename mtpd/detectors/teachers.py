@@ -28,7 +28,7 @@ from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
-from mtpd.heads.record import RoiHeadRecord
+from mtpd.heads.roi_head import RoiHeadRecord
 from mtpd.system.files import canonical_json, sha256_bytes, sha256_file
 
 __all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights']

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.losses.level_options import Adapter
-from mtpd.losses.teacher_map import TeacherMap
 
 MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -53,7 +53,7 @@ class AdaptedLoss(nn.Module):
         self._loss = loss
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, **_: object) -> Tensor:
+    def forward(self, student: Tensor, teacher: EncodedMaps, mask: Tensor, **_: object) -> Tensor:
         """The loss over valid cells.
 
         Args:

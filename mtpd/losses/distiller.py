@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.losses.decay import decay_factor
@@ -17,7 +18,6 @@ from mtpd.losses.masked_variance import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.pair_maps import pair_maps
-from mtpd.losses.teacher_map import TeacherMap
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Distiller(nn.Module):
     def forward(
         self,
         student: Mapping[str, Tensor],
-        teacher: Mapping[str, TeacherMap | Tensor],
+        teacher: Mapping[str, EncodedMaps | Tensor],
         masks: Mapping[str, Tensor],
         *,
         boxes: Sequence[Tensor] | None = None,
@@ -110,7 +110,7 @@ class Distiller(nn.Module):
         """
         by_stride = {level.stride: masks[level.name] for level in self._student if level.name in masks}
         objects = None if boxes is None else Objects(boxes, by_stride)
-        given = {name: one if isinstance(one, TeacherMap) else TeacherMap(one) for name, one in teacher.items()}
+        given = {name: one if isinstance(one, EncodedMaps) else EncodedMaps(one) for name, one in teacher.items()}
         losses: dict[str, Tensor] = {}
         for part in self._parts:
             options = part.options

@@ -10,13 +10,13 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.adapter import build_adapter
 from mtpd.losses.level_options import Adapter, LevelOptions, Scale
 from mtpd.losses.maps import check_shapes
 from mtpd.losses.match import LevelPair
 from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
 
 
 class MaskedMseOptions(LevelOptions):
@@ -49,7 +49,7 @@ class MaskedMse(nn.Module):
         super().__init__()
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, **_: object) -> Tensor:
+    def forward(self, student: Tensor, teacher: EncodedMaps, mask: Tensor, **_: object) -> Tensor:
         """The loss over valid cells; arguments, result and errors are those of `AdaptedLoss`."""
         if self.adapter is not None:
             student = torch.where(mask, student, 0.0)  # as in `AdaptedLoss`

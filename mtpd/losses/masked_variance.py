@@ -6,11 +6,11 @@ Legend: B batch, C channels, H W grid of a level.
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.kernels.weighted_mse import weighted_mse
-from mtpd.losses.teacher_map import TeacherMap
 
 
-def masked_variance(teacher: TeacherMap, mask: Tensor) -> Tensor:
+def masked_variance(teacher: EncodedMaps, mask: Tensor) -> Tensor:
     """Mean over the channels of each channel's variance at the valid cells; without gradient.
 
         V = sum_bchw M_bhw (T_bchw - mean_c)^2 / (C sum_bhw M_bhw),   mean_c the channel's mean over valid cells

@@ -11,12 +11,12 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.losses.level_options import LevelOptions, Normalize, Scale
 from mtpd.losses.match import LevelPair
 from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
 from mtpd.options import Share
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
@@ -94,7 +94,7 @@ class MaskedGenerativeDistillation(nn.Module):
     def forward(
         self,
         student: Tensor,
-        teacher: TeacherMap,
+        teacher: EncodedMaps,
         mask: Tensor,
         *,
         generator: torch.Generator | None = None,

@@ -9,19 +9,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.losses.match import LevelPair
 from mtpd.losses.resize import resize_map
-from mtpd.losses.teacher_map import TeacherMap
 
 Maps = Mapping[str, Tensor]
-Map = TypeVar('Map', Tensor, TeacherMap)
+Map = TypeVar('Map', Tensor, EncodedMaps)
 
 
 def pair_maps(
-    pair: LevelPair, student: Maps, teacher: Mapping[str, TeacherMap], masks: Maps
-) -> tuple[Tensor, TeacherMap, Tensor]:
+    pair: LevelPair, student: Maps, teacher: Mapping[str, EncodedMaps], masks: Maps
+) -> tuple[Tensor, EncodedMaps, Tensor]:
     """Picks the maps of a pair and resizes one where their strides differ.
 
     Args:
@@ -50,7 +50,7 @@ def pair_maps(
         student_map, valid = _resize(student_map, student_mask, pair.student, teacher_map.shape, pair.teacher)
         return student_map, teacher_map, teacher_mask & valid
     resized, valid = _resize(teacher_map.values(), teacher_mask, pair.teacher, student_map.shape, pair.student)
-    return student_map, TeacherMap(resized), student_mask & valid
+    return student_map, EncodedMaps(resized), student_mask & valid
 
 
 def _resize(

@@ -6,7 +6,7 @@ every cell:
     ||A(S) - B c||^2 = ||B^T A(S) - c||^2        since ||B x||^2 = x^T B^T B x = ||x||^2 with x = B^T A(S) - c
 
 Cells keep their places, so masks and weights of cells are untouched. Weights of channels are not: they belong to the
-teacher's channels, which no code stands for, and losses that have some take `TeacherMap.values`. Where A is a
+teacher's channels, which no code stands for, and losses that have some take `EncodedMaps.values`. Where A is a
 convolution, B^T joins its weight and bias: a product of C x C numbers in place of one for each cell.
 
 Legend: B batch, C channels, H W grid of a level.
@@ -16,13 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.maps import check_shapes
-from mtpd.losses.teacher_map import TeacherMap
 
 
 def squared_error(
-    student: Tensor, teacher: TeacherMap, mask: Tensor, *, weights: Tensor | None = None, layer: nn.Module | None = None
+    student: Tensor,
+    teacher: EncodedMaps,
+    mask: Tensor,
+    *,
+    weights: Tensor | None = None,
+    layer: nn.Module | None = None,
 ) -> Tensor:
     """Mean squared error over valid cells and channels, each cell with its weight; see `masked_mse`.
 

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from mtpd.cache import CacheReader
 from mtpd.cache.format.arrays import ZSTD_LEVELS
-from mtpd.cache.format.codecs import decode
 from mtpd.cache.format.shard import CHECKSUM_BYTES, encode_chunk
 
 
@@ -67,7 +66,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
                 chunks = [encode_chunk(each, level=ZSTD_LEVELS[codec])[:-CHECKSUM_BYTES] for each in codes.values()]
                 frames[one] = list(zip(chunks, (each.size for each in codes.values()), strict=True))
                 np.save(npy / f'{one}.npy', np.concatenate([each.ravel() for each in codes.values()]))
-                np.save(half / f'{one}.npy', torch.cat([decode(maps).half().flatten() for maps in encoded.values()]))
+                np.save(half / f'{one}.npy', torch.cat([maps.values().half().flatten() for maps in encoded.values()]))
                 torch.save({name: maps.codes.clone() for name, maps in encoded.items()}, saved / f'{one}.pt')
                 for name, each in codes.items():
                     file = io.BytesIO()

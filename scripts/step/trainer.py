@@ -17,8 +17,14 @@ from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd_train.building.stages import build_stages
 from mtpd_train.optimization.optimizer import build_optimizer
 from mtpd_train.settings.stage_file import load_stages
-from mtpd_train.training.step import add_gradient, distillation_losses, loaded, student_pass, to_device
-from mtpd_train.training.targets import teacher_targets
+from mtpd_train.training.step import (
+    add_gradient,
+    distillation_losses,
+    loaded,
+    student_pass,
+    teacher_targets,
+    to_device,
+)
 
 PARTS = ('wait', 'copy', 'teacher', 'forward', 'loss', 'backward', 'update')
 # More than the batches that are read ahead while another way has its turn.

@@ -10,8 +10,7 @@ from torch import Tensor
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.roi_structure import roi_head_record
 from mtpd.geometry import Level, level_name
-from mtpd.heads.record import RoiHeadRecord
-from mtpd.heads.roi_head import RoiHead, roi_levels
+from mtpd.heads.roi_head import RoiHead, RoiHeadRecord, roi_levels
 
 # The zoo's own heads, made small.
 FASTER = 'faster-rcnn_r50_fpn_1x_coco'

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
@@ -24,13 +25,12 @@ from mtpd.losses.objects.fine_grained import FineGrainedOptions
 from mtpd.losses.objects.tar_feature import TarFeatureOptions
 from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
 from mtpd.losses.valid_mask import valid_cells
 
 Shape = tuple[int, int, int, int]
-Coded = Callable[[Shape], TeacherMap]
-Exact = Callable[[TeacherMap], Tensor]
-Spoil = Callable[[TeacherMap, Tensor], TeacherMap]
+Coded = Callable[[Shape], EncodedMaps]
+Exact = Callable[[EncodedMaps], Tensor]
+Spoil = Callable[[EncodedMaps, Tensor], EncodedMaps]
 Results = tuple[Tensor, list[Tensor]]
 
 STRIDE, CHANNELS = 8, 5
@@ -52,10 +52,10 @@ def build(term: LevelOptions, student_channels: int) -> Distiller:
     return distiller
 
 
-def run(distiller: Distiller, student: Tensor, teacher: TeacherMap | Tensor, mask: Tensor) -> Results:
+def run(distiller: Distiller, student: Tensor, teacher: EncodedMaps | Tensor, mask: Tensor) -> Results:
     """The loss, and the gradients of the student and of all layers."""
     student = student.detach().requires_grad_()
-    maps: tuple[Mapping[str, Tensor], Mapping[str, TeacherMap | Tensor]] = {'p3': student}, {'p3': teacher}
+    maps: tuple[Mapping[str, Tensor], Mapping[str, EncodedMaps | Tensor]] = {'p3': student}, {'p3': teacher}
     generator = torch.Generator().manual_seed(7)
     (loss,) = distiller(*maps, {'p3': mask}, boxes=BOXES[: len(mask)], generator=generator).values()
     leaves = [student, *distiller.parameters()]
@@ -142,7 +142,7 @@ def test_torch_compile_sees_one_graph(student_channels: int, coded: Coded) -> No
     teacher = coded((2, CHANNELS, *GRID))
 
     def loss(student: Tensor, codes: Tensor) -> Tensor:
-        return squared_error(student, TeacherMap(codes, teacher.scale, teacher.basis), mask, layer=layer)
+        return squared_error(student, EncodedMaps(codes, teacher.scale, teacher.basis), mask, layer=layer)
 
     torch.compiler.reset()
     compiled = torch.compile(loss, backend='aot_eager', fullgraph=True)
@@ -151,9 +151,9 @@ def test_torch_compile_sees_one_graph(student_channels: int, coded: Coded) -> No
 
 @pytest.mark.parametrize('term', SQUARES, ids=lambda term: term.loss)
 def test_squares_decode_nothing(term: LevelOptions, coded: Coded, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(self: TeacherMap) -> Tensor:
+    def refused(self: EncodedMaps) -> Tensor:
         raise AssertionError(f'{self.codes.dtype} codes were decoded')
 
-    monkeypatch.setattr(TeacherMap, 'values', refused)
+    monkeypatch.setattr(EncodedMaps, 'values', refused)
     student, mask = some_student(3)
     run(build(term, 3), student, coded((2, CHANNELS, *GRID)), mask)

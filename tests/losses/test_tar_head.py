@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from mtpd.errors import InputError
-from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
-from mtpd.heads.rois import ImageRois
+from mtpd.heads.rois import BoxCoder, ImageRois, class_slice
 from mtpd.losses.decay import NO_DECAY
 from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
 from mtpd.losses.responses.tar_head import (

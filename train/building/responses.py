@@ -9,7 +9,7 @@ from mtpd.detectors.hook_point import NECK
 from mtpd.detectors.roi_structure import student_box_coder, student_num_classes
 from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.heads.record import RoiHeadRecord
+from mtpd.heads.roi_head import RoiHeadRecord
 from mtpd.losses.responses.tar_head import TarHeadOptions
 from mtpd.options import Options
 from mtpd_train.teachers.responses import Responses

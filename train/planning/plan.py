@@ -9,8 +9,7 @@ from mtpd.cache.format.arrays import file_place
 from mtpd_train.optimization.optimizer import Recipe
 from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.cached_teacher import CachedTeacher
-from mtpd_train.teachers.code_stream import buffer_bytes
+from mtpd_train.teachers.cached_teacher import CachedTeacher, buffer_bytes
 
 # Batches that a worker process has under way (torch's DataLoader).
 PREFETCHED_BATCHES = 2

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
-from mtpd import map_images
-from mtpd.cache import CacheReader
-from mtpd.data.coco import CocoImage, CocoSet, coco_paths, image_path
+from mtpd.cache import CacheReader, map_images
+from mtpd.data.coco import CocoImage, CocoSet, coco_paths, image_path, spread
 from mtpd.data.images import read_image
-from mtpd.data.spread import spread
 from mtpd.detectors.detection import collate
 from mtpd.detectors.features import neck_features, probe_levels
 from mtpd.detectors.hook_point import NECK, student_hook_point

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtpd.map_images import Picture
+from mtpd.cache.map_images import Picture
 
 # Of the longer side in px; small images are enlarged, so that names of classes can be read on them.
 PHOTO_SIZE = 420

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtpd.data.coco import CocoImage, CocoSet, image_path
+from mtpd.data.coco import CocoImage, CocoSet, image_path, spread
 from mtpd.data.images import read_image
-from mtpd.data.spread import spread
 from mtpd.errors import InputError, MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect

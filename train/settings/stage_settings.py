@@ -19,29 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from mtpd.losses.cwd import CwdOptions
-from mtpd.losses.masked_mse import MaskedMseOptions
-from mtpd.losses.mgd import MgdOptions
-from mtpd.losses.objects.fgd import FgdOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
-from mtpd.losses.objects.tar_feature import TarFeatureOptions
-from mtpd.losses.pkd import PkdOptions
+from mtpd.losses import MapLoss
 from mtpd.losses.responses.tar_head import TarHeadOptions
 from mtpd.options import Options, UserPath
 from mtpd_train.settings.data_settings import DataSettings
 
 # Every loss that a stage may name.
-DistillOptions = Annotated[
-    MaskedMseOptions
-    | MgdOptions
-    | PkdOptions
-    | CwdOptions
-    | FineGrainedOptions
-    | TarFeatureOptions
-    | FgdOptions
-    | TarHeadOptions,
-    Field(discriminator='loss'),
-]
+DistillOptions = Annotated[MapLoss | TarHeadOptions, Field(discriminator='loss')]
 
 
 class InitSettings(Options):

@@ -10,15 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.roi_capture import CapturedRois, predict_rois
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level
-from mtpd.heads.boxes import BoxCoder
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
-from mtpd.heads.rois import ImageRois, mirrored, scaled
+from mtpd.heads.rois import BoxCoder, ImageRois, mirrored, scaled
 from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
 from mtpd.losses.responses.tar_head import TarHeadOptions, answers_of_cache, answers_of_head, tar_head_losses
-from mtpd.losses.teacher_map import TeacherMap
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def shared_rois(
 def response_losses(
     responses: Responses,
     shared: SharedRois,
-    teacher: Mapping[str, TeacherMap],
+    teacher: Mapping[str, EncodedMaps],
     samples: Sequence[Sample],
     *,
     progress: float,

@@ -21,8 +21,7 @@ from mtpd_train.saving.trainables import build_trainables, optimizer_step
 from mtpd_train.seeding import seed_everything
 from mtpd_train.stage import Stage
 from mtpd_train.training.data_parallel import build_network
-from mtpd_train.training.step import add_gradient, loaded
-from mtpd_train.training.teacher_check import check_teacher
+from mtpd_train.training.step import add_gradient, check_teacher, loaded
 
 LOG_EVERY = 20
 

@@ -87,7 +87,8 @@ class ShardGroup:
             self._rows[f'{folder}/{name}'] += chunks[name]
         self._rows[f'{folder}/image_id'] += image_ids
         self._rows[f'{folder}/crc32c'] += zip(*(map(chunk_checksum, chunks[name]) for name in names), strict=True)
-        self._rows[f'{folder}/error'] += zip(*(maps[name].error.tolist() for name in names), strict=True)
+        errors = [one.error.tolist() for one in map(maps.__getitem__, names) if one.error is not None]
+        self._rows[f'{folder}/error'] += zip(*errors, strict=True)
 
     def append_rois(self, images: Sequence[ImageRois]) -> None:
         """Appends the RoIs of the next images, in row order; for a cache that holds RoIs.

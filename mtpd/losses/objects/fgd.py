@@ -37,6 +37,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.level_options import LevelOptions, Normalize
@@ -46,7 +47,6 @@ from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import published_elements
 from mtpd.losses.objects.boxes import Objects, greatest, has_area
 from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
-from mtpd.losses.teacher_map import TeacherMap
 
 
 class FgdOptions(LevelOptions):
@@ -127,7 +127,7 @@ class FocalGlobalDistillation(nn.Module):
         self.teacher_relation = GcBlock(teacher_channels)
 
     def forward(
-        self, student: Tensor, teacher_map: TeacherMap, mask: Tensor, *, objects: Objects, **_: object
+        self, student: Tensor, teacher_map: EncodedMaps, mask: Tensor, *, objects: Objects, **_: object
     ) -> Tensor:
         """The loss of one batch.
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.losses.adapter import build_adapter
 from mtpd.losses.level_options import Adapter
 from mtpd.losses.objects.boxes import Objects
 from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
 
 # (objects, mask of the level) -> weights (B, 1, H, W), at least 0.
 Weigh = Callable[[Objects, Tensor], Tensor]
@@ -34,7 +34,7 @@ class ObjectMse(nn.Module):
         self.weigh = weigh
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, *, objects: Objects, **_: object) -> Tensor:
+    def forward(self, student: Tensor, teacher: EncodedMaps, mask: Tensor, *, objects: Objects, **_: object) -> Tensor:
         """The loss over valid cells.
 
         Args:

@@ -10,9 +10,8 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from mtpd.errors import InputError
-from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
-from mtpd.heads.rois import ImageRois
+from mtpd.heads.rois import BoxCoder, ImageRois, class_slice
 from mtpd.losses.decay import LINEAR_DECAY, Decay, decay_factor
 from mtpd.losses.level_options import require_name
 from mtpd.losses.responses.roi_matching import Matches

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
-from mtpd.heads.boxes import decode, paired_iou
+from mtpd.heads.rois import decode, paired_iou
 from mtpd.losses.maps import accumulation_dtype
 
 ClassGate = Literal['better', 'none']

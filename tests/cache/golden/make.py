@@ -62,10 +62,10 @@ def encoded_and_expected(image_id: int, view: str, level: Level, codec: CodecNam
     expected: np.ndarray = stored.astype(np.float32) * scale[0][:, None, None] + scale[1][:, None, None]
     error = torch.full((1,), ERROR)
     if codec == 'fp16':
-        return EncodedMaps(codes=torch.from_numpy(expected).half()[None], error=error), expected
+        return EncodedMaps(torch.from_numpy(expected).half()[None], error=error), expected
     if codec == 'lean':
         expected = (BASES[level.name] @ expected.reshape(level.channels, -1)).reshape(expected.shape)
-    return EncodedMaps(torch.from_numpy(stored)[None], error, torch.from_numpy(scale)[None]), expected
+    return EncodedMaps(torch.from_numpy(stored)[None], torch.from_numpy(scale)[None], error=error), expected
 
 
 def proposals(image_id: int) -> ImageRois:

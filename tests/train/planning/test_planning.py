@@ -18,7 +18,7 @@ from mtpd_train.planning.plan import disk_bytes, plan_stage
 from mtpd_train.planning.trial import Trial, run_trial
 from mtpd_train.processes import World
 from mtpd_train.stage import Stage
-from mtpd_train.teachers import code_stream
+from mtpd_train.teachers import cached_teacher
 from mtpd_train.teachers.cached_teacher import CachedTeacher
 from mtpd_train.training.step import loaded
 
@@ -66,12 +66,12 @@ def test_buffers_are_those_of_the_stream(
 ) -> None:
     made: list[Any] = []
 
-    class Watched(code_stream.Buffer):
+    class Watched(cached_teacher.Buffer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             made.append(self.codes.nbytes)
 
-    monkeypatch.setattr(code_stream, 'Buffer', Watched)
+    monkeypatch.setattr(cached_teacher, 'Buffer', Watched)
     stage = build_stage(cache=caches[16], distill=DISTILL, data={'workers': 0})
     assert isinstance(stage.source, CachedTeacher)
     batches = stage.epoch_batches(0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import LiveTeacher
@@ -109,7 +109,7 @@ def test_its_maps_are_float32_in_half_precision_training_too(
     given = []
     maps_of = LiveTeacher.maps
 
-    def watched(self: LiveTeacher, *arguments: Any, **options: Any) -> dict[str, TeacherMap]:
+    def watched(self: LiveTeacher, *arguments: Any, **options: Any) -> dict[str, EncodedMaps]:
         maps = maps_of(self, *arguments, **options)
         with torch.autocast('cpu', torch.bfloat16):
             inside = maps_of(self, *arguments, **options)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.cached_teacher import CachedTeacher
+from mtpd_train.teachers.cached_teacher import cached_teacher
 from mtpd_train.training.loop import Place, train_stage
 from mtpd_train.training.step import loaded, step_losses
 
@@ -160,7 +161,9 @@ def test_a_students_maps_are_taken_where_its_teachers_are(
     hook_point: str, build_stage: BuildStage, caches: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Norms that double their output change nothing before them."""
-    monkeypatch.setattr(CachedTeacher, 'hook_point', hook_point)
+    monkeypatch.setattr(
+        'mtpd_train.building.source.cached_teacher', lambda one: replace(cached_teacher(one), hook_point=hook_point)
+    )
     student = {'student': 'reppoints-moment_r50_fpn-gn_head-gn_1x_coco', 'model': REPPOINTS}
     stage = build_stage(**student, cache=caches[16], distill=[{'loss': 'masked_mse'}])
     assert stage.hook_point == hook_point

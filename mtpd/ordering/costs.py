@@ -5,16 +5,18 @@ Letters: C channels, G groups of images, H W grid of a level, M models, R resamp
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtpd.cache import CacheReader
 from mtpd.cache.format.manifest import ViewName
-from mtpd.errors import InputError
+from mtpd.errors import CacheMismatchError, InputError
 from mtpd.geometry import Level
-from mtpd.ordering.moments import GroupedMoments
-from mtpd.ordering.ridge import DEFAULT_RIDGE, cost_matrix
+from mtpd.ordering.ridge import DEFAULT_RIDGE, GroupedMoments, cost_matrix
+
+EXTRACT_AGAIN = 'extract both with the same settings'
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,17 @@ def adaptation_costs(
     magnitude do not decide, is our choice (after PKD, Cao et al., NeurIPS 2022), and so is the closed form.
 
     Args:
-        caches: of the same images at the same geometry; see `mtpd.ordering.agreement`.
+        caches: of the same images at the same geometry.
         image_ids: the images to look at.
         sampling: how closely; None for the defaults.
         advance: called after each image of each level.
 
     Raises:
+        CacheMismatchError: the caches differ in images, sizes or annotations.
         InputError: the caches share no level or no view.
         CacheDamagedError: a cache is not what was written.
     """
+    _require_same_images(caches)
     sampling = sampling or Sampling()
     levels, views = shared_levels(caches), shared_views(caches)
     num_groups = min(sampling.num_groups, len(image_ids))
@@ -162,3 +166,39 @@ def _cells(caches: Sequence[CacheReader], image_id: int, view: ViewName, name: s
         chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(image_id))[:num_cells]
         cells = cells[chosen]
     return cells
+
+
+def _require_same_images(caches: Sequence[CacheReader]) -> None:
+    """Checks that a cell of a level means the same pixels of the same image in all caches.
+
+    Padding may differ: it is at the right and the bottom and counts for nothing.
+    """
+    first = caches[0]
+    for other in caches[1:]:
+        missing = [image_id for image_id in first.image_ids if image_id not in other]
+        extra = [image_id for image_id in other.image_ids if image_id not in first]
+        if missing or extra:
+            where, lacks = (first, other) if missing else (other, first)
+            raise CacheMismatchError(
+                f'{first.path} and {other.path} hold different images ({len(first)} and {len(other)}): image '
+                f'{(missing or extra)[0]} is in {where.path} and not in {lacks.path}; {EXTRACT_AGAIN}'
+            )
+        if _annotations(first) != _annotations(other):
+            raise CacheMismatchError(
+                f'{first.path} and {other.path} were extracted with different annotation files (sha256 '
+                f'{str(_annotations(first))[:12]} and {str(_annotations(other))[:12]}); {EXTRACT_AGAIN}'
+            )
+        for image_id in first.image_ids:
+            sizes, others = first.sizes(image_id), other.sizes(image_id)
+            for kind in ('original', 'resized'):
+                here, there = getattr(sizes, kind), getattr(others, kind)
+                if here != there:
+                    raise CacheMismatchError(
+                        f'{first.path} and {other.path} hold image {image_id} at different sizes: {kind} '
+                        f'{here[1]}x{here[0]} px and {there[1]}x{there[0]} px; {EXTRACT_AGAIN} (mtpd-extract --scale)'
+                    )
+
+
+def _annotations(cache: CacheReader) -> Any:
+    data = cache.manifest.description.fingerprint.get('data')
+    return data.get('annotations') if isinstance(data, dict) else None

@@ -6,19 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.cache.format.codecs import EncodedMaps, batch_images
 from mtpd.geometry import Level
-from mtpd_train.teachers.code_batch import teacher_maps
-from mtpd_train.teachers.teacher_source import Encoded
 
-CPU = torch.device('cpu')
+Encoded = dict[str, EncodedMaps]
 LEVELS = (Level('p3', 8, 3), Level('p4', 16, 3))
 PADDED = (32, 48)
 
 
 def in_stream(*sizes: tuple[int, int]) -> tuple[list[Encoded], Tensor]:
     """Images of these padded sizes one after another in one memory; and that memory."""
-    shapes = [{level.name: (3, *level.grid(*size)) for level in LEVELS} for size in sizes]
+    shapes = [{level.name: (1, 3, *level.grid(*size)) for level in LEVELS} for size in sizes]
     buffer = torch.randint(-128, 128, (sum(torch.Size(one).numel() for image in shapes for one in image.values()),))
     buffer = buffer.to(torch.int8)
     images: list[Encoded] = []
@@ -27,8 +25,7 @@ def in_stream(*sizes: tuple[int, int]) -> tuple[list[Encoded], Tensor]:
         maps = {}
         for name, shape in image.items():
             end = start + torch.Size(shape).numel()
-            scale = torch.full((2, 3), float(number))
-            maps[name] = EncodedMaps(buffer[start:end].view(shape), torch.zeros(()), scale)
+            maps[name] = EncodedMaps(buffer[start:end].view(shape), torch.full((1, 2, 3), float(number)))
             start = end
         images.append(maps)
     return images, buffer
@@ -36,17 +33,16 @@ def in_stream(*sizes: tuple[int, int]) -> tuple[list[Encoded], Tensor]:
 
 def require_codes(encoded: Sequence[Encoded], *, shares: Tensor | None) -> None:
     """Every image's codes are at their place; and whether they are the very memory of `shares`."""
-    found = teacher_maps(encoded, levels=LEVELS, padded=PADDED, device=CPU)
     for level in LEVELS:
-        one, grid = found[level.name], level.grid(*PADDED)
+        one, grid = batch_images([image[level.name] for image in encoded]), level.grid(*PADDED)
         assert one.codes.shape == (len(encoded), 3, *grid)
         assert one.scale is not None
         for number, image in enumerate(encoded):
             codes, scale = image[level.name].codes, image[level.name].scale
             assert scale is not None
-            _, rows, columns = codes.shape
-            assert torch.equal(one.codes[number, :, :rows, :columns], codes)
-            assert torch.equal(one.scale[number], scale)
+            _, _, rows, columns = codes.shape
+            assert torch.equal(one.codes[number, :, :rows, :columns], codes[0])
+            assert torch.equal(one.scale[number], scale[0])
             if (rows, columns) != grid:
                 assert one.sizes is not None
                 assert one.sizes[number] == (rows, columns)
@@ -58,7 +54,7 @@ def require_codes(encoded: Sequence[Encoded], *, shares: Tensor | None) -> None:
 def test_images_of_one_size_are_not_copied(number: int) -> None:
     images, buffer = in_stream(*[PADDED] * number)
     require_codes(images, shares=buffer)
-    assert teacher_maps(images, levels=LEVELS, padded=PADDED, device=CPU)['p3'].sizes is None
+    assert batch_images([image['p3'] for image in images]).sizes is None
 
 
 def test_images_of_several_sizes_are() -> None:
@@ -66,8 +62,8 @@ def test_images_of_several_sizes_are() -> None:
     require_codes(images, shares=None)
 
 
-def test_a_batch_that_is_padded_beyond_its_images() -> None:
-    images, _ = in_stream((24, 40), (24, 40))
+def test_images_of_which_none_fills_the_batch() -> None:
+    images, _ = in_stream((24, 48), (32, 40))
     require_codes(images, shares=None)
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
-from mtpd.losses.teacher_map import TeacherMap
 
 SHAPE = (2, 5, 4, 7)
 Shape = tuple[int, int, int, int]
-Coded = Callable[[Shape], TeacherMap]
-Exact = Callable[[TeacherMap], Tensor]
+Coded = Callable[[Shape], EncodedMaps]
+Exact = Callable[[EncodedMaps], Tensor]
 
 
 @pytest.mark.parametrize('shape', [SHAPE, (1, 1, 1, 1), (0, 3, 2, 2), (2, 3, 0, 4)])
@@ -28,7 +28,7 @@ def test_beyond_an_images_own_map_values_are_zero(coded: Coded, exact: Exact) ->
     whole = coded(SHAPE)
     codes = whole.codes.clone()
     codes[1, :, 3:], codes[1, :, :, 2:] = 99, 99
-    found = TeacherMap(codes, whole.scale, whole.basis, sizes=[(4, 7), (3, 2)]).values()
+    found = EncodedMaps(codes, whole.scale, whole.basis, sizes=[(4, 7), (3, 2)]).values()
     wanted = exact(whole)
     wanted[1, :, 3:], wanted[1, :, :, 2:] = 0, 0
     torch.testing.assert_close(found, wanted.float(), rtol=1e-6, atol=2e-6)
@@ -39,19 +39,19 @@ def test_beyond_an_images_own_map_values_are_zero(coded: Coded, exact: Exact) ->
 def test_codes_of_the_dtype_of_values_stay_as_they_are(dtype: torch.dtype) -> None:
     codes = torch.randn(SHAPE, dtype=dtype)
     before = codes.clone()
-    scaled = TeacherMap(codes, torch.full((2, 2, 5), 3.0)).values()
+    scaled = EncodedMaps(codes, torch.full((2, 2, 5), 3.0)).values()
     assert torch.equal(scaled, before * 3 + 3)
-    cut = TeacherMap(codes, sizes=[(1, 1), (4, 7)]).values()
+    cut = EncodedMaps(codes, sizes=[(1, 1), (4, 7)]).values()
     assert not cut[0, :, 1:].any()
     assert torch.equal(codes, before)
 
 
 def test_values_of_values_take_no_memory() -> None:
     values = torch.randn(SHAPE)
-    assert TeacherMap(values).values().data_ptr() == values.data_ptr()
+    assert EncodedMaps(values).values().data_ptr() == values.data_ptr()
     values = values.half()
     values[0, 0, 0, 0] = math.nan
-    assert TeacherMap(values).values().isnan().sum() == 1
+    assert EncodedMaps(values).values().isnan().sum() == 1
 
 
 def test_autocast_rounds_no_values(coded: Coded) -> None:
@@ -65,6 +65,6 @@ def test_what_does_not_fit_is_refused() -> None:
     codes = torch.zeros(SHAPE, dtype=torch.int8)
     for scale, basis in ((torch.ones(2, 5), None), (torch.ones(1, 2, 5), None), (None, torch.ones(5, 4))):
         with pytest.raises(InputError, match='do not fit'):
-            TeacherMap(codes, scale, basis)
+            EncodedMaps(codes, scale, basis)
     with pytest.raises(InputError, match='do not fit'):
-        TeacherMap(codes[0])
+        EncodedMaps(codes[0])

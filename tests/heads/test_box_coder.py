@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou
 
 from mtpd.detectors.runtime import prepare
-from mtpd.heads.boxes import BoxCoder, class_slice, decode, paired_iou
+from mtpd.heads.rois import BoxCoder, class_slice, decode, paired_iou
 
 MEANS, STDS = (0.1, -0.2, 0.05, 0.0), (0.1, 0.1, 0.2, 0.3)
 

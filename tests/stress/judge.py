@@ -1,32 +1,29 @@
-"""Reading all of a cache that may be damaged, in a process that may neither hang nor take much memory."""
+"""Reading all of a cache that may be damaged, in a process of limited memory and time."""
 
-import multiprocessing
-import resource
-import signal
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import mtpd.cache
-from mtpd.cache.reading.reader import CacheReader
+from mtpd.cache import CacheReader
 from mtpd.errors import MtpdError
 from mtpd.system.files import canonical_json
+from stress.processes import ProcessDiedError, in_limits
 
 # What is asked for, of which image, which tensor of it: ('plain', 7, 'p3'), ('rois', 7, 'boxes'), ('weights', None, ..)
 Key = tuple[str, int | None, str]
 Truth = dict[Key, torch.Tensor]
-TIMEOUT = 60  # seconds
 MEMORY = 512 * 2**20  # bytes beyond what the process has
 
 
 @dataclass
 class Verdict:
-    """What reading a cache gave.
+    """The result of reading a cache.
 
     Attributes:
-        num_right: reads that gave just the original values.
+        num_right: reads that gave exactly the original values.
         num_refused: reads that ended in an error of ours in one line that names the cache.
         wrong: what else happened; nothing may.
         refusal: the first refusal's message.
@@ -69,34 +66,20 @@ def _tensors(cache: CacheReader, kind: str, image_id: int | None, level: str | N
 
 
 def judge(root: Path, truth: Truth) -> Verdict:
-    """Reads everything, each tensor by itself, in a process of its own."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context('fork').Process(target=_judge_here, args=(root, truth, sender))
-    process.start()
-    sender.close()
+    """Reads everything, each tensor by itself, and compares it with `read_all` of the undamaged cache."""
     try:
-        verdict: Verdict = receiver.recv()
-    except EOFError:
-        process.join()
-        verdict = Verdict(wrong=[f'reading ended with exit code {process.exitcode}'])
-    process.join()
-    process.close()
-    receiver.close()
-    return verdict
+        return in_limits(partial(_judge_here, root, truth), memory=MEMORY)
+    except ProcessDiedError as error:
+        return Verdict(wrong=[str(error)])
 
 
-def _judge_here(root: Path, truth: Truth, sender: Connection) -> None:
-    torch.set_num_threads(1)
-    signal.alarm(TIMEOUT)
-    pages = int(Path('/proc/self/statm').read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+def _judge_here(root: Path, truth: Truth) -> Verdict:
     verdict = Verdict()
     try:
         cache = mtpd.cache.open(root)
     except BaseException as error:
         _count_error(verdict, root, error, num_reads=len(truth))
-        sender.send(verdict)
-        return
+        return verdict
     if set(cache.image_ids) != {image_id for _, image_id, _ in truth if image_id is not None}:
         verdict.wrong.append('other images')
     if (cache.manifest.description.rois is None) == any(kind == 'rois' for kind, _, _ in truth):
@@ -115,7 +98,7 @@ def _judge_here(root: Path, truth: Truth, sender: Connection) -> None:
             verdict.num_right += 1
         else:
             verdict.wrong.append(f'another {name} of {kind}, image {image_id}')
-    sender.send(verdict)
+    return verdict
 
 
 def _count_error(verdict: Verdict, root: Path, error: BaseException, *, num_reads: int) -> None:

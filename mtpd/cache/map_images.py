@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.codecs import EncodedMaps, decode
+from mtpd.cache.format.codecs import EncodedMaps
 
 Picture = npt.NDArray[np.uint8]
 
@@ -47,19 +47,20 @@ def principal_colours(maps: Sequence[Tensor], *, fitted_to: Sequence[Tensor]) ->
 
 
 def spread_error(encoded: EncodedMaps) -> Tensor:
-    """The root of the squared error of each cell (H, W) of a map, as far as it can be told without the teacher.
+    """The root of the squared error of each cell (H, W) of an image, as far as it can be told without the teacher.
 
     Rounding to steps of size d gives an error of variance d**2 / 12. That says how the error is spread; how large it is
     on the whole was measured when the map was stored.
     """
     if encoded.scale is None:
-        values = encoded.codes.float()
+        values = encoded.codes[0].float()
         # Half precision has 11 significant bits.
         step = torch.ldexp(torch.ones_like(values), torch.frexp(values).exponent - 11)
     else:
-        step = encoded.scale[0, :, None, None].float().expand(encoded.codes.shape)
+        step = encoded.scale[0, 0, :, None, None].float().expand(encoded.shape[1:])
     expected = (step.square() / 12).sum(0)
-    energy = decode(encoded).square().sum()
+    assert encoded.error is not None
+    energy = encoded.values().square().sum()
     return (expected * (encoded.error * energy / expected.sum().clamp(min=1e-30))).sqrt()
 
 
