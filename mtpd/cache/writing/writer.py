@@ -70,6 +70,7 @@ class ShardGroup:
         start = len(self._rows[f'{folder}/image_id'])
         image_ids = [image.image_id for image in self._images[start : start + len(maps[names[0]].codes)]]
         pending: dict[str, list[Future[bytes]]] = {}
+        errors: list[list[float]] = []
         for level in self._description.levels:
             encoded = maps[level.name]
             codes, wanted = encoded.codes.numpy(), self._specs[f'{folder}/{level.name}'].row_shape
@@ -79,6 +80,8 @@ class ShardGroup:
                     f'{wanted}: its stride is not {level.stride} there; exclude the level with --levels'
                 )
             require_storable(encoded, level=level.name, view=view, image_ids=image_ids)
+            assert encoded.error is not None
+            errors.append(encoded.error.tolist())
             pending[level.name] = [self._compressors.submit(encode_chunk, one, level=zstd_level) for one in codes]
             if encoded.scale is not None:
                 self._rows[f'{folder}/{level.name}.scale'] += list(encoded.scale.numpy())
@@ -87,7 +90,6 @@ class ShardGroup:
             self._rows[f'{folder}/{name}'] += chunks[name]
         self._rows[f'{folder}/image_id'] += image_ids
         self._rows[f'{folder}/crc32c'] += zip(*(map(chunk_checksum, chunks[name]) for name in names), strict=True)
-        errors = [one.error.tolist() for one in map(maps.__getitem__, names) if one.error is not None]
         self._rows[f'{folder}/error'] += zip(*errors, strict=True)
 
     def append_rois(self, images: Sequence[ImageRois]) -> None:
