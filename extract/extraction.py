@@ -24,7 +24,7 @@ from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.map_statistics import MapStatistics
-from mtpd.detectors.proposals import proposing_head, teacher_rois
+from mtpd.detectors.teacher_heads import proposing_head, teacher_rois
 from mtpd.detectors.teacher_maps import require_repeated
 from mtpd.detectors.teachers import Teacher, load_teacher, neck_and_head_weights
 from mtpd.detectors.transforms import View, image_view

@@ -6,7 +6,7 @@ from pathlib import Path
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import coco_paths
-from mtpd.detectors.hook_point import HookChoice
+from mtpd.detectors.features import HookChoice
 from mtpd.detectors.teachers import InputOptions
 
 

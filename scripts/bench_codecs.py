@@ -30,7 +30,7 @@ from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.shard import chunk_checksum, decode_chunk, encode_chunk
 from mtpd.data.coco import CocoSet, read_annotations, spread
-from mtpd.detectors.own_head import head_detections, require_head
+from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.evaluation import evaluate
 from mtpd_extract.cache_tools.fidelity import AnnotatedImage, view_of

@@ -33,9 +33,9 @@ from torch import Tensor
 
 from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.kernels.fused import fused_weighted_mse
 from mtpd.kernels.reference import reference_weighted_mse
-from mtpd.losses.valid_mask import valid_cells
+from mtpd.kernels.weighted_mse import fused_weighted_mse
+from mtpd.losses.maps import valid_cells
 
 PYRAMIDS = {'p3-p7': (8, 16, 32, 64, 128), 'p2-p5': (4, 8, 16, 32)}
 DTYPES = (

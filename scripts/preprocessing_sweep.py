@@ -21,9 +21,8 @@ from torch import Tensor
 
 from mtpd.data.images import read_image
 from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.config_values import plain_type
 from mtpd.detectors.models import load_config
-from mtpd.detectors.pipeline_steps import find_steps
+from mtpd.detectors.pipeline_steps import find_steps, plain_type
 from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.transforms import image_view
 from mtpd.detectors.zoo import configs_folder

@@ -10,7 +10,7 @@ from mtpd.evaluation import Backend
 from mtpd.geometry import Level
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.responses.tar_head import decay_factors
+from mtpd.losses.tar_head import decay_factors
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.photometric import Photometric
 from mtpd_train.data.sampling import Request, training_batches
@@ -31,7 +31,7 @@ class Stage:
         inheritance: what it then took over from its teacher, tensor by tensor; empty if nothing was requested.
         config_text: mmdet config of the student.
         definition_sha256: hash of the network that the student's config defines, wherever the config is.
-        hook_point: where the student's maps are taken, see `mtpd.detectors.hook_point`.
+        hook_point: where the student's maps are taken, see `mtpd.detectors.features`.
         source: what gives the teacher's maps; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
         distiller: the distillation losses on maps; without any in plain training.

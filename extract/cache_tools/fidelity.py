@@ -18,10 +18,9 @@ from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoImage, CocoSet, image_path, read_annotations, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
-from mtpd.detectors.hook_point import choice_of
-from mtpd.detectors.own_head import head_detections, require_head
-from mtpd.detectors.teacher_fingerprint import state_sha256
-from mtpd.detectors.teachers import Teacher, load_teacher
+from mtpd.detectors.features import choice_of
+from mtpd.detectors.teacher_heads import head_detections, require_head
+from mtpd.detectors.teachers import Teacher, load_teacher, state_sha256
 from mtpd.detectors.transforms import Sample, make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate

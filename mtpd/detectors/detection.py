@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtpd.detectors.compatibility import takes_one_image
-from mtpd.detectors.padding import pads_pixels
-from mtpd.detectors.preprocessing import Preprocessing, normalise
+from mtpd.detectors.preprocessing import Preprocessing, normalise, pads_pixels
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
@@ -117,6 +115,24 @@ def predict(
                 for record, mask in zip(shared, instances.masks.cpu().numpy(), strict=True)
             ]
     return boxes, masks
+
+
+def takes_one_image(model: nn.Module) -> bool:
+    """Whether a detector predicts one image at a time: mmcv's masked convolution (guided anchoring) takes no batch."""
+    from mmcv.ops import MaskedConv2d
+
+    return any(isinstance(one, MaskedConv2d) for one in model.modules())
+
+
+def predicts_masks(model: nn.Module) -> bool:
+    """Whether the objects that a detector predicts have masks, wherever its mask branch is.
+
+    mmdet's `with_mask` knows heads called `mask_head` alone, not RTMDet-Ins's box head nor MaskFormer's panoptic one.
+    """
+    if getattr(model, 'with_mask', False):
+        return True
+    heads = [getattr(model, name, None) for name in ('bbox_head', 'panoptic_head')]
+    return any(isinstance(getattr(head, 'loss_mask', None), nn.Module) for head in heads)
 
 
 def _results(model: Any, images: Tensor, data_samples: Sequence[Any]) -> Iterator[Any]:

@@ -7,8 +7,7 @@ from typing import Any
 
 from mtpd.detectors import zoo
 from mtpd.detectors.model_config import make_buildable, set_num_classes
-from mtpd.detectors.padding import padding_pixel, pads_pixels
-from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, padding_pixel, pads_pixels
 from mtpd.detectors.runtime import prepare
 
 _META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
@@ -26,7 +25,7 @@ def export_config(
 
     Args:
         config: the student's mmengine Config, with the changes that were made to it. Of its recipe nothing is kept.
-        preprocessing: of the inputs that the student was trained on; see `mtpd.detectors.padding`.
+        preprocessing: of the inputs that the student was trained on; see `pads_pixels`.
         classes: names of the classes, in the order of the student's outputs.
         has_masks: whether the student predicts masks.
         evaluated_on: image folder and annotation file for mmdet's test tool, or None.

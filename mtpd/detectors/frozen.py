@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from mtpd.detectors.model_config import class_parameters, config_items, type_name
 from mtpd.detectors.runtime import prepare
-from mtpd.detectors.type_names import type_name
 
 # The parts that weights come for: `head` is all but the first two, a detector's RoI head and RPN too.
 BACKBONE, NECK, HEAD = 'backbone', 'neck', 'head'
@@ -32,8 +32,9 @@ def unfreeze(model: Any, *, loaded: Collection[str], kept: Collection[str]) -> M
     """
     prepare()
     changes: dict[str, Any] = {}
-    for path, node in _nodes(model):
-        if part_of(path) in loaded or 'teacher' in path:
+    for path, _, node in config_items(model):
+        is_built = isinstance(node, dict) and 'type' in node
+        if not is_built or part_of(path) in loaded or 'teacher' in path:
             continue
         for key, value in _unfreezing(node):
             place = f'{path}.{key}'
@@ -60,20 +61,10 @@ def part_of(path: str) -> str:
     return first if first in (BACKBONE, NECK) else HEAD
 
 
-def _nodes(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """Every dict in a nested config that has a type, but the outermost, by its dotted key."""
-    items = config.items() if isinstance(config, dict) else enumerate(config)
-    for key, value in list(items):
-        place = f'{path}.{key}' if path else str(key)
-        if isinstance(value, dict | list | tuple):
-            if isinstance(value, dict) and 'type' in value:
-                yield place, value
-            yield from _nodes(value, place)
-
-
 def _unfreezing(node: Any) -> Iterator[tuple[str, Any]]:
     """The keys of one part of a model that freeze something, each with a value that does not."""
-    defaults = _defaults(node)
+    parameters = class_parameters(node).items()
+    defaults = {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}
     norm = node.get(NORM_CFG, defaults.get(NORM_CFG))
     stages, default = node.get(FROZEN_STAGES, defaults.get(FROZEN_STAGES)), defaults.get(FROZEN_STAGES, -1)
     # -1 mostly; EfficientNet counts from 0 and refuses -1.
@@ -88,22 +79,3 @@ def _unfreezing(node: Any) -> Iterator[tuple[str, Any]]:
 
 def _has_statistics(norm: Any) -> bool:
     return norm is None or 'BN' in type_name(norm) or 'Batch' in type_name(norm)
-
-
-def _defaults(node: Any) -> dict[str, Any]:
-    """Defaults of the arguments of the class that a part of a config is built by; those of a subclass come first."""
-    from mmdet.registry import MODELS
-
-    kind = node['type']
-    try:
-        cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    except Exception:  # building the model tells what is wrong with the name
-        return {}
-    found: dict[str, Any] = {}
-    # Subclasses often pass their arguments on as **kwargs.
-    for base in inspect.getmro(cls) if inspect.isclass(cls) else ():
-        if '__init__' in vars(base) and base is not object:
-            for name, parameter in inspect.signature(vars(base)['__init__']).parameters.items():
-                if parameter.default is not inspect.Parameter.empty:
-                    found.setdefault(name, parameter.default)
-    return found

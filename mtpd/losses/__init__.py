@@ -3,13 +3,13 @@
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
+from mtpd.losses.fgd import FgdOptions
+from mtpd.losses.fine_grained import FineGrainedOptions
 from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.masked_mse import MaskedMseOptions
 from mtpd.losses.mgd import MgdOptions
-from mtpd.losses.objects.fgd import FgdOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
-from mtpd.losses.objects.tar_feature import TarFeatureOptions
 from mtpd.losses.pkd import PkdOptions
+from mtpd.losses.tar_feature import TarFeatureOptions
 
 # The table of all losses on maps: each is the options of an entry of `distill` in a stage file.
 MapLoss = MaskedMseOptions | MgdOptions | PkdOptions | CwdOptions | FineGrainedOptions | TarFeatureOptions | FgdOptions

@@ -43,7 +43,7 @@ def decay_factor(decay: Decay, *, progress: float) -> float:
         step      (shares in `at` beyond x) / (all shares in `at`)
 
     TAR (Sun et al. 2020) lets distillation decay. Its form is, to the best of our knowledge, that of DWPose (Yang et
-    al. 2023), which credits it: `1 - (t - 1) / t_max` at step t from 1, that is `linear`.
+    al. 2023), which credits it: `1 - (t - 1) / t_max` in epoch t from 1. `linear` is that, by optimizer steps.
 
     Args:
         decay: the course.

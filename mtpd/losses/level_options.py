@@ -69,9 +69,16 @@ class LevelOptions(Options):
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """The module of the loss on one level; its first weights come from torch's global generator.
 
-        It is called with the student's map (B, C of the student, H, W), the teacher's (B, C of the teacher, H, W), a
-        bool mask (B, 1, H, W), and by name `objects` and `generator`, of which it takes what it needs; it returns a
-        scalar float32, before `factor` and `is_over_variance`.
+        It is called as `module(student, teacher, mask, objects=objects, generator=generator)` with
+
+            student     Tensor (B, C of the student, H, W)
+            teacher     `EncodedMaps` (B, C of the teacher, H, W)
+            mask        bool (B, 1, H, W), True at cells that count
+            objects     `Objects` of the batch, or None where `looks_at_objects` is False and nobody gave any
+            generator   what random numbers are drawn from, or None for torch's global one
+
+        and returns a scalar float32, before `factor` and `is_over_variance`; it raises InputError when the shapes do
+        not fit.
 
         Args:
             pair: the levels.
@@ -85,5 +92,5 @@ class LevelOptions(Options):
 
     @property
     def is_over_variance(self) -> bool:
-        """Whether the loss is divided by the teacher's variance, as losses of squared features can be."""
-        return False
+        """Whether the loss is divided by the teacher's variance: that is what an option `scale` asks for."""
+        return getattr(self, 'scale', 'none') == 'teacher_std'

@@ -17,15 +17,14 @@ from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
+from mtpd.losses.fgd import FgdOptions
+from mtpd.losses.fine_grained import FineGrainedOptions
 from mtpd.losses.level_options import LevelOptions
-from mtpd.losses.masked_mse import MaskedMseOptions
+from mtpd.losses.maps import valid_cells
+from mtpd.losses.masked_mse import MaskedMseOptions, squared_error
 from mtpd.losses.mgd import MgdOptions
-from mtpd.losses.objects.fgd import FgdOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
-from mtpd.losses.objects.tar_feature import TarFeatureOptions
 from mtpd.losses.pkd import PkdOptions
-from mtpd.losses.squared_error import squared_error
-from mtpd.losses.valid_mask import valid_cells
+from mtpd.losses.tar_feature import TarFeatureOptions
 
 Shape = tuple[int, int, int, int]
 Coded = Callable[[Shape], EncodedMaps]

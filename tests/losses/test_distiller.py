@@ -13,10 +13,10 @@ from mtpd.losses.cwd import CwdOptions, cwd
 from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.maps import valid_cells
 from mtpd.losses.masked_mse import MaskedMseOptions
 from mtpd.losses.mgd import MgdOptions
 from mtpd.losses.pkd import PkdOptions, pkd
-from mtpd.losses.valid_mask import valid_cells
 
 STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4), Level('p5', 32, 4)]
 TEACHER = [Level('p2', 4, 6), Level('p3', 8, 6), Level('p4', 16, 4)]

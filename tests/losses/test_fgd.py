@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.fgd import FgdOptions, FgdWeights, FocalGlobalDistillation
-from mtpd.losses.objects.gc_block import GcBlock
-from mtpd.losses.valid_mask import valid_cells
+from mtpd.losses.fgd import FgdOptions, FgdWeights, FocalGlobalDistillation, GcBlock
+from mtpd.losses.maps import valid_cells
+from mtpd.losses.objects import Objects
 
 Array = NDArray[np.float64]
 STRIDE = 8

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
-from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.fine_grained import AnchorWeights, Reference
-from mtpd.losses.squared_error import squared_error
-from mtpd.losses.valid_mask import valid_cells
+from mtpd.losses.fine_grained import AnchorWeights, Reference
+from mtpd.losses.maps import valid_cells
+from mtpd.losses.masked_mse import squared_error
+from mtpd.losses.objects import Objects
 
 PADDED = (72, 104)
 RESIZED = [(72, 104), (50, 61)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.losses.masked_variance import masked_variance
+from mtpd.losses.masked_mse import masked_variance
 
 Shape = tuple[int, int, int, int]
 Exact = Callable[[EncodedMaps], Tensor]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.tar_feature import gaussian_weights
-from mtpd.losses.squared_error import squared_error
+from mtpd.losses.masked_mse import squared_error
+from mtpd.losses.objects import Objects
+from mtpd.losses.tar_feature import gaussian_weights
 
 STRIDE = 8
 GRIDS = [(5, 7), (1, 13), (25, 34)]

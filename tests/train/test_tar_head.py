@@ -11,7 +11,7 @@ import torch
 
 import mtpd.cache
 from mtpd.detectors.detection import collate
-from mtpd.detectors.roi_capture import captured_rois
+from mtpd.detectors.detector_heads import captured_rois
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
 from mtpd.heads.rois import BoxCoder
 from mtpd_train.stage import Stage

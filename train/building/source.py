@@ -8,8 +8,7 @@ import torch
 import mtpd.cache
 from mtpd.cache.format.plan import ShardKey
 from mtpd.detectors.config_input import read_normalisation, read_preprocessing
-from mtpd.detectors.padding import at_geometry
-from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, at_geometry
 from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset

@@ -12,21 +12,20 @@ from torch import nn
 
 from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.activation_checkpointing import checkpoint_activations
-from mtpd.detectors.anchors import base_anchors
 from mtpd.detectors.class_names import require_same_labels
-from mtpd.detectors.definition import definition_sha256
+from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.export import export_config
+from mtpd.detectors.features import NECK, neck_of, student_hook_point
 from mtpd.detectors.frozen import frozen_parameters, unfreeze
-from mtpd.detectors.hook_point import NECK, neck_of, student_hook_point
-from mtpd.detectors.recipe import WEIGHTS, recipe_ingredients
-from mtpd.detectors.train_pipeline import GEOMETRY, PAD_DIVISOR, PAD_SIZE
+from mtpd.detectors.model_config import definition_sha256
+from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, recipe_ingredients
 from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Geometry
 from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
+from mtpd.losses.fine_grained import FineGrainedOptions
 from mtpd.losses.level_options import LevelOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.first_weights import changed_keys, first_weights, loaded_parts
 from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems

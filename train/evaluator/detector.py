@@ -7,10 +7,10 @@ import torch
 from mtpd.data.coco import CocoSet
 from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes, labels_to_categories, num_classes_of
-from mtpd.detectors.compatibility import predicts_masks
 from mtpd.detectors.config_input import read_preprocessing
+from mtpd.detectors.detection import predicts_masks
 from mtpd.detectors.models import build_detector
-from mtpd.detectors.padding import at_geometry
+from mtpd.detectors.preprocessing import at_geometry
 from mtpd.errors import InputError
 from mtpd_train.evaluator.target import Target
 from mtpd_train.student import Student

@@ -14,8 +14,7 @@ from mtpd.cache import CacheReader, map_images
 from mtpd.data.coco import CocoImage, CocoSet, coco_paths, image_path, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
-from mtpd.detectors.features import neck_features, probe_levels
-from mtpd.detectors.hook_point import NECK, student_hook_point
+from mtpd.detectors.features import NECK, neck_features, probe_levels, student_hook_point
 from mtpd.detectors.transforms import make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd_train.evaluator.detector import build_target

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from mtpd.losses import MapLoss
-from mtpd.losses.responses.tar_head import TarHeadOptions
+from mtpd.losses.tar_head import TarHeadOptions
 from mtpd.options import Options, UserPath
 from mtpd_train.settings.data_settings import DataSettings
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps, require_finite
-from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
-from mtpd.detectors.teachers import Teacher, neck_and_head_weights
+from mtpd.detectors.teachers import Teacher, neck_and_head_weights, teacher_fingerprint
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size

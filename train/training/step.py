@@ -13,15 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.detection import collate, detection_losses
-from mtpd.detectors.hook_point import captured_maps
+from mtpd.detectors.detector_heads import CapturedRois, captured_rois
+from mtpd.detectors.features import captured_maps
 from mtpd.detectors.map_statistics import MapStatistics
-from mtpd.detectors.roi_capture import CapturedRois, captured_rois
 from mtpd.detectors.teacher_maps import require_repeated
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level, Size
 from mtpd.heads.rois import ImageRois
-from mtpd.losses.responses.tar_head import no_losses
-from mtpd.losses.valid_mask import on_full_grid, valid_cells
+from mtpd.losses.maps import on_full_grid, valid_cells
+from mtpd.losses.tar_head import no_losses
 from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request

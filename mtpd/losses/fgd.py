@@ -7,7 +7,7 @@ attention, and relations between pixels.
     fg   = 1/(N C) sum_bchw Z_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Z = 1 / cells of the smallest box that covers, or 0
     bg   = 1/(N C) sum_bchw Y_bhw P(T)_hw Q(T)_c (A(S) - T)^2     Y = 1 / the image's cells in no box, or 0 in one
     at_s = 1/N sum_b 1/n sum_hw |P(A(S)) - P(T)|                  at_c = 1/(N C) sum_bc |Q(A(S)) - Q(T)|
-    rel  = mean over valid cells and channels of (R_S(A(S)) - R_T(T))^2      R: see `mtpd.losses.objects.gc_block`
+    rel  = mean over valid cells and channels of (R_S(A(S)) - R_T(T))^2      R: see `GcBlock`
 
 A is a 1x1 adapter where the channels differ; n counts the valid cells of an image, N the images with any. `fg` adds up
 the objects of an image; nothing else grows with resolution, padding or channels. The published losses are sums over h,
@@ -20,7 +20,7 @@ with H W the level at the input for which they were tuned (`mtpd.losses.mgd.PUBL
                                               alpha    beta     gamma    lambda
     RetinaNet, one stage with anchors         1e-3     5e-4     1e-3     5e-6     (released configs: gamma 5e-4)
     Faster, Mask and Cascade R-CNN            5e-5     2.5e-5   5e-5     5e-7
-    RepPoints, FCOS, one without anchors      1.6e-3   8e-4     8e-3     8e-6     (released RepPoints: gamma 8e-4)
+    RepPoints, FCOS, one without anchors      1.6e-3   8e-4     8e-3     8e-6     (released: gamma 8e-4; FCOS: tau 0.8)
 
 As in the released code a box covers the cells floor(x1 / stride) to ceil(x2 / stride), both included, and likewise
 along y. That code scales boxes by the ratio of the map to the image, which moves them where an image is padded; here
@@ -45,8 +45,7 @@ from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.masked_mse import masked_mse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import published_elements
-from mtpd.losses.objects.boxes import Objects, greatest, has_area
-from mtpd.losses.objects.gc_block import GcBlock, softmax_over_cells
+from mtpd.losses.objects import Objects, greatest, has_area
 
 
 class FgdOptions(LevelOptions):
@@ -127,45 +126,38 @@ class FocalGlobalDistillation(nn.Module):
         self.teacher_relation = GcBlock(teacher_channels)
 
     def forward(
-        self, student: Tensor, teacher_map: EncodedMaps, mask: Tensor, *, objects: Objects, **_: object
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: (B, C of the student, H, W).
-            teacher_map: (B, C of the teacher, H, W).
-            mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the
-                loss nor a gradient.
-            objects: of the batch.
-
-        Returns:
-            Scalar float32; 0 when no cell counts.
-
-        Raises:
-            InputError: the shapes do not fit.
-        """
+        """The loss of one batch; see `LevelOptions.build`. It is 0 when no cell counts."""
+        assert objects is not None, 'objects and background are told apart by the objects'
         # Attention and relations look at the teacher's channels, so its values are needed.
-        teacher = teacher_map.values()
-        dtype = accumulation_dtype(student, teacher)
-        student, teacher = (torch.where(mask, values, 0.0).to(dtype) for values in (student, teacher))
+        values = teacher.values()
+        dtype = accumulation_dtype(student, values)
+        student, values = (torch.where(mask, one, 0.0).to(dtype) for one in (student, values))
         if self.align is not None:
             # The bias fills the padding again.
             student = torch.where(mask, self.align(student), 0.0).to(dtype)
-        check_shapes(student, teacher, mask)
+        check_shapes(student, values, mask)
         own_spatial, own_channel = _attention(student, mask, self._temperature)
         with torch.no_grad():
-            spatial, channel = _attention(teacher, mask, self._temperature)
+            spatial, channel = _attention(values, mask, self._temperature)
             foreground, background = self._split(objects, mask)
         weights = self._weights
         cells = spatial * (weights.foreground * foreground + weights.background * background)
         # A mean by these weights, and not yet the sum that the formula has.
-        error = weighted_mse(student, teacher, cells, channel_weights=channel.flatten(1))
+        error = weighted_mse(student, values, mask, weights=cells, channel_weights=channel.flatten(1))
         return (
             _mean_of_images(error * cells.sum((1, 2, 3)), mask)
             + weights.spatial_attention * _mean_of_images(_cell_mean((own_spatial - spatial).abs(), mask), mask)
             + weights.channel_attention * _mean_of_images((own_channel - channel).abs().mean((1, 2, 3)), mask)
             + weights.relation
-            * masked_mse(self.student_relation(student, mask), self.teacher_relation(teacher, mask), mask)
+            * masked_mse(self.student_relation(student, mask), self.teacher_relation(values, mask), mask)
         )
 
     def _split(self, objects: Objects, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +167,50 @@ class FocalGlobalDistillation(nn.Module):
         foreground = torch.where(mask, torch.stack(covered)[:, None], 0.0)
         outside = mask & (foreground == 0)
         return foreground, outside / outside.sum((2, 3), keepdim=True).clamp(min=1)
+
+
+class GcBlock(nn.Module):
+    """The global context block (Cao et al., ICCV workshops 2019): adds to every cell what one attention gathers.
+
+        R(F) = F + W2 ReLU(LayerNorm(W1 sum_hw p F)),   p = softmax over valid h, w of K F
+
+    It starts as FGD's authors start it: R(F) = F, as W2 is zero, and K after He et al. 2015.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """Builds the layers; their first weights come from torch's global generator."""
+        super().__init__()
+        self.attend = nn.Conv2d(channels, 1, kernel_size=1)
+        hidden = max(channels // 2, 1)
+        last = nn.Conv2d(hidden, channels, kernel_size=1)
+        self.transform = nn.Sequential(
+            nn.Conv2d(channels, hidden, kernel_size=1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), last
+        )
+        nn.init.kaiming_normal_(self.attend.weight, nonlinearity='relu')
+        for parameter in (self.attend.bias, last.weight, last.bias):
+            assert parameter is not None
+            nn.init.zeros_(parameter)
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """R of a batch.
+
+        Args:
+            values: (B, C, H, W), 0 where the mask is False.
+            mask: bool (B, 1, H, W), True at cells that count.
+        """
+        attention = _softmax_over_cells(self.attend(values), mask)
+        context = (attention * values).sum((2, 3), keepdim=True)
+        added: Tensor = self.transform(context)
+        return values + added
+
+
+def _softmax_over_cells(values: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of each image (B, 1, H, W) over its valid cells, in float32 at least; 0 elsewhere."""
+    # An image without valid cells has no distribution: minus infinity everywhere would give NaN.
+    hidden = torch.where(mask.any(-1, keepdim=True).any(-2, keepdim=True), -torch.inf, 0.0)
+    values = values.to(accumulation_dtype(values))
+    shown = torch.where(mask, values, hidden.to(values.dtype))
+    return torch.where(mask, shown.flatten(1).softmax(1).view_as(shown), 0.0)
 
 
 def _inverse_areas(boxes: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
@@ -191,7 +227,7 @@ def _attention(values: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor
     """P (B, 1, H, W), with mean 1 over valid cells, and Q (B, C, 1, 1), with mean 1 over channels."""
     magnitudes = values.abs()
     num_cells = mask.sum((2, 3), keepdim=True)
-    spatial = num_cells * softmax_over_cells(magnitudes.mean(1, keepdim=True) / temperature, mask)
+    spatial = num_cells * _softmax_over_cells(magnitudes.mean(1, keepdim=True) / temperature, mask)
     means = magnitudes.sum((2, 3), keepdim=True) / num_cells.clamp(min=1)
     return spatial, values.shape[1] * (means / temperature).softmax(1)
 

@@ -6,11 +6,14 @@ where "near" is what the anchors of the student's own head say.
 
     published:   a / (2 N) sum_bchw I (A(S) - T)^2,   N = sum_bhw I          weight of this mean:   a C / 2
 
-psi = 0.5 and the strict comparison are those of the released code; its weight a = 0.01 with 256 channels is 1.28, the
-default. There one map has all anchors. For a pyramid the maximum is taken, to the best of our knowledge, over each
-level by itself (`level`), so that every object marks cells on all levels whose anchors touch it; `pyramid` takes it
-over all levels of the student, so that an object marks the levels whose anchors have its size. Each level has its own
-normaliser. Anchors of padding do not count. The adapter is a 1x1 convolution here.
+psi = 0.5 and the strict comparison are those of the released code, in which one map of 512 channels (VGG) has all
+anchors; its weight a = 0.01 is 2.56 there, and with 256 channels 1.28, the default. It has a 3x3 adapter with ReLU
+(weights of standard deviation 1e-4), no imitation in the first 400 steps, and clips gradients at 10; here the adapter
+is a 1x1 convolution, and the rest is up to the recipe.
+
+On a pyramid `level` takes the maximum over each level by itself, so that every object marks cells on all levels whose
+anchors touch it; `pyramid`, as in both ports to pyramids that we know, over all levels of the student, so that an
+object marks the levels whose anchors have its size. Each level has its own normaliser. Anchors of padding do not count.
 
 Legend: B batch, C channels, H W grid of a level, N boxes of an image, A anchors of a cell.
 """
@@ -24,9 +27,9 @@ from torch import Tensor, nn
 
 from mtpd.errors import InputError
 from mtpd.losses.level_options import Adapter, LevelOptions, Scale
+from mtpd.losses.masked_mse import MaskedMse
 from mtpd.losses.match import LevelPair
-from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.object_mse import ObjectMse
+from mtpd.losses.objects import Objects
 
 Reference = Literal['level', 'pyramid']
 
@@ -58,12 +61,7 @@ class FineGrainedOptions(LevelOptions):
             threshold=self.threshold,
             reference=self.reference,
         )
-        return ObjectMse(pair.student.channels, pair.teacher.channels, weigh=near, adapter=self.adapter)
-
-    @property
-    def is_over_variance(self) -> bool:
-        """See `LevelOptions`."""
-        return self.scale == 'teacher_std'
+        return MaskedMse(pair.student.channels, pair.teacher.channels, weigh=near, adapter=self.adapter)
 
 
 class AnchorWeights(nn.Module):

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from mtpd.losses.decay import NO_DECAY, Decay
 from mtpd.losses.level_options import Adapter, LevelOptions, Scale
+from mtpd.losses.masked_mse import MaskedMse
 from mtpd.losses.match import LevelPair
-from mtpd.losses.objects.boxes import Objects, greatest, has_area
-from mtpd.losses.objects.object_mse import ObjectMse
+from mtpd.losses.objects import Objects, greatest, has_area
 
 
 class TarFeatureOptions(LevelOptions):
@@ -54,12 +54,7 @@ class TarFeatureOptions(LevelOptions):
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`; the paper has an adapter everywhere."""
         weigh = partial(gaussian_weights, stride=pair.stride, spread=self.spread)
-        return ObjectMse(pair.student.channels, pair.teacher.channels, weigh=weigh, adapter=self.adapter)
-
-    @property
-    def is_over_variance(self) -> bool:
-        """See `LevelOptions`."""
-        return self.scale == 'teacher_std'
+        return MaskedMse(pair.student.channels, pair.teacher.channels, weigh=weigh, adapter=self.adapter)
 
 
 def gaussian_weights(objects: Objects, mask: Tensor, *, stride: int, spread: tuple[float, float]) -> Tensor:

@@ -1,15 +1,49 @@
-"""What an mmdet detector's RoI head is built of, read from its modules: for a cache's record, and for students."""
+"""Heads of mmdet detectors: what they are built of, and predictions of a student's RoI head in training.
 
-from collections.abc import Sequence
+Letters: A anchors, B images, K RoIs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.heads.roi_head import RoiHeadRecord
+from mtpd.heads.roi_head import RoiHeadRecord, RoiPredictions
 from mtpd.heads.rois import BoxCoder
+
+
+def base_anchors(model: nn.Module) -> dict[int, Tensor]:
+    """Stride of each level that has anchors -> the anchors (A, 4) of its first cell, absolute xyxy in px.
+
+    Those of the cell in column x and row y lie x strides to the right and y strides below.
+
+    Args:
+        model: an mmdet detector: a one-stage detector with anchors, or a two-stage one with a region proposal network.
+
+    Raises:
+        InputError: the detector has no anchors, or strides that differ along x and y.
+    """
+    prepare()
+    from mmdet.models.task_modules.prior_generators import AnchorGenerator
+
+    heads: list[Any] = [getattr(model, name, None) for name in ('bbox_head', 'rpn_head')]
+    generators = [getattr(head, 'prior_generator', None) for head in heads]
+    generator: Any = next((one for one in generators if isinstance(one, AnchorGenerator)), None)
+    if generator is None:
+        raise InputError(
+            f'fine_grained needs the anchors of the student, and {type(model).__name__} has none; '
+            'use tar_feature or fgd, which need only boxes'
+        )
+    if any(width != height for width, height in generator.strides):
+        raise InputError(f'the anchors of {type(model).__name__} have different strides along x and y')
+    pairs = zip(generator.strides, generator.base_anchors, strict=True)
+    return {int(stride): torch.as_tensor(anchors).float() for (stride, _), anchors in pairs}
 
 
 def roi_head_record(model: nn.Module, *, levels: Sequence[Level]) -> RoiHeadRecord | None:
@@ -133,3 +167,59 @@ def _unsupported_outputs(head: Any) -> str | None:
 def _coder(head: Any) -> BoxCoder:
     means, stds = (tuple(map(float, one)) for one in (head.bbox_coder.means, head.bbox_coder.stds))
     return BoxCoder(means, stds)  # type: ignore[arg-type]  # four each
+
+
+@dataclass
+class CapturedRois:
+    """Filled during one forward pass of the detector's losses.
+
+    Attributes:
+        rois: (K, 5) proposals that were sampled for training: image in the batch, absolute xyxy in px of the input.
+        predictions: of the student's head for them.
+    """
+
+    rois: Tensor | None = None
+    predictions: RoiPredictions | None = None
+
+    def require(self) -> tuple[Tensor, RoiPredictions]:
+        """Both."""
+        assert self.rois is not None, 'the RoI extractor did not run'
+        assert self.predictions is not None, 'the box head did not run'
+        return self.rois.detach(), self.predictions
+
+
+@contextmanager
+def captured_rois(model: nn.Module) -> Iterator[CapturedRois]:
+    """Collects the sampled proposals and the outputs of the box head by hooks, without computing anything.
+
+    Args:
+        model: a detector that `student_box_coder` lets pass.
+    """
+    captured = CapturedRois()
+    roi_head: Any = model.roi_head
+
+    def keep_rois(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        # A mask branch may share the extractor: the box branch comes first.
+        if captured.rois is None:
+            captured.rois = inputs[1]
+
+    def keep_predictions(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        if captured.predictions is None:
+            captured.predictions = RoiPredictions(*output)
+
+    handles = [
+        roi_head.bbox_roi_extractor.register_forward_hook(keep_rois),
+        roi_head.bbox_head.register_forward_hook(keep_predictions),
+    ]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def predict_rois(model: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> RoiPredictions:
+    """Runs the box head, with gradient, on given RoIs (K, 5) and all maps (B, C, H, W) of the detector's neck."""
+    roi_head: Any = model.roi_head
+    results = roi_head._bbox_forward(tuple(maps), rois)
+    return RoiPredictions(results['cls_score'], results['bbox_pred'])
