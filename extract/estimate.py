@@ -13,10 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from mtpd.cache.format import arrays
-from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.arrays import ArraySpec, roi_specs
 from mtpd.cache.format.basis import max_basis_bytes
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
-from mtpd.cache.format.roi_arrays import roi_specs, row_bytes
 from mtpd.cache.format.shard import compressed_bound, index_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
@@ -166,7 +165,7 @@ def predict_coco(extraction: Extraction, rates: Rates) -> Prediction:
             elements = level.channels * math.prod(level.grid(*padded))
             num_bytes += elements * rates.code_bytes[level.name] * num_views * count / num_sizes
     bucket = Bucket((1, 1), (SourceImage(-1, (1, 1)),), 1)
-    num_bytes += sum(row_bytes(spec) for spec in roi_specs(bucket, extraction.description.rois))
+    num_bytes += sum(spec.row_bytes for spec in roi_specs(bucket, extraction.description.rois).values())
     return Prediction(
         NUM_COCO_IMAGES,
         round(NUM_COCO_IMAGES * num_bytes) + len(extraction.teacher_weights),
@@ -291,9 +290,9 @@ def _code_bytes(sample: Extraction, sizes: Mapping[str, int]) -> CodeBytes:
 def _content_bytes(spec: ArraySpec, num_rows: int, code_bytes: CodeBytes | None = None) -> int:
     """One file of an array that holds `num_rows` rows."""
     if not spec.sharded:
-        return spec.rows_per_file * row_bytes(spec)
+        return spec.file_bytes
     if code_bytes is None:
-        row: float = compressed_bound(row_bytes(spec))
+        row: float = compressed_bound(spec.row_bytes)
     else:
         row = math.prod(spec.row_shape) * code_bytes[spec.path.rsplit('/', 1)[1]]
     return math.ceil(num_rows * row) + index_bytes(spec.rows_per_file)

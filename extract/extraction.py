@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.basis import Covariance
 from mtpd.cache.format.codecs import DEFAULT_TARGET, EncodedMaps, encode, expected_bytes, require_finite
 from mtpd.cache.format.manifest import Description, describe
 from mtpd.cache.format.plan import CachePlan, ShardKey, SourceImage, plan_cache
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.cache.writing.writer import ShardGroup
 from mtpd.data.account import suspicions

@@ -10,7 +10,6 @@ millions of elements a second in one thread, quantisation and compression togeth
 Last line: `bits B head-AP-drop D` of the recommended setting (lean, error 0.03), the worst teacher of each.
 """
 
-import argparse
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from numcodecs import BitRound, Blosc, Zstd
 from torch import Tensor
 from tqdm import tqdm
 
+from measuring import described_parser
 from mtpd.cache.format.arrays import ZSTD_LEVELS
 from mtpd.cache.format.basis import Covariance
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
@@ -263,7 +263,7 @@ def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], me
 
 def main() -> None:
     """Measures every teacher."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--teacher', action='append', required=True)
     parser.add_argument('--checkpoint', action='append', type=Path, required=True)
     parser.add_argument('--coco', type=Path, default=Path('data/coco'))

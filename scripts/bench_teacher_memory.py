@@ -10,7 +10,6 @@ and `peak` beside them while that is made: of codes, and of float32 maps. Bytes 
 memory counted once. Last line: `codes/decoded R`, of all bytes held, `lean` in the largest batch of one size.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from measuring import described_parser
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, batch_images, encode
 from mtpd.geometry import Level
 
@@ -113,7 +113,7 @@ def bytes_of(make: Callable[[], Any], device: torch.device) -> tuple[int, int]:
 
 def main() -> None:
     """Measures every setting and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
     parser.add_argument('--channels', type=int, default=256)

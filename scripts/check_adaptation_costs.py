@@ -8,7 +8,6 @@ the image are used by both and are held in memory: use small caches. Last line: 
 costs to each target in the same order.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mtpd.cache
+from measuring import described_parser
 from mtpd.cache import CacheReader
 from mtpd.ordering import Sampling, adaptation_costs
 from mtpd.ordering.costs import shared_levels, shared_views
@@ -61,7 +61,7 @@ def trained_cost(source: Tensor, target: Tensor, *, num_steps: int) -> float:
 
 def main() -> None:
     """Prints both costs of every pair."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('caches', nargs='+', type=Path)
     parser.add_argument('--num-images', type=int, default=100)
     parser.add_argument('--steps', type=int, default=500)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from mtpd.detectors.inheritance import Inheritance
 from mtpd.evaluation import Backend
 from mtpd.geometry import Level
-from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.tar_head import decay_factors
 from mtpd_train.data.dataset import DetectionDataset

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
 from mtpd.detectors.detection import predicts_masks
 from mtpd.detectors.features import probe_levels
+from mtpd.detectors.inheritance import Inheritance, inherited_tensors, plan_inheritance
 from mtpd.detectors.model_config import backbone_reference
 from mtpd.detectors.models import build_detector, load_config, missing_package
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
@@ -22,7 +23,6 @@ from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.geometry import Level
-from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
 
 # Counters, and the norms of a transformer's outputs, which only detectors have.
 _NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')

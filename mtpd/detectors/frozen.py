@@ -1,4 +1,4 @@
-"""Parts of a detector that its config freezes, which makes sense of pretrained weights alone."""
+"""Parts of a detector, and those that its config freezes, which makes sense of pretrained weights alone."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping

@@ -1,13 +1,12 @@
 """Distillation losses between the maps of a student and those of its teacher, and the matching of their levels."""
 
 from mtpd.losses.cwd import CwdOptions
-from mtpd.losses.decay import Decay
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fgd import FgdOptions
 from mtpd.losses.fine_grained import FineGrainedOptions
-from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.masked_mse import MaskedMseOptions
 from mtpd.losses.mgd import MgdOptions
+from mtpd.losses.options import Decay, LevelOptions
 from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.tar_feature import TarFeatureOptions
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.losses.level_options import Adapter
 from mtpd.losses.objects import Objects
+from mtpd.losses.options import Adapter
 
 MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

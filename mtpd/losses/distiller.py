@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.losses.decay import decay_factor
-from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.maps import resize_map
 from mtpd.losses.masked_mse import masked_variance
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.objects import Objects
+from mtpd.losses.options import LevelOptions, decay_factor
 
 Maps = Mapping[str, Tensor]
 Map = TypeVar('Map', Tensor, EncodedMaps)

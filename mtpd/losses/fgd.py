@@ -40,12 +40,12 @@ from torch import Tensor, nn
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import weighted_mse
-from mtpd.losses.level_options import LevelOptions, Normalize
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.masked_mse import masked_mse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import published_elements
 from mtpd.losses.objects import Objects, greatest, has_area
+from mtpd.losses.options import LevelOptions, Normalize
 
 
 class FgdOptions(LevelOptions):

@@ -26,10 +26,10 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from mtpd.errors import InputError
-from mtpd.losses.level_options import Adapter, LevelOptions, Scale
 from mtpd.losses.masked_mse import MaskedMse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects
+from mtpd.losses.options import Adapter, LevelOptions, Scale
 
 Reference = Literal['level', 'pyramid']
 

@@ -16,9 +16,9 @@ from torch.nn.functional import conv2d
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.adapter import build_adapter
-from mtpd.losses.level_options import Adapter, LevelOptions, Scale
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects
+from mtpd.losses.options import Adapter, LevelOptions, Scale
 
 # (objects, mask of the level) -> weights (B, 1, H, W), at least 0.
 Weigh = Callable[[Objects, Tensor], Tensor]

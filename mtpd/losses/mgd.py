@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.losses.level_options import LevelOptions, Normalize, Scale
 from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects
+from mtpd.losses.options import LevelOptions, Normalize, Scale
 from mtpd.options import Share
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's

@@ -11,9 +11,9 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from mtpd.losses.adapter import AdaptedLoss
-from mtpd.losses.level_options import Adapter, LevelOptions, Levels
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.match import LevelPair
+from mtpd.losses.options import Adapter, LevelOptions, Levels
 
 # Added to each standard deviation, as in the authors' code.
 EPSILON = 1e-6

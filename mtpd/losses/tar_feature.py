@@ -26,11 +26,10 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from mtpd.losses.decay import NO_DECAY, Decay
-from mtpd.losses.level_options import Adapter, LevelOptions, Scale
 from mtpd.losses.masked_mse import MaskedMse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects, greatest, has_area
+from mtpd.losses.options import NO_DECAY, Adapter, Decay, LevelOptions, Scale
 
 
 class TarFeatureOptions(LevelOptions):

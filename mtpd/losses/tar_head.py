@@ -18,9 +18,8 @@ from torchvision.ops import box_iou
 from mtpd.errors import InputError
 from mtpd.heads.roi_head import RoiPredictions
 from mtpd.heads.rois import BoxCoder, ImageRois, class_slice, decode, paired_iou
-from mtpd.losses.decay import LINEAR_DECAY, Decay, decay_factor
-from mtpd.losses.level_options import require_name
 from mtpd.losses.maps import accumulation_dtype
+from mtpd.losses.options import LINEAR_DECAY, Decay, decay_factor, require_name
 from mtpd.options import Options
 
 ClassGate = Literal['better', 'none']

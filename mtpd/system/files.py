@@ -44,6 +44,29 @@ def write_atomically(path: Path, content: bytes, *, owner: str = '', flush: bool
         fsync_directory(path.parent)
 
 
+def write_output(path: Path, content: bytes, *, option: str = '') -> None:
+    """Writes a file that the user asked for, like `write_atomically`.
+
+    Args:
+        path: the file.
+        content: all of it.
+        option: what named the file on the command line, for the message.
+
+    Raises:
+        UnavailableError: it cannot be written.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise unwritable(path, error, option=option) from error
+
+
+def unwritable(path: Path, error: OSError, *, option: str = '') -> UnavailableError:
+    """What a user reads about a file that cannot be written."""
+    name = f'{option} {path}' if option else str(path)
+    return UnavailableError(f'{name}: cannot be written ({error.strerror}); choose another path')
+
+
 def write_exclusively(path: Path, content: bytes, *, owner: str = '') -> None:
     """Like `write_atomically`, but when `path` exists already, or another process is first, what is there stays."""
     with _temporary(path, content, owner=owner, flush=True) as temporary, suppress(FileExistsError):

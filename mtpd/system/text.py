@@ -18,12 +18,12 @@ def format_duration(seconds: float) -> str:
     return f'{seconds / 60:.1f} min' if seconds >= 90 else f'{seconds:.1f} s'
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first aligned to the left and the others, which hold numbers, to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_texts: int = 1) -> list[str]:
+    """Lines of columns, the first `num_texts` aligned to the left and the others, which hold numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     return [
         '  '.join(
-            cell.rjust(width) if column else cell.ljust(width)
+            cell.ljust(width) if column < num_texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in [header, *rows]

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, encode, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level

@@ -15,10 +15,10 @@ from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fgd import FgdOptions
 from mtpd.losses.fine_grained import FineGrainedOptions
-from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.maps import valid_cells
 from mtpd.losses.masked_mse import MaskedMseOptions
 from mtpd.losses.mgd import MgdOptions
+from mtpd.losses.options import LevelOptions
 from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.tar_feature import TarFeatureOptions
 

@@ -12,8 +12,8 @@ from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fgd import FgdOptions
 from mtpd.losses.fine_grained import FineGrainedOptions
-from mtpd.losses.level_options import LevelOptions
 from mtpd.losses.maps import valid_cells
+from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_feature import TarFeatureOptions
 
 STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4)]

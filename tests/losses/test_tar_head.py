@@ -6,7 +6,7 @@ import torch
 from mtpd.errors import InputError
 from mtpd.heads.roi_head import RoiPredictions
 from mtpd.heads.rois import BoxCoder, ImageRois, class_slice
-from mtpd.losses.decay import NO_DECAY
+from mtpd.losses.options import NO_DECAY
 from mtpd.losses.tar_head import (
     LabelledBoxes,
     TarHeadOptions,

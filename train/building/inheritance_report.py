@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from mtpd.inheritance import Inheritance, shape_text
+from mtpd.detectors.inheritance import Inheritance, shape_text
 
 _HEADINGS = ('outcome', 'student', 'shape', 'teacher', 'why')
 

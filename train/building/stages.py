@@ -17,15 +17,15 @@ from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.features import NECK, neck_of, student_hook_point
 from mtpd.detectors.frozen import frozen_parameters, unfreeze
+from mtpd.detectors.inheritance import Inheritance
 from mtpd.detectors.model_config import definition_sha256
 from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, recipe_ingredients
 from mtpd.detectors.trainable import require_inputs
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Geometry
-from mtpd.inheritance import Inheritance
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fine_grained import FineGrainedOptions
-from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.options import LevelOptions
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.first_weights import changed_keys, first_weights, loaded_parts
 from mtpd_train.building.problems import Place, Problem, Problems, Unbuildable, raise_problems

@@ -5,7 +5,6 @@ What is read is judged by the manifest; of an unfinished cache by the plan and t
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from mtpd.cache.checking.state import CacheState
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, decode_plain, require_plain_bytes
 from mtpd.cache.format.plan import CachePlan, ShardKey
-from mtpd.cache.format.roi_arrays import HEADS
 from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.format.strict_json import read_json, short
 from mtpd.cache.format.zarr_metadata import metadata_files
@@ -136,7 +134,7 @@ def _damages_of_rois(
             for row in bucket.rows(key.shard):
                 reader.read(bucket, row, bucket.images[row].image_id)
         except CacheDamagedError as error:
-            yield _damage(state, FileCheck(f'{HEADS}/{key.bucket}', key=key), error)
+            yield _damage(state, FileCheck(f'{arrays.HEADS}/{key.bucket}', key=key), error)
 
 
 def _damage(state: CacheState, check: FileCheck, error: CacheDamagedError) -> Damage:
@@ -157,15 +155,15 @@ def _checks(state: CacheState, plan: CachePlan | None) -> Iterator[FileCheck]:
             continue
         bucket, images = layout.by_name[key.bucket], layout.images(key)
         image_ids = tuple(image.image_id for image in images) if plan is not None else None
-        for spec in state.description.bucket_specs(bucket):
-            _, view, array = spec.path.split('/')
-            table = arrays.checksum_spec(bucket, view=view, num_levels=len(level_names))
+        specs = {spec.path: spec for spec in state.description.bucket_specs(bucket)}
+        for path, spec in specs.items():
+            folder, array = path.rsplit('/', 1)
             yield FileCheck(
                 spec.file(key.shard),
                 key=key,
                 spec=spec,
                 num_rows=len(images),
-                checksums=(table, level_names.index(array)) if spec.sharded else None,
+                checksums=(specs[f'{folder}/crc32c'], level_names.index(array)) if spec.sharded else None,
                 image_ids=image_ids if array == 'image_id' else None,
             )
 
@@ -241,7 +239,7 @@ def _read_shard(files: CacheFiles, check: FileCheck, file: BinaryIO, *, size: in
         file.read(tail_bytes),
         chunks_per_shard=check.spec.rows_per_file,
         num_chunks=check.num_rows,
-        chunk_bytes=math.prod(check.spec.row_shape) * codes.itemsize,
+        chunk_bytes=check.spec.row_bytes,
         shard_bytes=size,
         name=name,
     )

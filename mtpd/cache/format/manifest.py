@@ -21,10 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from mtpd.cache.format.arrays import ArraySpec, bucket_specs
+from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec, RoisRecord, bucket_specs, roi_specs
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
-from mtpd.cache.format.roi_arrays import MAX_PROBABILITIES, RoisRecord, fits, roi_specs
 from mtpd.cache.format.strict_json import read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
 from mtpd.geometry import Geometry, Level
@@ -37,6 +36,7 @@ TEACHER_FILE = 'teacher.safetensors'
 
 MAX_IMAGES = 2**24
 MAX_FILES = 2**20  # COCO in shards of 24 images, five levels and two views: 0.13 million
+MAX_PROBABILITIES = 2**23  # of an image: the 1,203 classes of LVIS for as many RoIs as there may be
 MAX_MAP_ELEMENTS = 2**28  # of one level of one image: 256 channels at stride 4 of 4096 x 4096 px
 
 # No network or data set is near these; a manifest beyond them is an attempt to make the reader allocate without end.
@@ -143,8 +143,7 @@ class Description(_Record):
     def bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
         """Every array of a bucket: those of its maps, then those of its RoIs."""
         levels = [level.to_level() for level in self.levels]
-        of_maps = bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec)
-        return of_maps + roi_specs(bucket, self.rois)
+        return bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec, rois=self.rois)
 
     @model_serializer(mode='wrap')
     def _without_absent_rois(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -254,7 +253,8 @@ def require_publishable(description: Description, plan: CachePlan) -> None:
         raise InputError(
             f'the cache would have up to {num_files} files, at most {MAX_FILES} are supported: increase --shard-mb'
         )
-    if description.rois is not None and not all(fits(bucket, description.rois) for bucket in plan.buckets):
+    of_rois = (spec for bucket in plan.buckets for spec in roi_specs(bucket, description.rois).values())
+    if any(spec.file_bytes > MAX_PLAIN_BYTES for spec in of_rois):
         raise InputError('the proposals of a shard would need more than 1 GB: lower --rois or --shard-mb')
     try:
         _manifest(description, [bucket_record(bucket) for bucket in plan.buckets], {})

@@ -10,7 +10,6 @@ interpreter lock, straight into the caller's memory. All that can be known of a 
 `RowTable`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtpd.cache.format import arrays
-from mtpd.cache.format.arrays import CODE_DTYPES, ArraySpec
+from mtpd.cache.format.arrays import CODE_DTYPES, ArraySpec, view_specs
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, max_basis_bytes
-from mtpd.cache.format.codecs import EncodedMaps, has_scale
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
 from mtpd.cache.format.plan import Bucket, ShardKey, num_elements
 from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
@@ -274,19 +272,16 @@ class CacheReader:
 
     def _load_table(self, bucket_name: str, view: ViewName, shard: int) -> RowTable:
         bucket, codec = self._plan.by_name[bucket_name], self.manifest.description.codec
-        read, num_levels = self._files.read_array, len(self.levels)
-        specs = [arrays.level_spec(bucket, view=view, level=level, codec=codec) for level in self.levels]
-        scales: list[np.ndarray | None] = [None] * num_levels
-        if has_scale(codec):
-            of_scales = [arrays.scale_spec(bucket, view=view, level=level, codec=codec) for level in self.levels]
-            scales = [read(spec, shard=shard) for spec in of_scales]
+        specs = view_specs(bucket, view=view, levels=self.levels, codec=codec)
+        of_levels = [specs[level.name] for level in self.levels]
+        tables = {name: self._files.read_array(spec, shard=shard) for name, spec in specs.items() if not spec.sharded}
         return RowTable(
-            image_ids=read(arrays.image_id_spec(bucket, view=view), shard=shard),
-            checksums=read(arrays.checksum_spec(bucket, view=view, num_levels=num_levels), shard=shard),
-            errors=read(arrays.error_spec(bucket, view=view, num_levels=num_levels), shard=shard),
-            scales=tuple(scales),
-            chunks=tuple(self._read_shard_index(spec, shard) for spec in specs),
-            files=tuple(spec.file(shard) for spec in specs),
+            image_ids=tables['image_id'],
+            checksums=tables['crc32c'],
+            errors=tables['error'],
+            scales=tuple(tables.get(f'{level.name}.scale') for level in self.levels),
+            chunks=tuple(self._read_shard_index(spec, shard) for spec in of_levels),
+            files=tuple(spec.file(shard) for spec in of_levels),
         )
 
     def _read_shard_index(self, spec: ArraySpec, shard: int) -> np.ndarray:
@@ -298,7 +293,7 @@ class CacheReader:
             self._files.read_range(file, offset=size - length, length=length),
             chunks_per_shard=spec.rows_per_file,
             num_chunks=min(spec.rows_per_file, spec.shape[0] - shard * spec.rows_per_file),
-            chunk_bytes=math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize,
+            chunk_bytes=spec.row_bytes,
             shard_bytes=size,
             name=name,
         )

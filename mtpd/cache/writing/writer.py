@@ -24,7 +24,7 @@ from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.fingerprint import require_equal
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
-from mtpd.cache.format.roi_arrays import HEADS, VALUES, encode_row, require_rois, row_checksum
+from mtpd.cache.format.roi_arrays import VALUES, encode_row, require_rois, row_checksum
 from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
@@ -98,7 +98,7 @@ class ShardGroup:
         Raises:
             InputError: values cannot be stored.
         """
-        record, folder = self._description.rois, f'{HEADS}/{self._bucket.name}'
+        record, folder = self._description.rois, f'{arrays.HEADS}/{self._bucket.name}'
         assert record is not None, 'this cache holds no RoIs'
         for rois in images:
             image_id = self._images[len(self._rows[f'{folder}/image_id'])].image_id

@@ -16,10 +16,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import SourceImage, plan_cache
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level
 from mtpd.heads.rois import ImageRois

@@ -2,7 +2,7 @@
 
 import torch
 
-from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
+from mtpd.detectors.inheritance import Inheritance, inherited_tensors, plan_inheritance
 
 CASCADE = {
     'backbone.conv1.weight': (8, 3, 7, 7),

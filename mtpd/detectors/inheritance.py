@@ -14,6 +14,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from mtpd.detectors.frozen import BACKBONE, part_of
+
 Shape = tuple[int, ...]
 Outcome = Literal['inherited', 'tiled', 'skipped']
 
@@ -55,12 +57,12 @@ def plan_inheritance(
     Args:
         student: name -> shape, in mmdet's names. The backbone is never inherited and gets no entries.
         teacher: the same of the teacher.
-        parts: 'neck', 'head' or both; all that is neither neck nor backbone is head.
+        parts: 'neck', 'head' or both, as in `part_of`.
     """
-    entries = [_entry(name, teacher[name], student, parts) for name in teacher if _part(name) != 'backbone']
+    entries = [_entry(name, teacher[name], student, parts) for name in teacher if part_of(name) != BACKBONE]
     met = {entry.student for entry in entries}
     for name, shape in student.items():
-        if _part(name) in parts and name not in met:
+        if part_of(name) in parts and name not in met:
             entries.append(Inheritance('skipped', name, None, shape, "not in the teacher, the student's is fresh"))
     return tuple(sorted(entries, key=lambda entry: entry.teacher or entry.student or ''))
 
@@ -84,14 +86,9 @@ def shape_text(shape: Shape) -> str:
     return 'x'.join(map(str, shape)) or 'scalar'
 
 
-def _part(name: str) -> str:
-    first = name.partition('.')[0]
-    return first if first in ('backbone', 'neck') else 'head'
-
-
 def _entry(name: str, shape: Shape, student: Mapping[str, Shape], parts: Sequence[str]) -> Inheritance:
-    if _part(name) not in parts:
-        return Inheritance('skipped', None, name, shape, f'{_part(name)} not asked for')
+    if part_of(name) not in parts:
+        return Inheritance('skipped', None, name, shape, f'{part_of(name)} not asked for')
     target, stage = _counterpart(name, student)
     if stage > 0:
         return Inheritance('skipped', None, name, shape, "later cascade stage, the student's head is a single one")

@@ -6,7 +6,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from mtpd.losses.decay import Decay, DecayKind, decay_factor
+from mtpd.losses.options import Decay, DecayKind, decay_factor
 
 
 def course(decay: Decay, num_steps: int) -> list[float]:
