@@ -98,10 +98,12 @@ class LevelOptions(Options):
 
     Attributes:
         looks_at_objects: whether the loss needs the annotated objects of each image.
+        looks_at_anchors: whether `build` needs the anchors of the student's head.
     """
 
     model_config = ConfigDict(json_schema_extra=require_name)
     looks_at_objects: ClassVar[bool] = False
+    looks_at_anchors: ClassVar[bool] = False
 
     loss: str
     """Name of the loss."""
@@ -132,7 +134,7 @@ class LevelOptions(Options):
 
         Args:
             pair: the levels.
-            anchors: of the student's head, stride -> (A, 4), see `AnchorWeights`.
+            anchors: of the student's head, stride -> (A, 4), see `AnchorWeights`; empty unless `looks_at_anchors`.
         """
         raise NotImplementedError
 
