@@ -21,9 +21,10 @@ from mtpd.detectors.models import build_detector
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd.system.environment import choose_device
 from mtpd_extract.cli import main as mtpd_extract
-from mtpd_train.building.stages import build_stages
-from mtpd_train.optimization.optimizer import build_optimizer
+from mtpd_train.optimization import build_optimizer
 from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.settings.stage_settings import OptimSettings
+from mtpd_train.stage import build_stages
 from mtpd_train.student import student_config
 from mtpd_train.training.step import (
     add_gradient,
@@ -147,8 +148,8 @@ class Trainer:
         self._stage.student.model.train()
         networks = (self._stage.student.model, self._stage.distiller)
         self._parameters = [one for network in networks for one in network.parameters() if one.requires_grad]
-        self._optimizer = build_optimizer(self._parameters, kind='sgd', lr=1e-4)
-        self._scaler = GradScaler(device.type, enabled=self._stage.recipe.precision == 'fp16')
+        self._optimizer = build_optimizer(self._parameters, OptimSettings(lr=1e-4, epochs=1))
+        self._scaler = GradScaler(device.type, enabled=self._stage.settings.optim.precision == 'fp16')
         self._epoch = self._num_batches = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
@@ -176,7 +177,7 @@ class Trainer:
         return loaded(self._stage, wanted[:number])
 
     def _step(self, samples: Any, ahead: Any) -> None:
-        accumulate = self._stage.recipe.accumulate
+        accumulate = self._stage.settings.optim.accumulate
         share = 1 / accumulate
         add_gradient(self._stage, samples, ahead, share=share, progress=0.0, scaler=self._scaler, device=self._device)
         self._num_batches += 1

@@ -122,15 +122,10 @@ def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, A
 
 
 def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, name: str) -> None:
-    """Refuses tensors whose numbers would be cut when they are copied, as those of a quantised network.
-
-    Args:
-        state: from `load_checkpoint`.
-        own: the tensors of the network that gets them.
-        name: what is loaded, for messages.
+    """Refuses tensors of `state` whose numbers would be cut when they are copied, as those of a quantised network.
 
     Raises:
-        InputError: whole numbers for floating-point ones, or the other way round.
+        InputError: whole numbers for floating-point ones of the network, `own`, or the other way round.
     """
     wrong = [
         f'{key} {_dtype(value)} for {_dtype(own[key])}'
@@ -142,12 +137,7 @@ def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, nam
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
-    """Loads all of `state` into all of `model`.
-
-    Args:
-        model: gets the weights.
-        state: from `load_checkpoint`.
-        name: what is loaded, for messages.
+    """Loads all of `state`, from `load_checkpoint`, into all of `model`.
 
     Raises:
         InputError: a tensor is missing, left over, or has another shape or kind of number.

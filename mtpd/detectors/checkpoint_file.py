@@ -67,9 +67,7 @@ NAMED_GLOBAL = re.compile(r'GLOBAL ([\w.]+)')
 def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
     """What a file of `torch.save` or safetensors holds, on the CPU.
 
-    Args:
-        path: the file.
-        allow_pickle: unpickle arbitrary content. This can run any code: only for trusted files.
+    `allow_pickle` unpickles arbitrary content. This can run any code: only for trusted files.
 
     Raises:
         InputError: there is no such file, it is something else or damaged, or it needs `allow_pickle`; the message

@@ -87,7 +87,7 @@ def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, na
     Args:
         ours: classes of the student in the order of its labels.
         theirs: those of the teacher; None: unknown, or of another number, and nothing is refused.
-        name: of the teacher, for messages.
+        name: of the teacher.
 
     Raises:
         InputError: the same label is another class.

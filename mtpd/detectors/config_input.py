@@ -6,6 +6,7 @@ understood as mmdet does, or refused by name.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,11 +36,9 @@ _PREPROCESSORS = {
 
 
 def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> Preprocessing:
-    """Reads a detector's preprocessing from its mmdet config.
+    """Reads a detector's preprocessing from its mmengine Config.
 
-    Args:
-        config: an mmengine Config.
-        scale: replaces the config's resize scale (and a fixed pad size with it); None keeps it.
+    `scale` replaces the config's resize scale (and a fixed pad size with it); None keeps it.
 
     Raises:
         InputError: the config's test pipeline or data preprocessor has something that is not supported; names the step,
@@ -62,11 +61,7 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
 
 
 def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
-    """A detector's normalisation for inputs of another geometry than its config's.
-
-    Args:
-        config: an mmengine Config.
-        geometry: what takes the place of the resize and padding in its test pipeline.
+    """A detector's normalisation for inputs of another geometry, in place of the resize and padding of its config.
 
     Returns:
         the normalisation, and a line for each part of the test pipeline that is not taken over.
@@ -79,20 +74,16 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
         own = read_preprocessing(config)
     except InputError as error:
         notes = (f'{error} (not adopted: the resize and padding of the stage are used instead)',)
-        return _normalisation(Steps(normalize=_normalize_step(config)), preprocessor), notes
+        entries: list[Entry] = []
+        with suppress(InputError):  # Nothing is lost: all of it is replaced.
+            entries = find_steps(config)
+        normalize = next((entry for entry in entries if entry.type == 'Normalize'), None)
+        return _normalisation(Steps(normalize=normalize), preprocessor), notes
     return own.normalisation, tuple(
         f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'
         for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
         if (value := getattr(own.geometry, name)) != getattr(geometry, name)
     )
-
-
-def _normalize_step(config: Any) -> Entry | None:
-    try:
-        entries = find_steps(config)
-    except InputError:  # Nothing is lost: all of it is replaced.
-        return None
-    return next((entry for entry in entries if entry.type == 'Normalize'), None)
 
 
 def _data_preprocessor(config: Any) -> Entry:

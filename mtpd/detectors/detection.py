@@ -45,11 +45,7 @@ def tell_progress(*, epoch: int, step: int) -> None:
     """Tells the heads whose losses change in the course of training how far it is; call it before each step.
 
     TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They ask mmengine, whose runner is not
-    used here.
-
-    Args:
-        epoch: from 0.
-        step: optimizer steps that are done.
+    used here. `epoch` counts from 0, `step` the optimizer steps that are done.
     """
     from mmengine.logging import MessageHub
 
@@ -59,14 +55,10 @@ def tell_progress(*, epoch: int, step: int) -> None:
 
 
 def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """The detector's own training losses by name, each summed over levels and stages.
+    """The detector's own training losses by name, each summed over levels and stages, in training mode.
 
-    Only what mmdet would add to its total is returned: entries whose name holds `loss`.
-
-    Args:
-        model: an mmdet detector in training mode.
-        images: normalised inputs (B, 3, H, W).
-        samples: the same images, after `collate`.
+    Only what mmdet would add to its total is returned: entries whose name holds `loss`. `images` are normalised inputs
+    (B, 3, H, W), `samples` the same after `collate`.
     """
     data_samples = [sample.data_sample.to(images.device) for sample in samples]
     losses: Mapping[str, Any] = model.loss(images, data_samples)

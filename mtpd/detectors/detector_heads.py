@@ -21,10 +21,8 @@ from mtpd.heads.rois import BoxCoder
 def base_anchors(model: nn.Module) -> dict[int, Tensor]:
     """Stride of each level that has anchors -> the anchors (A, 4) of its first cell, absolute xyxy in px.
 
-    Those of the cell in column x and row y lie x strides to the right and y strides below.
-
-    Args:
-        model: an mmdet detector: a one-stage detector with anchors, or a two-stage one with a region proposal network.
+    Those of the cell in column x and row y lie x strides to the right and y strides below. They belong to a one-stage
+    detector's head, or to a two-stage one's region proposal network.
 
     Raises:
         InputError: the detector has no anchors, or strides that differ along x and y.
@@ -49,9 +47,7 @@ def base_anchors(model: nn.Module) -> dict[int, Tensor]:
 def roi_head_record(model: nn.Module, *, levels: Sequence[Level]) -> RoiHeadRecord | None:
     """The record of a detector's RoI head, of a cascade its first stage; None where `RoiHead` could not run it.
 
-    Args:
-        model: an mmdet detector.
-        levels: what its neck gives; the head takes the first of them.
+    `levels` are what the neck gives; the head takes the first of them.
     """
     head, extractor = _box_head(model)
     if head is None or _unsupported(head, extractor) is not None:
@@ -192,8 +188,7 @@ class CapturedRois:
 def captured_rois(model: nn.Module) -> Iterator[CapturedRois]:
     """Collects the sampled proposals and the outputs of the box head by hooks, without computing anything.
 
-    Args:
-        model: a detector that `student_box_coder` lets pass.
+    `model` is a detector that `student_box_coder` lets pass.
     """
     captured = CapturedRois()
     roi_head: Any = model.roi_head

@@ -36,7 +36,16 @@ def export_config(
     model = copy.deepcopy(config.model)
     make_buildable(model, zoo_folder=zoo.configs_folder())  # As it was built: SyncBN needs several processes.
     set_num_classes(model, len(classes))
-    model.data_preprocessor = _data_preprocessor(preprocessing, has_masks=has_masks)
+    normalisation = preprocessing.normalisation
+    model.data_preprocessor = {
+        'type': 'DetDataPreprocessor',
+        'mean': list(normalisation.mean),
+        'std': list(normalisation.std),
+        'bgr_to_rgb': normalisation.to_rgb,
+        'pad_mask': has_masks,
+        'pad_size_divisor': preprocessing.geometry.pad_divisor,
+        'pad_value': normalisation.padding[0],
+    }
     dataset: dict[str, Any] = {
         'type': 'CocoDataset',
         'metainfo': {'classes': tuple(classes)},
@@ -60,19 +69,6 @@ def export_config(
     }
     text: str = Config(exported).pretty_text
     return text
-
-
-def _data_preprocessor(preprocessing: Preprocessing, *, has_masks: bool) -> dict[str, Any]:
-    normalisation = preprocessing.normalisation
-    return {
-        'type': 'DetDataPreprocessor',
-        'mean': list(normalisation.mean),
-        'std': list(normalisation.std),
-        'bgr_to_rgb': normalisation.to_rgb,
-        'pad_mask': has_masks,
-        'pad_size_divisor': preprocessing.geometry.pad_divisor,
-        'pad_value': normalisation.padding[0],
-    }
 
 
 def _pipeline(preprocessing: Preprocessing) -> list[dict[str, Any]]:

@@ -34,15 +34,10 @@ LARGE_DIVISORS = (64, 128, 256)
 
 
 def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> str:
-    """Where the maps of a teacher are taken.
-
-    Args:
-        model: an mmdet detector.
-        choice: the user's.
-        name: the teacher's, for messages.
+    """Where the maps of an mmdet teacher are taken.
 
     Raises:
-        InputError: `before-norm`, and there are no norms.
+        InputError: the user chose `before-norm`, and there are no norms.
     """
     if choice == 'before-norm' and not has_output_norms(model):
         raise InputError(f'hook before-norm: the neck of {name} has no norms after its fpn_convs; remove this option')
@@ -139,10 +134,7 @@ def _output_convolutions(model: nn.Module) -> Any:
 def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -> tuple[Tensor, ...]:
     """The maps (B, C, h, w) that an mmdet detector's neck, or its backbone where it has no neck, gives to its heads.
 
-    Args:
-        model: an mmdet detector.
-        images: normalised and padded images (B, 3, H, W).
-        hook_point: where they are taken.
+    They are taken at `hook_point`, from normalised and padded images (B, 3, H, W).
 
     Raises:
         InputError: the model gives no maps.

@@ -20,12 +20,7 @@ def unfreeze(model: Any, *, loaded: Collection[str], kept: Collection[str]) -> M
 
     Configs freeze the first stages of a backbone (`frozen_stages`), its batch statistics (`norm_eval`), and its norms'
     scales and shifts (`norm_cfg.requires_grad`); some do by the defaults of their class. A network that learns itself
-    (`teacher`) is left alone.
-
-    Args:
-        model: config of the model, changed in place.
-        loaded: those of PARTS whose weights are loaded; they stay as they are.
-        kept: dotted keys that stay as they are.
+    (`teacher`), the PARTS whose weights are `loaded`, and the dotted keys in `kept` stay as they are.
 
     Returns:
         dotted key -> new value.
@@ -66,16 +61,13 @@ def _unfreezing(node: Any) -> Iterator[tuple[str, Any]]:
     parameters = class_parameters(node).items()
     defaults = {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}
     norm = node.get(NORM_CFG, defaults.get(NORM_CFG))
+    norm_name = 'BN' if norm is None else type_name(norm)
     stages, default = node.get(FROZEN_STAGES, defaults.get(FROZEN_STAGES)), defaults.get(FROZEN_STAGES, -1)
     # -1 mostly; EfficientNet counts from 0 and refuses -1.
     none = default if isinstance(default, int) and default <= 0 else -1
     if isinstance(stages, int) and stages > none:
         yield FROZEN_STAGES, none
-    if node.get(NORM_EVAL, defaults.get(NORM_EVAL)) is True and _has_statistics(norm):
+    if node.get(NORM_EVAL, defaults.get(NORM_EVAL)) is True and any(one in norm_name for one in ('BN', 'Batch')):
         yield NORM_EVAL, False
     if isinstance(node.get(NORM_CFG), dict) and node[NORM_CFG].get(REQUIRES_GRAD) is False:
         yield f'{NORM_CFG}.{REQUIRES_GRAD}', True
-
-
-def _has_statistics(norm: Any) -> bool:
-    return norm is None or 'BN' in type_name(norm) or 'Batch' in type_name(norm)

@@ -97,12 +97,15 @@ def _entry(name: str, shape: Shape, student: Mapping[str, Shape], parts: Sequenc
         return Inheritance('skipped', None, name, shape, 'no counterpart in the student')
     if own == shape:
         return Inheritance('inherited', target, name, own)
-    if _is_tiled(target, own, shape):
+    same_inputs = own[1:] == shape[1:]
+    # The teacher regresses one box for all classes and the student one for each.
+    is_one_box = shape[0] == BOX_SIZE and own[0] % BOX_SIZE == 0
+    if _BOX_REGRESSION.fullmatch(target) and is_one_box and same_inputs:
         num_classes = own[0] // BOX_SIZE
         detail = f'{shape_text(shape)} for each of {num_classes} classes'
         return Inheritance('tiled', target, name, own, 'class-agnostic boxes', detail, num_repeats=num_classes)
-    same_inputs = own[1:] == shape[1:]
-    reason = 'another number of classes' if same_inputs and _CLASS_LAYER.search(_layer(target)) else 'another shape'
+    layer = target.rpartition('.')[0].rpartition('.')[2]  # `fc_cls` of `roi_head.bbox_head.fc_cls.weight`
+    reason = 'another number of classes' if same_inputs and _CLASS_LAYER.search(layer) else 'another shape'
     detail = f"the teacher's is {shape_text(shape)}"
     return Inheritance('skipped', target, name, own, reason, detail)
 
@@ -116,18 +119,3 @@ def _counterpart(name: str, student: Mapping[str, Shape]) -> tuple[str, int]:
     if not of_this_head or any(_CASCADE_STAGE.fullmatch(one) for one in of_this_head):
         return name, 0
     return f'{found["head"]}.{found["rest"]}', int(found['stage'])
-
-
-def _is_tiled(target: str, own: Shape, shape: Shape) -> bool:
-    """Whether the teacher regresses one box for all classes and the student one for each."""
-    return (
-        _BOX_REGRESSION.fullmatch(target) is not None
-        and shape[0] == BOX_SIZE
-        and own[0] % BOX_SIZE == 0
-        and own[1:] == shape[1:]
-    )
-
-
-def _layer(name: str) -> str:
-    """The layer of a tensor: `fc_cls` of `roi_head.bbox_head.fc_cls.weight`."""
-    return name.rpartition('.')[0].rpartition('.')[2]

@@ -88,13 +88,13 @@ def load_config(reference: str) -> Any:
 
 
 def build_detector(config: Any, *, num_classes: int | None = None, init_weights: bool = True) -> nn.Module:
-    """The detector of `config.model`, on the CPU, in training mode.
+    """The detector of the `model` of an mmengine Config, on the CPU, in training mode.
 
     Nothing is downloaded: references to pretrained weights are dropped (`backbone_reference` tells the backbone's).
     SyncBN becomes BN. The caller's config stays as it is.
 
     Args:
-        config: an mmengine Config.
+        config: of the detector.
         num_classes: number of classes of every classifying head; None keeps the config's.
         init_weights: initialise the weights as the model's authors do; False leaves PyTorch's defaults, which is
             enough when a checkpoint is loaded next.

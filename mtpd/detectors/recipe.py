@@ -6,7 +6,7 @@ left out.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +79,15 @@ def recipe_ingredients(config: Any) -> tuple[Ingredient, ...]:
         'optim_wrapper': _optimizer, 'param_scheduler': _schedule, 'custom_hooks': _hooks,
         'train_dataloader': _data, 'model': _model,
     }  # fmt: skip
-    found = [one for section, read in readers.items() for one in _read(section, read, config)]
+    found: list[Ingredient] = []
+    for section, read in readers.items():
+        try:
+            found += list(read(config))
+        # Nothing else reads these sections, so errors in them must not stop the program.
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            found.append(Ingredient(f'{section}, which cannot be read ({type(error).__name__}: {error})'))
     found += [Ingredient(f'the section {key}') for key in _SECTIONS if config.get(key)]
     return tuple({str(one): one for one in found}.values())
-
-
-def _read(section: str, read: Callable[[Any], Iterator[Ingredient]], config: Any) -> list[Ingredient]:
-    try:
-        return list(read(config))
-    # Nothing else reads these sections, so errors in them must not stop the program.
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        return [Ingredient(f'{section}, which cannot be read ({type(error).__name__}: {error})')]
 
 
 def _optimizer(config: Any) -> Iterator[Ingredient]:
@@ -261,7 +259,13 @@ def _step(name: str, step: Any) -> Iterator[Ingredient]:
             yield Ingredient(f'RandomFlip {step["direction"]}')
         yield from _others(step, {'prob', 'direction'})
     elif name == 'Pad':
-        yield from _pad(step)
+        if step.get('size_divisor'):
+            yield Ingredient(f'Pad size_divisor {step["size_divisor"]}', PAD_DIVISOR, (step['size_divisor'],))
+        elif step.get('size'):
+            width, height = step['size']
+            yield Ingredient(f'Pad {_numbers(step["size"])}', PAD_SIZE, ((height, width),))
+        else:
+            yield Ingredient('Pad', GEOMETRY)
     elif name == 'PhotoMetricDistortion':
         yield Ingredient(name, PHOTOMETRIC, None)
     elif name == 'FilterAnnotations':
@@ -272,16 +276,6 @@ def _step(name: str, step: Any) -> Iterator[Ingredient]:
         yield from _others(step, {'min_gt_bbox_wh', 'keep_empty', 'by_box'})
     else:
         yield Ingredient(name, PHOTOMETRIC if name in _COLOURS else None)
-
-
-def _pad(step: Any) -> Iterator[Ingredient]:
-    if step.get('size_divisor'):
-        yield Ingredient(f'Pad size_divisor {step["size_divisor"]}', PAD_DIVISOR, (step['size_divisor'],))
-    elif step.get('size'):
-        width, height = step['size']
-        yield Ingredient(f'Pad {_numbers(step["size"])}', PAD_SIZE, ((height, width),))
-    else:
-        yield Ingredient('Pad', GEOMETRY)
 
 
 def _others(step: Any, known: set[str]) -> Iterator[Ingredient]:

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +78,13 @@ def _find_base_configs() -> None:
     """
     from mmengine.config import config
 
-    def spec(package: str) -> ModuleSpec | None:
-        return importlib.util.find_spec(package)
-
     def path(package: str) -> str:
-        found = spec(package)
+        found = importlib.util.find_spec(package)
         assert found is not None, 'it was asked for before'
         assert found.origin is not None, 'mmdet is no namespace package'
         return str(Path(found.origin).parent)
 
-    config.is_installed = lambda package: spec(package) is not None
+    config.is_installed = lambda package: importlib.util.find_spec(package) is not None
     config.get_installed_path = path
 
 

@@ -85,12 +85,7 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
 
 
 def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
-    """Preprocessing from the options, or else from attributes of the module with the same names.
-
-    Args:
-        module: the user's.
-        options: what the command line says.
-        name: the teacher's, for messages.
+    """Preprocessing from the options, or else from attributes of the user's module with the same names.
 
     Raises:
         InputError: a value is missing or invalid.

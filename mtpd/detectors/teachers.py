@@ -83,11 +83,9 @@ class Teacher:
         return {level.name: values for level, values in zip(self.levels, maps, strict=True)}
 
     def maps_of(self, pixels: Sequence[Tensor], *, padded: Size) -> dict[str, Tensor]:
-        """The maps of resized images by level name; raises what `maps` raises.
+        """The maps of resized images, uint8 (3, h, w) in BGR order, by level name; raises what `maps` raises.
 
-        Args:
-            pixels: uint8 (3, h, w) in BGR order, on the network's device.
-            padded: (height, width) of the network's input, px.
+        `padded` is (height, width) of the network's input, px.
         """
         return self.maps(normalise(pixels, padded=padded, normalisation=self.preprocessing.normalisation))
 

@@ -28,9 +28,6 @@ WITHOUT_STUFF = {
 def require_trainable(config: Any) -> None:
     """Refuses a detector that learns from, or predicts with, something else than a student gets.
 
-    Args:
-        config: an mmengine Config.
-
     Raises:
         InputError: the message names what the detector needs and an alternative.
         UnavailableError: it needs a package that is not installed.
@@ -121,26 +118,20 @@ def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Si
             f'{len(sizes)} ({sizes[0][0]} x {sizes[0][1]} px, {sizes[1][0]} x {sizes[1][1]} px, ...); set '
             '`data: {geometry: {scale: 550x550, keep_ratio: false}}`, or a teacher with that input'
         )
-    queries = getattr(model, 'num_queries', None)
-    if isinstance(queries, int) and head is not None:
-        cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in sizes), default=queries)
-        _require_queries(model, name, num_queries=queries, cells=cells)
-
-
-def _require_queries(model: Any, name: str, *, num_queries: int, cells: int) -> None:
-    """For DETR and what came of it."""
-    head = model.bbox_head
+    num_queries = getattr(model, 'num_queries', None)
+    if not isinstance(num_queries, int) or head is None:
+        return
+    # DETR and its successors.
+    cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in sizes), default=num_queries)
     if getattr(model, 'as_two_stage', False) and num_queries > cells:
         raise InputError(
-            f'{name} selects its {num_queries} queries from the cells of its maps, but the smallest input '
-            f'has only {cells} of '
-            f'them; set `model: {{num_queries: {cells}}}` or fewer, or use larger inputs (data.geometry)'
+            f'{name} selects its {num_queries} queries from the cells of its maps, but the smallest input has only '
+            f'{cells} of them; set `model: {{num_queries: {cells}}}` or fewer, or use larger inputs (data.geometry)'
         )
     found = num_queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
     kept = (head.test_cfg or {}).get('max_per_img', 0)
     if kept > found:
         raise InputError(
             f'{name} makes {found} detections from its {num_queries} queries, but its test_cfg keeps {kept}; '
-            'set `model: '
-            f'{{test_cfg.max_per_img: {found}}}` or fewer'
+            f'set `model: {{test_cfg.max_per_img: {found}}}` or fewer'
         )

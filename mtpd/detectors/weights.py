@@ -40,13 +40,9 @@ HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
     """The checkpoint file of a zoo model, in PyTorch's usual folder; fetched unless it is there.
 
-    Args:
-        model: whose weights.
-        offline: what else the user can do, for the error messages.
-
     Raises:
         InputError: the model has no published weights, or the file that is there is damaged.
-        UnavailableError: they cannot be fetched.
+        UnavailableError: they cannot be fetched. `offline` is what else the user can do.
     """
     if model.weights is None:
         raise InputError(f'{model.name}: the zoo has no weights for it; {offline}')
@@ -56,9 +52,8 @@ def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path
 def backbone_weights(reference: str) -> dict[str, Tensor]:
     """Weights of a backbone, by their names in the backbone.
 
-    Args:
-        reference: 'torchvision://NAME', 'open-mmlab://NAME', 'mmcls://NAME', an http(s) address, or a local file. Of
-            a whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
+    The reference is torchvision://NAME, open-mmlab://NAME, mmcls://NAME, an http(s) address, or a local file. Of a
+    whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
 
     Raises:
         InputError: there is no such name or file, or it is not a checkpoint.
@@ -126,19 +121,14 @@ def _published(scheme: str) -> Mapping[str, str]:
 
 
 def download(url: str, folder: Path, *, offline: str) -> Path:
-    """The file at `url`, kept in `folder` under its own name; fetched unless it is there.
+    """The file at an http(s) `url`, kept in `folder` under its own name; fetched unless it is there.
 
     File names of published weights end in the first hex digits of their sha256 (`...-5486e051.pth`), which are checked
     for a new file and for one that is there. Names without it cannot be checked; they are logged.
 
-    Args:
-        url: http or https address.
-        folder: where to keep it; made when missing.
-        offline: what else the user can do, for the error message.
-
     Raises:
         InputError: the file in `folder` is not what its name says.
-        UnavailableError: the address cannot be reached, or gives something else.
+        UnavailableError: the address cannot be reached, or gives something else; `offline` is an alternative.
     """
     path = folder / Path(unquote(urlsplit(url).path)).name
     in_name = HASH_IN_NAME.search(path.name)

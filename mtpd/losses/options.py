@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from mtpd.geometry import Level
 from mtpd.losses.match import LevelPair, Resize
-from mtpd.options import Options
 
+Share = Annotated[float, Field(ge=0, le=1)]
 DecayKind = Literal['none', 'linear', 'cosine', 'step']
 # `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
 Adapter = Literal['auto', 'always']
@@ -23,6 +23,14 @@ Normalize = Literal['mean', 'published']
 
 LevelName = Annotated[str, Field(pattern=r'^[ps]\d+(_\d+)?$')]
 Levels = Annotated[tuple[LevelName, ...] | None, Field(min_length=1)]
+
+
+class Options(BaseModel):
+    """Frozen, validated by pydantic, strict about types and names; the text below a field is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra='forbid', strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Decay(Options):

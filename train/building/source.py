@@ -12,8 +12,7 @@ from mtpd.detectors.preprocessing import Preprocessing, at_geometry
 from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.settings.data_settings import DataSettings, GeometrySettings
-from mtpd_train.settings.stage_settings import StageSettings
+from mtpd_train.settings.stage_settings import DataSettings, GeometrySettings, StageSettings
 from mtpd_train.teachers.cached_teacher import CachedTeacher, cached_teacher
 from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
 from mtpd_train.teachers.teacher_source import TeacherSource

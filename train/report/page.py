@@ -8,7 +8,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,14 +36,12 @@ HEADINGS = (
 )  # fmt: skip
 UNKNOWN = '-'
 
-Found = TypeVar('Found')
-
 
 @dataclass(frozen=True)
-class Attempt(Generic[Found]):
+class Attempt:
     """What was found, or why it was not."""
 
-    found: Found | None
+    found: Any
     reason: str = ''
 
 
@@ -210,7 +208,7 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value}
 
 
-def _attempt(make: Callable[[], Found], num_images: int) -> Attempt[Found]:
+def _attempt(make: Callable[[], object], num_images: int) -> Attempt:
     """Data, caches or weights may be gone by now: the rest of the page is worth having all the same."""
     if num_images == 0:
         return Attempt(None, 'disabled by --images 0')

@@ -35,15 +35,17 @@ CHECKED_IMAGES = 4
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
-def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sample], ReadAhead]]:
+def loaded(
+    stage: Stage, batches: list[list[Request]], *, num_workers: int | None = None
+) -> Iterator[tuple[list[Sample], ReadAhead]]:
     """Samples from worker processes, and what threads read of the teacher, both ahead of time.
 
-    What is read of the teacher for a batch is valid until the next batch is requested.
+    What is read of the teacher for a batch is valid until the next batch is requested. `num_workers` replaces that of
+    the stage.
     """
     # In this order: the processes are forked before the threads start.
-    samples = load_batches(
-        stage.train_set, batches, num_workers=stage.num_workers, pin_memory=stage.device.type == 'cuda'
-    )
+    num_workers = stage.settings.data.workers if num_workers is None else num_workers
+    samples = load_batches(stage.train_set, batches, num_workers=num_workers, pin_memory=stage.device.type == 'cuda')
     source, names = stage.source, [level.name for level in stage.teacher_levels]
     ahead: Iterable[ReadAhead] = itertools.repeat(ReadAhead(), len(batches))
     with_rois = stage.responses is not None and stage.responses.head is None
@@ -163,7 +165,7 @@ def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> Stu
     """The student's forward pass over `images`, which `collate` has made of the samples."""
     student = stage.student
     named = named_failures(student.name, 'compute its losses', image_ids=[one.image_id for one in samples])
-    if stage.recipe.channels_last:
+    if stage.settings.optim.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with _autocast(stage, images.device):
         if not stage.is_taught:
@@ -216,7 +218,7 @@ def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
 
 
 def _autocast(stage: Stage, device: torch.device) -> torch.autocast:
-    precision = stage.recipe.precision
+    precision = stage.settings.optim.precision
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'fp32')
 
 
@@ -263,7 +265,7 @@ def check_teacher(stage: Stage, device: torch.device) -> None:
         return
     # The same in all processes, so that they end together; without processes that read, which start with the training.
     requests = stage.epoch_batches(0)[0][:CHECKED_IMAGES]
-    for samples, ahead in loaded(replace(stage, num_workers=0), [requests]):
+    for samples, ahead in loaded(stage, [requests], num_workers=0):
         moved = to_device(samples, device)
         images = collate(moved, preprocessing=stage.student.preprocessing, device=device)
         targets = teacher_targets(stage, moved, ahead, images)

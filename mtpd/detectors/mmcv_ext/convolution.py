@@ -199,15 +199,9 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Gathers the patch under each of N chosen cells, for a batch of one image.
+    """Fills `data_col` (C * kernel_h * kernel_w, N) with the patch of `features` (1, C, H, W) under each of N cells.
 
-    Args:
-        features: (1, C, H, W).
-        mask_h_idx: (N,) int64, rows of the cells.
-        mask_w_idx: (N,) int64, columns of the cells.
-        data_col: (C * kernel_h * kernel_w, N), filled.
-        kernel_h, kernel_w: size of a patch, in cells.
-        pad_h, pad_w: zeros around the map, in cells.
+    Those are in rows `mask_h_idx` and columns `mask_w_idx` (N,) int64. Batches of one image.
     """
     padded = pad(features[0], (pad_w, pad_w, pad_h, pad_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=features.device)[:, None, None]

@@ -77,15 +77,9 @@ def _align_options(
 def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, **options: Any) -> None:
     """Fills `output`: RoIAlign whose bins move; regions that are not finite give NaN.
 
-    One region after the other, as their numbers of samples differ: slow, for the few models that have it.
-
-    Args:
-        input: (B, C, H, W).
-        rois: (K, 5).
-        offset: (K, 2, bins down, bins across), shifts (x, y) of the bins, in `gamma` times the region's width and
-            height; empty means none.
-        output: (K, C, bins down, bins across).
-        options: see `_deform_pool`.
+    `offset` (K, 2, bins down, bins across) holds shifts (x, y) of the bins, in `gamma` times the region's width and
+    height; empty means none. One region after the other, as their numbers of samples differ: slow, for the few models
+    that have it.
     """
     maps, regions, shifts = common(input, rois, offset)
     output.copy_(_deform_pool(maps, shifts, rois=regions, **options))

@@ -14,7 +14,7 @@ from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import LiveTeacher
-from mtpd_train.training.loop import Place, train_stage
+from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import loaded, step_losses
 
 CPU = torch.device('cpu')
@@ -89,7 +89,8 @@ def test_training_leaves_the_teacher_alone(
     assert isinstance(stage.source, LiveTeacher)
     module = stage.source.teacher.module
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    train_stage(stage, Place(CPU, tmp_path / 'progress.pth', tmp_path / 'metrics.jsonl', StopFlag()))
+    files: dict[str, Any] = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
+    train_stage(stage, device=CPU, stop=StopFlag(), **files)
     assert not any(one.training for one in module.modules())
     assert not any(one.requires_grad or one.grad is not None for one in module.parameters())
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())

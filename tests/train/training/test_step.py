@@ -15,7 +15,7 @@ from torch import Tensor
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.cached_teacher import cached_teacher
-from mtpd_train.training.loop import Place, train_stage
+from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import loaded, step_losses
 
 CPU = torch.device('cpu')
@@ -28,10 +28,10 @@ def run_stage(tmp_path: Path) -> Callable[[Stage], list[dict[str, Any]]]:
     """Trains a stage in place and returns its records."""
 
     def run(stage: Stage) -> list[dict[str, Any]]:
-        files = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
+        files: dict[str, Any] = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
         for file in files.values():
             file.unlink(missing_ok=True)
-        train_stage(stage, Place(CPU, files['progress_file'], files['metrics_file'], StopFlag()))
+        train_stage(stage, device=CPU, stop=StopFlag(), **files)
         return [json.loads(line) for line in files['metrics_file'].read_text().splitlines()]
 
     return run

@@ -1,34 +1,36 @@
-"""Describes the problems of a stage file: line, key, the value found and the value expected."""
+"""What is wrong with the stages of a run: where, the key, the value found and the value wanted; all at once."""
 
 import difflib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mtpd.errors import InputError, MtpdError
 from mtpd_train.settings.stage_settings import StageSettings
 
 Key = tuple[str | int, ...]
 
 # Texts by pydantic's error types; {found} is the offending value, the other names come from pydantic's context.
-_TEXTS = {
+_WANTED = {
+    'a whole number': ('int_type', 'int_from_float'),
+    'a number': ('float_type',),
+    'a finite number': ('finite_number',),
+    'true or false': ('bool_type',),
+    'a string': ('string_type',),
+    'a path': ('path_type',),
+    'a list': ('tuple_type',),
+    'a mapping': ('dict_type', 'model_type', 'model_attributes_type'),
+    'a level such as p3': ('string_pattern_mismatch',),
+}
+_TEXTS = {kind: f'expected {wanted}, got {{found}}' for wanted, kinds in _WANTED.items() for kind in kinds} | {
     'missing': 'is missing',
-    'int_type': 'expected a whole number, got {found}',
-    'int_from_float': 'expected a whole number, got {found}',
-    'float_type': 'expected a number, got {found}',
-    'finite_number': 'expected a finite number, got {found}',
-    'bool_type': 'expected true or false, got {found}',
-    'string_type': 'expected a string, got {found}',
-    'path_type': 'expected a path, got {found}',
-    'tuple_type': 'expected a list, got {found}',
-    'dict_type': 'expected a mapping, got {found}',
-    'model_type': 'expected a mapping, got {found}',
-    'model_attributes_type': 'expected a mapping, got {found}',
     'string_too_short': 'must not be empty',
     'too_short': 'must have at least {min_length} entries, got {actual_length}',
     'too_long': 'must have at most {max_length} entries, got {actual_length}',
@@ -37,7 +39,6 @@ _TEXTS = {
     'less_than': 'must be less than {lt:g}, got {found}',
     'less_than_equal': 'must be at most {le:g}, got {found}',
     'literal_error': 'must be {expected}, got {found}',
-    'string_pattern_mismatch': 'expected a level such as p3, got {found}',
     'union_tag_invalid': 'loss must be one of {expected_tags}, got the string {tag!r}',
     'union_tag_not_found': 'needs the key `loss`, got {found}',
     'value_error': '{error}',
@@ -55,17 +56,72 @@ _NOT_GEOMETRIC = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a stage file.
+    """One thing wrong with a stage.
 
     Attributes:
-        line: line in the file, from 1; None when the value comes from the command line.
-        key: dotted path of the key; empty for the stage as a whole.
+        place: where its key is set, as text.
+        key: dotted; empty for the stage as a whole.
         text: found, wanted and, where one can guess, the next step.
+        error: the error that it was found by, where a stage cannot be built.
     """
 
-    line: int | None
+    place: str
     key: str
     text: str
+    error: MtpdError | None = None
+
+
+class Unbuildable(Exception):
+    """A stage has problems, which are noted."""
+
+
+class Problems:
+    """The problems of a stage, gathered while it is built."""
+
+    def __init__(self, place_of: Callable[[str], str]) -> None:
+        """Has none yet; `place_of(key)` is where a key of the stage is set."""
+        self._place_of = place_of
+        self.found: list[Problem] = []
+
+    @contextmanager
+    def at(self, key: str) -> Iterator[None]:
+        """Records an error of the block for a key and continues; call `require_none` before using its values."""
+        try:
+            yield
+        except MtpdError as error:
+            self.found.append(Problem(self._place_of(key), key, ' '.join(str(error).split()), error))
+
+    def require_none(self) -> None:
+        """Ends the building of the stage when it has problems.
+
+        Raises:
+            Unbuildable: it has.
+        """
+        if self.found:
+            raise Unbuildable
+
+
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raises all problems of stages that cannot be built as one error; a single one keeps its kind.
+
+    Raises:
+        MtpdError: there are some.
+    """
+    if not problems:
+        return
+    first = problems[0]
+    if len(problems) == 1 and first.error is not None:
+        raise type(first.error)(f'{first.place}, {first.key}: {first.text}') from first.error
+    raise InputError(table('the stages have', problems)) from first.error
+
+
+def table(heading: str, problems: Sequence[Problem]) -> str:
+    """The problems in columns, with their number at the end of the heading."""
+    place_width = max(len(one.place) for one in problems)
+    key_width = max(len(one.key) for one in problems)
+    number = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
+    rows = [f'  {one.place:{place_width}}  {one.key:{key_width}}  {one.text}' for one in problems]
+    return '\n'.join([f'{heading} {number}', *rows])
 
 
 def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden: Sequence[str]) -> list[Problem]:
@@ -77,28 +133,15 @@ def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden
         root: the file's YAML nodes.
         overridden: dotted keys that the command line set.
     """
-    problems = []
+    found = []
     for detail in error.errors(include_url=False):
         if detail['type'] == 'too_short' and len(detail['input']) >= detail['ctx']['min_length']:
             continue  # Only valid entries are counted; the problems of the others are reported separately.
         key = _plain_key(detail, content)
         dotted = '.'.join(str(part) for part in key)
-        line = None if _is_overridden(dotted, detail, overridden) else line_of(root, key)
-        problems.append(Problem(line, dotted, _text(detail, key)))
-    return sorted(problems, key=lambda problem: (problem.line is None, problem.line))
-
-
-def table(path: Path, problems: Sequence[Problem]) -> str:
-    """The problems of one file under one heading, in columns."""
-    places = [f'line {problem.line}' if problem.line is not None else '--set' for problem in problems]
-    place_width = max(len(place) for place in places)
-    key_width = max(len(problem.key) for problem in problems)
-    number = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
-    rows = [
-        f'  {place:{place_width}}  {problem.key:{key_width}}  {problem.text}'
-        for place, problem in zip(places, problems, strict=True)
-    ]
-    return '\n'.join([f'{path} has {number}', *rows])
+        line = math.inf if _is_overridden(dotted, detail, overridden) else line_of(root, key)
+        found.append((line, Problem('--set' if line == math.inf else f'line {line}', dotted, _text(detail, key))))
+    return [problem for _, problem in sorted(found, key=lambda one: one[0])]
 
 
 def _plain_key(detail: ErrorDetails, content: Any) -> Key:

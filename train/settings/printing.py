@@ -1,5 +1,6 @@
-"""A stage as commented YAML: every setting with its description above it and, where it differs, its default."""
+"""Stage files as text: a stage as commented YAML, and the JSON schema with which editors check and complete them."""
 
+import json
 import math
 from typing import Any, Literal, get_args, get_origin
 
@@ -13,10 +14,18 @@ from mtpd_train.settings.stage_settings import StageSettings
 HEADER = '# All settings of a stage. Where a value differs from the default, the default follows as a comment.\n'
 # Lines are not wrapped: a comment must stay behind its value.
 _AS_IT_IS: dict[str, Any] = {'sort_keys': False, 'allow_unicode': True, 'width': math.inf}
+_DIALECT = 'https://json-schema.org/draft/2020-12/schema'
+
+
+def schema_text() -> str:
+    """The schema: types, ranges and names. Only `mtpd-train` itself checks what depends on several settings."""
+    schema = StageSettings.model_json_schema()
+    return json.dumps({'$schema': _DIALECT, **schema, 'title': 'Stage file of mtpd-train'}, indent=1) + '\n'
 
 
 def dump_stage(stage: StageSettings) -> str:
-    """A stage with all its defaults as YAML that `load_stages` reads as the same stage."""
+    """A stage as YAML that `load_stages` reads as the same stage: every setting below its description, with its default
+    behind it where it differs."""
     return HEADER + '\n'.join(_section(stage, indent='')) + '\n'
 
 
