@@ -195,7 +195,7 @@ class EvaluateSettings(Options):
     every: PositiveInt = 1
     """Evaluate every N epochs; the last epoch is always evaluated."""
     backend: Literal['pycocotools', 'faster'] = 'pycocotools'
-    """AP implementation; `faster` is faster-coco-eval, same results: pip install "mtpd[faster]"."""
+    """AP implementation; `faster` is faster-coco-eval, same results: pip install faster-coco-eval."""
 
 
 class SaveSettings(Options):
