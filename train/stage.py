@@ -22,7 +22,6 @@ from mtpd.detectors.trainable import checkpoint_activations, frozen_parameters, 
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.fine_grained import FineGrainedOptions
 from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
@@ -282,8 +281,7 @@ def _build_distiller(settings: StageSettings, student: Student, source: TeacherS
     if source is not None and settings.distill:
         neck_of(student.model)
     losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
-    needs_anchors = any(isinstance(one, FineGrainedOptions) for one in losses)
-    anchors = base_anchors(student.model) if needs_anchors else None
+    anchors = base_anchors(student.model) if any(one.looks_at_anchors for one in losses) else None
     return Distiller(losses, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
 
 
