@@ -83,7 +83,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     name = f'checkpoint {path}'
     content = read_checkpoint(path, allow_pickle=allow_pickle)
     require_intact(path)
-    place, found, notes = _state_in(content, (), name=name)
+    place, found, notes = _find_state(content, name=name)
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     extra = [key for key in map(str, found) if key not in tensors and not key.endswith(EXTRA)]
     if extra:
@@ -170,34 +170,34 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> No
     logger.debug('%s: loaded %d tensors, ignored %s', name, len(own) - len(keys.missing_keys), ignored)
 
 
-def _state_in(
-    content: Any, place: tuple[str, ...], *, name: str
-) -> tuple[tuple[str, ...], Mapping[Any, Any], list[str]]:
+def _find_state(content: Any, *, name: str) -> tuple[tuple[str, ...], Mapping[Any, Any], list[str]]:
     """Where in a checkpoint the weights are: (keys on the way, state dict, notes)."""
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    if not isinstance(content, Mapping):
-        raise InputError(f'{name}: holds no tensors by name but a {type(content).__name__}; {WANTED}')
-    inner = dict(_inner(content))
-    known = [key for key in inner if key in (*TRAINED, *AVERAGED, *ROLES)]
+    place: tuple[str, ...] = ()
     notes: list[str] = []
-    if known:
-        choice, notes = _choice(known, place, name=name)
-    elif len(inner) > 1:
-        raise InputError(
-            f'{name}: has tensors under {len(inner)} names ({_first([_at(place, key) for key in inner])}), none of '
-            'which is a known name of weights; save the state_dict alone, with torch.save'
-        )
-    elif inner:
-        (choice,) = inner
-    else:
-        if not _is_state(content):
+    while True:
+        if isinstance(content, nn.Module):
+            content = content.state_dict()
+        if not isinstance(content, Mapping):
+            raise InputError(f'{name}: holds no tensors by name but a {type(content).__name__}; {WANTED}')
+        inner = dict(_inner(content))
+        known = [key for key in inner if key in (*TRAINED, *AVERAGED, *ROLES)]
+        if known:
+            choice, more = _choice(known, place, name=name)
+            notes += more
+        elif len(inner) > 1:
+            raise InputError(
+                f'{name}: has tensors under {len(inner)} names ({_first([_at(place, key) for key in inner])}), none of '
+                'which is a known name of weights; save the state_dict alone, with torch.save'
+            )
+        elif inner:
+            (choice,) = inner
+        elif _is_state(content):
+            return place, content, notes
+        else:
             raise InputError(f'{name}: {_empty(content)}; {WANTED}')
-        return place, content, notes
-    if len(place) >= MAX_DEPTH:
-        raise InputError(f'{name}: is nested deeper than {MAX_DEPTH} names; {WANTED}')
-    end, state, more = _state_in(inner[choice], (*place, choice), name=name)
-    return end, state, notes + more
+        if len(place) >= MAX_DEPTH:
+            raise InputError(f'{name}: is nested deeper than {MAX_DEPTH} names; {WANTED}')
+        place, content = (*place, choice), inner[choice]
 
 
 def _inner(content: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:

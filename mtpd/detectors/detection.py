@@ -44,8 +44,8 @@ def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: 
 def tell_progress(*, epoch: int, step: int) -> None:
     """Sets the training progress for heads whose losses depend on it; call it before each step.
 
-    TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They read it from mmengine, whose runner is
-    not used here. `epoch` counts from 0, `step` the optimizer steps that are done.
+    TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They read it from mmengine, whose
+    runner is not used here. `epoch` counts from 0, `step` counts the optimizer steps done.
     """
     from mmengine.logging import MessageHub
 

@@ -91,8 +91,8 @@ def _find_base_configs() -> None:
 def _know_standard_modules() -> None:
     """Lets configs import `os` and use it.
 
-    mmengine 0.10 recognises the standard library by the paths of its files, which modules frozen into Python 3.11 lack; it
-    then takes the config for one in pure Python, reads no `_base_` and calls nothing.
+    mmengine 0.10 recognises the standard library by the paths of its files, which modules frozen into Python 3.11
+    lack; it then treats the config as one in pure Python, reads no `_base_` and calls nothing.
     """
     from mmengine.config import config, utils
 
