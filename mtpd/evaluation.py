@@ -113,7 +113,7 @@ def require_backend(backend: Backend) -> None:
     """
     if backend == 'faster' and importlib.util.find_spec('faster_coco_eval') is None:
         raise UnavailableError(
-            'the backend `faster` needs faster-coco-eval, which is not installed: pip install "mtpd[faster]"'
+            'the backend `faster` needs faster-coco-eval, which is not installed: pip install faster-coco-eval'
         )
 
 

@@ -19,8 +19,7 @@ from mtpd.errors import InputError
 from mtpd.heads.roi_head import RoiPredictions
 from mtpd.heads.rois import BoxCoder, ImageRois, class_slice, decode, paired_iou
 from mtpd.losses.maps import accumulation_dtype
-from mtpd.losses.options import LINEAR_DECAY, Decay, decay_factor, require_name
-from mtpd.options import Options
+from mtpd.losses.options import LINEAR_DECAY, Decay, Options, decay_factor, require_name
 
 ClassGate = Literal['better', 'none']
 BoxGate = Literal['proposal', 'student', 'none']
