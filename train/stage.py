@@ -11,16 +11,14 @@ from typing import Any
 import torch
 
 from mtpd.data.coco import CocoSet, read_annotations
-from mtpd.detectors.activation_checkpointing import checkpoint_activations
 from mtpd.detectors.class_names import require_same_labels
 from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.features import NECK, neck_of, student_hook_point
-from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.inheritance import Inheritance
 from mtpd.detectors.model_config import definition_sha256
 from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, recipe_ingredients
-from mtpd.detectors.trainable import require_inputs
+from mtpd.detectors.trainable import checkpoint_activations, frozen_parameters, require_inputs, unfreeze
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
