@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -23,9 +24,10 @@ from pydantic import (
 )
 
 from mtpd.losses import MapLoss
+from mtpd.losses.options import Options, Share
 from mtpd.losses.tar_head import TarHeadOptions
-from mtpd.options import Options, Share, UserPath
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 # Every loss that a stage may name.
 DistillOptions = Annotated[MapLoss | TarHeadOptions, Field(discriminator='loss')]
 
