@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from mtpd.system.console import reported
-from mtpd.system.environment import local_rank
+from mtpd.system.environment import local_rank, rank_and_size
 from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
-from mtpd_extract.workers import part_of_environment
 
 EXAMPLES = """
 \b
@@ -53,9 +52,10 @@ def _views(context: click.Context, parameter: click.Parameter, value: str | None
 def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         try:
-            return part_of_environment(os.environ)
+            found = rank_and_size(os.environ)
         except ValueError as error:
-            raise click.UsageError(str(error)) from None
+            raise click.UsageError(f'{error}, or give --part') from None
+        return None if found is None else (found[0] + 1, found[1])
     numbers = value.split('/')
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise click.BadParameter(f'{value!r}: expected part/parts, for instance 2/4')
@@ -151,17 +151,18 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
     re-split; the last one to finish publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
     interrupted after saving.
     """
-    require_pairs(options)
+    require_pairs(options['images'], options['annotations'])
     if options['part'] not in (None, (1, 1)) and (options['overwrite'] or not options['resume']):
         option = '--overwrite' if options['overwrite'] else '--no-resume'
         raise click.UsageError(
             f'{option} cannot be combined with parts, which share a cache: delete CACHE before they start'
         )
     try:
-        options['local_rank'] = local_rank(os.environ)
+        number = local_rank(os.environ)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with reported(verbose=verbose, quiet=quiet):
+        from mtpd_extract.options import ExtractOptions
         from mtpd_extract.run import run
 
-        run(options)
+        run(ExtractOptions(**options, local_rank=number))

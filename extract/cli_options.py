@@ -81,9 +81,9 @@ def data_options(command: Command) -> Command:
     )
 
 
-def require_pairs(options: dict[str, Any]) -> None:
+def require_pairs(images: Path | None, annotations: Path | None) -> None:
     """Refuses an image folder without its annotation file, and the other way round."""
-    if (options['images'] is None) != (options['annotations'] is None):
+    if (images is None) != (annotations is None):
         raise click.UsageError('--images and --annotations must be given together')
 
 

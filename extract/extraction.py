@@ -1,29 +1,75 @@
-"""The extraction itself: images in, teacher forward, codes out, shard group by shard group."""
+"""One extraction: what it is made from, and the loop from images to shard groups.
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+An image passes `read_image`, `image_view`, `Teacher.maps_of`, `encode`, `ShardGroup.append` and `CacheWriter.commit`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.codecs import EncodedMaps, encode
-from mtpd.cache.format.manifest import ViewName
-from mtpd.cache.format.plan import ShardKey, SourceImage
-from mtpd.cache.writing.shard_group import ShardGroup
-from mtpd.detectors.teacher_heads import teacher_rois
+from mtpd.cache.format.arrays import RoisRecord
+from mtpd.cache.format.basis import Covariance
+from mtpd.cache.format.codecs import DEFAULT_TARGET, EncodedMaps, encode, expected_bytes, require_finite
+from mtpd.cache.format.manifest import Description, describe
+from mtpd.cache.format.plan import CachePlan, ShardKey, SourceImage, plan_cache
+from mtpd.cache.format.teacher_tensors import save_teacher
+from mtpd.cache.writing.writer import ShardGroup
+from mtpd.data.account import suspicions
+from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels, spread
+from mtpd.data.images import read_image
+from mtpd.detectors.map_statistics import MapStatistics
+from mtpd.detectors.teacher_heads import proposing_head, teacher_rois
+from mtpd.detectors.teacher_maps import require_repeated
+from mtpd.detectors.teachers import Teacher, load_teacher, neck_and_head_weights
+from mtpd.detectors.transforms import View, image_view
+from mtpd.errors import InputError
+from mtpd.geometry import Level, Size
+from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
-from mtpd.system.console import progress_bar
+from mtpd.system.console import progress_bar, warn
+from mtpd.system.environment import choose_device
 from mtpd.system.interrupt import StopFlag
 from mtpd.system.prefetch import BackgroundQueue, prefetched
-from mtpd_extract.build import Extraction
-from mtpd_extract.calibration import compute_bases
-from mtpd_extract.forward import load_images, view_maps
+from mtpd_extract.fingerprint import fingerprint, provenance
+from mtpd_extract.options import ExtractOptions
 
 # Views of batches that wait to be compressed and written; with the shard group in hand this bounds the memory.
 QUEUE_DEPTH = 4
+# Of the statistics of `lean`. Directions belong to the teacher and not to images: a basis of other images took as many
+# bits on real features.
+NUM_BASIS_IMAGES = 64
+NUM_CHECKED_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One extraction, fully decided.
+
+    Attributes:
+        teacher: the network.
+        device: what it runs on.
+        levels: the levels to store, a subset of the teacher's.
+        plan: which image goes where.
+        description: what the manifest will say: codec, views and the rest of how maps are stored.
+        proposing_head: the teacher's RoI head, on the device, where its proposals are stored too; else None.
+        teacher_weights: neck and head, and a record of the RoI head, as a safetensors file.
+        paths: image id -> file.
+    """
+
+    teacher: Teacher
+    device: torch.device
+    levels: tuple[Level, ...]
+    plan: CachePlan
+    description: Description
+    proposing_head: RoiHead | None
+    teacher_weights: bytes
+    paths: Mapping[int, Path]
 
 
 @dataclass(frozen=True)
@@ -43,116 +89,169 @@ class Batch:
     is_last: bool
 
 
-class Sink(Protocol):
-    """Where shard groups go: a `CacheWriter`, or a trial that writes nothing."""
+def build_extraction(options: ExtractOptions) -> Extraction:
+    """Reads the annotations, loads the teacher and plans the cache.
 
-    def bases(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The rotation of each level."""
-
-    def start_group(self, key: ShardKey) -> ShardGroup:
-        """An empty group."""
-
-    def commit(self, group: ShardGroup) -> int:
-        """Takes a full group; returns its bytes."""
+    Raises:
+        InputError: an option, the annotation file, an image path or the teacher is wrong.
+        UnavailableError: the weights or the device cannot be had.
+    """
+    folder, annotation_file = options.data_paths
+    coco = read_annotations(annotation_file)
+    selected = coco.images[: options.limit]
+    if not selected:
+        raise InputError(f'{annotation_file}: lists no images')
+    if options.part is None or options.part[0] == 1:  # only one of several processes reports
+        for doubt in suspicions(coco):
+            warn(f'{annotation_file}: {doubt}')
+    _require_images(replace(coco, images=selected), folder)
+    device = choose_device(options.device, number=options.local_rank)
+    teacher = load_teacher(
+        options.teacher,
+        checkpoint=options.checkpoint,
+        options=options.input_options,
+        device=device,
+        trust_checkpoint=options.trust_checkpoint,
+        hook=options.hook,
+    )
+    geometry = teacher.preprocessing.geometry
+    require_pixels(selected, geometry)
+    levels = _select_levels(teacher, options.levels)
+    paths = {image.id: image_path(folder, image.file_name) for image in selected}
+    target_error = options.error
+    if options.codec == 'lean':
+        target_error = DEFAULT_TARGET if options.error is None else options.error
+    elif options.error is not None:
+        raise InputError(
+            f'--error {options.error:g}: applies to --codec lean only, but the codec is {options.codec}; remove it'
+        )
+    plan = plan_cache(
+        [SourceImage(image.id, (image.height, image.width)) for image in selected],
+        geometry=geometry,
+        levels=levels,
+        bytes_per_element=expected_bytes(options.codec),
+        shard_bytes=int(options.shard_mb * 2**20),
+    )
+    head = None
+    if options.rois:
+        if 'plain' not in options.views:
+            raise InputError('--rois: proposals are stored with the plain view; extract it too with --views plain,flip')
+        head = proposing_head(teacher).to(device)
+    description = describe(
+        fingerprint=fingerprint(teacher, coco, selected),
+        provenance=provenance(teacher, coco, paths, device),
+        levels=levels,
+        codec=options.codec,
+        target_error=target_error,
+        views=options.views,
+        geometry=geometry,
+        rois=None if head is None else RoisRecord(num_rois=options.rois, num_classes=head.record.num_classes),
+    )
+    return Extraction(
+        teacher=teacher,
+        device=device,
+        levels=levels,
+        plan=plan,
+        description=description,
+        proposing_head=head,
+        teacher_weights=save_teacher(neck_and_head_weights(teacher), roi_head=teacher.roi_head),
+        paths=paths,
+    )
 
 
 def extract_groups(
     extraction: Extraction,
-    sink: Sink,
     keys: Sequence[ShardKey],
     *,
+    bases: Mapping[str, Tensor],
+    start_group: Callable[[ShardKey], ShardGroup],
+    commit: Callable[[ShardGroup], int],
     loading: Loading,
     stop: StopFlag,
-    progress: 'Progress',
+    bar: Any,
 ) -> None:
-    """Runs the teacher over the shard groups `keys` and hands each to `sink` when it is full.
+    """Runs the teacher over shard groups, and commits each when it is full.
 
     When `stop` is set it finishes the group in hand and returns.
+
+    Args:
+        extraction: teacher, images and codec.
+        keys: the groups.
+        bases: level name -> rotation of its channels, for `lean`.
+        start_group: makes an empty group, as `CacheWriter.start_group`.
+        commit: takes a full group and returns its bytes, as `CacheWriter.commit`; called in a thread.
+        loading: how images are read.
+        stop: the user's wish to end.
+        bar: tqdm that counts images and shows MB/s; it is closed at the end.
     """
-    bases = sink.bases(partial(compute_bases, extraction)) if extraction.codec == 'lean' else {}
-    bases = {name: basis.to(extraction.device) for name, basis in bases.items()}
-    with (
-        progress,
-        closing(_loaded(extraction, keys, loading=loading)) as loaded,
-        BackgroundQueue(depth=QUEUE_DEPTH) as queue,
-    ):
+    description, device = extraction.description, extraction.device
+    bases = {name: basis.to(device) for name, basis in bases.items()}
+    num_bytes = 0
+
+    def load(batch: Batch) -> tuple[Batch, list[Tensor]]:
+        return batch, load_images(extraction, batch.images)
+
+    def append(
+        group: ShardGroup,
+        view: View,
+        maps: Mapping[str, EncodedMaps],
+        rois: Sequence[ImageRois] | None,
+        arrival: torch.cuda.Event | None,
+    ) -> None:
+        if arrival is not None:  # a GPU may still be copying the maps
+            arrival.synchronize()
+        group.append(view, maps)
+        if rois is not None:
+            group.append_rois(rois)
+
+    def finish(group: ShardGroup) -> None:
+        nonlocal num_bytes
+        num_bytes += commit(group)
+        if not bar.disable:
+            rate = num_bytes / 1e6 / max(bar.format_dict['elapsed'], 1e-9)
+            bar.set_postfix_str(f'{rate:.1f} MB/s', refresh=False)
+
+    planned = batches(extraction, keys, batch_size=loading.batch_size)
+    read_ahead = prefetched(load, planned, num_threads=loading.num_threads, depth=2 * loading.num_threads)
+    with bar, closing(read_ahead) as loaded, BackgroundQueue(depth=QUEUE_DEPTH) as queue:
         group: ShardGroup | None = None
         for batch, pixels in loaded:
             if group is None:
                 if stop:
                     return
-                group = sink.start_group(batch.key)
-            for view in extraction.views:
-                copies = _encode_view(extraction, batch, pixels, view=view, bases=bases)
-                queue.submit(partial(copies.append_to, group, view=view))
-            progress.advance(len(batch.images), is_stopping=bool(stop))
+                group = start_group(batch.key)
+            padded = extraction.plan.by_name[batch.key.bucket].padded
+            for view in description.views:
+                maps = view_maps(extraction, pixels, padded=padded, view=view)
+                rois = None
+                if view == 'plain' and extraction.proposing_head is not None and description.rois is not None:
+                    rois = teacher_rois(
+                        extraction.teacher,
+                        extraction.proposing_head,
+                        maps,
+                        originals=[image.size for image in batch.images],
+                        num_rois=description.rois.num_rois,
+                    )
+                encoded = {}
+                for level in extraction.levels:
+                    codes = encode(
+                        maps[level.name],
+                        description.codec,
+                        target=description.target_error,
+                        basis=bases.get(level.name),
+                    )
+                    encoded[level.name] = replace(codes, basis=None).to(torch.device('cpu'))
+                arrival = None
+                if device.type == 'cuda':
+                    arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                    arrival.record(torch.cuda.current_stream(device))
+                queue.submit(partial(append, group, view, encoded, rois, arrival))
+            if stop:
+                bar.set_description('finishing this shard; press Ctrl-C again to stop immediately', refresh=False)
+            bar.update(len(batch.images))
             if batch.is_last:
-                queue.submit(partial(progress.commit, sink, group))
+                queue.submit(partial(finish, group))
                 group = None
-
-
-def _encode_view(
-    extraction: Extraction, batch: Batch, pixels: Sequence[Tensor], *, view: ViewName, bases: Mapping[str, Tensor]
-) -> 'Copies':
-    """The codes of one view of a batch, quantised on the device and on their way to the host."""
-    padded = extraction.plan.by_name[batch.key.bucket].padded
-    maps = view_maps(extraction, pixels, padded=padded, view=view)
-    rois = _rois(extraction, batch, maps) if view == 'plain' else None
-    encoded = {}
-    for level in extraction.levels:
-        codes = encode(maps[level.name], extraction.codec, target=extraction.target_error, basis=bases.get(level.name))
-        encoded[level.name] = replace(codes, basis=None).to(torch.device('cpu'))
-    if extraction.device.type != 'cuda':
-        return Copies(encoded, rois, None)
-    arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrival.record(torch.cuda.current_stream(extraction.device))
-    return Copies(encoded, rois, arrival)
-
-
-def _rois(extraction: Extraction, batch: Batch, maps: Mapping[str, Tensor]) -> list[ImageRois] | None:
-    """The teacher's proposals, where the cache is to hold them."""
-    record = extraction.description.rois
-    if extraction.proposing_head is None or record is None:
-        return None
-    originals = [image.size for image in batch.images]
-    return teacher_rois(
-        extraction.teacher, extraction.proposing_head, maps, originals=originals, num_rois=record.num_rois
-    )
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Maps on the host that a GPU may still be copying: such copies continue while the host does something else.
-
-    Attributes:
-        maps: level name -> codes; not to be looked at before the arrival.
-        rois: the teacher's proposals of each image, if these go with the view; they are there.
-        arrival: comes when all are there; None without a GPU.
-    """
-
-    maps: dict[str, EncodedMaps]
-    rois: Sequence[ImageRois] | None
-    arrival: torch.cuda.Event | None
-
-    def append_to(self, group: ShardGroup, *, view: str) -> None:
-        """Waits for the copies and compresses them."""
-        if self.arrival is not None:
-            self.arrival.synchronize()
-        group.append(view, self.maps)
-        if self.rois is not None:
-            group.append_rois(self.rois)
-
-
-def _loaded(
-    extraction: Extraction, keys: Sequence[ShardKey], *, loading: Loading
-) -> Generator[tuple[Batch, list[Tensor]], None, None]:
-    """Batches with their resized images uint8 (3, h, w), read ahead in threads."""
-
-    def load(batch: Batch) -> tuple[Batch, list[Tensor]]:
-        return batch, load_images(extraction, batch.images)
-
-    planned = batches(extraction, keys, batch_size=loading.batch_size)
-    return prefetched(load, planned, num_threads=loading.num_threads, depth=2 * loading.num_threads)
 
 
 def batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: int) -> Iterator[Batch]:
@@ -163,29 +262,84 @@ def batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: int
             yield Batch(key, images[start : start + batch_size], is_last=start + batch_size >= len(images))
 
 
-class Progress:
-    """The progress bar on stderr: images/s, MB/s on disk, time left; without `is_log` only on a terminal."""
+def load_images(extraction: Extraction, images: Sequence[tuple[int, Size]]) -> list[Tensor]:
+    """Resized images uint8 (3, h, w), BGR, of ids and original (height, width) in px."""
+    geometry = extraction.teacher.preprocessing.geometry
+    return [
+        image_view(read_image(extraction.paths[image_id], size=size), geometry=geometry, view='plain')
+        for image_id, size in images
+    ]
 
-    def __init__(self, num_images: int, *, done: int = 0, name: str, is_log: bool = True) -> None:
-        self._bar = progress_bar(total=num_images, initial=done, unit='image', desc=name, smoothing=0.1, in_logs=is_log)
-        self._bytes = 0
 
-    def __enter__(self) -> 'Progress':
-        return self
+def view_maps(extraction: Extraction, pixels: Sequence[Tensor], *, padded: Size, view: View) -> dict[str, Tensor]:
+    """Level name -> maps (B, C, H, W) on the device, of one view of resized images uint8 (3, h, w)."""
+    moved = [image.to(extraction.device, non_blocking=True) for image in pixels]
+    if view == 'flip':
+        moved = [image.flip(-1) for image in moved]
+    return extraction.teacher.maps_of(moved, padded=padded)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
-    def advance(self, num_images: int, *, is_stopping: bool) -> None:
-        """Counts images that the teacher has seen."""
-        if is_stopping:
-            self._bar.set_description('finishing this shard; press Ctrl-C again to stop immediately', refresh=False)
-        self._bar.update(num_images)
+def compute_bases(extraction: Extraction) -> dict[str, Tensor]:
+    """The principal directions of the teacher's channels, which `lean` needs before the first shard.
 
-    def commit(self, sink: Sink, group: ShardGroup) -> None:
-        """Commits a full group and shows the rate of writing."""
-        self._bytes += sink.commit(group)
-        if self._bar.disable:
-            return
-        elapsed = self._bar.format_dict['elapsed']
-        self._bar.set_postfix_str(f'{self._bytes / 1e6 / max(elapsed, 1e-9):.1f} MB/s', refresh=False)
+    Returns:
+        Level name -> orthonormal columns (C, C) float32 on the CPU, from a sample spread over the data set.
+    """
+    covariances = {level.name: Covariance(level.channels) for level in extraction.levels}
+    sample = _sample(extraction, NUM_BASIS_IMAGES)
+    for padded, image in progress_bar(sample, desc='channel statistics', unit='image', in_logs=False):
+        maps = view_maps(extraction, load_images(extraction, [image]), padded=padded, view='plain')
+        for name, covariance in covariances.items():
+            # Encoding finds them too, but on the way there a basis of NaN would be stored.
+            energy = maps[name].float().square().sum((2, 3))
+            require_finite(energy, level=name, view='plain', image_ids=[image.image_id])
+            covariance.add(maps[name])
+    return {name: covariance.basis() for name, covariance in covariances.items()}
+
+
+def check_teacher(extraction: Extraction) -> None:
+    """Runs the teacher on a few images before anything is written.
+
+    Raises:
+        InputError: maps are not finite, as good as constant, or others each time; names the level, and the image where
+            it is one.
+    """
+    statistics = {level.name: MapStatistics(level.name) for level in extraction.levels}
+    name = extraction.teacher.name
+    for number, (padded, image) in enumerate(_sample(extraction, NUM_CHECKED_IMAGES)):
+        pixels = load_images(extraction, [image])
+        for view in extraction.description.views:
+            maps = view_maps(extraction, pixels, padded=padded, view=view)
+            if number == 0:
+                again = view_maps(extraction, pixels, padded=padded, view=view)
+                require_repeated(list(maps.values()), list(again.values()), name=name)
+            for level, one in statistics.items():
+                require_finite(maps[level], level=level, view=view, image_ids=[image.image_id])
+                one.add(maps[level])
+    for one in statistics.values():
+        one.require_varied(name=name, advice='exclude the level with --levels')
+
+
+def _sample(extraction: Extraction, num_images: int) -> tuple[tuple[Size, SourceImage], ...]:
+    """Images with their padded shapes, in the order of the buckets, so that each shape has its share."""
+    everything = [(bucket.padded, image) for bucket in extraction.plan.buckets for image in bucket.images]
+    return spread(everything, num_images)
+
+
+def _require_images(coco: CocoSet, folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f'{folder}: there is no such image folder; give --coco DIR, or --images and --annotations')
+    missing = missing_images(coco, folder)
+    if missing:
+        raise InputError(
+            f'{folder}: {len(missing)} of {len(coco.images)} images are missing, the first is {missing[0]}; '
+            'restore them, or remove them from the annotation file'
+        )
+
+
+def _select_levels(teacher: Teacher, wanted: tuple[str, ...] | None) -> tuple[Level, ...]:
+    names = [level.name for level in teacher.levels]
+    unknown = [name for name in wanted or () if name not in names]
+    if unknown:
+        raise InputError(f'--levels: teacher {teacher.name} has {", ".join(names)}, not {unknown[0]}')
+    return tuple(level for level in teacher.levels if wanted is None or level.name in wanted)

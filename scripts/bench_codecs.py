@@ -33,8 +33,8 @@ from mtpd.data.coco import CocoSet, read_annotations, spread
 from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.evaluation import evaluate
-from mtpd_extract.annotated_images import AnnotatedImage, view_of
-from mtpd_extract.calibration import NUM_IMAGES
+from mtpd_extract.cache_tools.fidelity import AnnotatedImage, view_of
+from mtpd_extract.extraction import NUM_BASIS_IMAGES
 
 RECOMMENDED = 'lean 0.03'
 CPU = torch.device('cpu')
@@ -177,7 +177,7 @@ def measure(
     images = spread(coco.images, num_images)
     seen = [view_of(teacher, image, folder=folder, view='plain', device=CPU) for image in images]
     covariances = {level.name: Covariance(level.channels) for level in teacher.levels}
-    for one in seen[:NUM_IMAGES]:
+    for one in seen[:NUM_BASIS_IMAGES]:
         for name, values in teacher.maps(one.inputs).items():
             covariances[name].add(values)
     bases = {name: covariance.basis() for name, covariance in covariances.items()}

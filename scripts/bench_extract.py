@@ -25,13 +25,20 @@ from torch import Tensor
 from measuring import described_parser, interleaved, median_ratio
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
+from mtpd.system.console import progress_bar
 from mtpd.system.environment import describe_device
 from mtpd.system.interrupt import StopFlag
-from mtpd_extract.build import Extraction, build_extraction
-from mtpd_extract.calibration import compute_bases
 from mtpd_extract.cli import main as mtpd_extract
-from mtpd_extract.extraction import Loading, Progress, batches, extract_groups
-from mtpd_extract.forward import load_images
+from mtpd_extract.extraction import (
+    Extraction,
+    Loading,
+    batches,
+    build_extraction,
+    compute_bases,
+    extract_groups,
+    load_images,
+)
+from mtpd_extract.options import ExtractOptions
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,14 +47,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument('--repeats', type=int, default=5, help='measured rounds (default 5)')
     parser.add_argument('--folder', type=Path, help='folder for the temporary caches')
     own, others = parser.parse_known_args(arguments)
-    options = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
-    extraction = build_extraction({**options, 'local_rank': None})
-    loading = Loading(batch_size=options['batch_size'], num_threads=options['workers'])
+    given = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
+    options = ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
+    extraction = build_extraction(options)
+    loading = Loading(batch_size=options.batch_size, num_threads=options.workers)
     inputs = prepare(extraction, loading)
     num_images = extraction.plan.num_images
+    description = extraction.description
     print(
         f'{extraction.teacher.name} on {describe_device(extraction.device)}, {num_images} images, '
-        f'{", ".join(extraction.views)} as {extraction.codec}, batches of {loading.batch_size}, '
+        f'{", ".join(description.views)} as {description.codec}, batches of {loading.batch_size}, '
         f'{loading.num_threads} reader threads, {torch.get_num_threads()} network threads'
     )
     ways = {
@@ -71,7 +80,7 @@ def prepare(extraction: Extraction, loading: Loading) -> list[Tensor]:
     for batch in batches(extraction, extraction.plan.shard_keys(), batch_size=loading.batch_size):
         pixels = [image.to(extraction.device) for image in load_images(extraction, batch.images)]
         padded = extraction.plan.by_name[batch.key.bucket].padded
-        for view in extraction.views:
+        for view in extraction.description.views:
             images = [image.flip(-1) for image in pixels] if view == 'flip' else pixels
             inputs.append(normalise(images, padded=padded, normalisation=normalisation))
     return inputs
@@ -97,12 +106,21 @@ def time_extract(extraction: Extraction, loading: Loading, folder: Path | None) 
             teacher_weights=extraction.teacher_weights,
         )
         with writer:
-            if extraction.codec == 'lean':
-                writer.bases(partial(compute_bases, extraction))
+            is_lean = extraction.description.codec == 'lean'
+            bases = writer.bases(partial(compute_bases, extraction)) if is_lean else {}
             keys = writer.pending()
-            progress = Progress(extraction.plan.num_images, name='extract', is_log=False)
+            bar = progress_bar(total=extraction.plan.num_images, unit='image', desc='extract', in_logs=False)
             start = time.perf_counter()
-            extract_groups(extraction, writer, keys, loading=loading, stop=StopFlag(), progress=progress)
+            extract_groups(
+                extraction,
+                keys,
+                bases=bases,
+                start_group=writer.start_group,
+                commit=writer.commit,
+                loading=loading,
+                stop=StopFlag(),
+                bar=bar,
+            )
             return time.perf_counter() - start
 
 

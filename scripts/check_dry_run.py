@@ -11,17 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from mtpd.system.text import format_duration
-from mtpd_extract.build import build_extraction
+from mtpd.system.text import format_bytes, format_duration
 from mtpd_extract.cli import main as mtpd_extract
-from mtpd_extract.estimate import gigabytes
-from mtpd_extract.extraction import Loading
-from mtpd_extract.prediction import Prediction, predict
+from mtpd_extract.estimate import Prediction, measure_rates, predict
+from mtpd_extract.extraction import Loading, build_extraction
+from mtpd_extract.options import ExtractOptions
+from mtpd_extract.output_folder import folder_bytes
 from mtpd_extract.run import extract
-from mtpd_extract.target import present_bytes
-from mtpd_extract.trial import run_trial
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,32 +27,33 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__)
         return
     with tempfile.TemporaryDirectory() as folder:
-        options = mtpd_extract.make_context('mtpd-extract', ['--out', f'{folder}/cache', *arguments]).params
-        out: Path = options['out']
-        if out.exists():
-            sys.exit(f'{out}: already exists, but a new cache is to be timed; give another --out')
-        predicted, real = compare({**options, 'local_rank': None}, out)
+        given = mtpd_extract.make_context('mtpd-extract', ['--out', f'{folder}/cache', *arguments]).params
+        options = ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
+        if options.out.exists():
+            sys.exit(f'{options.out}: already exists, but a new cache is to be timed; give another --out')
+        predicted, real = compare(options)
     print(f'{"":<12}{"predicted":>12}{"real":>12}{"ratio":>8}')
     rows = [
-        ('bytes', gigabytes(predicted.num_bytes), gigabytes(real.num_bytes), predicted.num_bytes / real.num_bytes),
-        ('time', format_duration(predicted.seconds), format_duration(real.seconds), predicted.seconds / real.seconds),
+        ('bytes', format_bytes, predicted.num_bytes, real.num_bytes),
+        ('time', format_duration, predicted.seconds, real.seconds),
     ]
-    for name, before, after, ratio in rows:
-        print(f'{name:<12}{before:>12}{after:>12}{ratio:>8.3f}')
-    print(f'predicted/real bytes {rows[0][3]:.3f} time {rows[1][3]:.3f}')
+    for name, text, before, after in rows:
+        print(f'{name:<12}{text(before):>12}{text(after):>12}{before / after:>8.3f}')
+    num_bytes, seconds = (before / after for _, _, before, after in rows)
+    print(f'predicted/real bytes {num_bytes:.3f} time {seconds:.3f}')
 
 
-def compare(options: dict[str, object], out: Path) -> tuple[Prediction, Prediction]:
+def compare(options: ExtractOptions) -> tuple[Prediction, Prediction]:
     """What was predicted, and what came of it."""
     extraction = build_extraction(options)
-    loading = Loading(batch_size=int(str(options['batch_size'])), num_threads=int(str(options['workers'])))
-    trial = run_trial(extraction, loading)
-    predicted = predict(extraction, trial)
-    print(f'by a trial on {trial.num_images} of {extraction.plan.num_images} images: {predicted}', flush=True)
+    loading = Loading(batch_size=options.batch_size, num_threads=options.workers)
+    rates = measure_rates(extraction, loading)
+    predicted = predict(extraction, rates)
+    print(f'by a trial on {rates.num_images} of {extraction.plan.num_images} images: {predicted}', flush=True)
     start = time.perf_counter()
-    extract(extraction, out, loading, trial=lambda: trial)
+    extract(extraction, options.out, loading, rates=lambda: rates)
     seconds = time.perf_counter() - start
-    return predicted, Prediction(extraction.plan.num_images, present_bytes(out), seconds)
+    return predicted, Prediction(extraction.plan.num_images, folder_bytes(options.out), seconds)
 
 
 if __name__ == '__main__':

@@ -26,8 +26,7 @@ from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
 from mtpd_train.student import inheritance_table
 from mtpd_train.teachers.cached_teacher import CachedTeacher, buffer_bytes
-from mtpd_train.training.data_parallel import build_network
-from mtpd_train.training.step import add_gradient, loaded
+from mtpd_train.training.step import add_gradient, build_network, loaded
 
 # Batches that a worker process has under way (torch's DataLoader).
 PREFETCHED_BATCHES = 2

@@ -11,20 +11,17 @@ from typing import Any
 import torch
 
 from mtpd.data.coco import CocoSet, read_annotations
-from mtpd.detectors.activation_checkpointing import checkpoint_activations
 from mtpd.detectors.class_names import require_same_labels
 from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.features import NECK, neck_of, student_hook_point
-from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.inheritance import Inheritance
 from mtpd.detectors.model_config import definition_sha256
 from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, recipe_ingredients
-from mtpd.detectors.trainable import require_inputs
+from mtpd.detectors.trainable import checkpoint_activations, frozen_parameters, require_inputs, unfreeze
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.fine_grained import FineGrainedOptions
 from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
@@ -280,8 +277,7 @@ def _build_distiller(settings: StageSettings, student: Student, source: TeacherS
     if source is not None and settings.distill:
         neck_of(student.model)
     losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
-    needs_anchors = any(isinstance(one, FineGrainedOptions) for one in losses)
-    anchors = base_anchors(student.model) if needs_anchors else None
+    anchors = base_anchors(student.model) if any(one.looks_at_anchors for one in losses) else None
     return Distiller(losses, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.system.console import reported
+from mtpd.system.console import progress_bar, reported, say
 from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
 
 CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}
@@ -81,7 +81,7 @@ def main() -> None:
 @_caches
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON list with one object per cache.')
 @output_options
-def info(verbose: bool, quiet: bool, **options: Any) -> None:
+def info(caches: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool) -> None:
     """Show teacher, contents and disk use of each CACHE.
 
     Reads only the metadata, not the maps; `verify` checks the maps. An unfinished cache can
@@ -90,7 +90,7 @@ def info(verbose: bool, quiet: bool, **options: Any) -> None:
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.info import run
 
-        run(options)
+        run(caches, as_json=as_json)
 
 
 @main.command(epilog=VERIFY_EXAMPLES)
@@ -98,7 +98,7 @@ def info(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--repair', is_flag=True, help='Queue damaged parts; mtpd-extract then writes only these again.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read and decode.')
 @output_options
-def verify(verbose: bool, quiet: bool, **options: Any) -> None:
+def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, quiet: bool) -> None:
     """Read every byte of each CACHE and name each damaged shard.
 
     Checks sizes, hashes, counts, image ids and the checksum of every map, and reports unknown files in the folders.
@@ -107,7 +107,7 @@ def verify(verbose: bool, quiet: bool, **options: Any) -> None:
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.verify import run
 
-        run(options)
+        run(caches, is_repair=repair, num_threads=workers)
 
 
 @main.command(epilog=PICTURE_EXAMPLES)
@@ -124,7 +124,7 @@ def verify(verbose: bool, quiet: bool, **options: Any) -> None:
     help="COCO annotation file with the image names; not needed for COCO's own names.",
 )
 @output_options
-def picture(verbose: bool, quiet: bool, **options: Any) -> None:
+def picture(cache: Path, out: Path, verbose: bool, quiet: bool, **options: Any) -> None:
     """Draw a contact sheet of an image: every level's map and its error, plain next to flip.
 
     Equal colours in a row mean equal features. If both views are stored, the last column compares the plain map,
@@ -135,7 +135,7 @@ def picture(verbose: bool, quiet: bool, **options: Any) -> None:
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.picture import run
 
-        run(options)
+        run(cache, out, **options)
 
 
 @main.command(epilog=FIDELITY_EXAMPLES)
@@ -170,11 +170,11 @@ def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
     With the annotation file of the extraction, stored maps are compared. Images of any
     other annotated set are encoded with the cache's codec in memory. The default teacher is recorded in the cache.
     """
-    require_pairs(options)
+    require_pairs(options['images'], options['annotations'])
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_extract.cache_tools.fidelity import run
+        from mtpd_extract.cache_tools.fidelity import FidelityOptions, run
 
-        run(options)
+        run(FidelityOptions(**options))
 
 
 @main.command(epilog=ORDER_EXAMPLES)
@@ -237,25 +237,36 @@ def order(verbose: bool, quiet: bool, **options: Any) -> None:
     if len(options['caches']) + (options['student_cache'] is not None) < 2:
         raise click.UsageError('an order needs at least two caches: name another CACHE, or give --student-cache')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_extract.cache_tools.order import run
+        from mtpd_extract.cache_tools.order import OrderOptions, run
 
-        run(options)
+        run(OrderOptions(**options))
 
 
 @main.command(epilog=MERGE_EXAMPLES)
 @_caches
 @click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='New folder for the merged cache.')
 @output_options
-def merge(verbose: bool, quiet: bool, **options: Any) -> None:
+def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool) -> None:
     """Combine the parts of an extraction into a finished cache.
 
     Without --out: publish the one CACHE whose parts are all done, if the last part was killed before doing so.
     With --out: merge folders written by parts on machines without a shared file system. Every file is
     checked, then linked or copied; the folders are not changed.
     """
-    if options['out'] is None and len(options['caches']) != 1:
+    if out is None and len(caches) != 1:
         raise click.UsageError('merging several CACHEs needs a new folder: give --out, or name one CACHE')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_extract.cache_tools.merge import run
+        from mtpd.cache.checking.state import read_state
+        from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
+        from mtpd.system.text import format_bytes
 
-        run(options)
+        if out is None:
+            publish_parts(caches[0])
+        else:
+            total = num_bytes(caches)
+            with progress_bar(total=total, unit='B', unit_scale=True, desc=f'merge {out}') as progress:
+                merge_parts(caches, out, advance=progress.update)
+        root = out or caches[0]
+        state = read_state(root)
+        size = format_bytes(state.num_bytes)
+        say(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {size}')

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,62 @@ from mtpd.cache.format.codecs import encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoImage, CocoSet, read_annotations, spread
+from mtpd.data.coco import CocoImage, CocoSet, image_path, read_annotations, spread
+from mtpd.data.images import read_image
+from mtpd.detectors.detection import collate
 from mtpd.detectors.features import choice_of
 from mtpd.detectors.teacher_heads import head_detections, require_head
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
+from mtpd.detectors.teachers import Teacher, load_teacher, state_sha256
+from mtpd.detectors.transforms import Sample, make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate
 from mtpd.system.console import progress_bar, warn
 from mtpd.system.environment import choose_device
 from mtpd.system.text import table
-from mtpd_extract.annotated_images import AnnotatedImage, view_of
-from mtpd_extract.build import data_set
+from mtpd_extract.options import SourceOptions
 
 Maps = dict[str, Tensor]
 # (image id, view, live maps (1, C, H, W)) -> the maps (C, H, W) that the cache gives for them.
 Stored = Callable[[int, ViewName, Maps], Maps]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityOptions(SourceOptions):
+    """Options of `mtpd-cache fidelity`."""
+
+    cache: Path
+    teacher: str | None
+    num_images: int
+    ap: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One view of an image.
+
+    Attributes:
+        sample: with the sizes that a head looks up.
+        inputs: normalised and padded, (1, 3, H, W) on the teacher's device.
+    """
+
+    sample: Sample
+    inputs: Tensor
+
+
+def view_of(
+    teacher: Teacher, image: CocoImage, *, folder: Path, view: ViewName, device: torch.device
+) -> AnnotatedImage:
+    """An image of the set in `folder`, resized and perhaps mirrored, padded and normalised for `teacher`."""
+    path = image_path(folder, image.file_name)
+    sample = make_sample(
+        read_image(path, size=(image.height, image.width)),
+        image_id=image.id,
+        path=str(path),
+        geometry=teacher.preprocessing.geometry,
+        view=view,
+    )
+    return AnnotatedImage(sample, collate([sample], preprocessing=teacher.preprocessing, device=device))
 
 
 @dataclass(frozen=True)
@@ -51,28 +92,27 @@ class Report:
     ap: tuple[float, float] | None
 
 
-def run(options: Mapping[str, Any]) -> None:
+def run(options: FidelityOptions) -> None:
     """Measures one cache and prints what came out."""
-    cache = mtpd.cache.open(options['cache'])
-    device = choose_device(options['device'])
+    cache = mtpd.cache.open(options.cache)
+    device = choose_device(options.device)
     teacher = _teacher(cache, options, device)
-    folder, annotation_file = data_set(options)
+    folder, annotation_file = options.data_paths
     coco = read_annotations(annotation_file)
     for doubt in suspicions(coco):
         warn(f'{annotation_file}: {doubt}')
     report = _measure(cache, teacher, coco, folder, options=options, device=device)
-    print(json.dumps(_record(report), indent=1) if options['as_json'] else '\n'.join(_lines(report)))
+    print(json.dumps(_record(report), indent=1) if options.as_json else '\n'.join(_lines(report)))
 
 
-def _teacher(cache: CacheReader, options: Mapping[str, Any], device: torch.device) -> Teacher:
+def _teacher(cache: CacheReader, options: FidelityOptions, device: torch.device) -> Teacher:
     """The live teacher, which must be the one that the cache was made by."""
-    given = {field.name: options[field.name] for field in fields(InputOptions) if field.name != 'scale'}
     teacher = load_teacher(
-        options['teacher'] or str(cache.manifest.description.provenance.get('teacher')),
-        checkpoint=options['checkpoint'],
-        options=InputOptions(**given, scale=cache.geometry.scale),
+        options.teacher or str(cache.manifest.description.provenance.get('teacher')),
+        checkpoint=options.checkpoint,
+        options=replace(options.input_options, scale=cache.geometry.scale),
         device=device,
-        trust_checkpoint=options['trust_checkpoint'],
+        trust_checkpoint=options.trust_checkpoint,
         hook=choice_of(str(_recorded(cache, 'teacher', 'hook_point'))),
     )
     found = _recorded(cache, 'teacher', 'weights')
@@ -80,15 +120,14 @@ def _teacher(cache: CacheReader, options: Mapping[str, Any], device: torch.devic
     if weights != found:
         raise CacheMismatchError(
             f'{cache.path}: was made by a teacher with different weights than {teacher.name} (sha256 '
-            f'{str(found)[:12]}... '
-            f'there, {weights[:12]}... here); give its --teacher and --checkpoint'
+            f'{str(found)[:12]}... there, {weights[:12]}... here); give its --teacher and --checkpoint'
         )
     if teacher.preprocessing.geometry != cache.geometry:
         raise CacheMismatchError(
             f'{cache.path}: its geometry is {cache.geometry}, but {teacher.name} has {teacher.preprocessing.geometry}; '
             'give the input options of the extraction'
         )
-    if options['ap']:
+    if options.ap:
         require_head(teacher)
     return teacher
 
@@ -99,11 +138,11 @@ def _measure(
     coco: CocoSet,
     folder: Path,
     *,
-    options: Mapping[str, Any],
+    options: FidelityOptions,
     device: torch.device,
 ) -> Report:
     images, source, stored = _stored_maps(cache, coco)
-    images = spread(images, options['num_images'])
+    images = spread(images, options.num_images)
     views = {(view, level.name): Comparison() for view in cache.views for level in cache.levels}
     mirrored = {level.name: Comparison() for level in cache.levels} if len(cache.views) == 2 else {}
     detections: tuple[list[Any], list[Any]] = ([], [])
@@ -117,13 +156,13 @@ def _measure(
             found[view] = stored(image.id, view, live)
             for name, maps in found[view].items():
                 views[view, name].add(maps, live[name][0].cpu())
-            if options['ap'] and view == cache.views[0]:
+            if options.ap and view == cache.views[0]:
                 for given, results in zip((live, _replaced(live, found[view])), detections, strict=True):
                     results += _detect(teacher, seen, given, coco)
         for name, comparison in mirrored.items():
             comparison.add(found['plain'][name].flip(-1), found['flip'][name])
     ap = None
-    if options['ap']:
+    if options.ap:
         ids = [image.id for image in images]
         live_ap, stored_ap = (100 * evaluate(coco, found, image_ids=ids).metrics['AP'] for found in detections)
         ap = live_ap, stored_ap

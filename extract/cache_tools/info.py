@@ -1,167 +1,181 @@
-"""`mtpd-cache info`: what a cache is, holds and takes."""
+"""`mtpd-cache info`: what a cache is, holds and takes, from its records alone."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtpd.cache.checking.state import CacheState, read_state
-from mtpd.cache.checking.statistics import CacheStatistics, measure
-from mtpd.cache.format.manifest import VERSION
+from mtpd.cache.format.arrays import file_place
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.manifest import TEACHER_FILE, VERSION
+from mtpd.cache.format.plan import ShardKey
 from mtpd.system.files import canonical_json, sha256_bytes
 from mtpd.system.text import format_bytes, table
 
-GO_ON = 'run the same mtpd-extract command again to resume'
+KINDS = ('maps', 'row_tables', 'rois', 'index', 'teacher_weights', 'rotations')
 
 
-def run(options: Mapping[str, Any]) -> None:
+def run(caches: Sequence[Path], *, as_json: bool) -> None:
     """Prints a block for each cache, or a JSON list."""
     records = []
-    for number, root in enumerate(options['caches']):
-        state = read_state(root)
-        statistics = measure(state)
-        if options['as_json']:
-            records.append(_record(root, state, statistics))
+    for number, root in enumerate(caches):
+        record = describe_cache(read_state(root))
+        if as_json:
+            records.append(record)
         else:
-            print('\n' * bool(number) + '\n'.join([str(root), *_lines(state, statistics)]))
-    if options['as_json']:
+            lines = [*_facts(record), '', *_levels(record), '', *_shapes(record)]
+            print('\n' * bool(number) + '\n'.join([str(root), *(f'  {line}' if line else '' for line in lines)]))
+    if as_json:
         print(json.dumps(records, indent=1))
 
 
-def _lines(state: CacheState, statistics: CacheStatistics) -> list[str]:
-    return [
-        '  ' + line if line else ''
-        for line in [*_facts(state, statistics), '', *_levels(statistics), '', *_shapes(statistics)]
-    ]
+def describe_cache(state: CacheState) -> dict[str, Any]:
+    """What `--json` prints. Bytes and elements of an unfinished cache are those of its committed shards.
+
+    `bytes` are by kind: maps, row tables, RoIs, index, teacher weights, rotations (of the lean codec), metadata (all
+    other files), and all of them. `elements` are feature values in all views.
+    """
+    description, buckets = state.description, state.manifest.buckets
+    levels = [level.to_level() for level in description.levels]
+    kinds = dict.fromkeys(KINDS, 0)
+    of_level: Counter[str] = Counter()
+    of_bucket: Counter[str] = Counter()
+    keys: set[ShardKey] = set()
+    for file, one in state.manifest.files.items():
+        place = file_place(file)
+        if place is None:
+            kinds[{TEACHER_FILE: 'teacher_weights', BASIS_FILE: 'rotations'}.get(file, 'index')] += one.num_bytes
+            continue
+        keys.add(place.key)
+        of_bucket[place.key.bucket] += one.num_bytes
+        level = next((level.name for level in levels if place.is_of(level)), None)
+        kinds['rois' if not place.view else 'row_tables' if level is None else 'maps'] += one.num_bytes
+        if level is not None:
+            of_level[level] += one.num_bytes
+    on_disk = sum(path.stat().st_size for path in state.root.rglob('*') if path.is_file())
+    kinds['metadata'] = max(0, on_disk - sum(kinds.values()))
+    committed: Counter[str] = Counter()
+    for bucket in state.plan.layout().buckets:
+        shards = (shard for name, shard in keys if name == bucket.name)
+        committed[bucket.name] = sum(len(bucket.rows(shard)) for shard in shards)
+    elements = {
+        level.name: len(description.views)
+        * sum(
+            committed[bucket.name] * level.channels * height * width
+            for bucket in buckets
+            for height, width in [level.grid(*bucket.padded)]
+        )
+        for level in levels
+    }
+    stated = description.model_dump(mode='json')
+    return {
+        'path': str(state.root),
+        'version': VERSION,
+        'finished': state.is_finished,
+        'images': state.manifest.num_images,
+        'committed_images': sum(committed.values()),
+        'shards': state.num_shards,
+        'committed_shards': len(state.committed),
+        'bytes': kinds | {'all': sum(kinds.values())},
+        'bits_per_element': _bits(kinds['maps'], sum(elements.values())),
+        'levels': [
+            {
+                **vars(level),
+                'elements': elements[level.name],
+                'bytes': of_level[level.name],
+                'bits_per_element': _bits(of_level[level.name], elements[level.name]),
+            }
+            for level in levels
+        ],
+        'shapes': [
+            {
+                'padded': bucket.padded,
+                'images': bucket.num_images,
+                'committed_images': committed[bucket.name],
+                'shards': bucket.num_shards,
+                'bytes': of_bucket[bucket.name],
+            }
+            for bucket in buckets
+        ],
+        'fingerprint_sha256': sha256_bytes(canonical_json(description.fingerprint)),
+        **{name: stated[name] for name in ('codec', 'target_error', 'views', 'geometry', 'fingerprint', 'provenance')},
+    }
 
 
-def _facts(state: CacheState, statistics: CacheStatistics) -> list[str]:
-    description, sizes = state.description, statistics.num_bytes
-    progress = f'{len(state.committed)} of {state.num_shards} shards committed'
+def _bits(num_bytes: int, num_elements: int) -> float | None:
+    """Per element; None while nothing is stored."""
+    return 8 * num_bytes / num_elements if num_elements else None
+
+
+def _facts(record: dict[str, Any]) -> list[str]:
+    provenance, sizes = record['provenance'], record['bytes']
+    state, codec = f'finished, format version {record["version"]}', record['codec']
+    if not record['finished']:
+        progress = f'{record["committed_shards"]} of {record["shards"]} shards committed'
+        state = f'unfinished, {progress}; run the same mtpd-extract command again to resume'
+    if record['target_error'] is not None:
+        codec += f', relative squared error of {record["target_error"]:g}'
+    kinds = [f'{kind.replace("_", " ")} {format_bytes(size)}' for kind, size in sizes.items() if size and kind != 'all']
+    versions = provenance.get('versions')
+    listed = [f'{name} {version}' for name, version in versions.items()] if isinstance(versions, dict) else []
     facts = {
-        'state': f'finished, format version {VERSION}' if state.is_finished else f'unfinished, {progress}; {GO_ON}',
-        'images': _images(state, statistics),
-        'views': ', '.join(description.views),
-        'size': f'{format_bytes(sum(sizes.values()))}: '
-        + ', '.join(
-            f'{kind.replace("_", " ")} {format_bytes(num_bytes)}' for kind, num_bytes in sizes.items() if num_bytes
-        ),
-        'codec': _codec(state, statistics),
-        'geometry': _geometry(state),
-        'teacher': f'{description.provenance.get("teacher", "unknown")}, fingerprint {_fingerprint(state)[:12]}',
-        'made on': _made_on(description.provenance),
+        'state': state,
+        'images': _images(record),
+        'views': ', '.join(record['views']),
+        'size': f'{format_bytes(sizes["all"])}: {", ".join(kinds)}',
+        'codec': f'{codec}, {_two_digits(record["bits_per_element"])} bits per element',
+        'geometry': _geometry(record['geometry']),
+        'teacher': f'{provenance.get("teacher", "unknown")}, fingerprint {record["fingerprint_sha256"][:12]}',
+        'made on': ', '.join([str(provenance.get('device', 'unknown device')), *listed]),
     }
     return [f'{name:<9} {value}' for name, value in facts.items()]
 
 
-def _levels(statistics: CacheStatistics) -> list[str]:
-    return table(
-        ['level', 'stride', 'channels', 'elements', 'size', 'bits/element'],
+def _levels(record: dict[str, Any]) -> list[str]:
+    rows = [
         [
-            [
-                one.level.name,
-                str(one.level.stride),
-                str(one.level.channels),
-                f'{one.num_elements:,}',
-                format_bytes(one.num_bytes),
-                _bits(one.bits_per_element),
-            ]
-            for one in statistics.levels
-        ],
-    )
+            *(str(one[name]) for name in ('name', 'stride', 'channels')),
+            f'{one["elements"]:,}',
+            format_bytes(one['bytes']),
+            _two_digits(one['bits_per_element']),
+        ]
+        for one in record['levels']
+    ]
+    return table(['level', 'stride', 'channels', 'elements', 'size', 'bits/element'], rows)
 
 
-def _shapes(statistics: CacheStatistics) -> list[str]:
-    return table(
-        ['padded shape', 'images', 'shards', 'size'],
-        [
-            ['x'.join(map(str, one.padded)), f'{one.num_images:,}', f'{one.num_shards:,}', format_bytes(one.num_bytes)]
-            for one in statistics.shapes
-        ],
-    )
+def _shapes(record: dict[str, Any]) -> list[str]:
+    rows = [
+        ['x'.join(map(str, one['padded'])), f'{one["images"]:,}', f'{one["shards"]:,}', format_bytes(one['bytes'])]
+        for one in record['shapes']
+    ]
+    return table(['padded shape', 'images', 'shards', 'size'], rows)
 
 
-def _images(state: CacheState, statistics: CacheStatistics) -> str:
+def _images(record: dict[str, Any]) -> str:
     """How many, and the share of the annotation file that they are."""
-    num_images, provenance = statistics.num_images, state.description.provenance
+    num_images, provenance = record['images'], record['provenance']
     source, annotated = provenance.get('annotations', 'the annotation file'), provenance.get('annotated_images')
     text = f'{num_images:,}'
     if annotated == num_images:
         text = f'{num_images:,}, all of {source}'
     elif isinstance(annotated, int) and annotated > 0:
         text = f'{num_images:,} of {annotated:,} ({100 * num_images / annotated:.1f} %) of {source}'
-    return text if state.is_finished else f'{text}; {statistics.num_committed_images:,} committed'
+    return text if record['finished'] else f'{text}; {record["committed_images"]:,} committed'
 
 
-def _codec(state: CacheState, statistics: CacheStatistics) -> str:
-    description = state.description
-    target = '' if description.target_error is None else f', relative squared error of {description.target_error:g}'
-    return f'{description.codec}{target}, {_bits(statistics.bits_per_element)} bits per element'
-
-
-def _geometry(state: CacheState) -> str:
-    geometry = state.description.geometry
-    ratio = 'aspect ratio kept' if geometry.keep_ratio else 'aspect ratio not kept'
-    least = geometry.pad_size
+def _geometry(geometry: dict[str, Any]) -> str:
+    ratio = 'aspect ratio kept' if geometry['keep_ratio'] else 'aspect ratio not kept'
+    least = geometry['pad_size']
     padded = f'at least {least[1]}x{least[0]}, ' if least else ''
-    scale = 'x'.join(map(str, geometry.scale))
-    square = 'squares of ' if geometry.pad_square else ''
-    rarer = geometry.to_geometry().to_dict().keys() - {'scale', 'keep_ratio', 'pad_divisor', 'pad_size', 'pad_square'}
-    stated = ''.join(f', {name} {getattr(geometry, name)}' for name in sorted(rarer))
-    return f'scale {scale}, {ratio}, padded to {padded}{square}multiples of {geometry.pad_divisor} px{stated}'
+    scale = 'x'.join(map(str, geometry['scale']))
+    square = 'squares of ' if geometry.get('pad_square') else ''
+    rarer = geometry.keys() - {'scale', 'keep_ratio', 'pad_divisor', 'pad_size', 'pad_square'}
+    stated = ''.join(f', {name} {geometry[name]}' for name in sorted(rarer))
+    return f'scale {scale}, {ratio}, padded to {padded}{square}multiples of {geometry["pad_divisor"]} px{stated}'
 
 
-def _made_on(provenance: Mapping[str, Any]) -> str:
-    versions = provenance.get('versions')
-    listed = [f'{name} {version}' for name, version in versions.items()] if isinstance(versions, dict) else []
-    return ', '.join([str(provenance.get('device', 'unknown device')), *listed])
-
-
-def _fingerprint(state: CacheState) -> str:
-    return sha256_bytes(canonical_json(state.description.fingerprint))
-
-
-def _bits(bits: float | None) -> str:
+def _two_digits(bits: float | None) -> str:
     return '-' if bits is None else f'{bits:.2f}'
-
-
-def _record(root: Path, state: CacheState, statistics: CacheStatistics) -> dict[str, Any]:
-    """What `--json` gives for a cache."""
-    description = state.description.model_dump(mode='json')
-    levels = [
-        {
-            **vars(one.level),
-            'elements': one.num_elements,
-            'bytes': one.num_bytes,
-            'bits_per_element': one.bits_per_element,
-        }
-        for one in statistics.levels
-    ]
-    shapes = [
-        {
-            'padded': one.padded,
-            'images': one.num_images,
-            'committed_images': one.num_committed_images,
-            'shards': one.num_shards,
-            'bytes': one.num_bytes,
-        }
-        for one in statistics.shapes
-    ]
-    return {
-        'path': str(root),
-        'version': VERSION,
-        'finished': state.is_finished,
-        'images': statistics.num_images,
-        'committed_images': statistics.num_committed_images,
-        'shards': state.num_shards,
-        'committed_shards': len(state.committed),
-        'bytes': statistics.num_bytes | {'all': sum(statistics.num_bytes.values())},
-        'bits_per_element': statistics.bits_per_element,
-        'levels': levels,
-        'shapes': shapes,
-        'fingerprint_sha256': _fingerprint(state),
-        **{
-            name: description[name]
-            for name in ('codec', 'target_error', 'views', 'geometry', 'fingerprint', 'provenance')
-        },
-    }

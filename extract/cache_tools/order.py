@@ -1,12 +1,16 @@
 """`mtpd-cache order`: in which order teachers should teach."""
 
+import io
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 import mtpd.cache
@@ -15,55 +19,94 @@ from mtpd.data.coco import spread
 from mtpd.errors import InputError
 from mtpd.ordering import AdaptationCosts, Sampling, Selection, adaptation_costs, backward_greedy
 from mtpd.ordering.costs import shared_levels
+from mtpd.ordering.selection import Costs, Rule
 from mtpd.system.console import progress_bar
-from mtpd_extract.cache_tools.cost_picture import require_png, save_picture
-from mtpd_extract.cache_tools.order_report import Report, by_name, lines, record
+from mtpd.system.text import table
+from mtpd_extract.cache_tools.picture import require_png, write_png
 
 # With fewer cells for each weight of a channel's regression the fit explains noise.
 CELLS_PER_CHANNEL = 10
+COLOURS, PATH_COLOUR = 'viridis_r', '#e4572e'
 
 
-def run(options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class OrderOptions:
+    """Options of `mtpd-cache order`."""
+
+    caches: tuple[Path, ...]
+    student_cache: Path | None
+    last: str | None
+    ap: tuple[str, ...]
+    rule: Rule
+    max_teachers: int | None
+    num_images: int
+    num_cells: int
+    ridge: float
+    resamples: int
+    plot: Path | None
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured and chosen.
+
+    Attributes:
+        names: of all models, in the order of the matrices; the student, if there is one, is the first.
+        student: its name, or None.
+        num_images: images looked at.
+        found: the costs.
+        selection: the order of the teachers.
+        agreement: share of the bootstrap resamples that give this order; None without them.
+        thin_levels: names of levels with few cells for the number of channels.
+    """
+
+    names: tuple[str, ...]
+    student: str | None
+    num_images: int
+    found: AdaptationCosts
+    selection: Selection
+    agreement: float | None
+    thin_levels: tuple[str, ...]
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers, as they were given."""
+        return tuple(name for name in self.names if name != self.student)
+
+
+def run(options: OrderOptions) -> None:
     """Measures the costs, selects an order, and prints and draws both."""
-    if options['plot'] is not None:
-        require_png(options['plot'])
-    paths = [*options['caches']]
-    if options['student_cache'] is not None:
-        paths.insert(0, options['student_cache'])
+    if options.plot is not None:
+        require_png(options.plot, option='--plot')
+    paths = [*([] if options.student_cache is None else [options.student_cache]), *options.caches]
     report = _measure([mtpd.cache.open(path) for path in paths], options)
-    if options['plot'] is not None:
-        save_picture(
-            options['plot'],
-            names=report.names,
-            costs=report.found.costs,
-            deviations=report.found.deviations,
-            student=report.student,
-            order=report.selection.teachers,
-        )
-    print(json.dumps(record(report), indent=1) if options['as_json'] else '\n'.join(lines(report)))
+    if options.plot is not None:
+        _save_picture(options.plot, report)
+    print(json.dumps(_record(report), indent=1) if options.as_json else '\n'.join(_lines(report)))
 
 
-def _measure(caches: Sequence[CacheReader], options: Mapping[str, Any]) -> Report:
+def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> Report:
     names = _names([cache.path for cache in caches])
-    student = names[0] if options['student_cache'] is not None else None
+    student = names[0] if options.student_cache is not None else None
     teachers = names[1:] if student is not None else names
-    accuracies = _accuracies(options['ap'], names)
-    last = _last(options['last'], teachers, accuracies)
-    image_ids = spread(caches[0].image_ids, options['num_images'])
-    sampling = Sampling(num_cells=options['num_cells'], num_resamples=options['resamples'], ridge=options['ridge'])
+    accuracies = _accuracies(options.ap, names)
+    last = _last(options.last, teachers, accuracies)
+    image_ids = spread(caches[0].image_ids, options.num_images)
+    sampling = Sampling(num_cells=options.num_cells, num_resamples=options.resamples, ridge=options.ridge)
     total = len(image_ids) * len(shared_levels(caches))
     with progress_bar(total=total, unit='map', desc='order', in_logs=False) as bar:
         found = adaptation_costs(caches, image_ids, sampling=sampling, advance=bar.update)
 
     def select(costs: Tensor) -> Selection:
         return backward_greedy(
-            by_name(costs, names),
+            _by_name(costs, names),
             teachers,
             last=last,
             student=student,
             accuracies=accuracies,
-            rule=options['rule'],
-            max_teachers=options['max_teachers'],
+            rule=options.rule,
+            max_teachers=options.max_teachers,
         )
 
     selection = select(found.costs)
@@ -128,3 +171,136 @@ def _thin_levels(caches: Sequence[CacheReader], found: AdaptationCosts) -> tuple
         for name in found.levels
     }
     return tuple(name for name, count in found.num_cells.items() if count < CELLS_PER_CHANNEL * channels[name])
+
+
+def _by_name(costs: Tensor, names: Sequence[str]) -> Costs:
+    """The entries of a matrix (M, M) off the diagonal: (from, to) -> cost."""
+    values = costs.tolist()
+    return {
+        (source, target): values[row][column]
+        for row, source in enumerate(names)
+        for column, target in enumerate(names)
+        if row != column
+    }
+
+
+def _lines(report: Report) -> list[str]:
+    """What is printed for people."""
+    found = report.found
+    text = [
+        f'{report.num_images} images, views {", ".join(found.views)}, levels {", ".join(found.levels)}',
+        '',
+        'adaptation cost: fraction of the variance that a linear map from the row to the column does not explain'
+        + (', and its bootstrap error' if found.deviations is not None else ''),
+        *_matrix(report, found.costs, found.deviations),
+    ]
+    if len(found.levels) > 1:
+        text += ['', 'by level']
+        rows = [
+            [f'{source} -> {target}', *[f'{costs[row, column]:.3f}' for costs in found.levels.values()]]
+            for row, source in enumerate(report.names)
+            for column, target in enumerate(report.names)
+            if row != column and target != report.student
+        ]
+        text += table(['', *found.levels], rows)
+    if report.thin_levels:
+        text += [
+            '',
+            f'note: too few cells for the channels of {", ".join(report.thin_levels)}, their costs are underestimated; '
+            'increase --num-images',
+        ]
+    text += ['', *report.selection.reasons, '']
+    if report.agreement is not None:
+        text.append(f'{report.agreement:.0%} of {len(found.resampled)} bootstrap resamples give this order')
+    if len(report.selection.teachers) > 1:
+        last = report.selection.teachers[-1]
+        text.append(f'note: costs do not predict AP; also train from {last} alone for as many epochs and compare')
+    text.append('order: ' + ' -> '.join(_path(report)))
+    return text
+
+
+def _path(report: Report) -> list[str]:
+    return [*([report.student] if report.student is not None else []), *report.selection.teachers]
+
+
+def _matrix(report: Report, costs: Tensor, deviations: Tensor | None) -> list[str]:
+    rows = []
+    for row, source in enumerate(report.names):
+        cells = [source]
+        for column, target in enumerate(report.names):
+            if target == report.student:
+                continue
+            error = '' if deviations is None else f' +- {deviations[row, column]:.3f}'
+            cells.append('-' if row == column else f'{costs[row, column]:.3f}{error}')
+        rows.append(cells)
+    return table(['from / to', *report.teachers], rows)
+
+
+def _record(report: Report) -> dict[str, Any]:
+    """What `--json` gives."""
+    found = report.found
+    deviations = None if found.deviations is None else _by_name(found.deviations, report.names)
+    levels = {name: _by_name(costs, report.names) for name, costs in found.levels.items()}
+    return {
+        'images': report.num_images,
+        'views': found.views,
+        'levels': [{'level': name, 'cells': count} for name, count in found.num_cells.items()],
+        'student': report.student,
+        'teachers': report.teachers,
+        'costs': [
+            {
+                'from': source,
+                'to': target,
+                'cost': cost,
+                'error': None if deviations is None else deviations[source, target],
+                'levels': {name: costs[source, target] for name, costs in levels.items()},
+            }
+            for (source, target), cost in _by_name(found.costs, report.names).items()
+        ],
+        'order': report.selection.teachers,
+        'reasons': report.selection.reasons,
+        'resamples': len(found.resampled),
+        'same_order': report.agreement,
+        'thin_levels': report.thin_levels,
+    }
+
+
+def _save_picture(out: Path, report: Report) -> None:
+    """Draws the matrix of costs with the steps of the order framed and numbered.
+
+    Nothing is adapted to the student, so it has no column.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    names, student, targets, deviations = report.names, report.student, report.teachers, report.found.deviations
+    columns = [names.index(name) for name in targets]
+    values = report.found.costs.numpy()[:, columns].copy()
+    for row, source in enumerate(names):
+        if source in targets:
+            values[row, targets.index(source)] = np.nan
+    figure = Figure(figsize=(3.2 + 1.25 * len(targets), 2.4 + 0.8 * len(names)), layout='constrained')
+    axes = figure.add_subplot()
+    highest = float(np.nanmax(values))
+    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=max(highest, 1e-6), aspect='auto')
+    axes.set_xticks(range(len(targets)), targets, rotation=20, ha='right')
+    axes.set_yticks(range(len(names)), [f'{name} (student)' if name == student else name for name in names])
+    axes.set_xlabel('to')
+    axes.set_ylabel('from')
+    for row, column in np.argwhere(~np.isnan(values)):
+        text = f'{values[row, column]:.3f}'
+        if deviations is not None:
+            text += f'\n± {deviations[row, columns[column]]:.3f}'
+        dark = values[row, column] > 0.55 * highest
+        axes.text(column, row, text, ha='center', va='center', fontsize=9, color='white' if dark else 'black')
+    path = _path(report)
+    for number, (source, target) in enumerate(pairwise(path), start=1):
+        row, column = names.index(source), targets.index(target)
+        corner = (column - 0.47, row - 0.46)
+        axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=PATH_COLOUR, linewidth=3))
+        axes.text(column - 0.4, row - 0.4, str(number), va='top', fontsize=9, weight='bold', color=PATH_COLOUR)
+    figure.colorbar(image, ax=axes, label='unexplained fraction of variance')
+    figure.suptitle('adaptation cost\n' + ' → '.join(path), fontsize=11)
+    content = io.BytesIO()
+    figure.savefig(content, format='png', dpi=150)
+    write_png(out, content.getvalue(), option='--plot')

@@ -1,13 +1,14 @@
 """`mtpd-cache picture`: a contact sheet of what a cache holds of one image."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import mtpd.cache
@@ -20,32 +21,68 @@ from mtpd.errors import InputError, UnavailableError
 from mtpd.geometry import Level
 from mtpd.system.console import say
 from mtpd.system.files import write_atomically
-from mtpd_extract.cache_tools.sheet import Panel, draw_sheet
 
 PADDING_GREY = 128
+PANEL_HEIGHT = 224
+GAP, CAPTION_HEIGHT, FONT_SIZE = 8, 20, 13
+BACKGROUND, INK, OUTLINE = (255, 255, 255), (20, 20, 20), (255, 255, 255)
 
 
-def run(options: Mapping[str, Any]) -> None:
-    """Draws the sheet and prints its path."""
-    cache = mtpd.cache.open(options['cache'])
-    out: Path = options['out']
-    if out.suffix.lower() != '.png':
-        raise InputError(f'--out {out}: the sheet is a PNG file; use a name that ends in .png')
-    image_id = cache.image_ids[0] if options['image'] is None else options['image']
-    views: tuple[ViewName, ...] = cache.views if options['view'] is None else (options['view'],)
+@dataclass(frozen=True)
+class Panel:
+    """A picture with a line of text above it.
+
+    Attributes:
+        caption: the line; it may run over the panels to the right where these are empty.
+        picture: (H, W, 3) RGB, or None for an empty place.
+        valid: share of the height and of the width that is image and not padding; outlined.
+    """
+
+    caption: str
+    picture: Picture | None = None
+    valid: tuple[float, float] = (1.0, 1.0)
+
+
+def run(
+    path: Path, out: Path, *, image: int | None, view: ViewName | None, images: Path | None, annotations: Path | None
+) -> None:
+    """Draws the sheet of an image and prints its path."""
+    cache = mtpd.cache.open(path)
+    require_png(out, option='--out')
+    image_id = cache.image_ids[0] if image is None else image
+    views = cache.views if view is None else (view,)
     rows = [_level_row(cache, image_id, level, views) for level in cache.levels]
-    if options['images'] is not None:
-        file = _image_file(image_id, options['images'], options['annotations'])
+    if images is not None:
+        file = _image_file(image_id, images, annotations)
         rows.insert(0, _input_row(cache, image_id, file, views))
     height, width = cache.sizes(image_id).padded
-    sheet = draw_sheet(rows, title=_title(cache, image_id), aspect=width / height)
+    sheet = _draw_sheet(rows, title=_title(cache, image_id), aspect=width / height)
     content = io.BytesIO()
     sheet.save(content, format='PNG')
-    try:
-        write_atomically(out, content.getvalue())
-    except OSError as error:
-        raise UnavailableError(f'--out {out}: cannot be written ({error.strerror}); choose another path') from error
+    write_png(out, content.getvalue(), option='--out')
     say(f'{out}: image {image_id}, {len(cache.levels)} levels, {sheet.width} x {sheet.height} px')
+
+
+def require_png(out: Path, *, option: str) -> None:
+    """Checks the name of a picture before anything is read.
+
+    Raises:
+        InputError: it does not end in .png.
+    """
+    if out.suffix.lower() != '.png':
+        raise InputError(f'{option} {out}: the picture is a PNG file; use a name that ends in .png')
+
+
+def write_png(out: Path, content: bytes, *, option: str) -> None:
+    """Writes a picture.
+
+    Raises:
+        UnavailableError: it cannot be written.
+    """
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        raise UnavailableError(f'{option} {out}: cannot be written ({error.strerror}); choose another path') from error
 
 
 def _title(cache: CacheReader, image_id: int) -> list[str]:
@@ -122,3 +159,42 @@ def _image_file(image_id: int, folder: Path, annotations: Path | None) -> Path:
             f'--images {folder}: has no {file.name}; give --annotations FILE with the file name of image {image_id}'
         )
     return file
+
+
+def _draw_sheet(rows: Sequence[Sequence[Panel]], *, title: Sequence[str], aspect: float) -> Image.Image:
+    """Draws rows of panels below a few lines of text.
+
+    Args:
+        rows: the panels.
+        title: the lines above them.
+        aspect: width of a panel over its height.
+    """
+    width, height = round(PANEL_HEIGHT * aspect), PANEL_HEIGHT
+    cell_width, cell_height = width + GAP, height + CAPTION_HEIGHT + GAP
+    font = ImageFont.load_default(FONT_SIZE)
+    title_width = max(int(font.getlength(line)) for line in title)
+    top = GAP + CAPTION_HEIGHT * len(title) + GAP
+    size = (max(GAP + cell_width * max(map(len, rows)), title_width + 2 * GAP), top + cell_height * len(rows))
+    sheet = Image.new('RGB', size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(title):
+        draw.text((GAP, GAP + CAPTION_HEIGHT * number), line, INK, font)
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
+            left, above = GAP + column * cell_width, top + row * cell_height
+            draw.text((left, above + 2), panel.caption, INK, font)
+            if panel.picture is None:
+                continue
+            above += CAPTION_HEIGHT
+            sheet.paste(_scaled(panel.picture, (width, height)), (left, above))
+            if min(panel.valid) < 1:
+                down, right = (round(share * side) for share, side in zip(panel.valid, (height, width), strict=True))
+                draw.rectangle((left, above, left + right - 1, above + down - 1), outline=OUTLINE)
+    return sheet
+
+
+def _scaled(picture: Picture, size: tuple[int, int]) -> Image.Image:
+    """Small pictures keep their cells visible; large ones are averaged."""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    is_enlarged = image.width <= size[0]
+    return image.resize(size, Image.Resampling.NEAREST if is_enlarged else Image.Resampling.BOX)

@@ -1,10 +1,9 @@
-"""`mtpd-cache verify`: reads whole caches, names what is damaged and gives it back to the extraction."""
+"""`mtpd-cache verify`: reads whole caches, names what is damaged and queues it for extraction."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from mtpd.cache.checking.repair import no_writers, repair
 from mtpd.cache.checking.state import CacheState, read_state
@@ -17,18 +16,17 @@ from mtpd.system.text import format_bytes
 STRAYS_NAMED = 20
 
 
-def run(options: Mapping[str, Any]) -> None:
+def run(caches: Sequence[Path], *, is_repair: bool, num_threads: int) -> None:
     """Verifies cache after cache.
 
     Raises:
         CacheDamagedError: at the end, naming all that is damaged and was not repaired.
     """
-    roots: Sequence[Path] = options['caches']
     problems = []
-    for root in roots:
+    for root in caches:
         try:
-            with no_writers(root) if options['repair'] and root.is_dir() else nullcontext():
-                problems.append(_run(root, num_threads=options['workers'], is_repair=options['repair']))
+            with no_writers(root) if is_repair and root.is_dir() else nullcontext():
+                problems.append(_run(root, num_threads=num_threads, is_repair=is_repair))
         except CacheDamagedError as error:
             problems.append(_of_the_records(root, error))
     problems = [lines for lines in problems if lines]
@@ -36,13 +34,13 @@ def run(options: Mapping[str, Any]) -> None:
         raise CacheDamagedError('\n'.join(problems[0]))
     if problems:
         indented = [f'  {line}' for lines in problems for line in lines]
-        raise CacheDamagedError('\n'.join([f'{len(problems)} of {len(roots)} caches are not sound', *indented]))
+        raise CacheDamagedError('\n'.join([f'{len(problems)} of {len(caches)} caches are not sound', *indented]))
 
 
 def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
     """Verifies one cache; returns the lines about the remaining damage."""
     state = read_state(root)
-    num_bytes = sum(record.num_bytes for record in state.manifest.files.values())
+    num_bytes = state.num_bytes
     start = time.monotonic()
     with progress_bar(total=num_bytes, unit='B', unit_scale=True, desc=f'verify {root}') as progress:
         damages = verify(state, num_threads=num_threads, advance=progress.update)

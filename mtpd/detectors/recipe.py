@@ -1,6 +1,6 @@
 """The training recipe in a detector's config, as what a run has to give to train by it.
 
-Students are trained by their stage files. What a config asks for beyond its network is found here, item by item. The
+Students are trained by their stage files. What a config requires beyond its network is found here, item by item. The
 reading relies on a list of what is known to be given: everything else is an ingredient by its name, so that nothing is
 left out.
 """
@@ -14,13 +14,12 @@ from mtpd.detectors.model_config import SYNCHRONISED_NORMS, config_dicts, type_n
 
 # Hooks that change nothing in what is learned, or do what a run does anyway.
 _PLAIN_HOOKS = {
-    '', 'CheckInvalidLossHook', 'CheckpointHook', 'DetVisualizationHook', 'DistSamplerSeedHook', 'EmptyCacheHook',
-    'GroundingVisualizationHook', 'IterTimerHook', 'LoggerHook', 'MemoryProfilerHook', 'NumClassCheckHook',
-    'ParamSchedulerHook', 'RuntimeInfoHook', 'SyncBuffersHook', 'SyncNormHook', 'TrackVisualizationHook',
+    'CheckInvalidLossHook', 'CheckpointHook', 'DetVisualizationHook', 'DistSamplerSeedHook', 'EMAHook',
+    'EmptyCacheHook', 'GroundingVisualizationHook', 'IterTimerHook', 'LoggerHook', 'MemoryProfilerHook',
+    'NumClassCheckHook', 'ParamSchedulerHook', 'RuntimeInfoHook', 'SyncBuffersHook', 'SyncNormHook',
+    'TrackVisualizationHook',
 }  # fmt: skip
-_PLAIN_LOOPS = {'', 'EpochBasedTrainLoop', 'IterBasedTrainLoop'}
 _LOOP_KEYS = {'type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals'}
-_PLAIN_WRAPPERS = {'', 'OptimWrapper', 'AmpOptimWrapper'}
 _WRAPPER_KEYS = {
     'type', 'optimizer', 'clip_grad', 'paramwise_cfg', 'accumulative_counts', 'constructor', 'loss_scale', 'dtype'
 }  # fmt: skip
@@ -41,7 +40,7 @@ _PLAIN_STEPS = {
 # They hold steps of their own. Of those in the first set each step is always taken.
 _PLAIN_CONTAINERS = {'Compose', 'ProposalBroadcaster', 'TransformBroadcaster'}
 _CONTAINERS = _PLAIN_CONTAINERS | {'RandomApply', 'RandomChoice', 'RandomOrder'}
-_PLAIN_SAMPLERS = {'', 'AspectRatioBatchSampler', 'BatchSampler', 'DefaultSampler', 'InfiniteSampler'}
+_PLAIN_SAMPLERS = {'AspectRatioBatchSampler', 'BatchSampler', 'DefaultSampler', 'InfiniteSampler'}
 # Colours of another kind than those of `data.photometric`, which comes near.
 _COLOURS = {'ColorTransform', 'RandAugment', 'YOLOXHSVRandomAug'}
 GEOMETRY, PAD_SIZE, PAD_DIVISOR = 'data.geometry', 'data.geometry.pad_size', 'data.geometry.pad_divisor'
@@ -50,7 +49,7 @@ PHOTOMETRIC = 'data.photometric'
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One thing that a recipe asks for, and the setting of a stage file that gives it.
+    """One thing that a recipe requires, and the setting of a stage file that gives it.
 
     Attributes:
         name: what it is, in a few words.
@@ -74,7 +73,7 @@ class Ingredient:
 
 
 def recipe_ingredients(config: Any) -> tuple[Ingredient, ...]:
-    """What a mmengine Config asks for in training, in the order of the text that people write; each thing once."""
+    """What an mmengine Config requires for training, in the usual order of a config; each item once."""
     readers = {
         'optim_wrapper': _optimizer, 'param_scheduler': _schedule, 'custom_hooks': _hooks,
         'train_dataloader': _data, 'model': _model,
@@ -112,18 +111,20 @@ def _optimizer(config: Any) -> Iterator[Ingredient]:
     groups = [key for key, value in multipliers if key != 'bypass_duplicate' and value not in (None, 1, {})]
     if groups:
         yield Ingredient(f'paramwise_cfg with {", ".join(groups)}')
-    constructor = type_name(wrapper.get('constructor'))
-    if constructor not in ('', 'DefaultOptimWrapperConstructor'):
-        yield Ingredient(constructor)
+    yield from _unless_plain(wrapper.get('constructor'), {'DefaultOptimWrapperConstructor'})
     if wrapper.get('accumulative_counts', 1) != 1:
         counts = wrapper['accumulative_counts']
         yield Ingredient(f'accumulative_counts {counts}', 'optim.accumulate', (counts,))
-    kind = type_name(wrapper)
-    if kind == 'AmpOptimWrapper':
-        yield Ingredient(kind, 'optim.precision', ('fp16', 'bf16'))
-    elif kind not in _PLAIN_WRAPPERS:
-        yield Ingredient(kind)
+    if type_name(wrapper) == 'AmpOptimWrapper':
+        yield Ingredient('AmpOptimWrapper', 'optim.precision', ('fp16', 'bf16'))
+    yield from _unless_plain(wrapper, {'OptimWrapper', 'AmpOptimWrapper'})
     yield from (Ingredient(f'optim_wrapper {key}') for key in wrapper if key not in _WRAPPER_KEYS)
+
+
+def _unless_plain(node: Any, plain: set[str]) -> Iterator[Ingredient]:
+    name = type_name(node)
+    if name and name not in plain:
+        yield Ingredient(name)
 
 
 def _schedule(config: Any) -> Iterator[Ingredient]:
@@ -135,8 +136,7 @@ def _schedule(config: Any) -> Iterator[Ingredient]:
         yield Ingredient(f'{loop["max_epochs"]} epochs', 'optim.epochs', (loop['max_epochs'],))
     if loop.get('max_iters'):
         yield Ingredient(f'{loop["max_iters"]} iterations', 'optim.epochs')
-    if type_name(loop) not in _PLAIN_LOOPS:
-        yield Ingredient(type_name(loop))
+    yield from _unless_plain(loop, {'EpochBasedTrainLoop', 'IterBasedTrainLoop'})
     yield from (Ingredient(f'train_cfg {key}') for key in loop if key not in _LOOP_KEYS)
     scaling = config.get('auto_scale_lr') or {}
     if scaling.get('enable'):
@@ -170,11 +170,9 @@ def _scheduler(name: str, one: Any) -> Iterator[Ingredient]:
 
 def _hooks(config: Any) -> Iterator[Ingredient]:
     for hook in [*(config.get('default_hooks') or {}).values(), *(config.get('custom_hooks') or [])]:
-        name = type_name(hook)
-        if name == 'EMAHook':
-            yield Ingredient(name, 'optim.ema', None)
-        elif name not in _PLAIN_HOOKS:
-            yield Ingredient(name)
+        if type_name(hook) == 'EMAHook':
+            yield Ingredient('EMAHook', 'optim.ema', None)
+        yield from _unless_plain(hook, _PLAIN_HOOKS)
 
 
 def _model(config: Any) -> Iterator[Ingredient]:
@@ -194,13 +192,12 @@ def _model(config: Any) -> Iterator[Ingredient]:
 
 
 def _data(config: Any) -> Iterator[Ingredient]:
-    """What the training data of a mmengine Config asks for."""
+    """What the training data of an mmengine Config requires."""
     loader = config.get('train_dataloader') or {}
     dataset = loader.get('dataset') or {'pipeline': config.get('train_pipeline') or []}
     yield from _dataset_ingredients(dataset)
     for sampler in (loader.get('sampler'), loader.get('batch_sampler')):
-        if type_name(sampler) not in _PLAIN_SAMPLERS:
-            yield Ingredient(type_name(sampler))
+        yield from _unless_plain(sampler, _PLAIN_SAMPLERS)
     preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     for augment in (preprocessor.get('data_preprocessor') or preprocessor).get('batch_augments') or []:
         name, size = type_name(augment), augment.get('size')
@@ -228,7 +225,7 @@ def _dataset_ingredients(dataset: Any) -> Iterator[Ingredient]:
 
 
 def step_ingredients(steps: Iterable[Any]) -> Iterator[Ingredient]:
-    """What the steps of a training pipeline ask for."""
+    """What the steps of a training pipeline require."""
     for step in steps:
         # Choices are lists of steps.
         if isinstance(step, list | tuple):
@@ -293,5 +290,5 @@ def _are_same(value: Any, setting: Any) -> bool:
 
 
 def _numbers(values: Sequence[Any]) -> str:
-    """Numbers for people: 1333x800."""
+    """Numbers as 1333x800."""
     return 'x'.join(str(value) for value in values)

@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 import sysconfig
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,102 +118,37 @@ def _has_triton() -> bool:
 HAS_TRITON = _has_triton()
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What both passes read.
-
-    Attributes:
-        student: (B, C, H, W) float32, float16 or bfloat16, with any strides.
-        teacher: (B, C, H, W) int8 codes, or values of the types of the student, with any strides.
-        weights: (B, 1, H, W) bool, or of the types of the student.
-        scale: (B, 2, C) step and offset of the codes, float32 or float16 with any strides, or None.
-        channel_weights: (B, C) float32 or float16 with any strides, or None.
-    """
-
-    student: Tensor
-    teacher: Tensor
-    weights: Tensor
-    scale: Tensor | None
-    channel_weights: Tensor | None
-
-
+# What both passes read:
+#   student          (B, C, H, W) float32, float16 or bfloat16, with any strides
+#   teacher          (B, C, H, W) int8 codes, or values of the types of the student, with any strides
+#   weights          (B, 1, H, W) bool, or of the types of the student
+#   scale            (B, 2, C) step and offset of the codes, float32 or float16 with any strides, or None
+#   channel_weights  (B, C) float32 or float16 with any strides, or None
 _INPUTS = 'Tensor student, Tensor teacher, Tensor weights, Tensor? scale, Tensor? channel_weights'
 
 
-@torch.library.custom_op('mtpd::weighted_mse', mutates_args=(), schema=f'({_INPUTS}) -> (Tensor, Tensor)')
-def fused_weighted_mse(
+def launch_forward(
     student: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor | None, channel_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The loss and what it was divided by, float32 scalars; arguments as in `Inputs`.
-
-    Differentiable by the student alone, once.
-    """
-    return launch_forward(Inputs(student, teacher, weights, scale, channel_weights))
-
-
-@fused_weighted_mse.register_fake
-def _(
-    student: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor | None, channel_weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return student.new_empty((), dtype=torch.float32), student.new_empty((), dtype=torch.float32)
-
-
-@torch.library.custom_op(
-    'mtpd::weighted_mse_backward',
-    mutates_args=(),
-    schema=f'(Tensor grad_loss, {_INPUTS}, Tensor denominator) -> Tensor',
-)
-def _gradient(
-    grad_loss: Tensor,
-    student: Tensor,
-    teacher: Tensor,
-    weights: Tensor,
-    scale: Tensor | None,
-    channel_weights: Tensor | None,
-    denominator: Tensor,
-) -> Tensor:
-    return launch_backward(grad_loss, Inputs(student, teacher, weights, scale, channel_weights), denominator)
-
-
-@_gradient.register_fake
-def _(grad_loss: Tensor, student: Tensor, *_: Tensor | None) -> Tensor:
-    return torch.empty_like(student)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, denominator = output
-    ctx.save_for_backward(*inputs, denominator)
-    ctx.mark_non_differentiable(denominator)
-
-
-def _differentiate(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradient(grad_loss, *ctx.saved_tensors), None, None, None, None
-
-
-fused_weighted_mse.register_autograd(_differentiate, setup_context=_save)
-
-
-def launch_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """The loss and what it was divided by, float32 scalars."""
     # Not at the top: Triton is not everywhere, and takes seconds to import.
     from mtpd.kernels import triton_mse
 
-    device, num_channels = inputs.student.device, inputs.student.shape[1]
-    loss, denominator = (torch.empty((), dtype=torch.float32, device=device) for _ in range(2))
-    if not inputs.student.numel():
+    loss, denominator = (torch.empty((), dtype=torch.float32, device=student.device) for _ in range(2))
+    if not student.numel():
         return loss.zero_(), denominator.fill_(1)
-    maps = [inputs.student, inputs.teacher]
-    arguments, num_programs = _arguments(inputs, maps), _num_programs(inputs.student)
-    partials = torch.empty((2, num_programs), dtype=torch.float32, device=device)
+    arguments = _arguments(student, teacher, weights, scale, channel_weights, maps=[student, teacher])
+    num_programs = _num_programs(student)
+    partials = torch.empty((2, num_programs), dtype=torch.float32, device=student.device)
     # Triton launches on the current device; a CPU tensor, in its interpreter, says -1, which changes nothing.
-    with torch.cuda.device(inputs.student.get_device()):
+    with torch.cuda.device(student.get_device()):
         triton_mse.forward_kernel[(num_programs,)](**arguments, partials=partials)
         triton_mse.finish_kernel[(1,)](
             partials,
             loss,
             denominator,
             num_programs,
-            num_channels,
+            student.shape[1],
             # Rounded up, as each number of blocks is compiled separately.
             num_blocks=_power_of_two(-(-num_programs // PARTIALS_BLOCK)),
             block=PARTIALS_BLOCK,
@@ -223,16 +157,24 @@ def launch_forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return loss, denominator
 
 
-def launch_backward(grad_loss: Tensor, inputs: Inputs, denominator: Tensor) -> Tensor:
+def launch_backward(
+    grad_loss: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    channel_weights: Tensor | None,
+    denominator: Tensor,
+) -> Tensor:
     """The student's gradient, in its dtype and layout."""
     from mtpd.kernels import triton_mse
 
-    gradient = torch.empty_like(inputs.student)
+    gradient = torch.empty_like(student)
     if not gradient.numel():
         return gradient
-    arguments = _arguments(inputs, [inputs.student, inputs.teacher, gradient])
-    with torch.cuda.device(inputs.student.get_device()):
-        triton_mse.backward_kernel[(_num_programs(inputs.student),)](
+    arguments = _arguments(student, teacher, weights, scale, channel_weights, maps=[student, teacher, gradient])
+    with torch.cuda.device(student.get_device()):
+        triton_mse.backward_kernel[(_num_programs(student),)](
             **arguments,
             grad_loss=grad_loss,
             denominator=denominator,
@@ -242,13 +184,20 @@ def launch_backward(grad_loss: Tensor, inputs: Inputs, denominator: Tensor) -> T
     return gradient
 
 
-def _arguments(inputs: Inputs, maps: list[Tensor]) -> dict[str, Any]:
+def _arguments(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    scale: Tensor | None,
+    channel_weights: Tensor | None,
+    *,
+    maps: list[Tensor],
+) -> dict[str, Any]:
     """What both kernels take; `maps` are all maps that the kernel touches."""
-    student, teacher, weights = inputs.student, inputs.teacher, inputs.weights.contiguous()
+    weights = weights.contiguous()
     _, channels, height, width = student.shape
     alignment = _alignment(maps)
     block_channels, block_cells = _blocks(student)
-    scale, channel_weights = inputs.scale, inputs.channel_weights
     return {
         'student': student,
         'student_strides': _strides(student, alignment),
@@ -300,3 +249,38 @@ def _strides(maps: Tensor, alignment: int) -> tuple[int, ...]:
 def _power_of_two(number: int) -> int:
     """The least power of 2 that is not less."""
     return 1 << (number - 1).bit_length()
+
+
+# Differentiable by the student alone, once.
+fused_weighted_mse = torch.library.custom_op(
+    'mtpd::weighted_mse', launch_forward, mutates_args=(), schema=f'({_INPUTS}) -> (Tensor, Tensor)'
+)
+_gradient = torch.library.custom_op(
+    'mtpd::weighted_mse_backward',
+    launch_backward,
+    mutates_args=(),
+    schema=f'(Tensor grad_loss, {_INPUTS}, Tensor denominator) -> Tensor',
+)
+
+
+@fused_weighted_mse.register_fake
+def _(student: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    return student.new_empty((), dtype=torch.float32), student.new_empty((), dtype=torch.float32)
+
+
+@_gradient.register_fake
+def _(grad_loss: Tensor, student: Tensor, *_: Tensor | None) -> Tensor:
+    return torch.empty_like(student)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, denominator = output
+    ctx.save_for_backward(*inputs, denominator)
+    ctx.mark_non_differentiable(denominator)
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradient(grad_loss, *ctx.saved_tensors), None, None, None, None
+
+
+fused_weighted_mse.register_autograd(_differentiate, setup_context=_save)

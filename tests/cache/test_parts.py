@@ -14,11 +14,9 @@ import pytest
 import mtpd.cache
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import append_entry, journal_path
-from mtpd.cache.writing.locks import CacheLock
-from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.journal import append_entry, committed, journal_path, publish
+from mtpd.cache.writing.parts import WHOLE, CacheLock, Part
 from mtpd.cache.writing.plan_file import read_plan_file
-from mtpd.cache.writing.publish import committed, publish
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
 
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
@@ -206,7 +204,7 @@ def test_nothing_is_written_into_a_folder_that_has_become_another_extraction(
 def test_a_gate_that_does_not_open(
     tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('mtpd.cache.writing.locks.GATE_SECONDS', 0.1)
+    monkeypatch.setattr('mtpd.cache.writing.parts.GATE_SECONDS', 0.1)
     root = tmp_path / 'cache'
     root.mkdir()
     held = pytest.raises(UnavailableError, match='another process has held it for')

@@ -11,7 +11,6 @@ import torch
 import mtpd.cache
 from mtpd.cache.checking.repair import repair
 from mtpd.cache.checking.state import read_state
-from mtpd.cache.checking.statistics import measure
 from mtpd.cache.checking.verification import verify
 from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.manifest import write_manifest
@@ -19,6 +18,7 @@ from mtpd.cache.format.plan import SourceImage
 from mtpd.cache.writing.merge import merge_parts
 from mtpd.cache.writing.parts import Part
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
+from mtpd_extract.cache_tools.info import describe_cache
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -103,11 +103,11 @@ def test_strays_among_the_rois(whole: Path) -> None:
 
 
 def test_they_are_counted_apart(whole: Path, cache_root: Path) -> None:
-    with_rois, without = (measure(read_state(root)) for root in (whole, cache_root))
+    with_rois, without = (describe_cache(read_state(root))['bytes'] for root in (whole, cache_root))
     files = [path for path in (whole / 'heads').rglob('*') if path.is_file() and path.name != 'zarr.json']
-    assert with_rois.num_bytes['rois'] == sum(path.stat().st_size for path in files)
-    assert without.num_bytes['rois'] == 0
-    assert with_rois.num_bytes['row_tables'] == without.num_bytes['row_tables']
+    assert with_rois['rois'] == sum(path.stat().st_size for path in files)
+    assert without['rois'] == 0
+    assert with_rois['row_tables'] == without['row_tables']
 
 
 def test_another_cache_under_the_same_manifest(tmp_path: Path, whole: Path, make_recipe: Callable[..., Any]) -> None:

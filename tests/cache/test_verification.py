@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,6 @@ def test_an_index_of_other_images_with_a_hash_of_its_own(cache_root: Path, make_
             (cache_root / file).write_bytes((other / file).read_bytes())
             mixed[file] = record
     manifest = mine.manifest.model_copy(update={'files': mixed})
-    damages = verify(type(mine)(cache_root, True, manifest, mine.committed), num_threads=2, advance=lambda _: None)
+    damages = verify(replace(mine, manifest=manifest), num_threads=2, advance=lambda _: None)
     assert damages
     assert all('image' in damage.file and 'the index states' in damage.reason for damage in damages)

@@ -11,6 +11,7 @@ import torch
 
 import mtpd.cache
 from mtpd.data.coco import read_annotations
+from mtpd.system.text import format_bytes
 
 Contents = Callable[[Path], dict[str, bytes]]
 ReadMaps = Callable[[Path], dict[tuple[int, str, str], torch.Tensor]]
@@ -102,7 +103,7 @@ def test_summary_and_progress(command: Any, tmp_path: Path) -> None:
     result = command.run(tmp_path / 'cache', '--limit', 4)
     size = sum(path.stat().st_size for path in (tmp_path / 'cache').rglob('*') if path.is_file())
     assert result.stdout.splitlines()[-1] == (
-        f'{tmp_path / "cache"}: 4 images, {size / 1e6:.1f} MB, {size / 4e3:.1f} kB per image'
+        f'{tmp_path / "cache"}: 4 images, {format_bytes(size)}, {format_bytes(size / 4)} per image'
     )
     assert '4/4' in result.stderr
     assert 'image/s' in result.stderr
@@ -142,7 +143,7 @@ def test_overwrite_killed_in_the_middle_can_be_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr('mtpd_extract.target.shutil.rmtree', killed)
+        patch.setattr('mtpd_extract.output_folder.shutil.rmtree', killed)
         assert command.invoke(copied, '--overwrite').exit_code == 130
     assert not (copied / 'manifest.json').exists()
     assert 'holds another extraction' in command.error(copied)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from mtpd.geometry import Geometry
-from mtpd_extract.prediction import COCO_SIZES
+from mtpd_extract.estimate import COCO_SIZES
 
 
 def predicted(stdout: str, name: str = 'predict') -> tuple[float, str]:
     """Bytes and the rest of a line of predictions."""
-    (line,) = re.findall(rf'^{name} .*?([0-9.]+) (MB|GB), (.*)$', stdout, re.MULTILINE)
-    return float(line[0]) * {'MB': 1e6, 'GB': 1e9}[line[1]], line[2]
+    (line,) = re.findall(rf'^{name} .*?([0-9.]+) (kB|MB|GB), (.*)$', stdout, re.MULTILINE)
+    return float(line[0]) * {'kB': 1e3, 'MB': 1e6, 'GB': 1e9}[line[1]], line[2]
 
 
 def size(folder: Path) -> int:

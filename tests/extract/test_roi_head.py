@@ -1,6 +1,5 @@
-"""What `mtpd-extract` keeps of a two-stage teacher's RoI head, and extractions that were begun without it."""
+"""What `mtpd-extract` keeps of a two-stage teacher's RoI head."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 
 import mtpd.cache
 from mtpd.cache.format.manifest import TEACHER_FILE
-from mtpd.cache.format.teacher_tensors import load_teacher, save_teacher, without_record
+from mtpd.cache.format.teacher_tensors import load_teacher
 from mtpd.cache.writing.plan_file import read_plan_file
 from mtpd.errors import CacheMismatchError
 from mtpd.system.files import sha256_bytes
@@ -38,28 +37,9 @@ def test_the_record_is_kept(tmp_path: Path, two_stage: Any) -> None:
 
 def test_a_one_stage_teacher_has_none(whole: Path) -> None:
     content = (whole / TEACHER_FILE).read_bytes()
-    assert without_record(content) == content
+    assert load_teacher(content, name=TEACHER_FILE).roi_head is None
     with pytest.raises(CacheMismatchError, match='no RoI head'):
         mtpd.cache.open(whole).roi_head()
-
-
-def test_an_extraction_that_was_begun_without_a_record_goes_on_so(
-    tmp_path: Path, two_stage: Any, contents: Contents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = tmp_path / 'old'
-    with monkeypatch.context() as patch:
-        # As an earlier mtpd wrote it.
-        patch.setattr('mtpd_extract.build.save_teacher', lambda weights, roi_head: save_teacher(weights))
-        two_stage.run(old)
-        two_stage.run(tmp_path / 'begun', '--part', '1/2')
-    shutil.copytree(tmp_path / 'begun', tmp_path / 'again')
-    result = two_stage.run(tmp_path / 'again')
-    assert 'did not record the RoI head' in result.stderr
-    assert contents(tmp_path / 'again') == contents(old)
-    # And a finished one is complete.
-    before = contents(old)
-    assert 'is already complete' in two_stage.run(old).stdout
-    assert contents(old) == before
 
 
 def test_an_extraction_goes_on_byte_for_byte(tmp_path: Path, two_stage: Any, contents: Contents) -> None:

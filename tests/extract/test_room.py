@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtpd.cache.writing.shard_group import ShardGroup
-from mtpd.cache.writing.writer import CacheWriter
+from mtpd.cache.writing.writer import CacheWriter, ShardGroup
 from mtpd_extract import estimate
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -48,8 +47,7 @@ def stated_bound(stdout: str) -> float:
     """The bytes that the summary states as the most."""
     (disk,) = [line.split() for line in stdout.splitlines() if line.startswith('disk')]
     assert disk[:3] == ['disk', 'at', 'most']
-    assert disk[4] == 'MB,'
-    return float(disk[3]) * 1e6
+    return float(disk[3]) * {'kB,': 1e3, 'MB,': 1e6}[disk[4]]
 
 
 def set_free_bytes(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:

@@ -104,13 +104,14 @@ def test_a_cache_without_a_record_is_to_be_extracted_again(
     """As an earlier mtpd left it."""
     import shutil
 
+    import safetensors.torch
+
     from mtpd.cache.format.manifest import FileRecord, read_manifest, write_manifest
-    from mtpd.cache.format.teacher_tensors import without_record
     from mtpd.system.files import sha256_bytes
 
     old = tmp_path / 'old'
     shutil.copytree(cache, old)
-    plain = without_record((old / 'teacher.safetensors').read_bytes())
+    plain = safetensors.torch.save(safetensors.torch.load((old / 'teacher.safetensors').read_bytes()))
     (old / 'teacher.safetensors').write_bytes(plain)
     manifest = read_manifest(old)
     files = manifest.files | {'teacher.safetensors': FileRecord(num_bytes=len(plain), sha256=sha256_bytes(plain))}

@@ -29,19 +29,12 @@ _STAGE_FOLDER = re.compile(r'stage(\d+)')
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector on disk.
-
-    Attributes:
-        name: for people.
-        config: its mmengine Config.
-        checkpoint: its weights.
-        val_set: image folder and annotation file that it was evaluated on when it was trained, if that is known.
-    """
+    """A detector on disk."""
 
     name: str
-    config: Any
+    config: Any  # its mmengine Config
     checkpoint: Path
-    val_set: tuple[Path, Path] | None = None
+    val_set: tuple[Path, Path] | None = None  # image folder and annotation file of its training, if they are known
 
     @property
     def full_name(self) -> str:
@@ -146,15 +139,10 @@ def category_ids(detector: Detector, student: Student, coco: CocoSet, *, trust_c
 
 @dataclass(frozen=True)
 class StageStudent:
-    """A student that a stage has left.
-
-    Attributes:
-        checkpoint: its file.
-        title: which one it is, such as `best so far, epoch 3`; empty for the last one of a stage that has finished.
-    """
+    """A student that a stage has saved."""
 
     checkpoint: Path
-    title: str = ''
+    title: str = ''  # such as `best so far, epoch 3`; empty for the last one of a stage that has finished
 
 
 def find_student(folder: Path) -> StageStudent | None:

@@ -43,17 +43,11 @@ class ImageMaps:
 
 @dataclass(frozen=True)
 class StageMaps:
-    """The maps of a stage.
+    """The maps of a stage's teacher and student."""
 
-    Attributes:
-        student: which of its students is shown, empty for the last one of a stage that has finished.
-        images: with their maps.
-        explained: the share of the teacher's variance that the student's maps explain, by level.
-    """
-
-    student: str
+    student: str  # which of its students is shown, see `StageStudent.title`
     images: Sequence[ImageMaps]
-    explained: Mapping[str, float]
+    explained: Mapping[str, float]  # level -> share of the teacher's variance that the student's maps explain
 
 
 @torch.no_grad()

@@ -28,18 +28,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box on a photograph.
+    """A box on a photograph, with a label at its upper left corner."""
 
-    Attributes:
-        box: xyxy in px of the photograph.
-        label: written at its upper left corner.
-        colour: of line and label.
-        is_dashed: how the line looks without colour.
-    """
-
-    box: Box
+    box: Box  # xyxy in px of the photograph
     label: str
-    colour: str
+    colour: str  # of line and label
     is_dashed: bool = False
 
 

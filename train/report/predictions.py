@@ -33,51 +33,31 @@ Detection = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the student of a stage finds on an image.
-
-    Attributes:
-        stage: its number.
-        picture: data URI.
-        num_found: objects found.
-        num_mistaken: boxes without an object.
-    """
+    """What the student of a stage finds on an image."""
 
     stage: int
-    picture: str
-    num_found: int
-    num_mistaken: int
+    picture: str  # data URI
+    num_found: int  # objects
+    num_mistaken: int  # boxes without an object
 
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """An image with its truth and what each student finds.
-
-    Attributes:
-        name: of the file.
-        truth: data URI.
-        num_objects: in truth.
-        found: for each stage that has a student.
-    """
+    """An image with its truth and what the student of each stage finds."""
 
     name: str
-    truth: str
+    truth: str  # data URI
     num_objects: int
     found: Sequence[Prediction]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Images as the students of a run see them.
-
-    Attributes:
-        images: that they are shown on.
-        titles: stage -> which of its students is shown, empty for the last one of a stage that has finished.
-        missing: stage -> why no student of it is shown.
-    """
+    """The predictions of the students of a run."""
 
     images: Sequence[PredictedImage]
-    titles: Mapping[int, str]
-    missing: Mapping[int, str]
+    titles: Mapping[int, str]  # stage -> which of its students is shown, see `StageStudent`
+    missing: Mapping[int, str]  # stage -> why no student of it is shown
 
 
 def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch.device) -> Predictions:
@@ -135,14 +115,14 @@ def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch
 def _detections(
     detector: Detector, coco: CocoSet, photos: Path, *, min_score: float, device: torch.device
 ) -> dict[int, list[Detection]]:
-    """Image id -> a student's detections, the surest first."""
+    """Image id -> a student's detections, the most certain first."""
     student = build_student(detector, device)
     ids = category_ids(detector, student, coco)
     geometry = student.preprocessing.geometry
     dataset = DetectionDataset(coco, photos, geometry=geometry, for_training=False, with_masks=False)
     boxes, _ = detect(student, dataset, batch_size=1, num_workers=0, device=device, category_ids=ids)
     result: dict[int, list[Detection]] = {image.id: [] for image in coco.images}
-    for one in surest_first(boxes, min_score=min_score):
+    for one in most_certain_first(boxes, min_score=min_score):
         result[one['image_id']].append(one)
     return result
 
@@ -153,19 +133,19 @@ def _drawn(image: CocoImage, coco: CocoSet, photos: Path, found: Mapping[int, Se
     students = []
     for number, detections in found.items():
         matched = match_detections(detections, truth, coco)
-        picture = photo_uri(pixels, found_boxes(detections, matched, coco)[::-1])  # the surest on top
+        picture = photo_uri(pixels, found_boxes(detections, matched, coco)[::-1])  # the most certain on top
         students.append(Prediction(number, picture, sum(matched), num_mistaken=len(matched) - sum(matched)))
     return PredictedImage(image.file_name, photo_uri(pixels, true_boxes(truth, coco)), len(truth), students)
 
 
-def surest_first(detections: Sequence[Detection], *, min_score: float) -> list[Detection]:
+def most_certain_first(detections: Sequence[Detection], *, min_score: float) -> list[Detection]:
     """The detections of at least this score in the order in which they are matched."""
     shown = [one for one in detections if one['score'] >= min_score]
     return sorted(shown, key=lambda one: -float(one['score']))
 
 
 def match_detections(detections: Sequence[Detection], truth: Sequence[CocoAnnotation], coco: CocoSet) -> list[bool]:
-    """Whether each detection, the surest first, is that of an object of its class that no surer one has."""
+    """Whether each detection, the most certain first, is of an object of its class that no more certain one has."""
     if not detections or not truth:
         return [False] * len(detections)
     overlaps = box_iou(

@@ -18,26 +18,16 @@ KINDS: Mapping[str, type[Record]] = {one.kind: one for one in (TrainRecord, Eval
 
 @dataclass(frozen=True)
 class StageLog:
-    """One stage of a run.
+    """One stage of a run, begun or not."""
 
-    Attributes:
-        number: counts from 1.
-        settings: its stage file with all defaults, as in run.json.
-        teaching: description of its cache or teacher, as in run.json; None in plain training.
-        train, evaluations: its records, in order.
-        first_step: optimizer steps of all stages before.
-        is_finished: whether its student is there.
-        has_diverged: whether it was stopped by losses that are not finite or have exploded.
-    """
-
-    number: int
-    settings: Mapping[str, Any]
-    teaching: Mapping[str, Any] | None
+    number: int  # from 1
+    settings: Mapping[str, Any]  # its stage file with all defaults, as in run.json
+    teaching: Mapping[str, Any] | None  # description of its cache or teacher in run.json; None in plain training
     train: tuple[TrainRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
-    first_step: int
-    is_finished: bool
-    has_diverged: bool
+    first_step: int  # optimizer steps of all stages before
+    is_finished: bool  # its student is there
+    has_diverged: bool  # it was stopped by losses that are not finite or have exploded
 
     @property
     def records(self) -> list[Record]:
@@ -59,17 +49,11 @@ class StageLog:
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run.
-
-    Attributes:
-        folder: where it is.
-        facts: run.json.
-        stages: those planned, in order, begun or not.
-    """
+    """A run."""
 
     folder: Path
-    facts: Mapping[str, Any]
-    stages: tuple[StageLog, ...]
+    facts: Mapping[str, Any]  # run.json
+    stages: tuple[StageLog, ...]  # all that are planned, in order
 
     @property
     def begun(self) -> tuple[StageLog, ...]:
@@ -170,68 +154,41 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _value(value: Any, kind: Any) -> Any:
-    """The value of a field of this type: a whole number, a number that may be optional, or numbers by name."""
+    """The value of a field of this type: an int, a float (null is NaN), an optional float, or numbers by name."""
     if kind is int:
-        if type(value) is not int:
-            raise TypeError('expected a whole number')
-        return value
-    if value is None and kind == float | None:
-        return None
-    return _number(value) if kind in (float, float | None) else _numbers(value)
-
-
-def _numbers(value: Any) -> dict[str, Any]:
-    """Numbers by name, or such mappings by name."""
-    if not isinstance(value, dict):
-        raise TypeError('expected an object')
-    return {name: _numbers(one) if isinstance(one, dict) else _number(one) for name, one in value.items()}
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError('expected a number')
-    return value
+        is_valid = type(value) is int
+    elif kind in (float, float | None):
+        is_valid = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    else:
+        is_valid = isinstance(value, dict)
+    if not is_valid:
+        raise TypeError(f'expected {kind}')
+    if isinstance(value, dict):
+        return {name: _value(one, dict if isinstance(one, dict) else float) for name, one in value.items()}
+    return math.nan if value is None and kind is float else value
 
 
 @dataclass(frozen=True)
 class StageSummary:
-    """A stage in numbers; AP from 0 to 1. None: not known, not yet, or nothing of that kind to find.
-
-    Attributes:
-        number: of the stage.
-        teacher, codec: what it learned from, and how that was stored; 'none' and '-' in plain training.
-        losses: its distillation losses.
-        epoch, epochs: the last one recorded, and all that are planned.
-        is_finished, has_diverged: whether it ended, and whether its losses stopped it before.
-        metrics: COCO's numbers of its last evaluation, by name such as `box/AP`.
-        best_ap, best_epoch: the highest box AP of its evaluations, and after how many epochs.
-        class_ap: AP by kind and class of its last evaluation that recorded it.
-        images_per_second: median over its records.
-        data_wait: share of the time in which it waited for data, mean over its records.
-        peak_memory: bytes.
-        seconds: time in training steps and evaluations; runs of earlier versions do not say.
-        final_losses: each loss in the last record.
-    """
+    """A stage in numbers; AP from 0 to 1. None: not known, not yet, or nothing of that kind to find."""
 
     number: int
-    teacher: str
-    codec: str
-    losses: tuple[str, ...]
-    epoch: int
-    epochs: int | None
+    teacher: str  # what it learned from; 'none' in plain training
+    codec: str  # how that was stored; '-' in plain training
+    losses: tuple[str, ...]  # its distillation losses
+    epoch: int  # the last one recorded
+    epochs: int | None  # all that are planned
     is_finished: bool
     has_diverged: bool
-    metrics: Mapping[str, float | None]
-    best_ap: float | None
-    best_epoch: int | None
-    class_ap: Mapping[str, Mapping[str, float | None]]
-    images_per_second: float | None
-    data_wait: float | None
-    peak_memory: int | None
-    seconds: float | None
-    final_losses: Mapping[str, float]
+    metrics: Mapping[str, float | None]  # COCO's numbers of its last evaluation, by name such as `box/AP`
+    best_ap: float | None  # the highest box AP of its evaluations
+    best_epoch: int | None  # the number of epochs before that evaluation
+    class_ap: Mapping[str, Mapping[str, float | None]]  # of its last evaluation that recorded it, by kind and class
+    images_per_second: float | None  # median over its records
+    data_wait: float | None  # share of the time in which it waited for data, mean over its records
+    peak_memory: int | None  # bytes
+    seconds: float | None  # in training steps and evaluations; runs of earlier versions do not say
+    final_losses: Mapping[str, float]  # each loss in the last record
 
 
 def summarise(run: RunLog) -> list[StageSummary]:
@@ -240,8 +197,13 @@ def summarise(run: RunLog) -> list[StageSummary]:
 
 
 def known(value: float | None) -> float | None:
-    """The value, or None for what is not finite and for -1, COCO's word for nothing to find."""
+    """The value, or None for what is not finite and for -1, COCO's value for nothing to find."""
     return None if value is None or not math.isfinite(value) or value < 0 else value
+
+
+def in_percent(value: float | None) -> float | None:
+    """0 to 1 as 0 to 100."""
+    return None if value is None else 100 * value
 
 
 def _summarise(stage: StageLog) -> StageSummary:

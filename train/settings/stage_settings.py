@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -23,9 +24,10 @@ from pydantic import (
 )
 
 from mtpd.losses import MapLoss
+from mtpd.losses.options import Options, Share
 from mtpd.losses.tar_head import TarHeadOptions
-from mtpd.options import Options, Share, UserPath
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 # Every loss that a stage may name.
 DistillOptions = Annotated[MapLoss | TarHeadOptions, Field(discriminator='loss')]
 
@@ -193,7 +195,7 @@ class EvaluateSettings(Options):
     every: PositiveInt = 1
     """Evaluate every N epochs; the last epoch is always evaluated."""
     backend: Literal['pycocotools', 'faster'] = 'pycocotools'
-    """AP implementation; `faster` is faster-coco-eval, same results: pip install "mtpd[faster]"."""
+    """AP implementation; `faster` is faster-coco-eval, same results: pip install faster-coco-eval."""
 
 
 class SaveSettings(Options):

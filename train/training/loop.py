@@ -20,9 +20,8 @@ from mtpd_train.processes import ALONE, World
 from mtpd_train.records.meter import Meter
 from mtpd_train.records.metrics import append_record
 from mtpd_train.stage import Stage
-from mtpd_train.training.data_parallel import build_network
 from mtpd_train.training.saving import Position, Saver
-from mtpd_train.training.step import add_gradient, check_teacher, loaded
+from mtpd_train.training.step import add_gradient, build_network, check_teacher, loaded
 
 LOG_EVERY = 20
 

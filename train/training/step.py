@@ -1,4 +1,4 @@
-"""One batch of a stage: its images with the teacher's maps, its losses, its gradient."""
+"""One batch of a stage: its images with the teacher's maps, its losses, its gradient, by one process or several."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +25,7 @@ from mtpd.losses.tar_head import no_losses
 from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request
+from mtpd_train.processes import World
 from mtpd_train.stage import Stage
 from mtpd_train.student import named_failures
 from mtpd_train.teachers.responses import Responses, response_losses, shared_rois
@@ -250,6 +251,35 @@ def add_gradient(
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         torch.autograd.backward(scaler.scale(total * share))
     return losses
+
+
+class StepLosses(nn.Module):
+    """`step_losses` with all that it trains as its parameters."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self._stage = stage
+        self.model = stage.student.model
+        self.distiller = stage.distiller
+
+    def forward(self, samples: Sequence[Sample], ahead: ReadAhead, **options: Any) -> dict[str, Tensor]:
+        """The losses of a batch by name."""
+        return step_losses(self._stage, samples, ahead, **options)
+
+
+def build_network(stage: Stage, world: World) -> DistributedDataParallel | None:
+    """The stage's losses for training by several processes, each with its share of every batch; None for one process.
+
+    All processes get the weights and buffers of process 0. What equals what: a batch is of all processes together
+    (`data.batch_size`), and gradients and losses are means over its images. So they are those of one process with the
+    same batch wherever a loss is a mean over images of equal weight. A loss that divides by what it counts in a batch
+    (objects, cells, a variance) does so in each process by itself, as mmdet's do, but for those heads of mmdet that
+    count in all processes. Batch statistics are of the images of process 0, random draws each process's own.
+    """
+    if world.size == 1:
+        return None
+    # Which layers take part depends on the images: a mask head has nothing to do without objects.
+    return DistributedDataParallel(StepLosses(stage), find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def check_teacher(stage: Stage, device: torch.device) -> None:

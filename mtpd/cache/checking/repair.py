@@ -11,8 +11,8 @@ from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import MANIFEST_FILE
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import JournalEntry
-from mtpd.cache.writing.locks import CacheLock
-from mtpd.cache.writing.plan_file import PlanRecord, plan_record, read_plan_file, write_plan_file
+from mtpd.cache.writing.parts import CacheLock
+from mtpd.cache.writing.plan_file import write_plan_file
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.system.files import fsync_directory, write_atomically
 
@@ -54,7 +54,7 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
     Raises:
         UnavailableError: the disk refuses.
     """
-    root, manifest = state.root, state.manifest
+    root = state.root
     with disk_errors(root):
         wrong = [damage.file for damage in damages if damage.kind == 'metadata']
         if wrong:
@@ -63,27 +63,23 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
                 write_atomically(root / file, contents[file])
         if not any(damage.kind in ('shard', 'head') for damage in damages):
             return Repair(is_unfinished=not state.is_finished, num_queued=state.num_shards - len(state.committed))
-        if state.is_finished:
-            plan = plan_record(manifest.description, manifest.buckets, manifest.files)
-        else:
-            plan = read_plan_file(root)
         has_bases = not any(damage.file == BASIS_FILE for damage in damages)
-        entries = _intact_entries(state, damages, plan) if has_bases else []
+        entries = _intact_entries(state, damages) if has_bases else []
         journal.replace_entries(root, entries)
         if not has_bases:
             (root / BASIS_FILE).unlink(missing_ok=True)
         if state.is_finished:
-            write_plan_file(root, plan)
+            write_plan_file(root, state.plan)
             (root / MANIFEST_FILE).unlink()
             fsync_directory(root)
     return Repair(is_unfinished=True, num_queued=state.num_shards - len(entries))
 
 
-def _intact_entries(state: CacheState, damages: Sequence[Damage], plan: PlanRecord) -> list[JournalEntry]:
+def _intact_entries(state: CacheState, damages: Sequence[Damage]) -> list[JournalEntry]:
     damaged = {damage.key for damage in damages if damage.kind == 'shard'}
-    records = state.manifest.files
+    records, plan = state.manifest.files, state.plan.sha256
     return [
-        JournalEntry(plan.sha256, key, {name: records[name] for name in names})
-        for key, names in plan.group_files().items()
+        JournalEntry(plan, key, {name: records[name] for name in names})
+        for key, names in state.plan.group_files().items()
         if key in state.committed and key not in damaged and set(names) <= records.keys()
     ]

@@ -3,10 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd.cache.format.manifest import FORMAT, MANIFEST_FILE, VERSION, Description, Manifest, read_manifest
+from mtpd.cache.format.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    VERSION,
+    Description,
+    Manifest,
+    read_manifest,
+)
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.plan_file import PLAN_FILE, read_plan_file
+from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, plan_record, read_plan_file
 from mtpd.errors import CacheError
 
 
@@ -18,12 +25,14 @@ class CacheState:
         root: the cache's folder.
         is_finished: whether the manifest has been published.
         manifest: the manifest; of an unfinished cache the one that it would have, with the files that are committed.
+        plan: what it is, or will be, made by.
         committed: the shard groups that count as written.
     """
 
     root: Path
     is_finished: bool
     manifest: Manifest
+    plan: PlanRecord
     committed: frozenset[ShardKey]
 
     @property
@@ -35,6 +44,11 @@ class CacheState:
     def num_shards(self) -> int:
         """Shard groups of the finished cache."""
         return sum(bucket.num_shards for bucket in self.manifest.buckets)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files on record."""
+        return sum(record.num_bytes for record in self.manifest.files.values())
 
 
 def read_state(root: Path) -> CacheState:
@@ -53,7 +67,8 @@ def read_state(root: Path) -> CacheState:
                 raise
     manifest = read_manifest(root)
     keys = (ShardKey(bucket.name, shard) for bucket in manifest.buckets for shard in range(bucket.num_shards))
-    return CacheState(root, True, manifest, frozenset(keys))
+    plan = plan_record(manifest.description, manifest.buckets, manifest.files)
+    return CacheState(root, True, manifest, plan, frozenset(keys))
 
 
 def _unfinished_state(root: Path) -> CacheState:
@@ -64,4 +79,4 @@ def _unfinished_state(root: Path) -> CacheState:
     for group in entries.values():
         files |= group
     manifest = Manifest(format=FORMAT, version=VERSION, description=plan.description, buckets=plan.buckets, files=files)
-    return CacheState(root, False, manifest, frozenset(entries))
+    return CacheState(root, False, manifest, plan, frozenset(entries))

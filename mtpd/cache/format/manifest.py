@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, RoisRecord, roi_specs
+from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec, RoisRecord, bucket_specs, roi_specs
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
 from mtpd.cache.format.strict_json import read_json, require_shallow, short
@@ -139,6 +139,11 @@ class Description(_Record):
     views: tuple[ViewName, ...] = Field(strict=False, min_length=1)
     geometry: GeometryRecord
     rois: RoisRecord | None = None
+
+    def bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
+        """Every array of a bucket: those of its maps, then those of its RoIs."""
+        levels = [level.to_level() for level in self.levels]
+        return bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec, rois=self.rois)
 
     @model_serializer(mode='wrap')
     def _without_absent_rois(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

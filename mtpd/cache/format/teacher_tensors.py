@@ -45,11 +45,6 @@ def save_teacher(weights: Mapping[str, Tensor], *, roi_head: RoiHeadRecord | Non
     return safetensors.torch.save(dict(weights), metadata={METADATA_KEY: stated})
 
 
-def without_record(content: bytes) -> bytes:
-    """What `save_teacher` makes of the same tensors without a record, as earlier versions of mtpd did."""
-    return safetensors.torch.save(safetensors.torch.load(content))
-
-
 def load_teacher(content: bytes, *, name: str) -> TeacherTensors:
     """Reads what `save_teacher` wrote; messages call the file `name`.
 

@@ -1,20 +1,31 @@
-"""The journals: one line for each committed shard group, and nothing else counts as written.
+"""The journals, one line for each committed shard group, and the way from them to a cache that opens.
 
 A line is JSON closed by its own hash, appended and flushed to disk after all files of the group are in place. A kill in
 the middle of a line leaves a torn tail, which is cut off at the next start; the group's files are then written again.
-Each part of an extraction appends to a journal of its own; what counts as written is what any of them says.
+Each part of an extraction appends to a journal of its own; what counts as written is what any of them says, and nothing
+else. When all groups are committed, the manifest takes the place of plan and journals.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd.cache.format.manifest import FileRecord
+from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord, write_manifest
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
-from mtpd.system.files import canonical_json, fsync_directory, sha256_bytes, sha256_file, write_atomically
+from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file
+from mtpd.errors import CacheError
+from mtpd.system.files import (
+    TEMPORARY,
+    canonical_json,
+    fsync_directory,
+    sha256_bytes,
+    sha256_file,
+    write_atomically,
+)
 
 JOURNAL_FILE = 'journal.jsonl'
 PART_JOURNALS = 'journal.*-of-*.jsonl'
@@ -80,50 +91,93 @@ def recorded_entries(root: Path) -> list[JournalEntry]:
     return [entry for path in journal_paths(root) for entry in _read_journal(path)[0]]
 
 
-def committed_groups(
-    root: Path, *, plan: str, group_files: Mapping[ShardKey, Sequence[str]]
-) -> dict[ShardKey, GroupFiles]:
-    """The groups that count as written: journalled by this very plan, and all their files there.
+def committed(root: Path, plan: PlanRecord) -> dict[ShardKey, GroupFiles]:
+    """The groups of the unfinished cache in `root` that count as written: journalled by `plan`, and all files there.
 
     Lines of another plan may have come with a copied folder. A group has two entries when files of it were lost and
     made again, or when two processes wrote it because a network file system did not keep their locks. If they differ,
     the hashes of the files decide.
-
-    Args:
-        root: the cache's folder.
-        plan: hash of its plan.
-        group_files: what each group consists of.
     """
+    group_files, sha256 = plan.group_files(), plan.sha256
     entries: dict[ShardKey, list[GroupFiles]] = {}
     for entry in recorded_entries(root):
-        if entry.plan != plan or entry.files.keys() != set(group_files.get(entry.key, ())):
+        if entry.plan != sha256 or entry.files.keys() != set(group_files.get(entry.key, ())):
             continue
         known = entries.setdefault(entry.key, [])
         if entry.files not in known:
             known.append(entry.files)
-    committed = {}
+    groups = {}
     for key, candidates in entries.items():
         present = [files for files in candidates if _have_sizes(root, files)]
         if len(candidates) > 1:
-            present = [files for files in present if damaged_file(root, files) is None]
+            present = [files for files in present if all(is_sound(root / name, one) for name, one in files.items())]
         if present:
-            committed[key] = present[0]
-    return committed
+            groups[key] = present[0]
+    if plan.codec != 'lean':
+        return groups
+    # All groups share the one basis; codes that were rotated by another would come back as nonsense.
+    path = root / BASIS_FILE
+    basis = sha256_file(path) if path.is_file() else None
+    return {key: files for key, files in groups.items() if files[BASIS_FILE].sha256 == basis}
 
 
-def damaged_file(root: Path, files: GroupFiles) -> str | None:
-    """The first file that is missing or has other content than was written."""
-    for name, record in files.items():
-        path = root / name
-        if not _have_sizes(root, {name: record}) or sha256_file(path) != record.sha256:
-            return name
-    return None
+def is_sound(path: Path, record: FileRecord) -> bool:
+    """Whether a file is there with the content that was written."""
+    return path.is_file() and path.stat().st_size == record.num_bytes and sha256_file(path) == record.sha256
 
 
-def remove_journals(root: Path) -> None:
-    """Deletes every journal once the manifest has their content."""
-    for path in journal_paths(root):
+def is_published(root: Path) -> bool:
+    """Whether the manifest is there."""
+    return (root / MANIFEST_FILE).is_file()
+
+
+def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
+    """Writes the manifest if every shard group is committed, by any process.
+
+    The manifest follows from the plan, the journals and nothing else: any number of processes may call this
+    concurrently, and again later, and the content is the same.
+
+    Returns:
+        The shard groups that are not committed yet; none when the cache is published.
+
+    Raises:
+        CacheIncompleteError: there is neither a plan nor a manifest.
+        CacheDamagedError: the plan is none.
+    """
+    if not is_published(root):
+        try:
+            missing = _publish(root, owner)
+        except CacheError:  # the plan may have gone just now
+            missing = []
+            if not is_published(root):
+                raise
+        # Somebody else may have published and tidied up while the journals were read.
+        if missing and not is_published(root):
+            return missing
+    assert is_published(root), 'plan and journals must not go before the manifest is there'
+    for path in [*journal_paths(root), root / PLAN_FILE]:  # which the manifest has replaced
         path.unlink(missing_ok=True)
+    return []
+
+
+def remove_leftovers(root: Path, *, part: Part) -> None:
+    """Deletes what killed writers left, but nothing of a part that may be alive beside this one."""
+    for path in root.rglob(f'{TEMPORARY}*'):
+        if not any(path.name.startswith(f'{TEMPORARY}{other.label}-') for other in part.others()):
+            path.unlink(missing_ok=True)
+
+
+def _publish(root: Path, owner: str) -> list[ShardKey]:
+    plan = read_plan_file(root)
+    groups = committed(root, plan)
+    missing = [key for key in plan.group_files() if key not in groups]
+    if not missing:
+        # In the order of the plan and not of the journals, which depends on who wrote what when.
+        files = dict(plan.files) | {
+            name: groups[key][name] for key, names in plan.group_files().items() for name in names
+        }
+        write_manifest(root, plan.description, plan.buckets, files, owner=owner)
+    return missing
 
 
 def _line(entry: JournalEntry) -> bytes:

@@ -10,14 +10,12 @@ from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import JournalEntry
-from mtpd.cache.writing.locks import CacheLock
-from mtpd.cache.writing.parts import WHOLE
+from mtpd.cache.writing.journal import JournalEntry, committed, is_published, is_sound, publish, remove_leftovers
+from mtpd.cache.writing.parts import WHOLE, CacheLock
 from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file, write_plan_file
-from mtpd.cache.writing.publish import committed, is_published, publish, remove_leftovers
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
-from mtpd.system.files import fsync_directory, sha256_bytes, sha256_file, write_atomically
+from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
 
 
 def publish_parts(root: Path) -> None:
@@ -149,8 +147,7 @@ def _require_all(plan: PlanRecord, keys: set[ShardKey], sources: Sequence[Path])
     if missing:
         raise CacheIncompleteError(
             f'{sources[0].parent}: {_how_many(plan, missing)} missing from the {len(sources)} folders; '
-            'finish their part '
-            'or give its folder too'
+            'finish their part or give its folder too'
         )
 
 
@@ -160,9 +157,9 @@ def _how_many(plan: PlanRecord, missing: Sequence[ShardKey]) -> str:
 
 def _transfer_any(sources: Sequence[Path], out: Path, name: str, record: FileRecord) -> None:
     """Puts a file of the first source that has it as it was written."""
-    if _is_sound(out / name, record):
+    if is_sound(out / name, record):
         return
-    sound: Iterator[Path] = (source / name for source in sources if _is_sound(source / name, record))
+    sound: Iterator[Path] = (source / name for source in sources if is_sound(source / name, record))
     path = next(sound, None)
     if path is None:
         raise CacheDamagedError(
@@ -180,7 +177,3 @@ def _transfer_any(sources: Sequence[Path], out: Path, name: str, record: FileRec
         if sha256_bytes(content) != record.sha256:
             raise CacheDamagedError(f'{path}: changed during the copy; run the same command again') from None
         write_atomically(target, content)
-
-
-def _is_sound(path: Path, record: FileRecord) -> bool:
-    return path.is_file() and path.stat().st_size == record.num_bytes and sha256_file(path) == record.sha256

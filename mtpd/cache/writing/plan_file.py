@@ -17,7 +17,7 @@ from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.fingerprint import INFORMATIONAL
 from mtpd.cache.format.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
-from mtpd.cache.format.plan import Bucket, ShardKey, SourceImage
+from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
 from mtpd.cache.format.strict_json import read_json
 from mtpd.errors import CacheDamagedError, CacheIncompleteError
 from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
@@ -46,12 +46,19 @@ class PlanRecord(Description):
         """What a shard group must have been made by to belong to this plan; versions of libraries do not count."""
         return sha256_bytes(canonical_json(self.model_dump(mode='json', exclude=set(INFORMATIONAL))))
 
+    def layout(self) -> CachePlan:
+        """The plan, but for which images are in it: that only the index says."""
+        unknown = SourceImage(-1, (1, 1))
+        return CachePlan(
+            tuple(Bucket(one.padded, (unknown,) * one.num_images, one.rows_per_shard) for one in self.buckets)
+        )
+
     def group_files(self) -> dict[ShardKey, list[str]]:
         """The files that each shard group consists of, and what decodes them, in the order of the plan."""
         shared = [BASIS_FILE] if self.codec == 'lean' else []
         files = {}
-        for bucket in self._layout():
-            specs = self._bucket_specs(bucket)
+        for bucket in self.layout().buckets:
+            specs = self.bucket_specs(bucket)
             for shard in range(bucket.num_shards):
                 files[ShardKey(bucket.name, shard)] = [*shared, *(spec.file(shard) for spec in specs)]
         return files
@@ -59,16 +66,7 @@ class PlanRecord(Description):
     def specs(self) -> list[ArraySpec]:
         """Every array of the cache."""
         index = arrays.index_specs(sum(bucket.num_images for bucket in self.buckets))
-        return [*index.values(), *(spec for bucket in self._layout() for spec in self._bucket_specs(bucket))]
-
-    def _layout(self) -> list[Bucket]:
-        """The buckets, but for which images are in them: that the index says."""
-        unknown = SourceImage(-1, (1, 1))
-        return [Bucket(one.padded, (unknown,) * one.num_images, one.rows_per_shard) for one in self.buckets]
-
-    def _bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
-        levels = [level.to_level() for level in self.levels]
-        return arrays.bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec, rois=self.rois)
+        return [*index.values(), *(spec for bucket in self.layout().buckets for spec in self.bucket_specs(bucket))]
 
 
 def plan_record(
@@ -78,13 +76,11 @@ def plan_record(
     return PlanRecord(
         **{name: getattr(description, name) for name in Description.model_fields},
         buckets=tuple(buckets),
-        files={name: record for name, record in files.items() if _precedes_shards(name)},
+        # The basis is made by the teacher, when the plan has been written.
+        files={
+            name: record for name, record in files.items() if name != BASIS_FILE and arrays.file_place(name) is None
+        },
     )
-
-
-def _precedes_shards(file: str) -> bool:
-    """The basis is made by the teacher, when the plan has been written."""
-    return file != BASIS_FILE and arrays.file_place(file) is None
 
 
 def write_plan_file(root: Path, plan: PlanRecord, *, owner: str = '') -> None:

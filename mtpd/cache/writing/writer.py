@@ -8,8 +8,8 @@ opens, or a finished cache. What the parts write beside the shards is the same f
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,21 +20,111 @@ from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
+from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.fingerprint import require_equal
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
-from mtpd.cache.format.plan import CachePlan, ShardKey
+from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
+from mtpd.cache.format.roi_arrays import VALUES, encode_row, require_rois, row_checksum
+from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.locks import CacheLock
-from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.journal import committed, is_published, publish, remove_leftovers
+from mtpd.cache.writing.parts import WHOLE, CacheLock, Part
 from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json, write_plan_file
-from mtpd.cache.writing.publish import committed, is_published, publish, remove_leftovers
-from mtpd.cache.writing.shard_group import ShardGroup
-from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
+from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
+from mtpd.heads.rois import ImageRois
 from mtpd.system.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
 # Threads that compress: one for each core, but a disk takes no more than these make.
 MAX_COMPRESSORS = 8
+
+
+class ShardGroup:
+    """A shard group in memory while it is filled: all levels and views of a run of rows, image by image.
+
+    Maps are compressed immediately, so that it never holds uncompressed codes. The threads of `compressors` share the
+    work: zstd leaves Python's lock to others, and one core compresses less than a GPU makes.
+    """
+
+    def __init__(self, description: Description, bucket: Bucket, key: ShardKey, *, compressors: Executor) -> None:
+        self.key = key
+        self._description = description
+        self._bucket = bucket
+        self._images = [bucket.images[row] for row in bucket.rows(key.shard)]
+        self._compressors = compressors
+        self._specs = {spec.path: spec for spec in description.bucket_specs(bucket)}
+        self._rows: dict[str, list[Any]] = {path: [] for path in self._specs}
+
+    def append(self, view: str, maps: Mapping[str, EncodedMaps]) -> None:
+        """Appends the next images of a view, in row order.
+
+        Args:
+            view: 'plain' or 'flip'.
+            maps: level name -> codes (B, C, H, W) on the host.
+
+        Raises:
+            InputError: a map has another shape than the plan expects, or holds values that cannot be stored.
+        """
+        folder, zstd_level = f'{self._bucket.name}/{view}', arrays.ZSTD_LEVELS[self._description.codec]
+        names = [level.name for level in self._description.levels]
+        start = len(self._rows[f'{folder}/image_id'])
+        image_ids = [image.image_id for image in self._images[start : start + len(maps[names[0]].codes)]]
+        pending: dict[str, list[Future[bytes]]] = {}
+        errors: list[list[float]] = []
+        for level in self._description.levels:
+            encoded = maps[level.name]
+            codes, wanted = encoded.codes.numpy(), self._specs[f'{folder}/{level.name}'].row_shape
+            if codes.shape[1:] != wanted:
+                raise InputError(
+                    f'level {level.name} of the teacher is {codes.shape[1:]} for a {self._bucket.name} input, expected '
+                    f'{wanted}: its stride is not {level.stride} there; exclude the level with --levels'
+                )
+            require_storable(encoded, level=level.name, view=view, image_ids=image_ids)
+            assert encoded.error is not None
+            errors.append(encoded.error.tolist())
+            pending[level.name] = [self._compressors.submit(encode_chunk, one, level=zstd_level) for one in codes]
+            if encoded.scale is not None:
+                self._rows[f'{folder}/{level.name}.scale'] += list(encoded.scale.numpy())
+        chunks = {name: [one.result() for one in several] for name, several in pending.items()}
+        for name in names:
+            self._rows[f'{folder}/{name}'] += chunks[name]
+        self._rows[f'{folder}/image_id'] += image_ids
+        self._rows[f'{folder}/crc32c'] += zip(*(map(chunk_checksum, chunks[name]) for name in names), strict=True)
+        self._rows[f'{folder}/error'] += zip(*errors, strict=True)
+
+    def append_rois(self, images: Sequence[ImageRois]) -> None:
+        """Appends the RoIs of the next images, in row order; for a cache that holds RoIs.
+
+        Raises:
+            InputError: values cannot be stored.
+        """
+        record, folder = self._description.rois, f'{arrays.HEADS}/{self._bucket.name}'
+        assert record is not None, 'this cache holds no RoIs'
+        for rois in images:
+            image_id = self._images[len(self._rows[f'{folder}/image_id'])].image_id
+            try:
+                require_rois(rois, num_classes=record.num_classes)
+            except ValueError as error:
+                raise InputError(
+                    f'image {image_id}: the teacher returns proposals with {error}; omit them with --rois 0'
+                ) from error
+            values = encode_row(rois, record)
+            checksum = row_checksum([values[name].tobytes() for name in VALUES])
+            tables = {'image_id': image_id, 'num_rois': len(rois.boxes), 'crc32c': checksum}
+            for name, value in (tables | values).items():
+                self._rows[f'{folder}/{name}'].append(value)
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Path below the cache's root and content of each of the group's files. The group must be full."""
+        for path, spec in self._specs.items():
+            rows = self._rows[path]
+            if len(rows) != len(self._images):
+                raise RuntimeError(f'shard {self.key}: {path} holds {len(rows)} of {len(self._images)} images')
+            if spec.sharded:
+                content = encode_shard(rows, chunks_per_shard=spec.rows_per_file)
+            else:
+                content = arrays.encode_plain(np.array(rows), spec)
+            yield spec.file(self.key.shard), content
 
 
 class CacheWriter:
@@ -66,8 +156,6 @@ class CacheWriter:
         self._closing = ExitStack()
         self._committed: set[ShardKey] = set()
         self._basis: dict[str, FileRecord] = {}
-        self._views = description.views
-        self._levels = tuple(level.to_level() for level in description.levels)
         self._head = {TEACHER_FILE: teacher_weights, **self._index_files()}
         self._plan_record = plan_record(
             description,
@@ -92,8 +180,7 @@ class CacheWriter:
                 if self._has_own_bases():
                     self._read_bases()
                 self._committed = set(committed(self.root, self._plan_record))
-            num_threads = min(MAX_COMPRESSORS, os.cpu_count() or 1)
-            self._compressors = stack.enter_context(ThreadPoolExecutor(num_threads, thread_name_prefix='compress'))
+            self._compressors = stack.enter_context(compression_threads())
             self._closing = stack.pop_all()
         return self
 
@@ -135,15 +222,7 @@ class CacheWriter:
 
     def start_group(self, key: ShardKey) -> ShardGroup:
         """An empty shard group to be filled with encoded maps and given to `commit`."""
-        return ShardGroup(
-            bucket=self.plan.by_name[key.bucket],
-            key=key,
-            views=self._views,
-            levels=self._levels,
-            codec=self.description.codec,
-            compressors=self._compressors,
-            rois=self.description.rois,
-        )
+        return ShardGroup(self.description, self.plan.by_name[key.bucket], key, compressors=self._compressors)
 
     def commit(self, group: ShardGroup) -> int:
         """Puts a full group's files in place and journals it; returns the bytes written.
@@ -220,7 +299,8 @@ class CacheWriter:
     def _read_bases(self) -> dict[str, Tensor]:
         path = self.root / BASIS_FILE
         content = path.read_bytes()
-        bases = load_basis(content, self._levels, name=str(path))
+        levels = [level.to_level() for level in self.description.levels]
+        bases = load_basis(content, levels, name=str(path))
         self._basis = {BASIS_FILE: _record(content)}
         return bases
 
@@ -237,6 +317,11 @@ class CacheWriter:
         return {
             specs[name].file(0): arrays.encode_plain(np.array(values), specs[name]) for name, values in columns.items()
         }
+
+
+def compression_threads() -> ThreadPoolExecutor:
+    """Threads for the `compressors` of shard groups."""
+    return ThreadPoolExecutor(min(MAX_COMPRESSORS, os.cpu_count() or 1), thread_name_prefix='compress')
 
 
 def _record(content: bytes) -> FileRecord:

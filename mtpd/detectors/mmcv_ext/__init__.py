@@ -3,7 +3,7 @@
 The Python side of mmcv (mmcv/ops/*.py, also in mmcv-lite) gets every compiled operator from the one module
 `mmcv._ext`. `install` registers a module of that name that holds the operators which mmdet needs, with mmcv's own
 names and argument lists: outputs are tensors that the caller allocates and the operator fills. Any other name gives
-a function that raises NotImplementedError, because mmcv asks for all names when it is imported.
+a function that raises NotImplementedError, because mmcv looks up all names when it is imported.
 
 Half-precision inputs are computed in float32 and rounded once: positions in half precision are off by a tenth of a
 cell on large maps.
@@ -12,7 +12,7 @@ cell on large maps.
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -32,36 +32,8 @@ def get_compiling_cuda_version() -> str:
     return str(torch.version.cuda or 'not available')
 
 
-OPERATORS: tuple[Callable[..., Any], ...] = (
-    get_compiler_version,
-    get_compiling_cuda_version,
-    nms.nms,
-    nms.nms_match,
-    nms.softnms,
-    roi.roi_align_forward,
-    roi.roi_align_backward,
-    roi.roi_pool_forward,
-    roi.roi_pool_backward,
-    focal.sigmoid_focal_loss_forward,
-    focal.sigmoid_focal_loss_backward,
-    focal.softmax_focal_loss_forward,
-    focal.softmax_focal_loss_backward,
-    convolution.deform_conv_forward,
-    convolution.deform_conv_backward_input,
-    convolution.deform_conv_backward_parameters,
-    convolution.modulated_deform_conv_forward,
-    convolution.modulated_deform_conv_backward,
-    roi.deform_roi_pool_forward,
-    roi.deform_roi_pool_backward,
-    attention.ms_deform_attn_forward,
-    attention.ms_deform_attn_backward,
-    carafe.carafe_forward,
-    carafe.carafe_backward,
-    carafe.carafe_naive_forward,
-    carafe.carafe_naive_backward,
-    convolution.masked_im2col_forward,
-    convolution.masked_col2im_forward,
-)
+# Every public function of these modules is the operator of its name.
+MODULES = (attention, carafe, convolution, focal, nms, roi)
 
 
 def install() -> None:
@@ -69,10 +41,17 @@ def install() -> None:
     module = ModuleType(NAME, __doc__)
     # Without a spec, importlib.util.find_spec('mmcv._ext') raises ValueError instead of answering.
     module.__spec__ = ModuleSpec(NAME, loader=None, origin=__file__)
-    for operator in OPERATORS:
-        setattr(module, operator.__name__, operator)
+    functions = [get_compiler_version, get_compiling_cuda_version, *(one for part in MODULES for one in _public(part))]
+    for function in functions:
+        setattr(module, function.__name__, function)
     vars(module)['__getattr__'] = _missing
     sys.modules[NAME] = module
+
+
+def _public(module: ModuleType) -> list[Callable[..., Any]]:
+    """The functions that a module defines, without those that it imports."""
+    own = [value for name, value in vars(module).items() if not name.startswith('_')]
+    return [one for one in own if isinstance(one, FunctionType) and one.__module__ == module.__name__]
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:

@@ -53,7 +53,7 @@ def test_names_as_coco_gives_them(mtpd_cache: Run, whole: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--out', '{}/sheet.jpg'], 'the sheet is a PNG file'),
+        (['--out', '{}/sheet.jpg'], 'the picture is a PNG file'),
         (['--out', '{}/no/file.png/sheet.png', '--image', '1234567'], 'image 1234567 is not among its 24 images'),
         (['--out', '/dev/null/sheet.png'], 'cannot be written'),
     ],

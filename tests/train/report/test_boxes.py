@@ -17,7 +17,7 @@ from mtpd_train.report.predictions import (
     TRUE,
     found_boxes,
     match_detections,
-    surest_first,
+    most_certain_first,
     true_boxes,
 )
 
@@ -54,9 +54,9 @@ def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path
     assert drawn[3] == DrawnBox((85, 10, 125, 50), f'{square} 0.25', MISTAKEN, is_dashed=True)
 
 
-def test_the_surest_come_first() -> None:
+def test_the_most_certain_come_first() -> None:
     detections = [{'score': score} for score in (0.3, 0.9, 0.4, 0.2)]
-    assert [one['score'] for one in surest_first(detections, min_score=0.3)] == [0.9, 0.4, 0.3]
+    assert [one['score'] for one in most_certain_first(detections, min_score=0.3)] == [0.9, 0.4, 0.3]
 
 
 @pytest.mark.parametrize(('iou', 'is_object'), [(0.49, False), (0.51, True)])

@@ -203,8 +203,7 @@ losses_of = step.step_losses
 def step_losses(*arguments, **options):
     losses = losses_of(*arguments, **options)
     return losses | {'loss_bbox': losses['loss_bbox'] * float('nan' if os.environ['RANK'] == '1' else 1)}
-import mtpd_train.training.data_parallel
-mtpd_train.training.data_parallel.step_losses = step_losses
+step.step_losses = step_losses
 """
     programs = start_two(stages[1], '--out', tmp_path, code=code)
     assert [one.wait() for one in programs] == [1, 1]

@@ -1,4 +1,4 @@
-"""References to weights in models' configs: however they are spelled, nothing is fetched unless it was asked for."""
+"""Models' configs: names of types, and references to weights, of which nothing is fetched unless it was asked for."""
 
 import socket
 import urllib.request
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtpd.detectors.model_config import backbone_reference, drop_weight_references, weight_references
+from mtpd.detectors.model_config import backbone_reference, drop_weight_references, type_name, weight_references
 from mtpd.detectors.models import build_detector, load_config, no_downloads
 from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError
@@ -133,3 +133,20 @@ def test_loading_works_again_afterwards_and_own_files_meanwhile(tmp_path: Path) 
         assert torch.load(tmp_path / 'constants.pth')['a'] == 1
     assert not refused
     assert before == (torch.load, socket.socket.connect, socket.getaddrinfo, urllib.request.urlopen)
+
+
+class Own:
+    """A class that a config of pure Python refers to."""
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name'),
+    [('Own', 'Own'), ('mmdet.Own', 'Own'), ('a.b.Own', 'Own'), (Own, 'Own'), (None, '')],
+    ids=repr,
+)
+def test_the_bare_name(kind: Any, name: str) -> None:
+    assert type_name({'type': kind}) == name
+
+
+def test_no_type() -> None:
+    assert type_name({}) == ''

@@ -1,4 +1,4 @@
-"""The folder that a cache goes into: what may be in it, and making room in it."""
+"""The folder that a cache is written into: what may be in it, and emptying it."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import FORMAT, MANIFEST_FILE, TEACHER_FILE
 from mtpd.cache.format.strict_json import read_json
 from mtpd.cache.writing.journal import JOURNAL_FILE, PART_JOURNALS
-from mtpd.cache.writing.locks import CacheLock
+from mtpd.cache.writing.parts import CacheLock
 from mtpd.cache.writing.plan_file import PLAN_FILE
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 
@@ -21,7 +21,7 @@ _BUCKET = re.compile(r'\d+x\d+')
 _PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
 
 
-def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
+def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that an extraction must not touch.
 
     Raises:
@@ -33,7 +33,7 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
     names = _names(out)
     if not names:
         return
-    if not holds_extraction(out):
+    if not holds_cache(out):
         raise CacheMismatchError(f'--out {out}: holds {names[0]} but no cache; choose an empty or new folder')
     strangers = [name for name in names if not _is_of_a_cache(name)]
     if overwrite and strangers:
@@ -46,7 +46,7 @@ def check_target(out: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def holds_extraction(out: Path) -> bool:
+def holds_cache(out: Path) -> bool:
     """Whether `out` holds a cache, finished or not. Other programs have files of the same names."""
     # In this order: a neighbour may just publish, which puts the manifest there before it takes the plan away.
     for name in (PLAN_FILE, MANIFEST_FILE):
@@ -59,8 +59,8 @@ def holds_extraction(out: Path) -> bool:
     return False
 
 
-def clear_target(out: Path) -> None:
-    """Deletes the cache in `out`, which `check_target` has let pass.
+def clear_output_folder(out: Path) -> None:
+    """Deletes the cache in `out`, which `check_output_folder` has accepted.
 
     Raises:
         UnavailableError: another process is writing it.
@@ -79,7 +79,7 @@ def clear_target(out: Path) -> None:
                 path.unlink()
 
 
-def present_bytes(out: Path) -> int:
+def folder_bytes(out: Path) -> int:
     """Size of all files in `out`."""
     return sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
 
