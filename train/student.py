@@ -129,7 +129,7 @@ def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
 
 
 def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozenset[str]:
-    """The parts of a student, of `mtpd.detectors.frozen.PARTS`, whose training starts from weights of another network.
+    """The `PARTS` of a student whose training starts from the weights of another network.
 
     Args:
         init: of its stage.

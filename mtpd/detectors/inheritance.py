@@ -1,4 +1,4 @@
-"""What a student takes over from its teacher before it is trained: tensors of neck and head, by their names and shapes.
+"""What a student inherits from its teacher before it is trained: tensors of neck and head, by their names and shapes.
 
 MTPD (Cao et al., ICML 2023; released code, `init_student`): everything outside the backbone is copied where name and
 shape agree, tensor by tensor, a bias also without its weight. Of a cascade teacher the first box head and mask head
