@@ -104,7 +104,7 @@ def step_losses(
     Args:
         stage: what is trained.
         samples: images of the batch.
-        ahead: what was read of the teacher for these images.
+        ahead: what was read of the teacher for them.
         device: where to compute.
         progress: share of the stage's optimizer steps that are done, for the decay of weights.
         epoch: from 0, for what is drawn for each image.
@@ -122,11 +122,7 @@ def step_losses(
 def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, images: Tensor) -> Targets | None:
     """What the student is compared with; None in plain training.
 
-    Args:
-        stage: what is trained.
-        samples: images of the batch, after `collate`.
-        ahead: what was read of the teacher for them.
-        images: the student's inputs (B, 3, H, W).
+    `samples` have been through `collate`, which made the student's inputs `images` (B, 3, H, W) of them.
     """
     if stage.source is None or not stage.is_taught:
         return None
@@ -283,10 +279,6 @@ def build_network(stage: Stage, world: World) -> DistributedDataParallel | None:
 
 def check_teacher(stage: Stage, device: torch.device) -> None:
     """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares.
-
-    Args:
-        stage: about to be trained, on `device`.
-        device: where to compute.
 
     Raises:
         MtpdError: it names the level; or an image or a map cannot be read.
