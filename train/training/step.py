@@ -21,14 +21,13 @@ from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level, Size
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.maps import on_full_grid, valid_cells
-from mtpd.losses.tar_head import no_losses
 from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request
 from mtpd_train.processes import World
 from mtpd_train.stage import Stage
 from mtpd_train.student import named_failures
-from mtpd_train.teachers.responses import Responses, response_losses, shared_rois
+from mtpd_train.teachers.responses import response_losses
 from mtpd_train.teachers.teacher_source import ReadAhead
 
 # Of a teacher that are looked at before the training starts.
@@ -186,25 +185,17 @@ def distillation_losses(
             maps, targets.maps, {**targets.masks, **seen}, boxes=targets.boxes, progress=progress
         )
         if stage.responses is not None:
-            losses |= _response_losses(stage, stage.responses, samples, outputs, targets, progress=progress)
+            losses |= response_losses(
+                stage.responses,
+                samples,
+                targets.maps,
+                targets.rois,
+                model=stage.student.model,
+                maps=list(outputs.maps.values()),
+                captured=outputs.rois,
+                progress=progress,
+            )
     return losses
-
-
-def _response_losses(
-    stage: Stage,
-    responses: Responses,
-    samples: Sequence[Sample],
-    outputs: StudentOutputs,
-    targets: Targets,
-    *,
-    progress: float,
-) -> dict[str, Tensor]:
-    maps = list(outputs.maps.values())
-    nothing = no_losses(responses.options, progress=progress, device=maps[0].device)
-    if nothing is not None:
-        return nothing
-    shared = shared_rois(samples, captured=outputs.rois, model=stage.student.model, maps=maps, stored=targets.rois)
-    return response_losses(responses, shared, targets.maps, samples, progress=progress)
 
 
 def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
