@@ -4,4 +4,4 @@ This package is the library that the programs in `mtpd_extract` and `mtpd_train`
 `__all__` of `mtpd.cache`, `mtpd.detectors`, `mtpd.errors`, `mtpd.geometry`, `mtpd.losses` and `mtpd.ordering`.
 """
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

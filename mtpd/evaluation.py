@@ -86,6 +86,25 @@ def evaluate(
     return Evaluation(metrics, _class_ap(evaluator))
 
 
+def evaluate_detections(
+    coco: CocoSet,
+    boxes: Sequence[Mapping[str, Any]],
+    masks: Sequence[Mapping[str, Any]] | None,
+    *,
+    backend: Backend,
+) -> dict[str, Evaluation]:
+    """COCO metrics of boxes and, if the detector gives them and the annotations have them, of masks."""
+    found = {'box': evaluate(coco, boxes, kind='bbox', backend=backend)}
+    if masks is not None and coco.has_masks:
+        found['mask'] = evaluate(coco, masks, kind='segm', backend=backend)
+    return found
+
+
+def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
+    """COCO's numbers of boxes and masks in one: `box/AP` and so on."""
+    return {f'{kind}/{name}': value for kind, one in found.items() for name, value in one.metrics.items()}
+
+
 def require_backend(backend: Backend) -> None:
     """Checks, before a run of days, that its evaluations can be computed.
 
@@ -94,7 +113,7 @@ def require_backend(backend: Backend) -> None:
     """
     if backend == 'faster' and importlib.util.find_spec('faster_coco_eval') is None:
         raise UnavailableError(
-            'the backend `faster` needs faster-coco-eval, which is not installed: pip install "mtpd[faster]"'
+            'the backend `faster` needs faster-coco-eval, which is not installed: pip install faster-coco-eval'
         )
 
 

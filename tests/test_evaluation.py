@@ -137,7 +137,9 @@ def test_evaluate__two_categories_of_one_name(truth_file: Path) -> None:
 
 def test_evaluate__backend_that_is_not_installed(truth: CocoSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UnavailableError, match=r'faster-coco-eval, which is not installed: pip install "mtpd\[faster'):
+    with pytest.raises(
+        UnavailableError, match=r'faster-coco-eval, which is not installed: pip install faster-coco-eval'
+    ):
         evaluate(truth, ALL, backend='faster')
 
 

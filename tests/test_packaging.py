@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import tomllib
 import venv
 import zipfile
@@ -94,9 +93,7 @@ def test_installed__used_instead_of_the_checkout(environment: Path, tmp_path: Pa
 
 @pytest.mark.parametrize('program', PROGRAMS)
 def test_installed__help(program: str, environment: Path, tmp_path: Path) -> None:
-    start = time.perf_counter()
     result = run([environment / 'bin' / program, '--help'], tmp_path)
-    assert time.perf_counter() - start < 5  # about 0.1 s on an idle machine
     assert (result.returncode, result.stderr) == (0, '')
     assert 'Usage' in result.stdout
     assert 'Examples' in result.stdout

@@ -1,6 +1,7 @@
 """The library as its users see it: public names alone, all of them documented."""
 
 import importlib
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -115,3 +116,20 @@ def test_a_teacher_is_loaded(random_weights: Callable[..., Path]) -> None:
     maps = teacher.maps(torch.zeros(2, 3, 64, 96))
     shapes = {level.name: (2, level.channels, *level.grid(64, 96)) for level in teacher.levels}
     assert {name: tuple(one.shape) for name, one in maps.items()} == shapes
+
+
+def test_the_page_on_adding_a_loss_is_true(tmp_path: Path) -> None:
+    page = (ROOT / 'docs' / 'add-a-loss.md').read_text()
+    (tmp_path / 'l1.py').write_text(re.findall(r'^```python\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)[0])
+    spec = importlib.util.spec_from_file_location('l1', tmp_path / 'l1.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    level = Level('p3', 8, 3)
+    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    mask = torch.zeros(2, 1, 4, 5, dtype=torch.bool)
+    mask[:, :, :2] = True
+    distiller = Distiller([module.L1Options(weight=0.5)], student=[level], teacher=[level])
+    (loss,) = distiller({'p3': student}, {'p3': teacher}, {'p3': mask}).values()
+    torch.testing.assert_close(loss, 0.5 * (student - teacher)[:, :, :2].abs().mean())

@@ -1,14 +1,13 @@
 """COCO AP of a student on a split."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from mtpd.data.coco import CocoSet
 from mtpd.detectors.detection import collate, predict
-from mtpd.evaluation import Backend, Evaluation, evaluate
+from mtpd.evaluation import evaluate_detections, metrics_by_name
 from mtpd.system.console import progress_bar, say
 from mtpd.system.interrupt import StopFlag, StopRequested
 from mtpd_train.data.dataset import DetectionDataset, load_batches
@@ -67,25 +66,6 @@ def detect(
         raise StopRequested
     found_by_all = world.gathered_by_main((boxes, masks))
     return [one for part in found_by_all for one in part[0]], [one for part in found_by_all for one in part[1]]
-
-
-def evaluate_detections(
-    coco: CocoSet,
-    boxes: Sequence[Mapping[str, Any]],
-    masks: Sequence[Mapping[str, Any]] | None,
-    *,
-    backend: Backend,
-) -> dict[str, Evaluation]:
-    """COCO metrics of boxes and, if detector and annotations have them, of masks."""
-    found = {'box': evaluate(coco, boxes, kind='bbox', backend=backend)}
-    if masks is not None and coco.has_masks:
-        found['mask'] = evaluate(coco, masks, kind='segm', backend=backend)
-    return found
-
-
-def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
-    """COCO's numbers of boxes and masks in one: `box/AP` and so on."""
-    return {f'{kind}/{name}': value for kind, one in found.items() for name, value in one.metrics.items()}
 
 
 def evaluate_stage(

@@ -11,27 +11,23 @@ from typing import Any
 import torch
 
 from mtpd.data.coco import CocoSet, read_annotations
-from mtpd.detectors.activation_checkpointing import checkpoint_activations
 from mtpd.detectors.class_names import require_same_labels
 from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.features import NECK, neck_of, student_hook_point
-from mtpd.detectors.frozen import frozen_parameters, unfreeze
 from mtpd.detectors.inheritance import Inheritance
 from mtpd.detectors.model_config import definition_sha256
 from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, recipe_ingredients
-from mtpd.detectors.trainable import require_inputs
+from mtpd.detectors.trainable import checkpoint_activations, frozen_parameters, require_inputs, unfreeze
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.fine_grained import FineGrainedOptions
 from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
 from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.data.photometric import Photometric
 from mtpd_train.data.sampling import Request, training_batches
 from mtpd_train.optimization import require_warmup_ends, warmup_of
 from mtpd_train.settings.problems import Problem, Problems, Unbuildable, raise_problems
@@ -68,7 +64,6 @@ class Stage:
         distiller: the distillation losses on maps; without any in plain training.
         responses: the distillation loss on what a RoI head says, or None.
         teacher_levels: the levels of the source that the losses read.
-        photometric: how the student's training images are recoloured; None: not at all.
         shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
         unfrozen: keys of the student's config that were changed because what it freezes has random weights.
         frozen_at_random: parameters that stay as random as they are.
@@ -90,7 +85,6 @@ class Stage:
     distiller: Distiller
     responses: Responses | None
     teacher_levels: tuple[Level, ...]
-    photometric: Photometric | None
     shards: Mapping[int, Hashable] | None
     unfrozen: Mapping[str, Any]
     frozen_at_random: tuple[str, ...]
@@ -268,7 +262,6 @@ def _build_stage(
         distiller=distiller,
         responses=responses,
         teacher_levels=tuple(level for level in teacher_levels if level in needed),
-        photometric=None if data.photometric is None else Photometric(**data.photometric.model_dump()),
         shards=shards_to_shuffle(data, source, train_set),
         unfrozen=unfrozen,
         frozen_at_random=frozen_parameters(student.model, loaded=loaded),
@@ -284,8 +277,7 @@ def _build_distiller(settings: StageSettings, student: Student, source: TeacherS
     if source is not None and settings.distill:
         neck_of(student.model)
     losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
-    needs_anchors = any(isinstance(one, FineGrainedOptions) for one in losses)
-    anchors = base_anchors(student.model) if needs_anchors else None
+    anchors = base_anchors(student.model) if any(one.looks_at_anchors for one in losses) else None
     return Distiller(losses, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
 
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
 from mtpd.detectors.detection import predicts_masks
 from mtpd.detectors.features import probe_levels
-from mtpd.detectors.frozen import BACKBONE, PARTS
 from mtpd.detectors.inheritance import Inheritance, inherited_tensors, plan_inheritance, shape_text
 from mtpd.detectors.model_config import backbone_reference
 from mtpd.detectors.models import build_detector, load_config, missing_package
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
-from mtpd.detectors.trainable import require_trainable
+from mtpd.detectors.trainable import BACKBONE, PARTS, require_trainable
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
@@ -130,7 +129,7 @@ def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
 
 
 def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozenset[str]:
-    """The parts of a student, of `mtpd.detectors.frozen.PARTS`, whose training starts from weights of another network.
+    """The `PARTS` of a student whose training starts from the weights of another network.
 
     Args:
         init: of its stage.

@@ -1,6 +1,6 @@
 """Loading checkpoints so that nothing is left out or changed unnoticed.
 
-Training programs put weights under many names, and averages beside them. Anything beyond a plain state dict is logged;
+Training programs put weights under many names, often next to averages. Anything beyond a plain state dict is logged;
 if two networks are possible, both are named and none is used.
 """
 
@@ -30,7 +30,7 @@ AVERAGED = (
 )  # fmt: skip
 # With two networks that are trained together, either may be meant.
 ROLES = ('student', 'teacher')
-# What training keeps beside the weights.
+# What training stores next to the weights.
 OTHER = (
     'optimizer', 'optimizers', 'optim', 'optimizer_states', 'optimizer_state_dict', 'lr_scheduler', 'lr_schedulers',
     'scheduler', 'param_schedulers', 'scaler', 'amp', 'loss_scaler', 'meta', 'message_hub', 'hyper_parameters',
@@ -39,7 +39,7 @@ OTHER = (
 )  # fmt: skip
 # What torch puts before names: DistributedDataParallel and averages before all, torch.compile at any depth.
 MODULE, COMPILED = 'module.', '_orig_mod.'
-# Counters that averages keep beside the weights.
+# Counters that averages store next to the weights.
 COUNTERS = ('steps', 'n_averaged', 'num_updates', 'decay')
 # Averages that mmdet 2 kept among the weights.
 EMA = 'ema_'
@@ -48,7 +48,7 @@ EXTRA = '_extra_state'
 MAX_DEPTH = 5
 WANTED = 'expected a checkpoint with a state_dict'
 
-# Copies that a moving average keeps beside the weights, normalisation constants that mmdet reads from its config, and
+# Copies of a moving average, normalisation constants that mmdet reads from its config, and
 # language models, which detectors are built without.
 IGNORED = (EMA, 'data_preprocessor.', 'language_model.')
 BATCH_COUNTER = 'num_batches_tracked'
@@ -83,7 +83,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     name = f'checkpoint {path}'
     content = read_checkpoint(path, allow_pickle=allow_pickle)
     require_intact(path)
-    place, found, notes = _state_in(content, (), name=name)
+    place, found, notes = _find_state(content, name=name)
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     extra = [key for key in map(str, found) if key not in tensors and not key.endswith(EXTRA)]
     if extra:
@@ -108,7 +108,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     for note in [*notes, *_oddities(tensors)]:
         logger.warning('note: %s: %s', name, note)
     state = OrderedDict(tensors)
-    # Modules tell old layouts from new ones by the versions that PyTorch keeps here, by the names of modules.
+    # PyTorch keeps versions of modules here, by name; modules convert older layouts by them.
     versions: Mapping[str, Any] = getattr(found, '_metadata', None) or {}
     vars(state)['_metadata'] = OrderedDict((_unwrapped(key, prefixes), value) for key, value in versions.items())
     return state
@@ -170,34 +170,34 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> No
     logger.debug('%s: loaded %d tensors, ignored %s', name, len(own) - len(keys.missing_keys), ignored)
 
 
-def _state_in(
-    content: Any, place: tuple[str, ...], *, name: str
-) -> tuple[tuple[str, ...], Mapping[Any, Any], list[str]]:
+def _find_state(content: Any, *, name: str) -> tuple[tuple[str, ...], Mapping[Any, Any], list[str]]:
     """Where in a checkpoint the weights are: (keys on the way, state dict, notes)."""
-    if isinstance(content, nn.Module):
-        content = content.state_dict()
-    if not isinstance(content, Mapping):
-        raise InputError(f'{name}: holds no tensors by name but a {type(content).__name__}; {WANTED}')
-    inner = dict(_inner(content))
-    known = [key for key in inner if key in (*TRAINED, *AVERAGED, *ROLES)]
+    place: tuple[str, ...] = ()
     notes: list[str] = []
-    if known:
-        choice, notes = _choice(known, place, name=name)
-    elif len(inner) > 1:
-        raise InputError(
-            f'{name}: has tensors under {len(inner)} names ({_first([_at(place, key) for key in inner])}), none of '
-            'which is a known name of weights; save the state_dict alone, with torch.save'
-        )
-    elif inner:
-        (choice,) = inner
-    else:
-        if not _is_state(content):
+    while True:
+        if isinstance(content, nn.Module):
+            content = content.state_dict()
+        if not isinstance(content, Mapping):
+            raise InputError(f'{name}: holds no tensors by name but a {type(content).__name__}; {WANTED}')
+        inner = dict(_inner(content))
+        known = [key for key in inner if key in (*TRAINED, *AVERAGED, *ROLES)]
+        if known:
+            choice, more = _choice(known, place, name=name)
+            notes += more
+        elif len(inner) > 1:
+            raise InputError(
+                f'{name}: has tensors under {len(inner)} names ({_first([_at(place, key) for key in inner])}), none of '
+                'which is a known name of weights; save the state_dict alone, with torch.save'
+            )
+        elif inner:
+            (choice,) = inner
+        elif _is_state(content):
+            return place, content, notes
+        else:
             raise InputError(f'{name}: {_empty(content)}; {WANTED}')
-        return place, content, notes
-    if len(place) >= MAX_DEPTH:
-        raise InputError(f'{name}: is nested deeper than {MAX_DEPTH} names; {WANTED}')
-    end, state, more = _state_in(inner[choice], (*place, choice), name=name)
-    return end, state, notes + more
+        if len(place) >= MAX_DEPTH:
+            raise InputError(f'{name}: is nested deeper than {MAX_DEPTH} names; {WANTED}')
+        place, content = (*place, choice), inner[choice]
 
 
 def _inner(content: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -286,7 +286,7 @@ def _empty(content: Mapping[Any, Any]) -> str:
 
 
 def _oddities(state: Mapping[str, Tensor]) -> list[str]:
-    """What the user should know of the numbers."""
+    """Notes on unusual values."""
     numbers = {key: value for key, value in state.items() if value.is_floating_point()}
     others = Counter(_dtype(value) for value in numbers.values() if value.dtype != torch.float32)
     notes = [f'{count} tensors are {dtype} and are loaded as float32' for dtype, count in others.items()]

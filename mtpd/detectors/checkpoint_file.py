@@ -27,7 +27,7 @@ HEAD_BYTES = 1024
 PIECE = 1 << 20  # bytes
 MAX_NAMES = 3
 MAX_SHOWN = 40  # characters of a text
-MAX_MESSAGE = 300  # characters of what another program says
+MAX_MESSAGE = 300  # characters of another program's message
 # The number that PyTorch before 1.6 pickled first, as pickle writes it in protocol 2 and later, and in 0 and 1.
 LEGACY_MAGIC = (b'\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19', b'L119547037146038801333356L')
 MAX_SAFETENSORS_HEADER = 10**8  # the format's own limit
@@ -149,7 +149,7 @@ def _format(path: Path) -> Format:
         return _zip_format(path)
     if any(magic in head[:32] for magic in LEGACY_MAGIC):
         return 'torch'
-    # A safetensors file is a JSON header behind its length.
+    # A safetensors file starts with the length of its JSON header.
     if head[8:9] == b'{' and 2 <= int.from_bytes(head[:8], 'little') <= MAX_SAFETENSORS_HEADER:
         return 'safetensors'
     # Zeros are the end of a tar archive, and what a download that was cut off leaves in a file of full size.
@@ -271,7 +271,7 @@ def _harmless_globals() -> list[Any]:
 
 
 def _what_it_holds(refusal: str) -> str:
-    """What a file holds beside tensors, from PyTorch's refusal."""
+    """What a file holds in addition to tensors, from PyTorch's error message."""
     found = NAMED_GLOBAL.search(refusal)
     if not found:
         return 'holds more than tensors and plain values'

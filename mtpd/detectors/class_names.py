@@ -28,7 +28,7 @@ def config_classes(config: Any) -> tuple[str, ...] | None:
 
 
 def num_classes_of(model: nn.Module) -> int | None:
-    """How many classes the box head of an mmdet detector tells apart; None where that cannot be read off."""
+    """Number of classes of an mmdet detector's box head; None where it is not known."""
     owner: Any = getattr(model, 'roi_head', model)
     head = getattr(owner, 'bbox_head', None)
     if isinstance(head, nn.ModuleList):
@@ -45,7 +45,7 @@ def labels_to_categories(
     Args:
         categories: ids and names of a data set, by ascending id.
         classes: what the detector calls its classes; None: unknown, labels follow the ids.
-        num_classes: how many it tells apart; None: unknown.
+        num_classes: how many it has; None: unknown.
         name: of the detector, for messages.
 
     Raises:

@@ -91,7 +91,7 @@ def _data_preprocessor(config: Any) -> Entry:
     from mmdet.registry import MODELS
 
     name = f'{config.filename}: data_preprocessor'
-    # As mmengine's Runner does: one beside the model counts only where the model says nothing, not even None.
+    # As mmengine's Runner does: one next to the model counts only where the model has no such key, not even None.
     found = config.model.get('data_preprocessor', config.get('data_preprocessor'))
     # Semi-supervised models wrap the preprocessor of the detector.
     if isinstance(found, Mapping) and plain_type(found.get('type')) == 'MultiBranchDataPreprocessor':

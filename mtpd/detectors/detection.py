@@ -30,7 +30,7 @@ def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: 
     sizes = [preprocessing.geometry.padded(sample.data_sample.ori_shape) for sample in samples]
     padded = max(height for height, _ in sizes), max(width for _, width in sizes)
     for sample, size in zip(samples, sizes, strict=True):
-        # `pad_shape` is the image's own: anchors that lie beyond it, in the padding of the batch, train nothing.
+        # `pad_shape` is the image's own: anchors outside of it, in the padding of the batch, train nothing.
         meta = {'batch_input_shape': padded, 'pad_shape': size}
         sample.data_sample.set_metainfo(meta | ({'img_shape': size} if pads_pixels(preprocessing) else {}))
         instances = sample.data_sample.get('gt_instances')
@@ -42,10 +42,10 @@ def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: 
 
 
 def tell_progress(*, epoch: int, step: int) -> None:
-    """Tells the heads whose losses change in the course of training how far it is; call it before each step.
+    """Sets the training progress for heads whose losses depend on it; call it before each step.
 
-    TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They ask mmengine, whose runner is not
-    used here. `epoch` counts from 0, `step` the optimizer steps that are done.
+    TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They read it from mmengine, whose
+    runner is not used here. `epoch` counts from 0, `step` counts the optimizer steps done.
     """
     from mmengine.logging import MessageHub
 
@@ -119,7 +119,7 @@ def takes_one_image(model: nn.Module) -> bool:
 def predicts_masks(model: nn.Module) -> bool:
     """Whether the objects that a detector predicts have masks, wherever its mask branch is.
 
-    mmdet's `with_mask` knows heads called `mask_head` alone, not RTMDet-Ins's box head nor MaskFormer's panoptic one.
+    mmdet's `with_mask` only checks for a `mask_head`, not RTMDet-Ins's box head nor MaskFormer's panoptic one.
     """
     if getattr(model, 'with_mask', False):
         return True

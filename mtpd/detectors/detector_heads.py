@@ -21,7 +21,7 @@ from mtpd.heads.rois import BoxCoder
 def base_anchors(model: nn.Module) -> dict[int, Tensor]:
     """Stride of each level that has anchors -> the anchors (A, 4) of its first cell, absolute xyxy in px.
 
-    Those of the cell in column x and row y lie x strides to the right and y strides below. They belong to a one-stage
+    Those of the cell in column x and row y are x strides to the right and y strides below. They belong to a one-stage
     detector's head, or to a two-stage one's region proposal network.
 
     Raises:
@@ -101,7 +101,7 @@ def student_box_coder(model: nn.Module) -> BoxCoder:
 
 
 def student_num_classes(model: nn.Module) -> int:
-    """Object classes of a student that `student_box_coder` has let pass."""
+    """Number of object classes of a student that `student_box_coder` accepts."""
     head, _ = _box_head(model)
     return int(head.num_classes)
 
@@ -188,7 +188,7 @@ class CapturedRois:
 def captured_rois(model: nn.Module) -> Iterator[CapturedRois]:
     """Collects the sampled proposals and the outputs of the box head by hooks, without computing anything.
 
-    `model` is a detector that `student_box_coder` lets pass.
+    `model` is a detector that `student_box_coder` accepts.
     """
     captured = CapturedRois()
     roi_head: Any = model.roi_head

@@ -24,7 +24,7 @@ from mtpd.geometry import Level, Size, level_name
 NECK = 'neck'
 BEFORE_NORM = 'neck.fpn_convs.conv'
 
-# What a user can ask for; `auto` is as in MTPD.
+# What a user can choose; `auto` is as in MTPD.
 HookChoice = Literal['auto', 'neck', 'before-norm']
 
 DEFAULT_INPUT: Size = (256, 256)
@@ -45,10 +45,10 @@ def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> st
 
 
 def student_hook_point(model: nn.Module, teacher: str) -> str:
-    """Where the maps of a student are taken: before its norms if those of the teacher are, else behind its neck.
+    """Where the maps of a student are taken: before its norms if those of the teacher are, else after its neck.
 
-    A student behind its norms could not reach the scale of maps from before the teacher's, nor the other way round. A
-    student without norms has but one place, at which both points are.
+    A student's maps after its norms cannot reach the scale of maps before the teacher's, and vice versa. Without norms
+    both points are the same.
     """
     return BEFORE_NORM if teacher == BEFORE_NORM and has_output_norms(model) else NECK
 
@@ -59,12 +59,12 @@ def choice_of(hook_point: str) -> HookChoice:
 
 
 def has_output_norms(model: nn.Module) -> bool:
-    """Whether the outputs of a detector's neck are those of convolutions with a norm behind each."""
+    """Whether the outputs of a detector's neck are those of convolutions followed by a norm."""
     prepare()
     from mmdet.models.necks import FPN
 
     neck: Any = getattr(model, 'neck', None)
-    # Other pyramids, such as PAFPN, are FPNs too but have further layers behind `fpn_convs`.
+    # Other pyramids, such as PAFPN, are FPNs too but have further layers after `fpn_convs`.
     if not isinstance(neck, FPN) or type(neck).forward is not FPN.forward:
         return False
     return all(one.with_norm and one.order == ('conv', 'norm', 'act') for one in neck.fpn_convs)
@@ -89,7 +89,7 @@ def neck_of(model: nn.Module) -> nn.Module:
 def captured_maps(model: nn.Module, *, hook_point: str = NECK) -> Iterator[list[Tensor]]:
     """Collects the maps at a hook point during one forward pass: a list that holds a map per level afterwards.
 
-    A level without a convolution of its own, such as the p6 that Mask R-CNN picks from its p5, is taken behind the
+    A level without a convolution of its own, such as the p6 that Mask R-CNN picks from its p5, is taken after the
     neck.
     """
     neck = neck_of(model)
@@ -163,7 +163,7 @@ def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple
     """Levels of an mmdet detector, found by running it once in eval mode. See `levels_of`.
 
     Raises:
-        InputError: it fails on inputs of this size; says which sizes it takes if that can be found out.
+        InputError: it fails on inputs of this size; the message names sizes that work, if some are found.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -172,7 +172,7 @@ def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple
         return levels_of(lambda images: neck_features(model, images), input_size=input_size, device=device)
     except (InputError, torch.OutOfMemoryError):
         raise
-    # A network says in any way that it cannot add the maps of its levels.
+    # A network that cannot add the maps of its levels may raise any error.
     except Exception as error:
         raise InputError(
             f'{type(model).__name__} fails on an input of {input_size[0]} x {input_size[1]} px (height x width): '

@@ -1,4 +1,4 @@
-"""What a student takes over from its teacher before it is trained: tensors of neck and head, by their names and shapes.
+"""What a student inherits from its teacher before it is trained: tensors of neck and head, by their names and shapes.
 
 MTPD (Cao et al., ICML 2023; released code, `init_student`): everything outside the backbone is copied where name and
 shape agree, tensor by tensor, a bias also without its weight. Of a cascade teacher the first box head and mask head
@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mtpd.detectors.frozen import BACKBONE, part_of
+from mtpd.detectors.trainable import BACKBONE, part_of
 
 Shape = tuple[int, ...]
 Outcome = Literal['inherited', 'tiled', 'skipped']

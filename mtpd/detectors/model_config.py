@@ -61,7 +61,7 @@ def class_parameters(node: Any) -> dict[str, inspect.Parameter]:
     kind = node.get('type')
     try:
         cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    except Exception:  # building the model tells what is wrong with the name
+    except Exception:  # building the model reports the wrong name
         return {}
     found: dict[str, inspect.Parameter] = {}
     # Subclasses often pass their arguments on as **kwargs.
@@ -98,7 +98,7 @@ def make_buildable(config: Any, *, zoo_folder: Path) -> None:
         # BatchNorm without an epsilon (NAS-FCOS) is refused by PyTorch in training.
         if type_name(node) in BATCH_NORMS and node.get('eps') == 0:
             node['eps'] = BN_EPSILON
-        # Only saves memory in training, by way of a package that is seldom installed.
+        # Only saves memory in training, with a package that is rarely installed.
         if 'num_cp' in node and importlib.util.find_spec('fairscale') is None:
             node['num_cp'] = 0
         if 'language_model' in node:
@@ -131,7 +131,7 @@ def set_num_classes(config: Any, num_classes: int) -> None:
     """Sets the number of classes of every head that classifies objects.
 
     Raises:
-        InputError: a head tells other things apart than so many classes of objects.
+        InputError: a head cannot have this number of object classes.
     """
     if 'panoptic_head' in config:
         _set_num_things(config, num_classes)
@@ -191,7 +191,7 @@ def weight_references(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def drop_weight_references(config: Any) -> None:
-    """Takes them out, in place: an `init_cfg` that names weights goes as a whole, other keys become None or False."""
+    """Removes them, in place: an `init_cfg` that names weights as a whole; other keys become None or False."""
     for key, value in list(config.items()) if isinstance(config, dict) else list(enumerate(config)):
         if key == 'init_cfg':
             kept = [one for one in (value if isinstance(value, list | tuple) else [value]) if not _names_weights(one)]

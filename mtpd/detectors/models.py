@@ -37,8 +37,8 @@ _LOADERS = {
     'urllib.request': ('urlopen', 'urlretrieve'),
     'socket': ('getaddrinfo',),
 }
-# Packages that mmdet and its relatives use where they are installed. Only these are advised: anybody may own the name
-# of some other module on the package index.
+# Packages that mmdet and its relatives use where they are installed. Only these are advised: on the
+# package index, the name of another module may belong to anyone.
 PACKAGES = (
     'albumentations', 'cityscapesscripts', 'emoji', 'fairscale', 'imagecorruptions', 'instaboostfast', 'lvis',
     'mmpretrain', 'motmetrics', 'nltk', 'prettytable', 'scikit-image', 'scikit-learn', 'timm', 'transformers',
@@ -76,7 +76,7 @@ def load_config(reference: str) -> Any:
                 pass
     except ImportError as error:
         raise UnavailableError(f'config {path} needs {missing_package(error)}') from error
-    # A config is a program: it can fail in any way, or leave.
+    # A config is a program: it can raise any error, or exit.
     except (Exception, SystemExit) as error:
         raise InputError(f'config {path} cannot be read: {_failure(error)}') from error
     for one in caught:
@@ -90,7 +90,7 @@ def load_config(reference: str) -> Any:
 def build_detector(config: Any, *, num_classes: int | None = None, init_weights: bool = True) -> nn.Module:
     """The detector of the `model` of an mmengine Config, on the CPU, in training mode.
 
-    Nothing is downloaded: references to pretrained weights are dropped (`backbone_reference` tells the backbone's).
+    Nothing is downloaded: references to pretrained weights are dropped (`backbone_reference` returns the backbone's).
     SyncBN becomes BN. The caller's config stays as it is.
 
     Args:
@@ -163,8 +163,8 @@ class WeightsRefused(InputError):
 def no_downloads() -> Iterator[list[str]]:
     """Refuses every request for weights from elsewhere; gives the list of those that were refused, in order.
 
-    Code that catches the error is found by the list. Files beside the model's own code can be read: of `torch.load`
-    only what was downloaded before, by anybody, is refused.
+    The list also finds code that catches the error. Files next to the model's own code can be read: `torch.load`
+    refuses only files in download caches.
 
     Raises:
         WeightsRefused: inside the block, to who asked.
@@ -225,13 +225,13 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def _unbuildable(name: str, error: Exception) -> InputError | UnavailableError:
     if isinstance(error, ImportError):
         return UnavailableError(f'{name} needs {missing_package(error)}')
-    if 'is not installed' in str(error):  # how mmdet tells of optional packages, with the command that helps
+    if 'is not installed' in str(error):  # mmdet's message for optional packages, with the command that installs them
         return UnavailableError(f'{name}: {_line(error)}')
     return InputError(f'{name} cannot be built: {type(error).__name__}: {_line(error)}')
 
 
 def _failure(error: BaseException) -> str:
-    # All that mmengine says of it.
+    # mmengine raises it without a message.
     if type(error) is RuntimeError and not error.args:
         return (
             'it calls something that it imports, and mmengine reads a config with imports as pure Python, '

@@ -27,8 +27,8 @@ _WITHOUT_EFFECT = {
     'PackDetInputs': frozenset({'meta_keys'}),
 }
 _LOAD, _RESIZES = 'LoadImageFromFile', ('Resize', 'FixScaleResize')
-# Each at most once, in this order: a resize of padded or normalised pixels gives other pixels. The place of a Pad
-# beside Normalize says what its value means.
+# Each at most once, in this order: a resize of padded or normalised pixels gives other pixels. Whether a Pad
+# is before or after Normalize decides what its value means.
 _ORDER = {_LOAD: 0, 'RandomFlip': 1, 'Resize': 1, 'FixScaleResize': 1, 'Pad': 2, 'Normalize': 2, 'PackDetInputs': 3}
 
 _CENTRED = (

@@ -1,6 +1,6 @@
 """The training recipe in a detector's config, as what a run has to give to train by it.
 
-Students are trained by their stage files. What a config asks for beyond its network is found here, item by item. The
+Students are trained by their stage files. What a config requires beyond its network is found here, item by item. The
 reading relies on a list of what is known to be given: everything else is an ingredient by its name, so that nothing is
 left out.
 """
@@ -49,7 +49,7 @@ PHOTOMETRIC = 'data.photometric'
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One thing that a recipe asks for, and the setting of a stage file that gives it.
+    """One thing that a recipe requires, and the setting of a stage file that gives it.
 
     Attributes:
         name: what it is, in a few words.
@@ -73,7 +73,7 @@ class Ingredient:
 
 
 def recipe_ingredients(config: Any) -> tuple[Ingredient, ...]:
-    """What a mmengine Config asks for in training, in the order of the text that people write; each thing once."""
+    """What an mmengine Config requires for training, in the usual order of a config; each item once."""
     readers = {
         'optim_wrapper': _optimizer, 'param_scheduler': _schedule, 'custom_hooks': _hooks,
         'train_dataloader': _data, 'model': _model,
@@ -192,7 +192,7 @@ def _model(config: Any) -> Iterator[Ingredient]:
 
 
 def _data(config: Any) -> Iterator[Ingredient]:
-    """What the training data of a mmengine Config asks for."""
+    """What the training data of an mmengine Config requires."""
     loader = config.get('train_dataloader') or {}
     dataset = loader.get('dataset') or {'pipeline': config.get('train_pipeline') or []}
     yield from _dataset_ingredients(dataset)
@@ -225,7 +225,7 @@ def _dataset_ingredients(dataset: Any) -> Iterator[Ingredient]:
 
 
 def step_ingredients(steps: Iterable[Any]) -> Iterator[Ingredient]:
-    """What the steps of a training pipeline ask for."""
+    """What the steps of a training pipeline require."""
     for step in steps:
         # Choices are lists of steps.
         if isinstance(step, list | tuple):
@@ -290,5 +290,5 @@ def _are_same(value: Any, setting: Any) -> bool:
 
 
 def _numbers(values: Sequence[Any]) -> str:
-    """Numbers for people: 1333x800."""
+    """Numbers as 1333x800."""
     return 'x'.join(str(value) for value in values)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # masks (N, 1, h, w), boxes (N, 4) -> the masks in a region of the image, and the slices of that region.
 Paste = Callable[..., tuple[Tensor, tuple[slice, ...]]]
 
-# Raised by mmdet, mmcv and mmengine at work: older spellings, and hints for their authors.
+# Raised by mmdet, mmcv and mmengine at run time: deprecated names, and hints for their authors.
 KNOWN_WARNINGS = (
     r'Unnecessary conv bias before',
     r'Sparse invariant checks are implicitly disabled',
@@ -60,7 +60,7 @@ def prepare() -> None:
 
 @contextmanager
 def known_warnings_ignored() -> Iterator[None]:
-    """For calls that must work where warnings are errors, or where somebody has reset the filters of `prepare`."""
+    """For calls that must work where warnings are errors, or where the filters of `prepare` were reset."""
     with warnings.catch_warnings():
         _ignore_known_warnings()
         yield
@@ -91,8 +91,8 @@ def _find_base_configs() -> None:
 def _know_standard_modules() -> None:
     """Lets configs import `os` and use it.
 
-    mmengine 0.10 knows the standard library by the paths of its files, which modules frozen into Python 3.11 lack; it
-    then takes the config for one in pure Python, reads no `_base_` and calls nothing.
+    mmengine 0.10 recognises the standard library by the paths of its files, which modules frozen into Python 3.11
+    lack; it then treats the config as one in pure Python, reads no `_base_` and calls nothing.
     """
     from mmengine.config import config, utils
 
@@ -113,7 +113,7 @@ def _provide_operators() -> None:
 
 
 def _repair_mmdet() -> None:
-    """Lets three parts of mmdet predict that fail, for all detectors in this process."""
+    """Repairs three parts of mmdet whose predictions fail, for all detectors in this process."""
     from mmdet.models.dense_heads import GARPNHead, GuidedAnchorHead, SSDHead
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
 

@@ -29,7 +29,7 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What a user may say about a teacher's input. None: as the teacher's config or module has it.
+    """A user's settings of a teacher's input. None: as the teacher's config or module has it.
 
     Attributes:
         scale: (long edge, short edge) px of the resize.
@@ -67,7 +67,7 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
         raise InputError(f'{name}: there is no checkpoint {checkpoint}')
     try:
         builder = getattr(_import_file(path), function, None)
-    # It is the user's program: it can fail in any way, or leave, as a script that reads its arguments.
+    # It is the user's program: it can raise any error, or exit like a script that reads its arguments.
     except (Exception, SystemExit) as error:
         raise InputError(f'{name}: the file cannot be imported: {type(error).__name__}: {error}') from error
     if not callable(builder):

@@ -44,9 +44,9 @@ def head_detections(
     """What the teacher's head finds in `maps`, as COCO box results in px of the original images.
 
     Args:
-        teacher: one that `require_head` lets pass.
-        maps: (B, C, H, W) of each of the teacher's levels, in their order, from its hook point; norms that the neck has
-            behind it are put to them.
+        teacher: one that `require_head` accepts.
+        maps: (B, C, H, W) of each of the teacher's levels, in their order, from its hook point; norms of the neck
+            after it are applied.
         inputs: the normalised inputs (B, 3, H, W) of the same images, of which only the size counts.
         samples: the same images, after `collate`.
         category_ids: COCO category id of each label.
@@ -55,7 +55,7 @@ def head_detections(
         return _from_method(teacher, maps, inputs=inputs, samples=samples, category_ids=category_ids)
     model: Any = teacher.module
     features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
-    # The instance's attribute hides the class's method: the maps stand for what backbone and neck make of any input.
+    # The instance's attribute hides the class's method: the maps replace the features of any input.
     model.extract_feat = lambda inputs: features
     try:
         boxes, _ = predict(model, inputs, samples, category_ids=category_ids, with_masks=False)

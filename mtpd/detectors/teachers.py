@@ -49,7 +49,7 @@ class Teacher:
         definition_sha256: hash of the model's config, or of the file and callable that make it.
         hook_point: where the maps are taken, see `mtpd.detectors.features`.
         roi_head: how its RoI head is built; None where it has none that mtpd can run on its maps.
-        classes: what its labels mean, in their order; None where neither its checkpoint nor its config says it.
+        classes: what its labels mean, in their order; None where neither its checkpoint nor its config has them.
     """
 
     name: str
@@ -104,7 +104,7 @@ def load_teacher(
     Args:
         reference: zoo name, alias, config path, or `file.py:callable`.
         checkpoint: a local weights file; None lets a zoo model fetch its own.
-        options: what the user says about the input.
+        options: the user's settings of the input.
         device: where the teacher runs.
         trust_checkpoint: unpickle a checkpoint that holds more than tensors and plain values.
         hook: where its maps are taken.
@@ -206,7 +206,7 @@ def _built(path: Path, function: str, *, checkpoint: Path | None, seed: int, dev
 
 
 def teacher_fingerprint(teacher: Teacher) -> dict[str, Any]:
-    """The network, how it is run, and the normalisation of its inputs; geometry and levels stand elsewhere."""
+    """The network, how it is run, and the normalisation of its inputs; geometry and levels are stored elsewhere."""
     return {
         'teacher': {
             'weights': state_sha256(teacher.module.state_dict()),

@@ -1,12 +1,25 @@
-"""Which detectors of mmdet can be students: those that learn from images, boxes, classes and masks of objects alone."""
+"""Which detectors of mmdet can be students, and what is changed to train them.
+
+Students learn from images, boxes, classes and masks of objects alone. What a config freezes, which makes sense of
+pretrained weights alone, is trained where weights start at random. To save memory, a backbone's blocks can keep their
+inputs alone and be computed again in the backward pass.
+"""
 
 import importlib.util
+import inspect
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
-from mtpd.detectors.model_config import config_dicts, type_name
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from mtpd.detectors.model_config import class_parameters, config_dicts, config_items, type_name
 from mtpd.detectors.models import missing_package
+from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError, UnavailableError
 from mtpd.geometry import Level, Size
 
@@ -23,6 +36,11 @@ WITHOUT_STUFF = {
     'SCNet': 'htc-without-semantic_r50_fpn_1x_coco',
     'PanopticFPN': 'mask-rcnn_r50_fpn_1x_coco',
 }
+
+# The parts that weights come for: `head` is all but the first two, a detector's RoI head and RPN too.
+BACKBONE, NECK, HEAD = 'backbone', 'neck', 'head'
+PARTS = frozenset({BACKBONE, NECK, HEAD})
+FROZEN_STAGES, NORM_EVAL, NORM_CFG, REQUIRES_GRAD = 'frozen_stages', 'norm_eval', 'norm_cfg', 'requires_grad'
 
 
 def require_trainable(config: Any) -> None:
@@ -135,3 +153,120 @@ def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Si
             f'{name} makes {found} detections from its {num_queries} queries, but its test_cfg keeps {kept}; '
             f'set `model: {{test_cfg.max_per_img: {found}}}` or fewer'
         )
+
+
+def unfreeze(model: Any, *, loaded: Collection[str], kept: Collection[str]) -> Mapping[str, Any]:
+    """Changes a model's config so that what starts from random weights is trained, batch statistics included.
+
+    Configs freeze the first stages of a backbone (`frozen_stages`), its batch statistics (`norm_eval`), and its norms'
+    scales and shifts (`norm_cfg.requires_grad`); some do by the defaults of their class. A network that learns itself
+    (`teacher`), the PARTS whose weights are `loaded`, and the dotted keys in `kept` stay as they are.
+
+    Returns:
+        dotted key -> new value.
+    """
+    prepare()
+    changes: dict[str, Any] = {}
+    for path, _, node in config_items(model):
+        is_built = isinstance(node, dict) and 'type' in node
+        if not is_built or part_of(path) in loaded or 'teacher' in path:
+            continue
+        for key, value in _unfreezing(node):
+            place = f'{path}.{key}'
+            if place in kept:
+                continue
+            owner, name = (node[NORM_CFG], REQUIRES_GRAD) if key.startswith(NORM_CFG) else (node, key)
+            owner[name] = changes[place] = value
+    return changes
+
+
+def frozen_parameters(model: nn.Module, *, loaded: Collection[str]) -> tuple[str, ...]:
+    """Names of the parameters that never learn though they start from random weights. Puts `model` in training mode."""
+    model.train()  # Some backbones freeze their stages here.
+    return tuple(
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and part_of(name) not in loaded
+    )
+
+
+def part_of(path: str) -> str:
+    """Which of PARTS a dotted key of a config, or the name of a tensor, belongs to."""
+    first = path.split('.')[0]
+    return first if first in (BACKBONE, NECK) else HEAD
+
+
+def _unfreezing(node: Any) -> Iterator[tuple[str, Any]]:
+    """The keys of one part of a model that freeze something, each with a value that does not."""
+    parameters = class_parameters(node).items()
+    defaults = {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}
+    norm = node.get(NORM_CFG, defaults.get(NORM_CFG))
+    norm_name = 'BN' if norm is None else type_name(norm)
+    stages, default = node.get(FROZEN_STAGES, defaults.get(FROZEN_STAGES)), defaults.get(FROZEN_STAGES, -1)
+    # -1 mostly; EfficientNet counts from 0 and refuses -1.
+    none = default if isinstance(default, int) and default <= 0 else -1
+    if isinstance(stages, int) and stages > none:
+        yield FROZEN_STAGES, none
+    if node.get(NORM_EVAL, defaults.get(NORM_EVAL)) is True and any(one in norm_name for one in ('BN', 'Batch')):
+        yield NORM_EVAL, False
+    if isinstance(node.get(NORM_CFG), dict) and node[NORM_CFG].get(REQUIRES_GRAD) is False:
+        yield f'{NORM_CFG}.{REQUIRES_GRAD}', True
+
+
+def checkpoint_activations(model: nn.Module) -> int:
+    """Lets every block of an mmdet detector's backbone be computed again in the backward pass, in place.
+
+    Losses, gradients, running statistics, names of parameters and evaluation stay what they are; a step takes longer,
+    as the backbone's forward pass is done twice (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        InputError: the detector has no backbone made of blocks.
+    """
+    backbone = getattr(model, 'backbone', None)
+    blocks = [] if backbone is None else list(_blocks(backbone))
+    if not blocks:
+        raise InputError(
+            'optim.activation_checkpointing needs a backbone built from sequential blocks, which the student lacks; '
+            'remove it, or lower data.batch_size'
+        )
+    for block in blocks:
+        block.forward = partial(_forward, block, block.forward)
+    return len(blocks)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost members of sequences that have parts themselves: a residual block, or a stage of Swin's."""
+    for child in module.children():
+        if isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(child, nn.Sequential | nn.ModuleList):
+            if next(child.children(), None) is not None:
+                yield child
+        else:
+            yield from _blocks(child)
+
+
+def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not block.training:
+        return forward(*args, **kwargs)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        # Around the first pass over the block, and around the second.
+        return nullcontext(), _statistics_kept(block)
+
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """BatchNorm computes with the batch's statistics as before, but they enter the running ones only once."""
+    norms = [one for one in block.modules() if isinstance(one, _BatchNorm) and one.training]
+    states = [(one.momentum, one.num_batches_tracked) for one in norms]
+    for one in norms:
+        one.momentum, one.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for one, (momentum, num_batches) in zip(norms, states, strict=True):
+            one.momentum, one.num_batches_tracked = momentum, num_batches

@@ -158,7 +158,7 @@ def _read_metafile(path: Path) -> Iterator[ZooModel]:
     # objects365 has a bare list.
     entries = content if isinstance(content, list) else content.get('Models') or []
     for entry in entries:
-        # Paths may be quoted as in URLs (`gn%2Bws`) or name another folder, but the file lies beside its metafile.
+        # Paths may be quoted as in URLs (`gn%2Bws`) or name another folder, but the file is in its metafile's folder.
         config = path.parent / Path(unquote(entry['Config'])).name
         weights = entry.get('Weights')
         yield ZooModel(

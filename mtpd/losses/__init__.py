@@ -11,7 +11,17 @@ from mtpd.losses.pkd import PkdOptions
 from mtpd.losses.tar_feature import TarFeatureOptions
 
 # The table of all losses on maps: each is the options of an entry of `distill` in a stage file.
-MapLoss = MaskedMseOptions | MgdOptions | PkdOptions | CwdOptions | FineGrainedOptions | TarFeatureOptions | FgdOptions
+# fmt: off
+MapLoss = (
+    MaskedMseOptions
+    | MgdOptions
+    | PkdOptions
+    | CwdOptions
+    | FineGrainedOptions
+    | TarFeatureOptions
+    | FgdOptions
+)
+# fmt: on
 
 __all__ = [
     'CwdOptions',

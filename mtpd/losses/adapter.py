@@ -9,8 +9,6 @@ from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.losses.objects import Objects
 from mtpd.losses.options import Adapter
 
-MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 def build_adapter(student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto') -> nn.Conv2d | None:
     """A 1x1 convolution from the student's to the teacher's channels, or None where none is needed.
@@ -40,7 +38,12 @@ class AdaptedLoss(nn.Module):
     """One loss of one level behind a 1x1 adapter."""
 
     def __init__(
-        self, student_channels: int, teacher_channels: int, *, loss: MapLoss, adapter: Adapter = 'auto'
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        *,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        adapter: Adapter = 'auto',
     ) -> None:
         """Builds the adapter.
 

@@ -38,6 +38,7 @@ class FineGrainedOptions(LevelOptions):
     """Fine-grained feature imitation: squared error in cells where an anchor of the student is near an object."""
 
     looks_at_objects: ClassVar[bool] = True
+    looks_at_anchors: ClassVar[bool] = True
 
     loss: Literal['fine_grained'] = 'fine_grained'
     """Name of the loss."""

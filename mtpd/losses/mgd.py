@@ -17,8 +17,7 @@ from mtpd.geometry import Level
 from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects
-from mtpd.losses.options import LevelOptions, Normalize, Scale
-from mtpd.options import Share
+from mtpd.losses.options import LevelOptions, Normalize, Scale, Share
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
 # Resize(1333, 800) and padding to 32. (height, width) in px.

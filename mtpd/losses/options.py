@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from mtpd.geometry import Level
 from mtpd.losses.match import LevelPair, Resize
-from mtpd.options import Options
 
+Share = Annotated[float, Field(ge=0, le=1)]
 DecayKind = Literal['none', 'linear', 'cosine', 'step']
 # `auto`: a 1x1 adapter where the channels differ; `always`: everywhere.
 Adapter = Literal['auto', 'always']
@@ -23,6 +23,14 @@ Normalize = Literal['mean', 'published']
 
 LevelName = Annotated[str, Field(pattern=r'^[ps]\d+(_\d+)?$')]
 Levels = Annotated[tuple[LevelName, ...] | None, Field(min_length=1)]
+
+
+class Options(BaseModel):
+    """Frozen, validated by pydantic, strict about types and names; the text below a field is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra='forbid', strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Decay(Options):
@@ -98,10 +106,12 @@ class LevelOptions(Options):
 
     Attributes:
         looks_at_objects: whether the loss needs the annotated objects of each image.
+        looks_at_anchors: whether `build` needs the anchors of the student's head.
     """
 
     model_config = ConfigDict(json_schema_extra=require_name)
     looks_at_objects: ClassVar[bool] = False
+    looks_at_anchors: ClassVar[bool] = False
 
     loss: str
     """Name of the loss."""
@@ -124,7 +134,7 @@ class LevelOptions(Options):
             student     Tensor (B, C of the student, H, W)
             teacher     `EncodedMaps` (B, C of the teacher, H, W)
             mask        bool (B, 1, H, W), True at cells that count
-            objects     `Objects` of the batch, or None where `looks_at_objects` is False and nobody gave any
+            objects     `Objects` of the batch, may be None unless `looks_at_objects`
             generator   what random numbers are drawn from, or None for torch's global one
 
         and returns a scalar float32, before `factor` and `is_over_variance`; it raises InputError when the shapes do
@@ -132,7 +142,7 @@ class LevelOptions(Options):
 
         Args:
             pair: the levels.
-            anchors: of the student's head, stride -> (A, 4), see `AnchorWeights`.
+            anchors: of the student's head, stride -> (A, 4), see `AnchorWeights`; empty unless `looks_at_anchors`.
         """
         raise NotImplementedError
 
@@ -142,5 +152,5 @@ class LevelOptions(Options):
 
     @property
     def is_over_variance(self) -> bool:
-        """Whether the loss is divided by the teacher's variance: that is what an option `scale` asks for."""
+        """Whether the loss is divided by the teacher's variance: with `scale: teacher_std`."""
         return getattr(self, 'scale', 'none') == 'teacher_std'

@@ -10,8 +10,8 @@ from mtpd.detectors.features import NECK
 from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHeadRecord
+from mtpd.losses.options import Options
 from mtpd.losses.tar_head import TarHeadOptions
-from mtpd.options import Options
 from mtpd_train.teachers.responses import Responses
 from mtpd_train.teachers.teacher_source import TeacherSource
 

@@ -61,7 +61,7 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     type=click.Choice(['pycocotools', 'faster']),
     default='pycocotools',
     show_default=True,
-    help='AP implementation; faster is faster-coco-eval, same results: pip install "mtpd[faster]".',
+    help='AP implementation; faster is faster-coco-eval, same results: pip install faster-coco-eval.',
 )
 @click.option('--classes', is_flag=True, help='Also print the AP of each class.')
 @click.option('--json', type=_file, metavar='OUT.json', help='Write the metrics as JSON, with the AP of each class.')

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from mtpd.data.account import evaluation_account, suspicions
 from mtpd.data.coco import coco_paths, read_annotations
 from mtpd.errors import InputError
-from mtpd.evaluation import METRICS, Backend, Evaluation, require_backend
+from mtpd.evaluation import METRICS, Backend, Evaluation, evaluate_detections, metrics_by_name, require_backend
 from mtpd.system.console import say, warn
 from mtpd.system.environment import choose_device, describe_device, versions
 from mtpd.system.files import unwritable, write_output
 from mtpd.system.text import table
 from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.evaluation import detect, evaluate_detections, metrics_by_name
+from mtpd_train.evaluation import detect
 from mtpd_train.evaluator.detector import Detector, build_student, category_ids, model_by_name, student_of_run
 
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'pycocotools')

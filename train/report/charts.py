@@ -13,7 +13,7 @@ from itertools import cycle
 from typing import Any
 
 from mtpd_train.records.metrics import TrainRecord
-from mtpd_train.report.run_log import RunLog, StageSummary, known
+from mtpd_train.report.run_log import RunLog, StageSummary, in_percent, known
 
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#8c6d1f')
 DASHES = ('-', '--', '-.', ':')
@@ -74,15 +74,14 @@ def run_charts(run: RunLog, summaries: Sequence[StageSummary]) -> dict[str, byte
             is_log = name == 'loss'
             charts[name] = line_chart(drawn, y_label=y_label, borders=borders, is_log=is_log, from_zero=not is_log)
     for kind in ('box', 'mask'):
-        groups = {f'stage {one.number}': [one.metrics.get(f'{kind}/{name}') for name in SIZES] for one in summaries}
-        present = [index for index in range(len(SIZES)) if any(values[index] is not None for values in groups.values())]
-        if present:
-            percent = {
-                name: [None if (value := values[index]) is None else 100 * value for index in present]
-                for name, values in groups.items()
+        sizes = [name for name in SIZES if any(one.metrics.get(f'{kind}/{name}') is not None for one in summaries)]
+        if sizes:
+            groups = {
+                f'stage {one.number}': [in_percent(one.metrics.get(f'{kind}/{name}')) for name in sizes]
+                for one in summaries
             }
-            names = [list(SIZES.values())[index] for index in present]
-            charts[f'size_{kind}'] = bar_chart(percent, names=names, y_label=f'{kind} AP, %')
+            names = [SIZES[name] for name in sizes]
+            charts[f'size_{kind}'] = bar_chart(groups, names=names, y_label=f'{kind} AP, %')
     return charts
 
 

@@ -126,7 +126,7 @@ def compare(verbose: bool, quiet: bool, runs: Sequence[Path], as_json: bool, htm
 def tensorboard(verbose: bool, quiet: bool, run: Path, out: Path | None) -> None:
     """Export RUN to TensorBoard.
 
-    Replaces the event files of an earlier export. Needs the package tensorboard: pip install "mtpd[tensorboard]".
+    Replaces the event files of an earlier export. Needs the package tensorboard: pip install tensorboard.
     """
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.report.tensorboard import export

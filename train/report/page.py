@@ -24,7 +24,7 @@ from mtpd_train.report.charts import ap_line, line_chart, run_charts
 from mtpd_train.report.feature_maps import stage_maps
 from mtpd_train.report.images import data_uri
 from mtpd_train.report.predictions import predictions
-from mtpd_train.report.run_log import RunLog, StageSummary, entries, read_run, section, summarise
+from mtpd_train.report.run_log import RunLog, StageSummary, entries, in_percent, read_run, section, summarise
 from mtpd_train.run_folder import METRICS_FILE
 
 PAGE_FILE = 'report.html'
@@ -160,8 +160,7 @@ def class_rows(summaries: Sequence[StageSummary], *, kind: str) -> list[ClassRow
     names = dict.fromkeys(name for one in summaries for name in one.class_ap.get(kind, {}))
     rows = []
     for name in names:
-        aps = [one.class_ap.get(kind, {}).get(name) for one in summaries]
-        values = [None if ap is None else 100 * ap for ap in aps]
+        values = [in_percent(one.class_ap.get(kind, {}).get(name)) for one in summaries]
         changes = [None if one is None or other is None else other - one for one, other in pairwise(values)]
         rows.append(ClassRow(name, tuple(values), (None, *changes)))
     return sorted(rows, key=lambda row: (_descending(row.changes[-1]), _descending(row.values[-1])))
@@ -209,7 +208,7 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _attempt(make: Callable[[], object], num_images: int) -> Attempt:
-    """Data, caches or weights may be gone by now: the rest of the page is worth having all the same."""
+    """Catches errors: data, caches or weights may be gone by now, and the rest of the page needs none of them."""
     if num_images == 0:
         return Attempt(None, 'disabled by --images 0')
     try:
@@ -242,7 +241,7 @@ def _write(out: Path, template: str, context: Mapping[str, Any]) -> None:
     }
     made = {'made_by': f'mtpd {version("mtpd")}', 'made_at': f'{datetime.now(UTC):%Y-%m-%d %H:%M} UTC'}
     page = environment.get_template(template).render({**context, **made})
-    content = page.encode(errors='replace')  # Names in JSON may hold halves of characters.
+    content = page.encode(errors='replace')  # Names in JSON may hold lone surrogates.
     write_output(out, content)
     say(f'{out}: {format_bytes(len(content))}; open it in a browser')
 
@@ -254,7 +253,7 @@ def number(value: float | None, form: str = '.1f') -> str:
 
 def percent(value: float | None) -> str:
     """0 to 1 as 0.0 to 100.0."""
-    return number(None if value is None else 100 * value)
+    return number(in_percent(value))
 
 
 def gigabytes(num_bytes: int | None) -> str:

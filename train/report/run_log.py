@@ -197,8 +197,13 @@ def summarise(run: RunLog) -> list[StageSummary]:
 
 
 def known(value: float | None) -> float | None:
-    """The value, or None for what is not finite and for -1, COCO's word for nothing to find."""
+    """The value, or None for what is not finite and for -1, COCO's value for nothing to find."""
     return None if value is None or not math.isfinite(value) or value < 0 else value
+
+
+def in_percent(value: float | None) -> float | None:
+    """0 to 1 as 0 to 100."""
+    return None if value is None else 100 * value
 
 
 def _summarise(stage: StageLog) -> StageSummary:

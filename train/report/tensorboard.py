@@ -40,7 +40,7 @@ def _export(run: RunLog, out: Path) -> int:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UnavailableError(
-            f'the export needs tensorboard, which is not installed ({error}): pip install "mtpd[tensorboard]"'
+            f'the export needs tensorboard, which is not installed ({error}): pip install tensorboard'
         ) from error
     earlier = list(out.iterdir()) if out.is_dir() else []
     if any(not path.name.startswith(EVENTS) for path in earlier):

@@ -152,9 +152,10 @@ def to_device(samples: Sequence[Sample], device: torch.device) -> list[Sample]:
 
 def seen_by_student(stage: Stage, samples: Sequence[Sample], *, epoch: int) -> Sequence[Sample]:
     """The samples as the student is to see them; a teacher in the loop gets the clean ones, as a cache's has."""
-    if stage.photometric is None:
+    photometric = stage.settings.data.photometric
+    if photometric is None:
         return samples
-    return distorted(samples, stage.photometric, seed=stage.epoch_seed(epoch))
+    return distorted(samples, photometric, seed=stage.epoch_seed(epoch))
 
 
 def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> StudentOutputs:

@@ -3,7 +3,7 @@
 The Python side of mmcv (mmcv/ops/*.py, also in mmcv-lite) gets every compiled operator from the one module
 `mmcv._ext`. `install` registers a module of that name that holds the operators which mmdet needs, with mmcv's own
 names and argument lists: outputs are tensors that the caller allocates and the operator fills. Any other name gives
-a function that raises NotImplementedError, because mmcv asks for all names when it is imported.
+a function that raises NotImplementedError, because mmcv looks up all names when it is imported.
 
 Half-precision inputs are computed in float32 and rounded once: positions in half precision are off by a tenth of a
 cell on large maps.

@@ -125,7 +125,7 @@ def test_tensorboard__not_installed(runs: list[Path], monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, 'tensorboard', None)
     result = report('tensorboard', runs[0])
     assert result.exit_code == 1
-    assert 'pip install "mtpd[tensorboard]"' in result.stderr
+    assert 'pip install tensorboard' in result.stderr
     assert importlib.util.find_spec('torch') is not None
 
 
