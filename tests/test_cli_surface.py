@@ -6,7 +6,6 @@ purpose runs `python tests/test_cli_surface.py`, which writes it anew, and says 
 
 import difflib
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,18 +156,6 @@ def test_what_a_shell_offers(words: str, offered: str) -> None:
     complete = ShellComplete(programs()[program], {}, program, '')
     found = [f'{one.type},{one.value}' for one in complete.get_completions(arguments, incomplete)]
     assert offered in found
-
-
-@pytest.mark.parametrize('program', programs())
-def test_help_is_instant(program: str) -> None:
-    """Measured in time of the processor, since others may be using it; `scripts/bench_help.py` has the clock's."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([BIN / program, '--help'], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.3
 
 
 if __name__ == '__main__':

@@ -26,11 +26,11 @@ from mtpd_train.run_folder import (
     PROGRESS_FILE,
     STUDENT_FILE,
     claim_folder,
-    describe_run,
     held_folder,
     require_usable,
     stage_folder,
 )
+from mtpd_train.run_identity import describe_run
 from mtpd_train.settings.printing import dump_stage
 from mtpd_train.settings.stage_file import load_stages, place_of
 from mtpd_train.settings.stage_settings import StageSettings

@@ -6,43 +6,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtpd.errors import InputError, UnavailableError
 from mtpd.system.console import warn
-from mtpd.system.environment import describe_device, versions
 from mtpd.system.files import TEMPORARY, require_writable
 from mtpd.system.locks import HolderLock, LockHeldError
-from mtpd_train.run_identity import SOURCES, described_contents, described_stages, require_same_run
+from mtpd_train.run_identity import SOURCES, described_stages, require_same_run
 from mtpd_train.settings.stage_settings import StageSettings
-from mtpd_train.stage import Stage
 from mtpd_train.training.saving import write_file
 
 STUDENT_FILE, CONFIG_FILE, INHERITANCE_FILE = 'student.pth', 'student_config.py', 'inheritance.txt'
 PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'
 DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
-LIBRARIES = (
-    'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
-)  # fmt: skip
 
 
 def stage_folder(out: Path, number: int) -> Path:
     """Where the files of a stage are."""
     return out / f'stage{number}'
-
-
-def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
-    """The content of run.json: stage files with all defaults, hashes of what they name, teachers, what of the
-    students' own recipes is not taken over, device, versions."""
-    sources = [stage.source for stage in stages if stage.source is not None]
-    return {
-        'stages': described_stages(settings),
-        'contents': described_contents(settings, stages),
-        **{kind: {one.name: one.description for one in sources if one.kind == kind} for kind in SOURCES},
-        'not_taken_over': {str(stage.number): list(stage.not_taken_over) for stage in stages},
-        'device': describe_device(device),
-        'versions': versions(LIBRARIES),
-    }
 
 
 def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool) -> None:
@@ -93,7 +72,6 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
     if moved:
         compared = 'the same content (image files are not compared)'
         warn(f'{out}: resumed with different paths to {compared}: {"; ".join(moved)}')
-    if moved or 'contents' not in found:
         # Who reads the run later looks for its caches and data there.
         changes = {key: value for key, value in description.items() if key in ('stages', 'contents', *SOURCES)}
         write_file(run_file, json.dumps({**found, **changes}, indent=1).encode())
@@ -125,6 +103,7 @@ def _described(run_file: Path) -> Mapping[str, Any]:
         found = json.loads(run_file.read_bytes())
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in ('stages', *SOURCES)):
+    parts = ('stages', 'contents', *SOURCES)
+    if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in parts):
         raise InputError(f'{run_file} is damaged: it does not describe a run; restore it, or choose another --out')
     return found

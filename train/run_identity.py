@@ -5,20 +5,29 @@ another path the same content resumes, and under the same path other content doe
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from mtpd.errors import InputError
+from mtpd.system.environment import describe_device, versions
 from mtpd.system.files import canonical_json, differences, sha256_bytes, sha256_file
-from mtpd_train.settings.stage_settings import InitSettings, StageSettings
+from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import teacher_name
 
-SOURCES = ('caches', 'teachers')
+LIBRARIES = (
+    'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
+)  # fmt: skip
+# Kinds of what a stage learns from, and by which name run.json describes it.
+SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
+    'caches': lambda stage: stage.get('cache'),
+    'teachers': lambda stage: teacher_name(stage.get('teacher'), stage.get('checkpoint')),
+}
 # Settings that change nothing in what is learned, so that they may change under a run.
 HARMLESS = ('.save.', '.data.workers.', '.evaluate.backend.')
 # The key of a setting that holds a path, and the keys of the contents that it stands for.
@@ -42,9 +51,18 @@ def described_stages(settings: Sequence[StageSettings]) -> dict[str, Any]:
     return {str(number): stage.model_dump(mode='json') for number, stage in enumerate(settings, start=1)}
 
 
-def described_contents(settings: Sequence[StageSettings], stages: Sequence[Stage]) -> dict[str, Any]:
-    """Number of each stage -> hashes of the contents of its paths; its cache or teacher is described elsewhere."""
-    return {str(stage.number): _contents(one, stage) for one, stage in zip(settings, stages, strict=True)}
+def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
+    """The content of run.json: stage files with all defaults, hashes of what they name, teachers, what of the
+    students' own recipes is not taken over, device, versions."""
+    sources = [stage.source for stage in stages if stage.source is not None]
+    return {
+        'stages': described_stages(settings),
+        'contents': {str(stage.number): _contents(stage) for stage in stages},
+        **{kind: {one.name: one.description for one in sources if one.kind == kind} for kind in SOURCES},
+        'not_taken_over': {str(stage.number): list(stage.not_taken_over) for stage in stages},
+        'device': describe_device(device),
+        'versions': versions(LIBRARIES),
+    }
 
 
 def require_same_run(
@@ -75,42 +93,23 @@ def require_same_run(
     moved: list[str] = []
     for number, stage in wanted['stages'].items():
         before = _with_defaults(found['stages'].get(number, {}))
+        old, new = ({} if is_early else _as_mapping(run.get('contents', {}).get(number)) for run in (found, wanted))
         if not is_early:
             _require_same_source(out, (found, before), (wanted, stage))
-        old = _as_mapping(_as_mapping(found.get('contents')).get(number))
-        new = None if is_early else _as_mapping(_as_mapping(wanted.get('contents')).get(number))
-        moved += _moved(out, number, differences(before, stage), old, new)
-        for key, was, now in differences(old, new) if old and new else []:
+        for field, was, now in differences(before, stage):
+            if any(one in f'.{field}.' for one in HARMLESS):
+                continue
+            keys = next((keys for key, keys in CONTENTS.items() if f'{field}.'.startswith(f'{key}.')), None)
+            place = f'stages.{number}.{field}'
+            if keys is None or was is None or now is None:
+                raise _refusal(out, place, was, now)
+            known = [key for key in keys if key != 'source']  # The content of a source was compared before.
+            if known and not is_early and (not old or any(old.get(key) != new.get(key) for key in known)):
+                raise _refusal(out, place, was, now, reason='their contents differ')
+            moved.append(f'{place} was {_short(was)} and is {_short(now)}')
+        for key, was, now in differences(old, new):
             place = f'stages.{number}.{key}'
             raise _refusal(out, f'the content of {place} ({_at(stage, key)})', f'sha256 {was}', f'sha256 {now}')
-    return moved
-
-
-def _moved(
-    out: Path,
-    number: str,
-    rows: Sequence[tuple[str, Any, Any]],
-    old: Mapping[str, Any],
-    new: Mapping[str, Any] | None,
-) -> list[str]:
-    """The settings of a stage that hold another path to the same content."""
-    moved = []
-    for field, was, now in rows:
-        if any(one in f'.{field}.' for one in HARMLESS):
-            continue
-        keys = next((keys for key, keys in CONTENTS.items() if f'{field}.'.startswith(f'{key}.')), None)
-        place = f'stages.{number}.{field}'
-        if keys is None or was is None or now is None:
-            raise _refusal(out, place, was, now)
-        if new is None:
-            continue
-        # Of a source the content was compared before.
-        known = [key for key in keys if key != 'source']
-        if known and not old:
-            raise _refusal(out, place, was, now, reason='the mtpd version that started the run recorded no content')
-        if any(old.get(key) != new.get(key) for key in known):
-            raise _refusal(out, place, was, now, reason='their contents differ')
-        moved.append(f'{place} was {_short(was)} and is {_short(now)}')
     return moved
 
 
@@ -120,41 +119,26 @@ def _require_same_source(
     now: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> None:
     """Compares the caches or teachers of a stage, each given by the description of its run and its settings."""
-    for part in SOURCES:
-        (_, old), (name, new) = (_source(run, stage, part) for run, stage in (before, now))
+    for part, name_of in SOURCES.items():
+        old, new = (_as_mapping(run.get(part)).get(str(name_of(stage))) for run, stage in (before, now))
         for field, was, is_now in differences(old, new):
             if '.provenance.' not in f'.{field}':
-                raise _refusal(out, f'{part}.{name}{"." if field else ""}{field}', was, is_now)
+                raise _refusal(out, f'{part}.{name_of(now[1])}{"." if field else ""}{field}', was, is_now)
 
 
-def _source(run: Mapping[str, Any], stage: Mapping[str, Any], part: str) -> tuple[str, Any]:
-    """Name and description of what a stage learns from, where it is of this kind."""
-    if part == 'caches':
-        name = stage.get('cache')
-    else:
-        name = teacher_name(stage.get('teacher'), stage.get('checkpoint'))
-    return str(name), None if name is None else _as_mapping(run.get(part)).get(name)
-
-
-def _contents(settings: StageSettings, stage: Stage) -> dict[str, str]:
+def _contents(stage: Stage) -> dict[str, str]:
+    """Hashes of the contents of a stage's paths; its cache or teacher is described elsewhere."""
     student = [stage.definition_sha256, asdict(stage.student.preprocessing), list(stage.classes)]
-    contents = {
-        'student': sha256_bytes(canonical_json(student)),
-        'data.train': stage.train_set.coco.sha256,
-        **({} if stage.val_set is None else {'data.val': stage.val_set.coco.sha256}),
-    }
-    return contents | {f'init.{key}': _file_content(one) for key, one in _init_files(settings.init).items()}
-
-
-def _init_files(init: InitSettings) -> dict[str, str | Path]:
-    files = {'checkpoint': init.checkpoint, 'fine_tune': init.fine_tune, 'backbone': init.backbone}
-    return {key: one for key, one in files.items() if one is not None}
-
-
-def _file_content(reference: str | Path) -> str:
-    """Hash of a file; what is none, such as a name of the zoo, stands for itself."""
-    path = Path(reference)
-    return sha256_file(path) if path.is_file() else str(reference)
+    contents = {'student': sha256_bytes(canonical_json(student)), 'data.train': stage.train_set.coco.sha256}
+    if stage.val_set is not None:
+        contents['data.val'] = stage.val_set.coco.sha256
+    for key in ('checkpoint', 'fine_tune', 'backbone'):
+        reference = getattr(stage.settings.init, key)
+        if reference is not None:
+            # What is no file, such as a name of the zoo, stands for itself.
+            path = Path(reference)
+            contents[f'init.{key}'] = sha256_file(path) if path.is_file() else str(reference)
+    return contents
 
 
 def _refusal(out: Path, place: str, was: Any, now: Any, *, reason: str = '') -> InputError:

@@ -28,7 +28,6 @@ from mtpd_train.building.data import build_train_set, build_val_set, read_train_
 from mtpd_train.building.responses import build_responses
 from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
 from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.data.photometric import Photometric
 from mtpd_train.data.sampling import Request, training_batches
 from mtpd_train.optimization import require_warmup_ends, warmup_of
 from mtpd_train.settings.problems import Problem, Problems, Unbuildable, raise_problems
@@ -65,7 +64,6 @@ class Stage:
         distiller: the distillation losses on maps; without any in plain training.
         responses: the distillation loss on what a RoI head says, or None.
         teacher_levels: the levels of the source that the losses read.
-        photometric: how the student's training images are recoloured; None: not at all.
         shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
         unfrozen: keys of the student's config that were changed because what it freezes has random weights.
         frozen_at_random: parameters that stay as random as they are.
@@ -87,7 +85,6 @@ class Stage:
     distiller: Distiller
     responses: Responses | None
     teacher_levels: tuple[Level, ...]
-    photometric: Photometric | None
     shards: Mapping[int, Hashable] | None
     unfrozen: Mapping[str, Any]
     frozen_at_random: tuple[str, ...]
@@ -265,7 +262,6 @@ def _build_stage(
         distiller=distiller,
         responses=responses,
         teacher_levels=tuple(level for level in teacher_levels if level in needed),
-        photometric=None if data.photometric is None else Photometric(**data.photometric.model_dump()),
         shards=shards_to_shuffle(data, source, train_set),
         unfrozen=unfrozen,
         frozen_at_random=frozen_parameters(student.model, loaded=loaded),

@@ -1,4 +1,4 @@
-"""What training and evaluation do not use of an annotation file, and what looks wrong in it: lines for people."""
+"""What training and evaluation do not use of an annotation file, and what looks wrong in it, in messages."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -134,7 +134,7 @@ def read_annotations(path: Path) -> CocoSet:
     `image_id`, `category_id` and `bbox`, all of which must be there; and its `iscrowd` and `ignore` (missing or null:
     no), `area` (missing or null: that of the mask, or else of the box) and `segmentation` (missing or empty: none);
     other spellings of these, such as `is_crowd`, are refused.
-    Everything else may be missing or be anything; the ids of annotations too, as nothing asks for them.
+    Everything else may be missing or be anything, such as the ids of annotations, which are not used.
 
     Raises:
         InputError: the file is missing, is not valid JSON or holds something that cannot be used; the message says
@@ -192,7 +192,7 @@ def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
 
 
 def image_path(folder: Path, file_name: str) -> Path:
-    """Where the image of an annotation file lies.
+    """The path of an image of an annotation file.
 
     Only the name is judged: a symbolic link below `folder` may lead elsewhere, as data folders often span disks, and
     someone who can place a link there needs no annotation file to do harm.

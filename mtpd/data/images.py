@@ -1,7 +1,7 @@
 """Reads image files as mmdet does, but never passes on pixels that are not those of the file.
 
-OpenCV decodes a damaged JPEG to some pixels and says so on stderr at most: in a cache that would last. So files are
-checked for damage, which also keeps the decoders' own messages off stderr. A limit of a library is not damage.
+OpenCV decodes a damaged JPEG to some pixels and at most warns on stderr: a cache would keep them. So files are checked
+for damage, which also keeps the decoders' own messages off stderr. A limit of a library is not damage.
 """
 
 import io
@@ -46,7 +46,7 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
         raise InputError(f'{path}: the image file is empty; fetch it again')
 
     def require(stated: Size) -> None:
-        # Judged by the header first, so that a small file cannot ask for gigabytes. It may still lie on its side.
+        # By the header first, so that a small file cannot ask for gigabytes. An EXIF orientation may still rotate it.
         if size is not None and size not in (stated, stated[::-1]):
             raise InputError(_wrong_size(path, stated, size))
 
@@ -110,7 +110,7 @@ def _other_decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArr
 class _LibrarySettings:
     """Global settings of libraries while a file is read; as they were before for users of the library.
 
-    Pillow has a limit of pixels for files of which nobody has said how many there are to be: here annotations do.
+    Pillow limits the pixels of files of unknown size: here annotations state it.
     OpenCV logs what it warns of or cannot decode, without the name of the file.
     """
 

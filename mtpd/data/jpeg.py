@@ -97,7 +97,7 @@ def decoded_by_opencv(content: bytes) -> npt.NDArray[Any] | None:
 
 
 def _require_no_complaint(content: bytes) -> None:
-    """Lets OpenCV decode a file of a rare kind in a process whose stderr nobody else writes to: 0.3 s for each."""
+    """Lets OpenCV decode a file of a rare kind in a process of its own, to see its stderr: 0.3 s for each."""
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', DECODE_STDIN], input=content, capture_output=True)
     if result.stderr:
         raise ValueError(result.stderr.decode(errors='replace').strip().splitlines()[0])
@@ -136,7 +136,7 @@ def _tidied(content: bytes) -> bytes:
 
 
 def _is_upright(content: bytes) -> bool:
-    """Whether no EXIF record says for OpenCV that the image lies on its side; in doubt it is not."""
+    """Whether no EXIF record makes OpenCV rotate or mirror the image; in doubt False."""
     for marker, _, start, end in _segments(content):
         if marker == EXIF and not _says_upright(content[start + 2 + len(EXIF_NAME) : end]):
             return False

@@ -65,7 +65,7 @@ def checked_png(content: bytes) -> bytes:
 
 
 def _is_sound(kind: bytes, body: bytes, *, colour: int, is_late: bool) -> bool:
-    """Whether libpng takes a chunk that an image can do without; `is_late`: it lies behind the rows."""
+    """Whether libpng takes a chunk that an image can do without; `is_late`: it comes after the rows."""
     if kind == EXIF:
         return body[:4] in TIFF_STARTS
     return kind not in LENGTHS or (not is_late and len(body) in LENGTHS[kind].get(colour, ()))

@@ -122,7 +122,7 @@ def flag(record: Fields, key: str) -> bool:
 
 
 def require_spelling(record: Fields, keys: Mapping[str, str]) -> None:
-    """Refuses optional fields under other spellings: they would be left out without a word.
+    """Refuses optional fields under other spellings: they would be ignored silently.
 
     Args:
         record: what was read.

@@ -8,6 +8,7 @@ Letters: B images, C channels, H W grid of a level, K RoIs.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -61,26 +62,8 @@ class RoiHeadRecord(BaseModel):
 
 def tensor_shapes(record: RoiHeadRecord) -> dict[str, Shape]:
     """Names, below the record's prefix, and shapes of the tensors that such a head has."""
-    shapes: dict[str, Shape] = {}
-    channels = record.in_channels
-    for number in range(record.num_convs):
-        name = f'shared_convs.{number}'
-        shapes[f'{name}.conv.weight'] = (record.conv_channels, channels, 3, 3)
-        # mmcv leaves the bias to the norm.
-        biased = 'gn' if record.num_groups else 'conv'
-        shapes |= {f'{name}.gn.weight': (record.conv_channels,)} if record.num_groups else {}
-        shapes[f'{name}.{biased}.bias'] = (record.conv_channels,)
-        channels = record.conv_channels
-    features = channels * record.output_size**2
-    for number in range(record.num_fcs):
-        shapes[f'shared_fcs.{number}.weight'] = (record.fc_channels, features)
-        shapes[f'shared_fcs.{number}.bias'] = (record.fc_channels,)
-        features = record.fc_channels
-    num_boxes = 1 if record.class_agnostic else record.num_classes
-    for name, num_outputs in (('fc_cls', record.num_classes + 1), ('fc_reg', 4 * num_boxes)):
-        shapes[f'{name}.weight'] = (num_outputs, features)
-        shapes[f'{name}.bias'] = (num_outputs,)
-    return shapes
+    with torch.device('meta'):
+        return {name: tuple(value.shape) for name, value in _layers(record).state_dict().items()}
 
 
 def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -130,6 +113,11 @@ class RoiHead(nn.Module):
         record: how it is built.
     """
 
+    shared_convs: nn.ModuleList
+    shared_fcs: nn.ModuleList
+    fc_cls: nn.Linear
+    fc_reg: nn.Linear
+
     def __init__(self, record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> None:
         """Builds the head and gives it its weights.
 
@@ -143,19 +131,10 @@ class RoiHead(nn.Module):
         super().__init__()
         self.record = record
         tensors = head_tensors(record, weights)
-        # Shapes agree with tensors that exist, so nothing larger than these is allocated.
+        # Without memory of their own: the weights take their place.
         with torch.device('meta'):
-            self.shared_convs = nn.ModuleList(
-                _conv_layer(
-                    record.conv_channels if number else record.in_channels, record.conv_channels, record.num_groups
-                )
-                for number in range(record.num_convs)
-            )
-            sizes = {name: tensor.shape[::-1] for name, tensor in tensors.items() if tensor.dim() == 2}
-            self.shared_fcs = nn.ModuleList(
-                nn.Linear(*sizes[f'shared_fcs.{number}.weight']) for number in range(record.num_fcs)
-            )
-            self.fc_cls, self.fc_reg = nn.Linear(*sizes['fc_cls.weight']), nn.Linear(*sizes['fc_reg.weight'])
+            for name, layer in _layers(record).items():
+                self.add_module(name, layer)
         self.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
         self.requires_grad_(False)
         super().train(False)
@@ -184,7 +163,7 @@ class RoiHead(nn.Module):
 
     def _features(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         """RoIAlign (K, C, size, size), each RoI from the level that suits its size."""
-        # Not at the top: it takes longer than torch itself, and who opens a cache mostly has no use for it.
+        # Not at the top: importing it takes longer than torch itself, and readers of caches rarely need it.
         from torchvision.ops import roi_align
 
         record = self.record
@@ -209,6 +188,21 @@ def roi_levels(rois: Tensor, *, num_levels: int, finest_scale: float) -> Tensor:
     width, height = rois[:, 3] - rois[:, 1], rois[:, 4] - rois[:, 2]
     scale = (width * height).clamp(min=0).sqrt()
     return (scale / finest_scale + 1e-6).log2().floor().clamp(0, num_levels - 1).long()
+
+
+def _layers(record: RoiHeadRecord) -> nn.ModuleDict:
+    """The layers under their names in mmdet."""
+    channels = [record.in_channels, *[record.conv_channels] * record.num_convs]
+    features = [channels[-1] * record.output_size**2, *[record.fc_channels] * record.num_fcs]
+    num_boxes = 1 if record.class_agnostic else record.num_classes
+    return nn.ModuleDict(
+        {
+            'shared_convs': nn.ModuleList(_conv_layer(*pair, record.num_groups) for pair in pairwise(channels)),
+            'shared_fcs': nn.ModuleList(nn.Linear(*pair) for pair in pairwise(features)),
+            'fc_cls': nn.Linear(features[-1], record.num_classes + 1),
+            'fc_reg': nn.Linear(features[-1], 4 * num_boxes),
+        }
+    )
 
 
 def _conv_layer(in_channels: int, channels: int, num_groups: int) -> nn.Module:

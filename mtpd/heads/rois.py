@@ -40,7 +40,7 @@ class BoxCoder:
         return (raw - means) / stds
 
     def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and stds beside a tensor; `new_tensor` would wait for what its device is at."""
+        """Means and stds beside a tensor; `new_tensor` would synchronize with the device."""
         units = torch.tensor([self.means, self.stds], dtype=like.dtype).to(like.device, non_blocking=True)
         return units[0], units[1]
 

@@ -135,7 +135,7 @@ class FocalGlobalDistillation(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The loss of one batch; see `LevelOptions.build`. It is 0 when no cell counts."""
-        assert objects is not None, 'objects and background are told apart by the objects'
+        assert objects is not None, 'it needs the objects'
         # Attention and relations look at the teacher's channels, so its values are needed.
         values = teacher.values()
         dtype = accumulation_dtype(student, values)

@@ -50,7 +50,7 @@ def valid_cells(
     Returns:
         Bool (B, 1, H, W).
     """
-    # The sizes are copied and not the mask, without waiting for what the device is at.
+    # The sizes are copied and not the mask, without synchronizing with the device.
     sizes = torch.tensor(resized_sizes, dtype=torch.int64).reshape(-1, 2).to(device, non_blocking=True)
     rows = torch.arange(grid[0], device=sizes.device) * stride < sizes[:, :1]
     columns = torch.arange(grid[1], device=sizes.device) * stride < sizes[:, 1:]
@@ -96,8 +96,8 @@ def resize_map(
         target_grid: (H, W) of the result.
 
     Returns:
-        the map (B, C, H, W), in float32 (float64 if `values` is), and a bool mask (B, 1, H, W), True at cells that lie
-        by a valid one; the map is 0 elsewhere.
+        the map (B, C, H, W), in float32 (float64 if `values` is), and a bool mask (B, 1, H, W), True at cells beside
+        a valid one; the map is 0 elsewhere.
     """
     values = torch.where(mask, values, 0.0).to(accumulation_dtype(values))
     # Both grids are rounded up from the same input, each by its own stride: with cells that count for nothing the

@@ -134,7 +134,7 @@ class LevelOptions(Options):
             student     Tensor (B, C of the student, H, W)
             teacher     `EncodedMaps` (B, C of the teacher, H, W)
             mask        bool (B, 1, H, W), True at cells that count
-            objects     `Objects` of the batch, or None where `looks_at_objects` is False and nobody gave any
+            objects     `Objects` of the batch, may be None unless `looks_at_objects`
             generator   what random numbers are drawn from, or None for torch's global one
 
         and returns a scalar float32, before `factor` and `is_over_variance`; it raises InputError when the shapes do
@@ -152,5 +152,5 @@ class LevelOptions(Options):
 
     @property
     def is_over_variance(self) -> bool:
-        """Whether the loss is divided by the teacher's variance: that is what an option `scale` asks for."""
+        """Whether the loss is divided by the teacher's variance: with `scale: teacher_std`."""
         return getattr(self, 'scale', 'none') == 'teacher_std'

@@ -81,7 +81,7 @@ class Matches(NamedTuple):
 
 @torch.no_grad()
 def match_rois(rois: Tensor, objects: Sequence[LabelledBoxes], *, num_classes: int, positive_iou: float) -> Matches:
-    """Gives each RoI the object of its image with the highest IoU, if that is at least `positive_iou`.
+    """Assigns each RoI the object of its image with the highest IoU, if that is at least `positive_iou`.
 
     Args:
         rois: (K, 5): image in the batch, absolute xyxy in px of the input.
@@ -268,7 +268,7 @@ def box_term(student: Tensor, teacher: Tensor, is_open: Tensor) -> Tensor:
 def box_gate(
     gate: BoxGate, *, proposals: Tensor, teacher: Tensor, student: Tensor, objects: Tensor, positive: Tensor
 ) -> Tensor:
-    """Where (K,) the teacher's box is worth learning: among positives, where its IoU with the object is the higher.
+    """Positive RoIs (K,) whose teacher's box has a higher IoU with the object than the box to beat.
 
     The paper's box to beat is, to the best of our knowledge, the proposal.
 

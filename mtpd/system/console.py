@@ -1,8 +1,8 @@
 """Output of the programs: progress on stderr, lines on stdout, exit codes. The library itself does not use this.
 
-A terminal gets progress bars, a log file a line now and then. `-q` leaves results, warnings and errors.
-A reader who goes away (`| head`, a `tee` that Ctrl-C ends, a terminal that is closed) stops no work: what it would have
-read is left out.
+A terminal gets progress bars, a log file a line at long intervals. `-q` leaves results, warnings and errors.
+When the reader of the output is gone (`| head`, Ctrl-C on `tee`, a closed terminal), output is dropped and the work
+continues.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from mtpd.errors import Interrupted, MtpdError
 from mtpd.system.interrupt import interrupted_by_signals
 
-# Seconds from one look of a bar to the next, on a terminal and in a log file.
+# Seconds between updates of a bar, on a terminal and in a log file.
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30.0
 # Exit codes; the others of the contract, 0 and 2 (usage), are click's own.
 FAILED, INTERRUPTED = 1, 130
@@ -28,11 +28,11 @@ _quiet: ContextVar[bool] = ContextVar('quiet', default=False)
 
 @contextmanager
 def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
-    """Runs the work of a program, and ends the program as the contract says when the work raises.
+    """Runs the work of a program; when it raises, prints the error and exits.
 
     Args:
-        verbose: whether an error shows where it came from.
-        quiet: whether progress and accounts of it are left out.
+        verbose: show tracebacks.
+        quiet: print neither progress nor status lines.
 
     Raises:
         SystemExit: with 1 or 130.
@@ -46,11 +46,11 @@ def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
     except SystemExit:  # the caller has already reported the reason
         raise
     except BaseException as error:
-        if _stdout_lost_its_reader(error):
+        if _is_stdout_broken(error):
             sys.exit(FAILED)
         prefix = '' if isinstance(error, Interrupted) else 'Error: '
         trace = traceback.format_exc() if verbose else ''
-        _tell(f'{trace}{prefix}{message(error)}\n', sys.stderr)
+        _write(f'{trace}{prefix}{message(error)}\n', sys.stderr)
         sys.exit(exit_code(error))
     finally:
         _quiet.reset(token)
@@ -93,27 +93,27 @@ def say(text: str) -> None:
         from tqdm import tqdm
 
         with tqdm.external_write_mode(file=sys.stdout):
-            _tell(f'{text}\n', sys.stdout)
+            _write(f'{text}\n', sys.stdout)
 
 
 def warn(text: str) -> None:
-    """Tells on stderr what the user should know even when all goes well."""
-    _tell(f'warning: {text}\n', sys.stderr)
+    """Prints a warning on stderr, also with `-q`."""
+    _write(f'warning: {text}\n', sys.stderr)
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True, **options: Any) -> Any:
-    """A tqdm on stderr; in a log file each of its looks is a line of its own, with long intervals.
+    """A tqdm on stderr; in a log file each update is a line, at long intervals.
 
     Args:
-        iterable: what to count, as for tqdm.
-        in_logs: whether it is shown if stderr is not a terminal.
-        options: tqdm's.
+        iterable: as for tqdm.
+        in_logs: show it when stderr is not a terminal.
+        options: as for tqdm.
     """
     from tqdm import tqdm  # Not at the top: it would slow down --help.
 
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     if not is_terminal:
-        options['leave'] = True  # A log shows the end of all that it shows the beginning of.
+        options['leave'] = True  # A log that shows the start of a bar shows its end.
     return tqdm(
         iterable,
         file=sys.stderr if is_terminal else _Lines(),
@@ -124,19 +124,19 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True,
 
 
 class _Lines:
-    """A file for tqdm that makes lines of what would overwrite itself on a terminal."""
+    """A file for tqdm in which each update is a line."""
 
     def write(self, text: str) -> None:
         line = text.strip()
         if line:
-            _tell(f'{line}\n', sys.stderr)
+            _write(f'{line}\n', sys.stderr)
 
     def flush(self) -> None:
-        """Every line is out already."""
+        """Each line is flushed when it is written."""
 
 
-def _tell(text: str, stream: TextIO | None) -> None:
-    if stream is None:  # as of a program that has no console
+def _write(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # a program without a console
         return
     try:
         stream.write(text)
@@ -145,23 +145,23 @@ def _tell(text: str, stream: TextIO | None) -> None:
         # EIO: the terminal is closed.
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        _write_to_nobody(stream)
+        _redirect_to_null(stream)
 
 
-def _stdout_lost_its_reader(error: BaseException) -> bool:
-    """Whether it is stdout that broke, and no other pipe."""
+def _is_stdout_broken(error: BaseException) -> bool:
+    """Whether the broken pipe is stdout, and no other one."""
     if not isinstance(error, BrokenPipeError):
         return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     is_lost = any(event & select.POLLERR for _, event in poll.poll(0))
     if is_lost:
-        _write_to_nobody(sys.stdout)
+        _redirect_to_null(sys.stdout)
     return is_lost
 
 
-def _write_to_nobody(stream: TextIO) -> None:
-    # Else the interpreter fails once more when it writes out what is left in the stream.
-    nobody = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nobody, stream.fileno())
-    os.close(nobody)
+def _redirect_to_null(stream: TextIO) -> None:
+    # Else the interpreter fails again when it flushes the stream at exit.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

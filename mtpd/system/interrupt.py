@@ -1,4 +1,4 @@
-"""Stopping long work where it can be taken up again."""
+"""Signals: stopping long work at a point from which it can be resumed."""
 
 import multiprocessing
 import os
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-# Ctrl-C, the wish of a scheduler, the end of a terminal or of a connection.
+# Ctrl-C, a scheduler, a closed terminal or connection.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# A launcher passes on what the terminal or the scheduler sent to all processes: twice within so many seconds is once.
+# A launcher forwards what the terminal or the scheduler sent to all processes: two within so many seconds count as one.
 ONE_PRESS_SECONDS = 1.0
 
 
@@ -23,7 +23,7 @@ class StopRequested(Exception):
 
 
 class StopFlag:
-    """Tells whether the user has asked the program to stop."""
+    """True once the user has asked the program to stop."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -58,7 +58,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Makes of every one of `STOP_SIGNALS` what Ctrl-C is: a KeyboardInterrupt. Outside the main thread, nothing."""
+    """Raises KeyboardInterrupt for each of `STOP_SIGNALS`, as for Ctrl-C. Outside the main thread it does nothing."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -73,10 +73,10 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    heard = set(STOP_SIGNALS)
+    handled = set(STOP_SIGNALS)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        heard.remove(signal.SIGHUP)  # By nohup: the work continues without its terminal.
-    previous = {number: signal.signal(number, handler) for number in heard}
+        handled.remove(signal.SIGHUP)  # nohup: the work continues without its terminal.
+    previous = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
@@ -85,10 +85,10 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 @contextmanager
-def deaf_children(*, forked: bool = True) -> Iterator[None]:
-    """Processes that are started within do not hear `STOP_SIGNALS`: who asks a whole job to stop asks them, too.
+def signals_blocked_in_children(*, forked: bool = True) -> Iterator[None]:
+    """Blocks `STOP_SIGNALS` in processes that are started within; their parent stops them.
 
-    They would end in the middle of the work that their parent wants to finish. They must call `end_with_parent`.
+    Else they would end in the middle of work that the parent wants to finish. They must call `end_with_parent`.
 
     Args:
         forked: whether they are forked.
@@ -96,7 +96,7 @@ def deaf_children(*, forked: bool = True) -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         if not forked:
-            # What other children need first. As it starts it has its parent hear again.
+            # Other start methods need it. Starting it unblocks the signals.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
@@ -105,7 +105,7 @@ def deaf_children(*, forked: bool = True) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a child that is deaf: its parent alone ends it by SIGTERM. Needs Linux, elsewhere it hears SIGTERM again."""
+    """For a child with blocked signals: only a SIGTERM of its parent ends it; outside Linux, any SIGTERM."""
     if sys.platform != 'linux':
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return

@@ -14,9 +14,9 @@ class LockHeldError(Exception):
 
 
 class HolderLock:
-    """Belongs to one process at a time; the operating system lets go of a dead one's. Use as a context manager.
+    """A lock that one process holds at a time; the operating system releases a dead one's. Use as a context manager.
 
-    The file stays when the lock is free. Beside it a `.holder` file says who has it.
+    The file stays when the lock is free. A `.holder` file beside it names the process.
 
     Raises (on entering):
         LockHeldError: another process has it.

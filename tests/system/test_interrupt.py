@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mtpd.system.interrupt import deaf_children, end_with_parent, interrupted_by_signals, stop_on_signals
+from mtpd.system.interrupt import end_with_parent, interrupted_by_signals, signals_blocked_in_children, stop_on_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -95,7 +95,7 @@ def test_a_deaf_child_is_ended_by_its_parent_alone() -> None:
     context = multiprocessing.get_context('fork')
     ready = context.Event()
     child = context.Process(target=wait_for_the_end, args=(ready,))
-    with deaf_children():
+    with signals_blocked_in_children():
         child.start()
     assert ready.wait(30)
     for number in SIGNALS:
@@ -109,7 +109,7 @@ def test_a_deaf_child_is_ended_by_its_parent_alone() -> None:
 
 def test_their_parent_hears_again() -> None:
     with stop_on_signals() as stop:
-        with deaf_children():
+        with signals_blocked_in_children():
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop
 

@@ -23,7 +23,7 @@ from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
 from mtpd.errors import InputError, MtpdError
 from mtpd.geometry import Geometry, Size
-from mtpd.system.interrupt import deaf_children, end_with_parent
+from mtpd.system.interrupt import end_with_parent, signals_blocked_in_children
 from mtpd_train.data.sampling import Request
 
 
@@ -38,14 +38,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
     def __init__(
         self, coco: CocoSet, folder: Path, *, geometry: Geometry, for_training: bool, with_masks: bool
     ) -> None:
-        """Checks that every image is there.
-
-        Args:
-            coco: the annotations.
-            folder: where the images are.
-            geometry: resize of the images.
-            for_training: whether samples carry annotations.
-            with_masks: whether these hold masks.
+        """Checks that every image is there; samples carry annotations `for_training`, which hold masks `with_masks`.
 
         Raises:
             InputError: images are missing, or the resize leaves nothing of one.
@@ -120,7 +113,7 @@ def load_batches(
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
     forked = (start_method or multiprocessing.get_start_method()) == 'fork'
-    with warnings.catch_warnings(), deaf_children(forked=forked):
+    with warnings.catch_warnings(), signals_blocked_in_children(forked=forked):
         # Of more processes than cores, twice an epoch; the programs say it once.
         warnings.filterwarnings('ignore', message='This DataLoader will create')
         loader: Iterable[list[Sample | MtpdError]] = torch.utils.data.DataLoader(

@@ -1,33 +1,17 @@
 """Photometric augmentation of what the student sees: it moves no pixel, so a teacher's maps of the image still fit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from mtpd.detectors.transforms import Sample
+from mtpd_train.settings.stage_settings import PhotometricSettings
 
 
-@dataclass(frozen=True)
-class Photometric:
-    """How far the colours of an image may be moved, as in SSD's `RandomPhotometricDistort`.
-
-    Attributes:
-        brightness, contrast, saturation: a factor is drawn from 1 - x to 1 + x.
-        hue: a shift is drawn from -x to x, in turns of the colour wheel.
-        probability: of each of the four, by itself.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    probability: float
-
-
-def distorted(samples: Sequence[Sample], options: Photometric, *, seed: Sequence[int]) -> list[Sample]:
+def distorted(samples: Sequence[Sample], options: PhotometricSettings, *, seed: Sequence[int]) -> list[Sample]:
     """The samples with their colours moved, on the devices where they are; the given ones stay as they are.
 
     What is drawn for an image follows from `seed` and its id: neither a resumed run nor the number of processes that
@@ -35,13 +19,13 @@ def distorted(samples: Sequence[Sample], options: Photometric, *, seed: Sequence
 
     Args:
         samples: images of uint8 or of floats from 0 to 255.
-        options: how far.
+        options: how far, as in SSD's `RandomPhotometricDistort`.
         seed: of the epoch.
     """
     return [replace(one, image=_distorted(one.image, options, seed=(*seed, one.image_id))) for one in samples]
 
 
-def _distorted(image: Tensor, options: Photometric, *, seed: Sequence[int]) -> Tensor:
+def _distorted(image: Tensor, options: PhotometricSettings, *, seed: Sequence[int]) -> Tensor:
     # Seeds are not negative, and image ids may be.
     generator = np.random.default_rng([one % 2**64 for one in seed])
     ranges = (options.brightness, options.contrast, options.saturation, options.hue)

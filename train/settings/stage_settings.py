@@ -239,62 +239,35 @@ class StageSettings(Options):
     seed: NonNegativeInt = 0
     """Random seed."""
 
-    # What contradicts `cache` and `teacher` is checked field by field, so that each problem has its line and all are
-    # found at once. They are missing from `info.data` when they are themselves wrong.
-
-    @field_validator('teacher')
+    @field_validator('teacher', 'checkpoint', 'trust_checkpoint', 'hook', 'init', 'distill', 'data')
     @classmethod
-    def _check_teacher(cls, teacher: str | None, info: ValidationInfo) -> str | None:
-        if teacher is not None and info.data.get('cache') is not None:
-            raise ValueError('cannot be combined with `cache`, which is set too; remove one of them')
-        return teacher
-
-    @field_validator('checkpoint')
-    @classmethod
-    def _check_checkpoint(cls, checkpoint: Path | None, info: ValidationInfo) -> Path | None:
-        if checkpoint is not None and info.data.get('teacher', '') is None:
-            raise ValueError("belongs to `teacher`, which is not set; the student's checkpoint is init.checkpoint")
-        return checkpoint
-
-    @field_validator('trust_checkpoint')
-    @classmethod
-    def _check_trust(cls, trust: bool, info: ValidationInfo) -> bool:
-        teacher = info.data.get('teacher', '')
-        if trust and teacher is None:
-            raise ValueError('applies to the checkpoint of `teacher`, which is not set')
-        if trust and '.py:' in teacher:
-            raise ValueError(f'{teacher} loads its own checkpoint; remove it')
-        return trust
-
-    @field_validator('hook')
-    @classmethod
-    def _check_hook(cls, hook: str, info: ValidationInfo) -> str:
-        if hook != 'auto' and info.data.get('teacher', '') is None:
-            raise ValueError('applies to `teacher`, which is not set; a cache records its own hook point')
-        return hook
-
-    @field_validator('init')
-    @classmethod
-    def _check_init(cls, init: InitSettings, info: ValidationInfo) -> InitSettings:
-        if init.inherit and _has_no_teacher(info):
-            raise ValueError('inherit copies weights of a teacher, but neither `cache` nor `teacher` is set')
-        return init
-
-    @field_validator('distill')
-    @classmethod
-    def _check_distill(cls, distill: tuple[DistillOptions, ...], info: ValidationInfo) -> tuple[DistillOptions, ...]:
-        if distill and _has_no_teacher(info):
-            raise ValueError("needs a teacher's maps, but neither `cache` nor `teacher` is set")
-        return distill
-
-    @field_validator('data')
-    @classmethod
-    def _check_data(cls, data: DataSettings, info: ValidationInfo) -> DataSettings:
-        if data.geometry is not None and info.data.get('cache') is not None:
-            raise ValueError('the cache defines the geometry; remove `geometry`')
-        if data.shuffle == 'shards' and info.data.get('cache', '') is None:
-            raise ValueError('shuffle: shards needs a cache, but `cache` is not set')
-        return data
+    def _check_source(cls, value: Any, info: ValidationInfo) -> Any:
+        """What contradicts `cache` and `teacher`, field by field, so that each problem has its line and all are found
+        at once."""
+        # One that is itself wrong is missing from `info.data`, and contradicts nothing.
+        cache, teacher = info.data.get('cache', ''), info.data.get('teacher', '')
+        match info.field_name:
+            case 'teacher' if value is not None and isinstance(cache, Path):
+                problem = 'cannot be combined with `cache`, which is set too; remove one of them'
+            case 'checkpoint' if value is not None and teacher is None:
+                problem = "belongs to `teacher`, which is not set; the student's checkpoint is init.checkpoint"
+            case 'trust_checkpoint' if value and teacher is None:
+                problem = 'applies to the checkpoint of `teacher`, which is not set'
+            case 'trust_checkpoint' if value and '.py:' in teacher:
+                problem = f'{teacher} loads its own checkpoint; remove it'
+            case 'hook' if value != 'auto' and teacher is None:
+                problem = 'applies to `teacher`, which is not set; a cache records its own hook point'
+            case 'init' if value.inherit and cache is None and teacher is None:
+                problem = 'inherit copies weights of a teacher, but neither `cache` nor `teacher` is set'
+            case 'distill' if value and cache is None and teacher is None:
+                problem = "needs a teacher's maps, but neither `cache` nor `teacher` is set"
+            case 'data' if value.geometry is not None and isinstance(cache, Path):
+                problem = 'the cache defines the geometry; remove `geometry`'
+            case 'data' if value.shuffle == 'shards' and cache is None:
+                problem = 'shuffle: shards needs a cache, but `cache` is not set'
+            case _:
+                return value
+        raise ValueError(problem)
 
     @model_validator(mode='after')
     def _check_teacher_is_used(self) -> Self:
@@ -304,7 +277,3 @@ class StageSettings(Options):
         if is_set and not self.init.inherit and 'distill' not in self.model_fields_set:
             raise ValueError(f'`{key}` is set but not used; add `distill`, or write `distill: []`')
         return self
-
-
-def _has_no_teacher(info: ValidationInfo) -> bool:
-    return info.data.get('cache', '') is None and info.data.get('teacher', '') is None

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from mtpd.detectors.detection import collate
 from mtpd.detectors.transforms import Sample
-from mtpd_train.data.photometric import Photometric, distorted
+from mtpd_train.data.photometric import distorted
+from mtpd_train.settings.stage_settings import PhotometricSettings
 from mtpd_train.stage import Stage
 from mtpd_train.training.step import loaded, seen_by_student
 
 CPU = torch.device('cpu')
 NOTHING = {'brightness': 0.0, 'contrast': 0.0, 'saturation': 0.0, 'hue': 0.0, 'probability': 1.0}
-SSD = Photometric(0.125, 0.5, 0.5, 0.05, 0.5)
+SSD = PhotometricSettings()
 
 
 def sample_of(image: Tensor, image_id: int = 0) -> Sample:
@@ -28,7 +29,7 @@ def constant(blue: int, green: int, red: int) -> Tensor:
     return torch.tensor([blue, green, red], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4)
 
 
-def pixels(image: Tensor, options: Photometric, *, seed: int) -> list[int]:
+def pixels(image: Tensor, options: PhotometricSettings, *, seed: int) -> list[int]:
     (found,) = distorted([sample_of(image)], options, seed=(seed, 1, 0))
     assert found.image.dtype == torch.uint8
     assert found.image.shape == image.shape
@@ -36,7 +37,7 @@ def pixels(image: Tensor, options: Photometric, *, seed: int) -> list[int]:
 
 
 def test_brightness_is_drawn_from_its_range_half_of_the_time() -> None:
-    options = Photometric(**NOTHING | {'brightness': 0.125, 'probability': 0.5})
+    options = PhotometricSettings(**NOTHING | {'brightness': 0.125, 'probability': 0.5})
     found = np.array([pixels(constant(100, 100, 100), options, seed=seed) for seed in range(400)])
     assert (found == found[:, :1]).all()
     assert (found.min(), found.max()) == (87, 112)
@@ -45,7 +46,7 @@ def test_brightness_is_drawn_from_its_range_half_of_the_time() -> None:
 
 def test_contrast_weighs_channels_as_bgr() -> None:
     """The grey of pure red is 0.299 of it; of blue it would be 0.114."""
-    options = Photometric(**NOTHING | {'contrast': 0.5})
+    options = PhotometricSettings(**NOTHING | {'contrast': 0.5})
     for seed in range(20):
         blue, green, red = pixels(constant(0, 0, 200), options, seed=seed)
         assert blue == green
@@ -55,7 +56,7 @@ def test_contrast_weighs_channels_as_bgr() -> None:
 
 
 def test_hue_and_saturation_leave_grey_alone() -> None:
-    options = Photometric(**NOTHING | {'hue': 0.5, 'saturation': 1.0})
+    options = PhotometricSettings(**NOTHING | {'hue': 0.5, 'saturation': 1.0})
     assert {tuple(pixels(constant(90, 90, 90), options, seed=seed)) for seed in range(10)} <= {
         (89, 89, 89),
         (90, 90, 90),
