@@ -16,24 +16,30 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / 'scripts' / 'env_report.py'
 
 
-def run(folder: Path, **variables: str) -> list[str]:
-    result = subprocess.run(
-        [sys.executable, SCRIPT],
-        cwd=folder,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stderr == ''
-    return result.stdout.splitlines()
+def load() -> Any:
+    spec = spec_from_file_location('env_report', SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope='module')
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp('home')
-    secrets = {'HOME': str(folder), 'WANDB_API_KEY': 'very-secret', 'OMP_NUM_THREADS': '1'}
-    return run(folder, **secrets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('HOME', str(tmp_path_factory.mktemp('home')))
+        patch.setenv('WANDB_API_KEY', 'very-secret')
+        patch.setenv('OMP_NUM_THREADS', '1')
+        found, num_unanswered = load().report()
+    return [*found, f'unanswered {num_unanswered}']
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stderr == ''
+    assert result.stdout.splitlines()[-1] == 'unanswered 0'
 
 
 def test_every_question_is_answered(lines: list[str]) -> None:
@@ -63,12 +69,7 @@ def test_nothing_private(lines: list[str]) -> None:
 
 @pytest.fixture
 def script() -> Any:
-    spec = spec_from_file_location('env_report', SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load()
 
 
 def test_a_broken_installation_is_reported_not_raised(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:

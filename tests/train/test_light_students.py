@@ -21,6 +21,9 @@ WEIGHTS = {
 # Millions of parameters with the heads of the 80 classes of COCO, and with 6 classes a little less.
 SIZES = {'retinanet': (9, 22), 'reppoints': (9, 22), 'faster_rcnn': (19, 30), 'mask_rcnn': (19, 32)}
 
+# One of each number of stages; the others are slow tests.
+QUICK = ('retinanet_r18', 'faster_rcnn_mobilenet_v2')
+
 # mmengine 0.10.7 on Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")
 
@@ -29,7 +32,10 @@ def test_all_are_there() -> None:
     assert {path.stem for path in STUDENTS} == {f'{kind}_{backbone}' for kind in SIZES for backbone in WEIGHTS}
 
 
-@pytest.mark.parametrize('path', STUDENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in STUDENTS],
+)
 def test_one_step(
     path: Path, build_stage: BuildStage, caches: dict[int, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
