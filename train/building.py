@@ -1,4 +1,4 @@
-"""The parts of a stage that its settings and its teacher decide: images, teacher, common input, loss on responses."""
+"""Builds the parts of a stage: its images, its teacher, their common input, its loss on responses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -126,7 +126,7 @@ def build_source(settings: StageSettings) -> TeacherSource | None:
         hook=settings.hook,
     )
     if asked is not None:
-        # How it resizes stays its own; to which size is what is asked.
+        # Only the sizes are overridden, not the way of resizing.
         own = teacher.preprocessing
         geometry = replace(own.geometry, **asked.model_dump(), pad_square=False)
         teacher = replace(teacher, preprocessing=replace(own, geometry=geometry))
@@ -171,16 +171,10 @@ def student_preprocessing(
 def build_responses(
     distill: Sequence[Options], *, student: nn.Module, classes: Sequence[str], source: TeacherSource | None
 ) -> Responses | None:
-    """The loss on responses that a stage asks for; None where it asks for none.
-
-    Args:
-        distill: the stage's losses.
-        student: the network that learns.
-        classes: what its labels mean.
-        source: the teacher.
+    """The loss on responses in `distill`, if there is one; `classes` are the names of the student's labels.
 
     Raises:
-        InputError: the student has no RoI head that can learn so, or the teacher's does not fit it.
+        InputError: the student has no RoI head that can be trained so, or the teacher's does not fit it.
         CacheError: the cache holds no RoI head, or lacks levels that it needs.
     """
     entries = [one for one in distill if isinstance(one, TarHeadOptions)]
