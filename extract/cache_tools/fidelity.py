@@ -74,7 +74,7 @@ def view_of(
 
 
 @dataclass(frozen=True)
-class Report:
+class FidelityReport:
     """What was measured.
 
     Attributes:
@@ -140,7 +140,7 @@ def _measure(
     *,
     options: FidelityOptions,
     device: torch.device,
-) -> Report:
+) -> FidelityReport:
     images, source, stored = _stored_maps(cache, coco)
     images = spread(images, options.num_images)
     views = {(view, level.name): Comparison() for view in cache.views for level in cache.levels}
@@ -166,7 +166,7 @@ def _measure(
         ids = [image.id for image in images]
         live_ap, stored_ap = (100 * evaluate(coco, found, image_ids=ids).metrics['AP'] for found in detections)
         ap = live_ap, stored_ap
-    return Report(source, len(images), views, mirrored, ap)
+    return FidelityReport(source, len(images), views, mirrored, ap)
 
 
 def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ...], str, Stored]:
@@ -211,7 +211,7 @@ def _detect(teacher: Teacher, seen: AnnotatedImage, maps: Maps, coco: CocoSet) -
     return head_detections(teacher, ordered, inputs=seen.inputs, samples=[seen.sample], category_ids=ids)
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: FidelityReport) -> list[str]:
     rows = [
         [
             view,
@@ -243,7 +243,7 @@ def _lines(report: Report) -> list[str]:
     return lines
 
 
-def _record(report: Report) -> dict[str, Any]:
+def _record(report: FidelityReport) -> dict[str, Any]:
     def numbers(one: Comparison) -> dict[str, float]:
         return {
             'mean_error': one.mean_error,
