@@ -21,8 +21,9 @@ from mtpd.ordering import AdaptationCosts, Sampling, Selection, adaptation_costs
 from mtpd.ordering.costs import shared_levels
 from mtpd.ordering.selection import Costs, Rule
 from mtpd.system.console import progress_bar
+from mtpd.system.files import write_output
 from mtpd.system.text import table
-from mtpd_extract.cache_tools.picture import require_png, write_png
+from mtpd_extract.cache_tools.picture import require_png
 
 # With fewer cells for each weight of a channel's regression the fit explains noise.
 CELLS_PER_CHANNEL = 10
@@ -303,4 +304,4 @@ def _save_picture(out: Path, report: OrderReport) -> None:
     figure.suptitle('adaptation cost\n' + ' → '.join(path), fontsize=11)
     content = io.BytesIO()
     figure.savefig(content, format='png', dpi=150)
-    write_png(out, content.getvalue(), option='--plot')
+    write_output(out, content.getvalue(), option='--plot')

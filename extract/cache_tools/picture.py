@@ -17,10 +17,10 @@ from mtpd.cache.format.manifest import ViewName
 from mtpd.cache.map_images import LEAST_ERROR, MOST_ERROR, Picture
 from mtpd.data.coco import image_path, read_annotations
 from mtpd.data.images import read_image
-from mtpd.errors import InputError, UnavailableError
+from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.system.console import say
-from mtpd.system.files import write_atomically
+from mtpd.system.files import write_output
 
 PADDING_GREY = 128
 PANEL_HEIGHT = 224
@@ -59,7 +59,7 @@ def run(
     sheet = _draw_sheet(rows, title=_title(cache, image_id), aspect=width / height)
     content = io.BytesIO()
     sheet.save(content, format='PNG')
-    write_png(out, content.getvalue(), option='--out')
+    write_output(out, content.getvalue(), option='--out')
     say(f'{out}: image {image_id}, {len(cache.levels)} levels, {sheet.width} x {sheet.height} px')
 
 
@@ -71,18 +71,6 @@ def require_png(out: Path, *, option: str) -> None:
     """
     if out.suffix.lower() != '.png':
         raise InputError(f'{option} {out}: the picture is a PNG file; use a name that ends in .png')
-
-
-def write_png(out: Path, content: bytes, *, option: str) -> None:
-    """Writes a picture.
-
-    Raises:
-        UnavailableError: it cannot be written.
-    """
-    try:
-        write_atomically(out, content)
-    except OSError as error:
-        raise UnavailableError(f'{option} {out}: cannot be written ({error.strerror}); choose another path') from error
 
 
 def _title(cache: CacheReader, image_id: int) -> list[str]:

@@ -56,7 +56,7 @@ class MapStatistics:
         self._num_cells = num_cells
 
     def require_varied(self, *, name: str, advice: str) -> None:
-        """Refuses a level that is as good as constant.
+        """Refuses a level that is nearly constant.
 
         Args:
             name: of the teacher.

@@ -144,20 +144,7 @@ class Distiller(nn.Module):
 def _pair_maps(
     pair: LevelPair, student: Maps, teacher: Mapping[str, EncodedMaps], masks: Maps
 ) -> tuple[Tensor, EncodedMaps, Tensor]:
-    """Picks the maps of a pair and resizes one where their strides differ.
-
-    Args:
-        pair: the levels.
-        student: level name -> (B, C, H, W).
-        teacher: level name -> (B, C, H, W).
-        masks: level name -> bool (B, 1, H, W).
-
-    Returns:
-        (B, C of the student, H, W), (B, C of the teacher, H, W) and bool (B, 1, H, W).
-
-    Raises:
-        InputError: a map is missing, or its shape is not the one that was announced.
-    """
+    """The maps of a pair and their mask, of shapes that fit; where the strides differ one map is resized."""
     student_map, student_mask = _pick(pair.student, 'student', student, masks)
     teacher_map, teacher_mask = _pick(pair.teacher, 'teacher', teacher, masks)
     if pair.student.stride == pair.teacher.stride:

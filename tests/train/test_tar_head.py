@@ -11,11 +11,11 @@ import torch
 
 import mtpd.cache
 from mtpd.detectors.detection import collate
-from mtpd.detectors.detector_heads import captured_rois
+from mtpd.detectors.detector_heads import CapturedRois, captured_rois
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
 from mtpd.heads.rois import BoxCoder
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.responses import SharedRois, response_losses
+from mtpd_train.teachers.responses import response_losses
 from mtpd_train.training.step import add_gradient, loaded, step_losses
 
 CPU = torch.device('cpu')
@@ -185,9 +185,10 @@ def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., S
     raw = BoxCoder(head.record.means, head.record.stds).to_raw(answers.deltas.view(len(rois), -1, 4))
     coder = BoxCoder((0.1, 0.0, 0.2, 0.0), (0.4, 0.4, 0.8, 0.6))
     for units, wanted in ((coder, 0.0), (stage.responses.coder, None)):
-        shared = SharedRois(rois, RoiPredictions(answers.logits, units.from_raw(raw).flatten(1)), None)
+        captured = CapturedRois(rois, RoiPredictions(answers.logits, units.from_raw(raw).flatten(1)))
         responses = dataclasses.replace(stage.responses, coder=coder)
-        loss = response_losses(responses, shared, maps, samples, progress=0.0)[NAMES[1]].item()
+        student: dict[str, Any] = {'model': stage.student.model, 'maps': [rois], 'captured': captured}
+        loss = response_losses(responses, samples, maps, (), **student, progress=0.0)[NAMES[1]].item()
         assert loss == pytest.approx(wanted, abs=1e-5) if wanted is not None else loss > 0.1
 
 

@@ -38,14 +38,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
     def __init__(
         self, coco: CocoSet, folder: Path, *, geometry: Geometry, for_training: bool, with_masks: bool
     ) -> None:
-        """Checks that every image is there.
-
-        Args:
-            coco: the annotations.
-            folder: where the images are.
-            geometry: resize of the images.
-            for_training: whether samples carry annotations.
-            with_masks: whether these hold masks.
+        """Checks that every image is there; samples carry annotations `for_training`, which hold masks `with_masks`.
 
         Raises:
             InputError: images are missing, or the resize leaves nothing of one.

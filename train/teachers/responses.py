@@ -5,7 +5,6 @@ Letters: B images, C channels, H W grid of a level, K RoIs.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +13,16 @@ from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.detector_heads import CapturedRois, predict_rois
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level
-from mtpd.heads.roi_head import RoiHead, RoiPredictions
+from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import BoxCoder, ImageRois, mirrored, scaled
 from mtpd.losses.tar_head import (
     LabelledBoxes,
+    Matches,
     TarHeadOptions,
     answers_of_cache,
     answers_of_head,
     match_rois,
+    no_losses,
     tar_head_losses,
 )
 
@@ -46,84 +47,66 @@ class Responses:
     levels: tuple[Level, ...]
 
 
-class SharedRois(NamedTuple):
-    """The RoIs of a batch that both detectors judge.
-
-    Attributes:
-        rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
-        student: what the student says about them.
-        stored: the teacher's stored predictions for them; None if its head is to be run.
-    """
-
-    rois: Tensor
-    student: RoiPredictions
-    stored: ImageRois | None
-
-
-def shared_rois(
-    samples: Sequence[Sample],
-    *,
-    captured: CapturedRois | None,
-    model: nn.Module,
-    maps: Sequence[Tensor],
-    stored: Sequence[ImageRois],
-) -> SharedRois:
-    """The student's own proposals, or the teacher's, on which the student's RoI head is run.
-
-    Args:
-        samples: the images of the batch.
-        captured: what the student did in its forward pass; None for the teacher's proposals.
-        model: the student.
-        maps: (B, C, H, W) of all levels of the student's neck.
-        stored: the teacher's proposals on each image, in px of the original image.
-    """
-    if captured is not None:
-        rois, predictions = captured.require()
-        return SharedRois(rois.float(), predictions, None)
-    # On the host, and then copied once for the batch.
-    images = [_on_sample(one, sample) for one, sample in zip(stored, samples, strict=True)]
-    together = ImageRois(*(torch.cat(column) for column in zip(*images, strict=True))).to(maps[0].device)
-    # Numbered image by image: `repeat_interleave` with counts on the device would make the host wait for it.
-    numbers = [together.boxes.new_full((len(one.boxes), 1), number) for number, one in enumerate(images)]
-    rois = torch.cat([torch.cat(numbers), together.boxes], dim=1)
-    return SharedRois(rois, predict_rois(model, maps, rois), together)
-
-
 def response_losses(
     responses: Responses,
-    shared: SharedRois,
-    teacher: Mapping[str, EncodedMaps],
     samples: Sequence[Sample],
+    teacher: Mapping[str, EncodedMaps],
+    stored: Sequence[ImageRois],
     *,
+    model: nn.Module,
+    maps: Sequence[Tensor],
+    captured: CapturedRois | None,
     progress: float,
 ) -> dict[str, Tensor]:
-    """The losses of a batch by name, weighted and decayed.
+    """The losses of a batch by name, weighted and decayed: on the student's own proposals, or on the teacher's.
 
     Args:
         responses: configuration.
-        shared: the RoIs and what the student says about them.
-        teacher: level name -> the teacher's maps (B, C, H, W), for its head.
         samples: the images of the batch, after `collate`.
+        teacher: level name -> the teacher's maps (B, C, H, W), on which its head judges the student's proposals.
+        stored: without such a head: the teacher's proposals on each image, in px of the original image, and what it
+            says about them. The student's head is run on them.
+        model: the student.
+        maps: (B, C, H, W) of all levels of the student's neck.
+        captured: what the student's head did in its forward pass; needed with a head of the teacher.
         progress: share of the stage that is done.
     """
-    rois, head = shared.rois, responses.head
-    objects = [_objects(sample, rois.device) for sample in samples]
-    matches = match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.options.positive_iou)
-    if shared.stored is not None:
-        answers = answers_of_cache(shared.stored, matches)
-    else:
-        assert head is not None, 'neither a head nor stored predictions'
+    nothing = no_losses(responses.options, progress=progress, device=maps[0].device)
+    if nothing is not None:
+        return nothing
+    if responses.head is not None:
+        assert captured is not None, 'the proposals of the student were not kept'
+        rois, student = captured.require()
+        rois = rois.float()
+        matches = _matches(responses, samples, rois)
+        head = responses.head
         predictions = head([teacher[level.name].values() for level in responses.levels], rois)
         answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
+    else:
+        # On the host, and then copied once for the batch.
+        images = [_on_sample(one, sample) for one, sample in zip(stored, samples, strict=True)]
+        together = ImageRois(*(torch.cat(column) for column in zip(*images, strict=True))).to(maps[0].device)
+        # Numbered image by image: `repeat_interleave` with counts on the device would make the host wait for it.
+        numbers = [together.boxes.new_full((len(one.boxes), 1), number) for number, one in enumerate(images)]
+        rois = torch.cat([torch.cat(numbers), together.boxes], dim=1)
+        student = predict_rois(model, maps, rois)
+        matches = _matches(responses, samples, rois)
+        answers = answers_of_cache(together, matches)
     return tar_head_losses(
         responses.options,
         rois=rois,
         matches=matches,
-        student=shared.student,
+        student=student,
         teacher=answers,
         coder=responses.coder,
         progress=progress,
     )
+
+
+def _matches(responses: Responses, samples: Sequence[Sample], rois: Tensor) -> Matches:
+    """What the RoIs are by the annotations."""
+    objects = [_objects(sample, rois.device) for sample in samples]
+    return match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.options.positive_iou)
 
 
 def _on_sample(rois: ImageRois, sample: Sample) -> ImageRois:

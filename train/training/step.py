@@ -21,14 +21,13 @@ from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level, Size
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.maps import on_full_grid, valid_cells
-from mtpd.losses.tar_head import no_losses
 from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request
 from mtpd_train.processes import World
 from mtpd_train.stage import Stage
 from mtpd_train.student import named_failures
-from mtpd_train.teachers.responses import Responses, response_losses, shared_rois
+from mtpd_train.teachers.responses import response_losses
 from mtpd_train.teachers.teacher_source import ReadAhead
 
 # Of a teacher that are looked at before the training starts.
@@ -104,7 +103,7 @@ def step_losses(
     Args:
         stage: what is trained.
         samples: images of the batch.
-        ahead: what was read of the teacher for these images.
+        ahead: what was read of the teacher for them.
         device: where to compute.
         progress: share of the stage's optimizer steps that are done, for the decay of weights.
         epoch: from 0, for what is drawn for each image.
@@ -122,11 +121,7 @@ def step_losses(
 def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, images: Tensor) -> Targets | None:
     """What the student is compared with; None in plain training.
 
-    Args:
-        stage: what is trained.
-        samples: images of the batch, after `collate`.
-        ahead: what was read of the teacher for them.
-        images: the student's inputs (B, 3, H, W).
+    `samples` have been through `collate`, which made the student's inputs `images` (B, 3, H, W) of them.
     """
     if stage.source is None or not stage.is_taught:
         return None
@@ -191,25 +186,17 @@ def distillation_losses(
             maps, targets.maps, {**targets.masks, **seen}, boxes=targets.boxes, progress=progress
         )
         if stage.responses is not None:
-            losses |= _response_losses(stage, stage.responses, samples, outputs, targets, progress=progress)
+            losses |= response_losses(
+                stage.responses,
+                samples,
+                targets.maps,
+                targets.rois,
+                model=stage.student.model,
+                maps=list(outputs.maps.values()),
+                captured=outputs.rois,
+                progress=progress,
+            )
     return losses
-
-
-def _response_losses(
-    stage: Stage,
-    responses: Responses,
-    samples: Sequence[Sample],
-    outputs: StudentOutputs,
-    targets: Targets,
-    *,
-    progress: float,
-) -> dict[str, Tensor]:
-    maps = list(outputs.maps.values())
-    nothing = no_losses(responses.options, progress=progress, device=maps[0].device)
-    if nothing is not None:
-        return nothing
-    shared = shared_rois(samples, captured=outputs.rois, model=stage.student.model, maps=maps, stored=targets.rois)
-    return response_losses(responses, shared, targets.maps, samples, progress=progress)
 
 
 def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
@@ -284,10 +271,6 @@ def build_network(stage: Stage, world: World) -> DistributedDataParallel | None:
 
 def check_teacher(stage: Stage, device: torch.device) -> None:
     """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares.
-
-    Args:
-        stage: about to be trained, on `device`.
-        device: where to compute.
 
     Raises:
         MtpdError: it names the level; or an image or a map cannot be read.

@@ -187,17 +187,7 @@ def encode(maps: Tensor, codec: CodecName, *, target: float | None = None, basis
 
 
 def require_storable(encoded: EncodedMaps, *, level: str, view: str, image_ids: Sequence[int]) -> None:
-    """Refuses codes of maps that could not be encoded.
-
-    Args:
-        encoded: by `encode`.
-        level: its name, for the message, like the others.
-        view: 'plain' or 'flip'.
-        image_ids: of the batch.
-
-    Raises:
-        InputError: a value was not finite, or too large for half precision.
-    """
+    """`require_finite` for what `encode` made: a value may also have been too large for half precision."""
     uses_half = torch.float16 in (encoded.codes.dtype, encoded.scale is not None and encoded.scale.dtype)
     limit = ', or exceed 65504, the largest half-precision value (if so, use the codec int8)' if uses_half else ''
     assert encoded.error is not None
