@@ -132,10 +132,13 @@ def test_python_examples__import_what_there_is(page: Path) -> None:
                 assert all(hasattr(module, name.name) for name in node.names)
 
 
-def test_python_examples__losses_run() -> None:
+@pytest.mark.parametrize('codec', ['fp16', 'int8', 'lean'])
+def test_python_examples__losses_of_a_cache(codec: str) -> None:
     (example,) = (block for block in blocks(ROOT / 'docs/reference/api.md', 'python') if 'Distiller(' in block)
     names: dict[str, object] = {}
-    exec(example, names)
-    losses = names['losses']
+    exec(example.replace('cache/r101', str(ROOT / 'tests/cache/golden/v1' / codec)), names)
+    losses, maps = names['losses'], names['maps']
     assert isinstance(losses, dict)
-    assert list(losses) == ['distill/masked_mse/p3']
+    assert isinstance(maps, dict)
+    assert list(losses) == ['distill/masked_mse/p3', 'distill/masked_mse/p4']
+    assert all(one.grad.isfinite().all() and one.grad.any() for one in maps.values())

@@ -7,7 +7,7 @@ maps = cache.read(cache.image_ids[0], view='flip')     # {'p3': float32 (C, H, W
 import os
 from pathlib import Path
 
-from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.cache.format.codecs import EncodedMaps, batch_images
 from mtpd.cache.reading.reader import CacheReader, ImageSizes
 
 
@@ -22,4 +22,4 @@ def open(path: str | os.PathLike[str]) -> CacheReader:
     return CacheReader(Path(path))
 
 
-__all__ = ['CacheReader', 'EncodedMaps', 'ImageSizes', 'open']
+__all__ = ['CacheReader', 'EncodedMaps', 'ImageSizes', 'batch_images', 'open']

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 from urllib.parse import unquote
 
 import yaml
 
 from mtpd.errors import InputError, UnavailableError
-
-DETECTION = 'Object Detection'
-INSTANCE_SEGMENTATION = 'Instance Segmentation'
 
 # Short names of the teachers that MTPD, MGD and TAR used, and of strong or common ones.
 ALIASES: Mapping[str, str] = MappingProxyType(
@@ -76,22 +72,18 @@ class ZooModel:
         name: as its metafile calls it; the config's stem where no metafile lists it.
         config: absolute path of its mmdet config.
         weights: address of its checkpoint, or None.
-        family: folder that holds the config: `retinanet`, `swin`, ...
-        tasks: (task, data set) pairs that it was measured on, such as ('Object Detection', 'COCO').
-        box_ap: box AP on COCO val2017 in percent, or None.
+        on_coco: whether it was trained to detect or segment the objects of COCO.
     """
 
     name: str
     config: Path
-    weights: str | None
-    family: str
-    tasks: tuple[tuple[str, str], ...] = ()
-    box_ap: float | None = None
+    weights: str | None = None
+    on_coco: bool = False
 
     @property
-    def on_coco(self) -> bool:
-        """Whether it was trained to detect or segment the objects of COCO."""
-        return any(task in (DETECTION, INSTANCE_SEGMENTATION) and data == 'COCO' for task, data in self.tasks)
+    def family(self) -> str:
+        """The folder that holds the config: `retinanet`, `swin`, ..."""
+        return self.config.parent.name
 
 
 def configs_folder() -> Path:
@@ -150,7 +142,7 @@ def _unlisted_configs() -> Mapping[str, ZooModel]:
     """Configs of the wheel that no metafile lists (they have no published weights), by stem."""
     listed = {model.config for model in models().values()}
     paths = [path for path in sorted(configs_folder().glob('[!_]*/*.py')) if path not in listed]
-    return {path.stem: ZooModel(path.stem, path, weights=None, family=path.parent.name) for path in paths}
+    return {path.stem: ZooModel(path.stem, path) for path in paths}
 
 
 def _read_metafile(path: Path) -> Iterator[ZooModel]:
@@ -166,16 +158,8 @@ def _read_metafile(path: Path) -> Iterator[ZooModel]:
             config=config,
             # Trackers list several files; none of them is a detector's checkpoint by itself.
             weights=weights if isinstance(weights, str) else None,
-            family=path.parent.name,
-            tasks=tuple((str(result.get('Task')), str(result.get('Dataset'))) for result in entry['Results']),
-            box_ap=_box_ap(entry['Results']),
+            on_coco=any(
+                result.get('Task') in ('Object Detection', 'Instance Segmentation') and result.get('Dataset') == 'COCO'
+                for result in entry['Results']
+            ),
         )
-
-
-def _box_ap(results: list[dict[str, Any]]) -> float | None:
-    for result in results:
-        metrics = result.get('Metrics')
-        if result.get('Task') == DETECTION and result.get('Dataset') == 'COCO' and isinstance(metrics, dict):
-            value = metrics.get('box AP')
-            return float(value) if isinstance(value, int | float) else None
-    return None

@@ -4,6 +4,7 @@ from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fgd import FgdOptions
 from mtpd.losses.fine_grained import FineGrainedOptions
+from mtpd.losses.maps import valid_cells
 from mtpd.losses.masked_mse import MaskedMseOptions
 from mtpd.losses.mgd import MgdOptions
 from mtpd.losses.options import Decay, LevelOptions
@@ -34,4 +35,5 @@ __all__ = [
     'MgdOptions',
     'PkdOptions',
     'TarFeatureOptions',
+    'valid_cells',
 ]

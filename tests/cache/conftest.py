@@ -1,5 +1,6 @@
 """A small cache of random maps with known truth."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,8 +134,23 @@ def make_recipe() -> Callable[..., Recipe]:
     return Recipe
 
 
+@pytest.fixture(scope='session')
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished cache of the default recipe. Not to be changed."""
+    root = tmp_path_factory.mktemp('sound') / 'cache'
+    Recipe().write(root)
+    return root
+
+
+@pytest.fixture(scope='session')
+def sound_with_rois(tmp_path_factory: pytest.TempPathFactory, with_rois: Recipe) -> Path:
+    """A finished cache with proposals. Not to be changed."""
+    root = tmp_path_factory.mktemp('sound') / 'cache'
+    with_rois.write(root)
+    return root
+
+
 @pytest.fixture
-def cache_root(tmp_path: Path, recipe: Recipe) -> Path:
-    """A finished cache of the default recipe."""
-    recipe.write(tmp_path / 'cache')
-    return tmp_path / 'cache'
+def cache_root(tmp_path: Path, sound: Path) -> Path:
+    """A finished cache of the default recipe that may be changed."""
+    return Path(shutil.copytree(sound, tmp_path / 'cache'))

@@ -53,9 +53,8 @@ def test_random_damage_is_never_read(tmp_path: Path, others: list[Path], damage:
 
 @pytest.mark.parametrize('kind', ['bit', 'cut', 'missing', 'swapped'])
 @pytest.mark.parametrize('array', ['image_id', 'num_rois', 'crc32c', 'boxes', 'probabilities', 'labels', 'deltas'])
-def test_damaged_rois_are_never_read(tmp_path: Path, with_rois: Any, array: str, kind: str) -> None:
-    root = tmp_path / 'cache'
-    with_rois.write(root)
+def test_damaged_rois_are_never_read(tmp_path: Path, sound_with_rois: Path, array: str, kind: str) -> None:
+    root = Path(shutil.copytree(sound_with_rois, tmp_path / 'cache'))
     truth = read_rois(root)
     files = sorted(path for path in (root / 'heads/64x96' / array).rglob('*') if path.is_file() and '/c/' in str(path))
     path, other = files[0], files[1]

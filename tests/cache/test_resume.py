@@ -23,11 +23,10 @@ from stress.processes import forked
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
 
 
-@pytest.fixture
-def complete(tmp_path: Path, make_recipe: Callable[..., Any]) -> dict[str, bytes]:
+@pytest.fixture(scope='module')
+def complete(sound: Path) -> dict[str, bytes]:
     """Every file of an uninterrupted cache."""
-    make_recipe().write(tmp_path / 'complete')
-    return contents(tmp_path / 'complete')
+    return contents(sound)
 
 
 def test_a_finished_cache_holds_nothing_else(complete: dict[str, bytes]) -> None:

@@ -1,6 +1,7 @@
 """The teacher's proposals in a cache: written with its shard groups, resumed, merged and repaired like these."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,12 @@ from mtpd.cache.writing.merge import merge_parts
 from mtpd.cache.writing.parts import Part
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 from mtpd_extract.cache_tools.info import describe_cache
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob('*')
-        if path.is_file() and not path.name.startswith('.lock')
-    }
+from stress.damages import contents
 
 
 @pytest.fixture
-def whole(tmp_path: Path, with_rois: Any) -> Path:
-    with_rois.write(tmp_path / 'whole')
-    return tmp_path / 'whole'
+def whole(tmp_path: Path, sound_with_rois: Path) -> Path:
+    return Path(shutil.copytree(sound_with_rois, tmp_path / 'whole'))
 
 
 def test_caches_without_say_so(cache_root: Path) -> None:

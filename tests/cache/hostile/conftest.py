@@ -85,26 +85,10 @@ class Forgery:
         assert len(result) < 1000
 
 
-@pytest.fixture(scope='session')
-def sound(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[..., Any]) -> Path:
-    """A finished cache that nobody touches."""
-    root = tmp_path_factory.mktemp('sound') / 'cache'
-    make_recipe().write(root)
-    return root
-
-
 @pytest.fixture
 def forgery(sound: Path, tmp_path: Path) -> Forgery:
     """A finished cache to be forged."""
     return Forgery(Path(shutil.copytree(sound, tmp_path / 'cache')))
-
-
-@pytest.fixture(scope='session')
-def sound_with_rois(tmp_path_factory: pytest.TempPathFactory, with_rois: Any) -> Path:
-    """A finished cache with proposals that nobody touches."""
-    root = tmp_path_factory.mktemp('sound') / 'cache'
-    with_rois.write(root)
-    return root
 
 
 @pytest.fixture
