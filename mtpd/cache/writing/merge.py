@@ -22,7 +22,7 @@ def publish_parts(root: Path) -> None:
 
     Raises:
         CacheIncompleteError: shard groups are missing, or there is no cache.
-        UnavailableError: a part is still at work, or the disk refuses.
+        UnavailableError: a part is still running, or the disk cannot be written.
     """
     if is_published(root):
         return
@@ -53,7 +53,7 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
         CacheMismatchError: a source is of another extraction, or `out` holds other things.
         CacheIncompleteError: a source is not an unfinished cache, or shard groups are missing from all of them.
         CacheDamagedError: a file differs from what was written.
-        UnavailableError: something is at work in `out`, or the disk refuses.
+        UnavailableError: another process is writing `out`, or the disk cannot be written.
     """
     plan = _common_plan(sources)
     with disk_errors(out):
@@ -121,9 +121,9 @@ def _claim(out: Path, plan: PlanRecord, sources: Sequence[Path]) -> None:
         if difference:
             raise CacheMismatchError(f'--out {out}: holds another extraction: {difference}; give a new folder')
         return
-    strangers = [path.name for path in out.iterdir() if not path.name.startswith('.')]
-    if strangers:
-        raise CacheMismatchError(f'--out {out}: holds {strangers[0]} but no cache; give an empty or new folder')
+    others = [path.name for path in out.iterdir() if not path.name.startswith('.')]
+    if others:
+        raise CacheMismatchError(f'--out {out}: holds {others[0]} but no cache; give an empty or new folder')
     write_plan_file(out, plan)
 
 

@@ -1,8 +1,7 @@
 """The plan of an unfinished cache as a file: what is being made, so that nothing else is mixed in.
 
-It is there from the start of an extraction until the manifest, which says the same and more, is published. It holds
-all of the manifest but the files of the shard groups, so that a cache can be published by who has neither the teacher
-nor the data set.
+It exists from the start of an extraction until the manifest, which says the same and more, is published. It holds all
+of the manifest but the files of the shard groups, so that a process without teacher and data set can publish a cache.
 """
 
 import json

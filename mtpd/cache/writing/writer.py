@@ -134,7 +134,7 @@ class CacheWriter:
 
     Raises (on entering):
         InputError: no manifest can hold such a cache.
-        UnavailableError: another process is writing this cache or this part of it, or the disk refuses.
+        UnavailableError: another process is writing this cache or this part of it, or the disk cannot be written.
         CacheMismatchError: the folder holds something else, or an extraction of something else.
     """
 
@@ -265,10 +265,10 @@ class CacheWriter:
         elif (self.root / PLAN_FILE).exists():
             self._require_plan(read_plan_json(self.root))
         else:
-            strangers = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
-            if strangers:
+            others = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
+            if others:
                 raise CacheMismatchError(
-                    f'{self.root}: the folder is not empty ({strangers[0]}) and does not hold an extraction; '
+                    f'{self.root}: the folder is not empty ({others[0]}) and does not hold an extraction; '
                     'choose another --out'
                 )
             write_plan_file(self.root, self._plan_record, owner=self.part.label)
