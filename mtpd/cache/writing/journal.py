@@ -78,7 +78,7 @@ def replace_entries(root: Path, entries: Iterable[JournalEntry]) -> None:
 
 
 def cut_torn_tail(root: Path, *, part: Part = WHOLE) -> None:
-    """Makes a journal fit to be appended to; needs the lock of the part, whose writer may be in the middle of a line."""
+    """Makes a journal fit for appending; needs the lock of the part, whose writer may be in the middle of a line."""
     path = journal_path(root, part)
     if path.exists():
         _, good = _read_journal(path)
