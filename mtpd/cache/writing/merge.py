@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mtpd.cache.format.basis import BASIS_FILE
-from mtpd.cache.format.fingerprint import first_difference
 from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import JournalEntry, committed, is_published, is_sound, publish, remove_leftovers
 from mtpd.cache.writing.parts import WHOLE, CacheLock
-from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file, write_plan_file
+from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, first_difference, read_plan_file, write_plan_file
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
