@@ -19,12 +19,12 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest
+from mtpd.cache.format.arrays import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
 from mtpd.cache.format.roi_arrays import VALUES, encode_row, require_rois, row_checksum
-from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import committed, is_published, publish, remove_leftovers
