@@ -24,11 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from measuring import described_parser
-from mtpd.cache.format.arrays import ZSTD_LEVELS
+from mtpd.cache.format.arrays import ZSTD_LEVELS, chunk_checksum, decode_chunk, encode_chunk
 from mtpd.cache.format.basis import Covariance
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
 from mtpd.cache.format.comparison import Comparison
-from mtpd.cache.format.shard import chunk_checksum, decode_chunk, encode_chunk
 from mtpd.data.coco import CocoSet, read_annotations, spread
 from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher

@@ -94,16 +94,13 @@ def _require_run(
     """
     if not resume:
         raise InputError(f'{out}: already holds a run; add --resume to resume it, or choose another --out')
-    found = _described(out / RUN_FILE)
-    return found, require_same_run(out, found, description, is_early=is_early)
-
-
-def _described(run_file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(run_file.read_bytes())
+        found = json.loads((out / RUN_FILE).read_bytes())
     except (ValueError, RecursionError):
         found = None
     parts = ('stages', 'contents', *SOURCES)
     if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in parts):
-        raise InputError(f'{run_file} is damaged: it does not describe a run; restore it, or choose another --out')
-    return found
+        raise InputError(
+            f'{out / RUN_FILE} is damaged: it does not describe a run; restore it, or choose another --out'
+        )
+    return found, require_same_run(out, found, description, is_early=is_early)

@@ -24,9 +24,15 @@ from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
-from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
-from mtpd_train.building.responses import build_responses
-from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
+from mtpd_train.building import (
+    build_responses,
+    build_source,
+    build_train_set,
+    build_val_set,
+    read_train_annotations,
+    shards_to_shuffle,
+    student_preprocessing,
+)
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import Request, training_batches
 from mtpd_train.optimization import require_warmup_ends, warmup_of

@@ -73,24 +73,17 @@ def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: in
         for name, value in batch.losses.items():
             if not math.isfinite(value):
                 raise DivergedError(f'stage {stage}: {_where(name, batch)}', batches)
-    if first_total > UNSOUND_START:
-        worst = max(batches, key=lambda batch: batch.total)
-        name = max(worst.losses, key=lambda one: worst.losses[one])
-        raise DivergedError(
-            f'stage {stage}: the loss is {first_total:.3g} at its start, too large to train; the largest term is '
-            f'{_where(name, worst)}; check the weight of this loss and the weights of the teacher',
-            batches,
-        )
-    limit = EXPLODED * max(1.0, first_total)
     mean = sum(batch.total for batch in batches) / max(1, len(batches))
-    if mean > limit:
-        worst = max(batches, key=lambda batch: batch.total)
-        name = max(worst.losses, key=lambda one: worst.losses[one])
-        raise DivergedError(
-            f'stage {stage}: the loss has exploded, from {first_total:.3g} at the start to {mean:.3g}; '
-            f'the largest term is {_where(name, worst)}',
-            batches,
-        )
+    if first_total > UNSOUND_START:
+        what = f'the loss is {first_total:.3g} at its start, too large to train'
+        advice = '; check the weight of this loss and the weights of the teacher'
+    elif mean > EXPLODED * max(1.0, first_total):
+        what, advice = f'the loss has exploded, from {first_total:.3g} at the start to {mean:.3g}', ''
+    else:
+        return
+    worst = max(batches, key=lambda batch: batch.total)
+    name = max(worst.losses, key=lambda one: worst.losses[one])
+    raise DivergedError(f'stage {stage}: {what}; the largest term is {_where(name, worst)}{advice}', batches)
 
 
 def describe(error: DivergedError, *, losses_file: Path, progress_file: Path) -> MtpdError:

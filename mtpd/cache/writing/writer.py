@@ -19,18 +19,17 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest
+from mtpd.cache.format.arrays import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import EncodedMaps, require_storable
-from mtpd.cache.format.fingerprint import require_equal
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
 from mtpd.cache.format.roi_arrays import VALUES, encode_row, require_rois, row_checksum
-from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import committed, is_published, publish, remove_leftovers
 from mtpd.cache.writing.parts import WHOLE, CacheLock, Part
-from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json, write_plan_file
+from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json, require_equal, write_plan_file
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
 from mtpd.heads.rois import ImageRois
 from mtpd.system.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
