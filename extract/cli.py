@@ -144,16 +144,25 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @click.option('--overwrite', is_flag=True, help='Delete an existing cache in CACHE and start over.')
 @click.option('--dry-run', is_flag=True, help='Estimate time and disk; write nothing.')
 @output_options
-def main(verbose: bool, quiet: bool, **options: Any) -> None:
+def main(
+    images: Path | None,
+    annotations: Path | None,
+    part: tuple[int, int] | None,
+    resume: bool,
+    overwrite: bool,
+    verbose: bool,
+    quiet: bool,
+    **others: Any,
+) -> None:
     """Run a teacher once over a data set and store its compressed feature maps in CACHE.
 
     Run the same command again to resume after an interruption. Parts may run concurrently or sequentially, and may be
     re-split; the last one to finish publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
     interrupted after saving.
     """
-    require_pairs(options['images'], options['annotations'])
-    if options['part'] not in (None, (1, 1)) and (options['overwrite'] or not options['resume']):
-        option = '--overwrite' if options['overwrite'] else '--no-resume'
+    require_pairs(images, annotations)
+    if part not in (None, (1, 1)) and (overwrite or not resume):
+        option = '--overwrite' if overwrite else '--no-resume'
         raise click.UsageError(
             f'{option} cannot be combined with parts, which share a cache: delete CACHE before they start'
         )
@@ -165,4 +174,14 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
         from mtpd_extract.options import ExtractOptions
         from mtpd_extract.run import run
 
-        run(ExtractOptions(**options, local_rank=number))
+        run(
+            ExtractOptions(
+                images=images,
+                annotations=annotations,
+                part=part,
+                resume=resume,
+                overwrite=overwrite,
+                local_rank=number,
+                **others,
+            )
+        )

@@ -181,7 +181,7 @@ def extract_groups(
         start_group: makes an empty group, as `CacheWriter.start_group`.
         commit: takes a full group and returns its bytes, as `CacheWriter.commit`; called in a thread.
         loading: how images are read.
-        stop: the user's wish to end.
+        stop: set when the user interrupts.
         bar: tqdm that counts images and shows MB/s; it is closed at the end.
     """
     description, device = extraction.description, extraction.device
@@ -301,8 +301,8 @@ def check_teacher(extraction: Extraction) -> None:
     """Runs the teacher on a few images before anything is written.
 
     Raises:
-        InputError: maps are not finite, as good as constant, or others each time; names the level, and the image where
-            it is one.
+        InputError: maps are not finite, nearly constant, or differ between two runs on one image; names the level, and
+            the image if it is one.
     """
     statistics = {level.name: MapStatistics(level.name) for level in extraction.levels}
     name = extraction.teacher.name

@@ -23,13 +23,7 @@ LIBRARIES = (
 
 
 def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) -> dict[str, Any]:
-    """What must be equal.
-
-    Args:
-        teacher: the network.
-        coco: the annotation file.
-        images: those of its images that are extracted.
-    """
+    """What must be equal: the teacher, the annotation file, and which of its images are extracted."""
     content = {
         **teacher_fingerprint(teacher),
         'input': {'decoder': 'opencv', 'interpolation': teacher.preprocessing.geometry.interpolation},
@@ -45,14 +39,10 @@ def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) ->
 
 
 def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], device: torch.device) -> dict[str, Any]:
-    """Names and versions, for people.
+    """Names and versions, for people; `paths` are those of the images, by id.
 
-    Args:
-        teacher: the network.
-        coco: the annotation file.
-        paths: image id -> file. Only the sizes of the files are checked: hashing COCO takes minutes. They are not part
-            of the fingerprint, as an extraction that stopped at a broken image resumes when the image is repaired.
-        device: where the teacher runs.
+    Of image files only the sizes are recorded: hashing COCO takes minutes. They are not part of the fingerprint, as an
+    extraction that stopped at a broken image resumes when the image is repaired.
     """
     return {
         'teacher': teacher.name,
@@ -68,9 +58,7 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
 def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
     """What differs from the run that began the unfinished extraction in `out`: device, library versions, image files.
 
-    Args:
-        out: the folder of the cache; there may be nothing in it.
-        now: this run's provenance.
+    `now` is this run's provenance; there may be nothing in `out`.
     """
     try:
         state = read_state(out)

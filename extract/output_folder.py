@@ -35,10 +35,10 @@ def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not holds_cache(out):
         raise CacheMismatchError(f'--out {out}: holds {names[0]} but no cache; choose an empty or new folder')
-    strangers = [name for name in names if not _is_of_a_cache(name)]
-    if overwrite and strangers:
+    others = [name for name in names if not _is_of_a_cache(name)]
+    if overwrite and others:
         raise CacheMismatchError(
-            f'--out {out}: --overwrite deletes only caches, but the folder also holds {strangers[0]}; move it away'
+            f'--out {out}: --overwrite deletes only caches, but the folder also holds {others[0]}; move it away'
         )
     if not resume and not overwrite:
         raise CacheMismatchError(
@@ -48,7 +48,7 @@ def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def holds_cache(out: Path) -> bool:
     """Whether `out` holds a cache, finished or not. Other programs have files of the same names."""
-    # In this order: a neighbour may just publish, which puts the manifest there before it takes the plan away.
+    # In this order: another process may be publishing, which writes the manifest before it deletes the plan.
     for name in (PLAN_FILE, MANIFEST_FILE):
         try:
             content = read_json(out / name)

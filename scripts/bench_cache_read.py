@@ -52,11 +52,10 @@ from tqdm import tqdm
 import mtpd.cache
 from measuring import described_parser, median_ratio
 from mtpd.cache import CacheReader
-from mtpd.cache.format.arrays import ZSTD_LEVELS
+from mtpd.cache.format.arrays import CHECKSUM_BYTES, ZSTD_LEVELS, encode_chunk
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode, expected_bytes
 from mtpd.cache.format.manifest import describe
 from mtpd.cache.format.plan import SourceImage, plan_cache
-from mtpd.cache.format.shard import CHECKSUM_BYTES, encode_chunk
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level, Size
 

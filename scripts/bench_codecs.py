@@ -24,12 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from measuring import described_parser
-from mtpd.cache.format.arrays import ZSTD_LEVELS
+from mtpd.cache.format.arrays import ZSTD_LEVELS, chunk_checksum, decode_chunk, encode_chunk
 from mtpd.cache.format.basis import Covariance
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
 from mtpd.cache.format.comparison import Comparison
-from mtpd.cache.format.shard import chunk_checksum, decode_chunk, encode_chunk
-from mtpd.data.coco import CocoSet, read_annotations, spread
+from mtpd.data.coco import CocoSet, coco_paths, read_annotations, spread
 from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.evaluation import evaluate
@@ -271,13 +270,13 @@ def main() -> None:
     parser.add_argument('--num-images', type=int, default=200)
     parser.add_argument('--plot', type=Path)
     arguments = parser.parse_args()
-    coco = read_annotations(arguments.coco / 'annotations' / f'instances_{arguments.split}.json')
+    folder, annotations = coco_paths(arguments.coco, arguments.split)
+    coco = read_annotations(annotations)
     methods = all_methods()
     results = {}
     for name, checkpoint in zip(arguments.teacher, arguments.checkpoint, strict=True):
         teacher = load_teacher(name, checkpoint=checkpoint, options=InputOptions(), device=CPU)
         shown = Path(name).name
-        folder = arguments.coco / arguments.split
         results[shown] = measure(teacher, coco, folder, methods=methods, num_images=arguments.num_images)
         print_table(shown, *results[shown])
     if arguments.plot:

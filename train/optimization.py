@@ -1,4 +1,4 @@
-"""How a stage is optimised: optimizer, learning rate, loss scale, averaged weights, and the step of all of them.
+"""How a stage is optimised: optimizer, learning rate schedule, loss scaler, moving average (EMA), and the step.
 
 `OptimSettings` describes every setting.
 """
@@ -23,10 +23,10 @@ from mtpd_train.settings.stage_settings import OptimSettings
 
 
 class Optimization:
-    """What a stage is optimised with.
+    """Optimizer, schedule, loss scaler and moving average of a stage.
 
     Attributes:
-        optimizer, schedule, scaler: see `build_optimizer` and `build_schedule`; the scaler does something in fp16 only.
+        optimizer, schedule, scaler: torch's; the scaler is only enabled in fp16.
         average: the moving average of the student's weights; None without `ema`.
         student: the network to evaluate and to save: the average where there is one, else the one that is trained.
     """
@@ -40,15 +40,7 @@ class Optimization:
         steps_per_epoch: int,
         device: torch.device,
     ) -> None:
-        """Has made no step yet.
-
-        Args:
-            model: the student with its first weights, on `device`.
-            distiller: the layers of the distillation losses, on `device`.
-            optim: how to train.
-            steps_per_epoch: optimizer steps per epoch.
-            device: of this process.
-        """
+        """Before the first step; `model` has its first weights, and both networks are on `device`."""
         self._model, self._optim = model, optim
         self.optimizer = build_optimizer(itertools.chain(model.parameters(), distiller.parameters()), optim)
         self.schedule = build_schedule(self.optimizer, optim, steps_per_epoch=steps_per_epoch)
@@ -57,7 +49,7 @@ class Optimization:
         self.student: nn.Module = model if self.average is None else self.average.module
 
     def step(self, number: int) -> tuple[float, Tensor | None]:
-        """Makes step `number`, from 1, along the gradient that the parameters hold, scaled, and clears it.
+        """Makes step `number`, from 1, with the scaled gradient of the parameters, and clears the gradient.
 
         Returns:
             the learning rate, and the gradient's L2 norm before clipping; None where it is not clipped.

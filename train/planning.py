@@ -1,4 +1,4 @@
-"""What a run will take: images, steps, time, disk and memory, known before the first step."""
+"""Plans a run before its first step: images, steps, time, disk and memory; dry runs and their trials."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ from mtpd_train.student import inheritance_table
 from mtpd_train.teachers.cached_teacher import CachedTeacher, buffer_bytes
 from mtpd_train.training.step import add_gradient, build_network, loaded
 
-# Batches that a worker process has under way (torch's DataLoader).
+# Batches that each worker process prefetches (the default of torch's DataLoader).
 PREFETCHED_BATCHES = 2
 # Kept free for logs and other writers to the disk.
 MARGIN_BYTES = 64 * 2**20
@@ -37,7 +37,7 @@ NUM_PREDICTED_IMAGES = 2  # a batch, where one image alone might pass
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage will take.
+    """Work, disk and memory of a stage.
 
     Attributes:
         number: of the stage, from 1.
@@ -65,12 +65,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial found.
+    """Result of a trial.
 
     Attributes:
-        num_steps: optimizer steps on the clock, after some to warm up.
-        seconds_per_step: of an optimizer step, with the reading of its images; evaluations come on top.
-        gpu_bytes: the most that tensors took on the GPU of this process in these steps; None on a CPU.
+        num_steps: timed optimizer steps, after some to warm up.
+        seconds_per_step: of an optimizer step, including reading its images; without evaluations.
+        gpu_bytes: peak of tensors on the GPU of this process; None on a CPU.
     """
 
     num_steps: int
@@ -130,7 +130,7 @@ def plan_stage(stage: Stage, world: World = ALONE) -> StagePlan:
 
 
 def disk_bytes(plans: Sequence[StagePlan]) -> int:
-    """The most that a run takes on the disk: what its stages leave, and one state beside the next that replaces it."""
+    """The peak of a run on the disk: what its stages leave, and a training state beside the one that replaces it."""
     left = sum(plan.left_bytes for plan in plans) + plans[-1].student_bytes  # The run has a copy of the last student.
     return left + 2 * max(plan.progress_bytes for plan in plans)
 
@@ -161,10 +161,10 @@ def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list
 
 
 def require_room(plans: Sequence[StagePlan], out: Path) -> None:
-    """Refuses to start a run that will fill the disk, or whose buffers alone are more than the memory.
+    """Checks that disk and memory suffice for the run.
 
     Raises:
-        UnavailableError: names what is needed and what there is.
+        UnavailableError: they do not; it names what is needed and what is free.
     """
     needed, free = disk_bytes(plans) + MARGIN_BYTES, free_bytes(out)
     if needed > free:
@@ -195,12 +195,12 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     network = build_network(stage, world)
-    # A rate that changes nothing: untrained networks must not diverge under the trial.
+    # A learning rate that changes nothing: untrained networks must not diverge in the trial.
     optim = stage.settings.optim.model_copy(update={'lr': 1e-3 * stage.settings.optim.lr, 'min_lr': 0.0})
     steps, model = stage.steps_per_epoch, stage.student.model
     optimization = Optimization(model, stage.distiller, optim, steps_per_epoch=steps, device=device)
     num_warm, num_timed = _trial_steps(stage, num_steps)
-    # The whole epoch is asked for, so that images are read ahead to the end of the trial and beyond, as in training.
+    # The whole epoch is requested, so that images are prefetched during the whole trial, as in training.
     shares = [share_of(batch, rank=world.rank, size=world.size).requests for batch in stage.epoch_batches(0)]
     num_tried = min(len(shares), (num_warm + num_timed) * accumulate)
     tell_progress(epoch=0, step=0)
@@ -232,7 +232,7 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
 
 
 def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
-    """Lets the student of each stage predict as its evaluations will, so that one that fails does so before training.
+    """Runs one prediction of each student as its evaluations will, so that it fails before the training if it does.
 
     Students of one config are tried once. Weights, batch statistics and random generators stay as they are.
 
@@ -262,7 +262,7 @@ def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
 
 @contextmanager
 def _generators_kept(device: torch.device) -> Iterator[None]:
-    """Leaves every generator as it was before the block, whatever the block draws."""
+    """Restores every random generator after the block."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         try:
@@ -277,8 +277,8 @@ def _trial_steps(stage: Stage, num_steps: int) -> tuple[int, int]:
     accumulate, workers = stage.settings.optim.accumulate, stage.settings.data.workers
     if not workers:
         return 1, num_steps
-    # What was read ahead while the first step warmed up must be used up, or a trial would not wait for images where the
-    # run does. Workers, which begin together, hand over a batch each at about the same time: all of them are timed.
+    # Batches that were prefetched during the first step must be used up, or a trial would not wait for images as the
+    # run does. Workers start together and deliver at about the same time: a batch of each is timed.
     num_rounds = math.ceil(num_steps * accumulate / workers)
     return math.ceil(PREFETCHED_BATCHES * workers / accumulate), math.ceil(num_rounds * workers / accumulate)
 
@@ -303,7 +303,7 @@ def _cache_bytes(stage: Stage, *, num_images: int) -> int:
 
 
 def _host_bytes(stage: Stage, *, batch_size: int) -> int:
-    """What one process holds whose share of a batch has so many images."""
+    """Prefetched images and codes of one process with `batch_size` images of each batch."""
     geometry = stage.student.preprocessing.geometry
     pixels = max(height * width for height, width in map(geometry.padded, set(stage.train_set.sizes().values())))
     images = PREFETCHED_BATCHES * stage.settings.data.workers * batch_size * 3 * pixels

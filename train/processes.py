@@ -1,6 +1,6 @@
-"""The processes that train together, as torchrun starts them, and what they tell each other.
+"""The processes that torchrun starts, and their communication.
 
-What is here must be called by all of them, in the same order. What they send are values of the run itself.
+All processes must call these functions, in the same order. They only exchange values of the run itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +18,19 @@ from mtpd.system.environment import local_rank, local_size, rank_and_size
 
 Value = TypeVar('Value')
 
-# The longest that one process may be busy alone, above all with the evaluation of all detections.
+# How long the others wait for one process, mainly for the evaluation of all detections.
 TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process among those that train together; a single process does not communicate.
+    """The rank of this process among those that train together; a single process does not communicate.
 
     Attributes:
-        rank: its number, from 0; process 0 writes, prints and evaluates.
-        size: how many there are.
-        local_rank: its number on its machine, which is that of its GPU.
-        local_size: how many there are on its machine.
+        rank: number of the process, from 0; process 0 writes, prints and evaluates.
+        size: number of processes.
+        local_rank: number of the process on its machine, and of its GPU.
+        local_size: number of processes on its machine.
     """
 
     rank: int = 0
@@ -43,7 +43,7 @@ class World:
         return self.rank == 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether it is set in any process."""
+        """Whether each flag is set in any process."""
         if self.size == 1:
             return flags
         together = torch.tensor(flags, dtype=torch.uint8)
@@ -51,7 +51,7 @@ class World:
         return tuple(map(bool, together.tolist()))
 
     def from_main(self, value: Value) -> Value:
-        """The value that process 0 has given."""
+        """The value that process 0 passed."""
         if self.size == 1:
             return value
         values = [value]
@@ -81,7 +81,7 @@ class World:
                 torch.distributed.broadcast(buffer, 0)
 
     def share(self, items: Sequence[Value]) -> list[Value]:
-        """Every `size`-th item, for work that is divided."""
+        """This process's share of divided work: every `size`-th item."""
         return list(items[self.rank :: self.size])
 
 
@@ -89,7 +89,7 @@ ALONE = World()
 
 
 def world_of(environment: Mapping[str, str]) -> World:
-    """The world that torchrun describes; alone without it.
+    """The world that torchrun describes in the environment; `ALONE` without torchrun.
 
     Raises:
         InputError: the environment variables are inconsistent.
@@ -120,7 +120,7 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
         return
     backend = 'gloo'
     if device.type == 'cuda':
-        # Values and flags go by the host, and do not wait for the GPU.
+        # Values and flags are sent by the CPU, and do not wait for the GPU.
         backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(device)
     try:
@@ -132,5 +132,5 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
                 f'process {world.rank} of {world.size} lost contact with another process; see the error of that process'
             ) from error
         raise
-    # Only here: with a process lost this would wait for it.
+    # Not in `finally`: this would wait for a process that has ended.
     torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One run of `mtpd-train`: the stages one after another, each starting from the student of the one before."""
+"""One run of `mtpd-train`: trains the stages in order, each from the student of the previous one."""
 
 import os
 import sys
@@ -42,10 +42,7 @@ from mtpd_train.training.saving import save_student, write_file
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line of `mtpd-train` says; its help describes each option.
-
-    `out` is missing only with `print_config`.
-    """
+    """The command line of `mtpd-train`, as its help describes it; `out` may be None only with `print_config`."""
 
     stages: tuple[Path, ...]
     out: Path | None
@@ -76,7 +73,7 @@ def run(options: RunOptions) -> None:
     except (Interrupted, DivergedError) as error:
         if world.is_main:
             raise
-        # All processes stop together, and the first one says it.
+        # All processes stop together; only the first reports it.
         sys.exit(exit_code(error))
 
 
@@ -89,10 +86,10 @@ def _run(options: RunOptions, settings: Sequence[StageSettings], *, device: torc
     for stage in stages:
         say(_summary(stage))
     if world.is_main:
-        _warn_of_workers(stages)
-        _tell_of_data(stages)
-        _tell_of_recipes(stages)
-        _tell_of_random_parts(stages)
+        _warn_of_many_workers(stages)
+        _report_data(stages)
+        _report_recipes(stages)
+        _report_random_parts(stages)
         for note in dict.fromkeys(note for stage in stages for note in stage.notes):
             warn(note)
     try_predictions([one for one in stages if not (stage_folder(out, one.number) / STUDENT_FILE).exists()], device)
@@ -117,7 +114,7 @@ def _run(options: RunOptions, settings: Sequence[StageSettings], *, device: torc
 
 
 def _publish(out: Path, *, num_stages: int) -> None:
-    """The last stage's student is the run's."""
+    """Copies the last stage's student to the run's folder."""
     last = stage_folder(out, num_stages)
     for name in (STUDENT_FILE, CONFIG_FILE):
         write_file(out / name, (last / name).read_bytes())
@@ -130,11 +127,11 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
     student_file, progress_file = folder / STUDENT_FILE, folder / PROGRESS_FILE
     if world.from_main(student_file.exists()):
         if world.is_main:
-            # A kill may have come between the two.
+            # The run may have been killed before it deleted this file.
             progress_file.unlink(missing_ok=True)
         say(f'stage {number}: finished before')
         return
-    # The other processes get the weights of the first when they train.
+    # The other processes receive the weights of the first in `build_network`.
     if world.is_main:
         if stage.origin is None and not progress_file.exists():
             load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
@@ -158,7 +155,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
             raise
         raise describe(error, losses_file=folder / DIVERGED_FILE, progress_file=progress_file) from error
     except RuntimeError as error:
-        # torch breaks off wherever the training is, in the middle of a step too: this state must not be saved.
+        # torch raises this anywhere, even in the middle of a step: this state must not be saved.
         if 'DataLoader worker' not in str(error):
             raise
         raise UnavailableError(
@@ -187,14 +184,14 @@ def _check_batch_sizes(settings: Sequence[StageSettings], world: World) -> None:
         )
 
 
-def _warn_of_workers(stages: Sequence[Stage]) -> None:
+def _warn_of_many_workers(stages: Sequence[Stage]) -> None:
     number, cores = max(stage.settings.data.workers for stage in stages), os.cpu_count() or 1
     if number > cores:
         warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be just as fast')
 
 
-def _tell_of_data(stages: Sequence[Stage]) -> None:
-    """What of the annotation files of a run is not used, and what looks like a mistake in them; once for each."""
+def _report_data(stages: Sequence[Stage]) -> None:
+    """Reports unused annotations and warns of suspicious ones, once for each file."""
     training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
     evaluation = {
         stage.val_set.coco.path: (stage.val_set.coco, stage.student.has_masks)
@@ -211,8 +208,8 @@ def _tell_of_data(stages: Sequence[Stage]) -> None:
             warn(f'{path}: {doubt}')
 
 
-def _tell_of_recipes(stages: Sequence[Stage]) -> None:
-    """What the students' own recipes would do beyond their stages: a line for all, or one for each that differs."""
+def _report_recipes(stages: Sequence[Stage]) -> None:
+    """Reports what the students' own recipes set beyond their stages: one line for all or for each that differs."""
     missing = {stage.number: (stage.student.name, stage.not_taken_over) for stage in stages}
     if len(set(missing.values())) == 1:
         missing = {0: missing[1]}
@@ -225,7 +222,7 @@ def _tell_of_recipes(stages: Sequence[Stage]) -> None:
             )
 
 
-def _tell_of_random_parts(stages: Sequence[Stage]) -> None:
+def _report_random_parts(stages: Sequence[Stage]) -> None:
     for stage in stages:
         # Later stages continue with the same student.
         if stage.unfrozen and stage.origin is not None:

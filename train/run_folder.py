@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where in it, and whether a new run may use it."""
+"""The folder of a run: the names of its files, its lock, and whether a run may use it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,15 +20,15 @@ DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
 
 
 def stage_folder(out: Path, number: int) -> Path:
-    """Where the files of a stage are."""
+    """The folder of a stage's files."""
     return out / f'stage{number}'
 
 
 def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool) -> None:
-    """Early check, before the stages are built, which takes long; `claim_folder` makes the final one.
+    """Checks the folder before the stages are built, which takes long; `claim_folder` checks it completely.
 
     Raises:
-        InputError: the folder holds something else, another run, or one that was not to be resumed.
+        InputError: the folder holds other files or another run, or `resume` is not set.
         UnavailableError: it cannot be written.
     """
     _require_own(out)
@@ -39,10 +39,10 @@ def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool
 
 @contextmanager
 def held_folder(out: Path) -> Iterator[None]:
-    """Makes the run's folder, and keeps other processes from writing into it; tidies up after one that was killed.
+    """Creates and locks the run's folder; deletes temporary files of a process that was killed.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds other files.
         UnavailableError: another process writes this run.
     """
     _require_own(out)
@@ -57,12 +57,12 @@ def held_folder(out: Path) -> Iterator[None]:
 
 
 def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
-    """Makes the folder this run's, or checks that what is there is this run. The folder is held.
+    """Writes run.json, or checks that the one there describes this run. The folder must be locked by `held_folder`.
 
     Changed paths with the same content are reported and recorded.
 
     Raises:
-        InputError: the folder holds another run, or one that was not to be resumed.
+        InputError: the folder holds another run, or `resume` is not set.
     """
     run_file = out / RUN_FILE
     if not run_file.exists():
@@ -72,13 +72,13 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
     if moved:
         compared = 'the same content (image files are not compared)'
         warn(f'{out}: resumed with different paths to {compared}: {"; ".join(moved)}')
-        # Who reads the run later looks for its caches and data there.
+        # Programs that read the run find its caches and data by these paths.
         changes = {key: value for key, value in description.items() if key in ('stages', 'contents', *SOURCES)}
         write_file(run_file, json.dumps({**found, **changes}, indent=1).encode())
 
 
 def _require_own(out: Path) -> None:
-    """Checks that the folder holds a run, or nothing but what one that was killed may have left before."""
+    """Checks that the folder holds a run, or at most the lock and temporary files of one that was killed."""
     is_taken = out.exists() and any(not path.name.startswith((LOCK_FILE, TEMPORARY)) for path in out.iterdir())
     if is_taken and not (out / RUN_FILE).exists():
         raise InputError(f'{out}: the folder is not empty and does not hold a run; choose another --out')
@@ -87,23 +87,20 @@ def _require_own(out: Path) -> None:
 def _require_run(
     out: Path, description: Mapping[str, Any], *, resume: bool, is_early: bool = False
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
-    """Checks that the existing run is to be resumed and matches the description, as far as known.
+    """Checks that the existing run is to be resumed and matches the description.
 
     Returns:
-        Its own description, and which settings hold other paths now.
+        its own description, and the settings whose paths have changed.
     """
     if not resume:
         raise InputError(f'{out}: already holds a run; add --resume to resume it, or choose another --out')
-    found = _described(out / RUN_FILE)
-    return found, require_same_run(out, found, description, is_early=is_early)
-
-
-def _described(run_file: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(run_file.read_bytes())
+        found = json.loads((out / RUN_FILE).read_bytes())
     except (ValueError, RecursionError):
         found = None
     parts = ('stages', 'contents', *SOURCES)
     if not isinstance(found, dict) or not all(isinstance(found.get(part, {}), dict) for part in parts):
-        raise InputError(f'{run_file} is damaged: it does not describe a run; restore it, or choose another --out')
-    return found
+        raise InputError(
+            f'{out / RUN_FILE} is damaged: it does not describe a run; restore it, or choose another --out'
+        )
+    return found, require_same_run(out, found, description, is_early=is_early)

@@ -1,7 +1,7 @@
-"""Whether a run is the one that its run.json describes: by what its files hold, and not by where they are.
+"""Whether a run is the one that its run.json describes: compares the contents of files, not their paths.
 
-Data, caches and configs move, and another machine has other paths. What a path stood for is recorded beside it: under
-another path the same content resumes, and under the same path other content does not.
+Data, caches and configs may move, and another machine has other paths. run.json records the content of each path: the
+same content under another path can be resumed, other content under the same path cannot.
 """
 
 import json
@@ -23,14 +23,14 @@ from mtpd_train.teachers.live_teacher import teacher_name
 LIBRARIES = (
     'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
 )  # fmt: skip
-# Kinds of what a stage learns from, and by which name run.json describes it.
+# Sections of run.json that describe teachers, and the name of a stage's teacher in them.
 SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     'caches': lambda stage: stage.get('cache'),
     'teachers': lambda stage: teacher_name(stage.get('teacher'), stage.get('checkpoint')),
 }
-# Settings that change nothing in what is learned, so that they may change under a run.
+# Settings that do not change what is learned, and may differ when a run is resumed.
 HARMLESS = ('.save.', '.data.workers.', '.evaluate.backend.')
-# The key of a setting that holds a path, and the keys of the contents that it stands for.
+# Key of a setting that holds a path -> keys of the contents of that path.
 CONTENTS = {
     'student': ('student',),
     'cache': ('source',),
@@ -52,8 +52,8 @@ def described_stages(settings: Sequence[StageSettings]) -> dict[str, Any]:
 
 
 def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
-    """The content of run.json: stage files with all defaults, hashes of what they name, teachers, what of the
-    students' own recipes is not taken over, device, versions."""
+    """The content of run.json: settings with all defaults, hashes of the files they name, teachers, what the students'
+    own recipes set beyond the stages, device, versions."""
     sources = [stage.source for stage in stages if stage.source is not None]
     return {
         'stages': described_stages(settings),
@@ -76,10 +76,10 @@ def require_same_run(
         out: the folder of the run, for messages.
         found: content of its run.json.
         wanted: this run's description.
-        is_early: whether the contents of paths are not known yet, and left to a later check.
+        is_early: the contents of paths are not known yet, and left to a later check.
 
     Returns:
-        The settings that hold other paths now to the same content, each with both.
+        a text for each setting whose path has changed and whose content is the same.
 
     Raises:
         InputError: names the first key that differs, and both values.
@@ -118,7 +118,7 @@ def _require_same_source(
     before: tuple[Mapping[str, Any], Mapping[str, Any]],
     now: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> None:
-    """Compares the caches or teachers of a stage, each given by the description of its run and its settings."""
+    """Compares the caches or teachers of a stage; `before` and `now` are a description of a run and its stage."""
     for part, name_of in SOURCES.items():
         old, new = (_as_mapping(run.get(part)).get(str(name_of(stage))) for run, stage in (before, now))
         for field, was, is_now in differences(old, new):
@@ -135,7 +135,7 @@ def _contents(stage: Stage) -> dict[str, str]:
     for key in ('checkpoint', 'fine_tune', 'backbone'):
         reference = getattr(stage.settings.init, key)
         if reference is not None:
-            # What is no file, such as a name of the zoo, stands for itself.
+            # A name of the zoo is recorded as it is.
             path = Path(reference)
             contents[f'init.{key}'] = sha256_file(path) if path.is_file() else str(reference)
     return contents
@@ -166,7 +166,7 @@ def _as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _with_defaults(stage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stage of run.json with the settings that the version which wrote it did not have."""
+    """A stage of run.json, completed with defaults of settings that an older version did not have."""
     try:
         return StageSettings.model_validate_json(json.dumps(stage)).model_dump(mode='json')
     except ValidationError:

@@ -1,4 +1,4 @@
-"""One stage of a run: what it is made of, and how that is built from its settings."""
+"""One stage of a run: its parts, and how they are built from its settings."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
@@ -24,9 +24,15 @@ from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
-from mtpd_train.building.data import build_train_set, build_val_set, read_train_annotations
-from mtpd_train.building.responses import build_responses
-from mtpd_train.building.source import build_source, shards_to_shuffle, student_preprocessing
+from mtpd_train.building import (
+    build_responses,
+    build_source,
+    build_train_set,
+    build_val_set,
+    read_train_annotations,
+    shards_to_shuffle,
+    student_preprocessing,
+)
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import Request, training_batches
 from mtpd_train.optimization import require_warmup_ends, warmup_of
@@ -55,18 +61,18 @@ class Stage:
         settings: what its stage file says.
         student: the network with the weights it starts from, unless these are those of the stage before.
         origin: description of where these weights come from; None: from the previous stage.
-        inheritance: what it then took over from its teacher, tensor by tensor; empty if nothing was requested.
+        inheritance: what was then copied from the teacher, tensor by tensor; empty if not requested.
         config_text: mmdet config of the student.
-        definition_sha256: hash of the network that the student's config defines, wherever the config is.
+        definition_sha256: hash of the network that the student's config defines.
         hook_point: where the student's maps are taken, see `mtpd.detectors.features`.
-        source: what gives the teacher's maps; None for plain training.
+        source: the teacher; None for plain training.
         train_set, val_set: images and annotations; no val_set, no evaluation.
         distiller: the distillation losses on maps; without any in plain training.
-        responses: the distillation loss on what a RoI head says, or None.
+        responses: the distillation loss on the outputs of a RoI head, or None.
         teacher_levels: the levels of the source that the losses read.
         shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
         unfrozen: keys of the student's config that were changed because what it freezes has random weights.
-        frozen_at_random: parameters that stay as random as they are.
+        frozen_at_random: names of frozen parameters with random weights.
         notes: what of the student's config is not taken over, in lines for the user.
         not_taken_over: what the recipe in the student's config sets beyond this stage, as text.
     """
@@ -112,11 +118,11 @@ class Stage:
 
     @property
     def is_taught(self) -> bool:
-        """Whether a loss compares the student with a teacher."""
+        """Whether any loss compares the student with a teacher."""
         return self.source is not None and (bool(self.teacher_levels) or self.responses is not None)
 
     def decay_factors(self, *, progress: float) -> dict[str, float]:
-        """What the weights of the decaying losses are multiplied by, by the names of the losses."""
+        """Name of each decaying loss -> the factor of its weight."""
         factors = self.distiller.decay_factors(progress=progress)
         return factors if self.responses is None else factors | decay_factors(self.responses.options, progress=progress)
 
@@ -142,8 +148,8 @@ def build_stages(
 ) -> list[Stage]:
     """Opens the caches, reads the data sets, builds the students, and checks that everything fits.
 
-    All stages are built before the first is trained: a slip in the last must not show after two days. What is wrong
-    with them comes in one error.
+    All stages are built before the first is trained, so that a mistake in the last one shows at once. All errors are
+    reported together.
 
     Args:
         settings: of the stages, in the order of training.
@@ -163,7 +169,7 @@ def build_stages(
         loaded = loaded_parts(one.init, before=loaded)
         problems = Problems(partial(place_of, number))
         stage = None
-        # Errors of the stage without a key are mostly about what the student can and cannot do.
+        # Errors without a key are mostly about the student.
         with problems.at('student'), suppress(Unbuildable):
             stage = _build_stage(one, number=number, loaded=loaded, read=read, problems=problems)
         previous = stages[-1] if stages else None

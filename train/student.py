@@ -50,15 +50,15 @@ class Student:
 
 @contextmanager
 def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> Iterator[None]:
-    """Tells of an error in the network's own code what failed and on which images: configs can cause any error there.
+    """Names the student and the images in errors of the network's own code: configs can cause any error there.
 
     Args:
         name: of the student.
-        doing: what it cannot do if the block fails.
+        doing: what the block does, for messages.
         image_ids: of the batch, if there is one.
 
     Raises:
-        InputError: the block failed; MtpdErrors, and what a system or a device lacks, pass as they are.
+        InputError: the block failed; MtpdErrors and errors of memory and workers pass unchanged.
         UnavailableError: it needs a package that is not installed.
     """
     try:
@@ -68,7 +68,7 @@ def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> I
     except ImportError as error:
         raise UnavailableError(f'student {name} cannot {doing}: it needs {missing_package(error)}') from error
     except Exception as error:
-        # torch raises this of a process that reads images, wherever the main one is.
+        # torch raises this anywhere when a process that reads images is killed.
         if 'DataLoader worker' in str(error):
             raise
         text = next((line for line in str(error).splitlines() if line.strip()), 'no message')
@@ -99,15 +99,7 @@ def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
 
 
 def build_student(config: Any, *, name: str, preprocessing: Preprocessing, num_classes: int, seed: int) -> Student:
-    """A student with random weights.
-
-    Args:
-        config: from `student_config`.
-        name: for messages.
-        preprocessing: of its inputs.
-        num_classes: of the data set; every head is built for them.
-        seed: of the random weights.
-    """
+    """A student with random weights from `seed`, its heads for `num_classes`; `config` is from `student_config`."""
     torch.manual_seed(seed)
     model = build_detector(config, num_classes=num_classes, init_weights=True)
     return Student(
@@ -120,7 +112,7 @@ def build_student(config: Any, *, name: str, preprocessing: Preprocessing, num_c
 
 
 def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
-    """Dotted keys of all that `model` in a stage file sets, of nested entries too."""
+    """Dotted keys of all entries, nested ones too, that `model` in a stage file sets."""
     keys = set()
     for key, value in changes.items():
         place = f'{path}.{key}' if path else key
@@ -143,7 +135,7 @@ def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozen
 
 
 def first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first: bool) -> str | None:
-    """Gives a student its first weights and says where they come from; None: they come from the stage before."""
+    """Loads a student's first weights and describes their origin; None: they come from the previous stage."""
     if init.checkpoint is not None:
         return load_student(model, init.checkpoint, name='init.checkpoint')
     if init.fine_tune is not None:
@@ -152,7 +144,7 @@ def first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first
 
 
 def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
-    """Gives the backbone of a fresh student its first weights and says which.
+    """Loads the backbone of a new student and describes its weights.
 
     Args:
         model: the student's network.
@@ -187,13 +179,13 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
 
 
 def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
-    """Loads a whole student, strictly, and says so; `name` is what errors call the file."""
+    """Loads all weights of a student and describes them; errors call the file `name`."""
     load_into(model, load_checkpoint(checkpoint, network=model), name=f'{name} {checkpoint}')
     return f'student from {checkpoint}'
 
 
 def load_for_other_classes(model: nn.Module, reference: str) -> str:
-    """Loads a network that was trained on other classes, all but what depends on their number, and says so.
+    """Loads a network trained on other classes, except the layers that depend on their number, and describes it.
 
     Args:
         model: the student's network.
@@ -248,15 +240,15 @@ def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) 
 
 
 def inherit(model: nn.Module, teacher_weights: Mapping[str, Tensor], parts: Sequence[str]) -> tuple[Inheritance, ...]:
-    """Gives the student what fits of the teacher's neck and head, and says what became of every tensor.
+    """Copies the tensors of the teacher's neck and head that fit, and reports the outcome of every tensor.
 
     Args:
         model: the student's network.
-        teacher_weights: the teacher's tensors by name; those of its backbone are left alone.
+        teacher_weights: the teacher's tensors by name; those of its backbone are ignored.
         parts: 'neck', 'head' or both.
 
     Raises:
-        InputError: nothing fits; a silent no-op would pass for an inherited start.
+        InputError: nothing fits.
     """
     shapes, teacher_shapes = (
         {name: tuple(value.shape) for name, value in one.items()} for one in (model.state_dict(), teacher_weights)
@@ -285,7 +277,7 @@ def inheritance_summary(plan: Sequence[Inheritance]) -> str:
 
 
 def inheritance_table(plan: Sequence[Inheritance]) -> str:
-    """One line for each tensor, in columns, under headings and above the summary."""
+    """A table with a line for each tensor, and the summary."""
     rows = [('outcome', 'student', 'shape', 'teacher', 'why'), *(_row(entry) for entry in plan)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ['  '.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

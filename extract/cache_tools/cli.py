@@ -124,18 +124,20 @@ def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, 
     help="COCO annotation file with the image names; not needed for COCO's own names.",
 )
 @output_options
-def picture(cache: Path, out: Path, verbose: bool, quiet: bool, **options: Any) -> None:
+def picture(
+    cache: Path, out: Path, images: Path | None, annotations: Path | None, verbose: bool, quiet: bool, **others: Any
+) -> None:
     """Draw a contact sheet of an image: every level's map and its error, plain next to flip.
 
     Equal colours in a row mean equal features. If both views are stored, the last column compares the plain map,
     mirrored, with the map of the mirrored image: the error of training on mirrored maps.
     """
-    if options['annotations'] is not None and options['images'] is None:
+    if annotations is not None and images is None:
         raise click.UsageError('--annotations requires --images')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.picture import run
 
-        run(cache, out, **options)
+        run(cache, out, images=images, annotations=annotations, **others)
 
 
 @main.command(epilog=FIDELITY_EXAMPLES)
@@ -164,17 +166,17 @@ def picture(cache: Path, out: Path, verbose: bool, quiet: bool, **options: Any) 
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
-def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
+def fidelity(images: Path | None, annotations: Path | None, verbose: bool, quiet: bool, **others: Any) -> None:
     """Compare the maps in CACHE with those of the live teacher: error, cosine and AP.
 
     With the annotation file of the extraction, stored maps are compared. Images of any
     other annotated set are encoded with the cache's codec in memory. The default teacher is recorded in the cache.
     """
-    require_pairs(options['images'], options['annotations'])
+    require_pairs(images, annotations)
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.fidelity import FidelityOptions, run
 
-        run(FidelityOptions(**options))
+        run(FidelityOptions(images=images, annotations=annotations, **others))
 
 
 @main.command(epilog=ORDER_EXAMPLES)
@@ -227,19 +229,19 @@ def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Plot the costs.')
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
-def order(verbose: bool, quiet: bool, **options: Any) -> None:
+def order(caches: tuple[Path, ...], student_cache: Path | None, verbose: bool, quiet: bool, **others: Any) -> None:
     """Suggest an order of the teachers of the CACHEs, by adaptation cost.
 
     The cost of adapting A to B is the fraction of the variance of B's features that a linear map of A's features does
     not explain: 0 if it explains all of it, 1 if none. Starting from the strongest teacher, which is last, the closest
     candidate is put before it, and so on back to the student. The caches must hold the same images at the same scale.
     """
-    if len(options['caches']) + (options['student_cache'] is not None) < 2:
+    if len(caches) + (student_cache is not None) < 2:
         raise click.UsageError('an order needs at least two caches: name another CACHE, or give --student-cache')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.order import OrderOptions, run
 
-        run(OrderOptions(**options))
+        run(OrderOptions(caches=caches, student_cache=student_cache, **others))
 
 
 @main.command(epilog=MERGE_EXAMPLES)

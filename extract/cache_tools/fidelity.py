@@ -74,7 +74,7 @@ def view_of(
 
 
 @dataclass(frozen=True)
-class Report:
+class FidelityReport:
     """What was measured.
 
     Attributes:
@@ -140,11 +140,12 @@ def _measure(
     *,
     options: FidelityOptions,
     device: torch.device,
-) -> Report:
+) -> FidelityReport:
     images, source, stored = _stored_maps(cache, coco)
     images = spread(images, options.num_images)
     views = {(view, level.name): Comparison() for view in cache.views for level in cache.levels}
     mirrored = {level.name: Comparison() for level in cache.levels} if len(cache.views) == 2 else {}
+    category_ids = [category.id for category in coco.categories]
     detections: tuple[list[Any], list[Any]] = ([], [])
     for image in progress_bar(images, unit='image', desc='fidelity', in_logs=False):
         found = {}
@@ -157,8 +158,15 @@ def _measure(
             for name, maps in found[view].items():
                 views[view, name].add(maps, live[name][0].cpu())
             if options.ap and view == cache.views[0]:
-                for given, results in zip((live, _replaced(live, found[view])), detections, strict=True):
-                    results += _detect(teacher, seen, given, coco)
+                replaced = live | {name: maps[None].to(device) for name, maps in found[view].items()}
+                for given, results in zip((live, replaced), detections, strict=True):
+                    results += head_detections(
+                        teacher,
+                        [given[level.name] for level in teacher.levels],
+                        inputs=seen.inputs,
+                        samples=[seen.sample],
+                        category_ids=category_ids,
+                    )
         for name, comparison in mirrored.items():
             comparison.add(found['plain'][name].flip(-1), found['flip'][name])
     ap = None
@@ -166,7 +174,7 @@ def _measure(
         ids = [image.id for image in images]
         live_ap, stored_ap = (100 * evaluate(coco, found, image_ids=ids).metrics['AP'] for found in detections)
         ap = live_ap, stored_ap
-    return Report(source, len(images), views, mirrored, ap)
+    return FidelityReport(source, len(images), views, mirrored, ap)
 
 
 def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ...], str, Stored]:
@@ -200,18 +208,7 @@ def _recorded(cache: CacheReader, group: str, field: str) -> Any:
     return fields_of_group.get(field) if isinstance(fields_of_group, dict) else None
 
 
-def _replaced(live: Maps, found: Maps) -> Maps:
-    """Live maps with those that are stored in their place."""
-    return live | {name: maps[None].to(live[name].device) for name, maps in found.items()}
-
-
-def _detect(teacher: Teacher, seen: AnnotatedImage, maps: Maps, coco: CocoSet) -> list[dict[str, Any]]:
-    ids = [category.id for category in coco.categories]
-    ordered = [maps[level.name] for level in teacher.levels]
-    return head_detections(teacher, ordered, inputs=seen.inputs, samples=[seen.sample], category_ids=ids)
-
-
-def _lines(report: Report) -> list[str]:
+def _lines(report: FidelityReport) -> list[str]:
     rows = [
         [
             view,
@@ -243,7 +240,7 @@ def _lines(report: Report) -> list[str]:
     return lines
 
 
-def _record(report: Report) -> dict[str, Any]:
+def _record(report: FidelityReport) -> dict[str, Any]:
     def numbers(one: Comparison) -> dict[str, float]:
         return {
             'mean_error': one.mean_error,

@@ -13,6 +13,7 @@ from mtpd.cache.format.manifest import TEACHER_FILE, VERSION
 from mtpd.cache.format.plan import ShardKey
 from mtpd.system.files import canonical_json, sha256_bytes
 from mtpd.system.text import format_bytes, table
+from mtpd_extract.output_folder import folder_bytes
 
 KINDS = ('maps', 'row_tables', 'rois', 'index', 'teacher_weights', 'rotations')
 
@@ -54,8 +55,7 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
         kinds['rois' if not place.view else 'row_tables' if level is None else 'maps'] += one.num_bytes
         if level is not None:
             of_level[level] += one.num_bytes
-    on_disk = sum(path.stat().st_size for path in state.root.rglob('*') if path.is_file())
-    kinds['metadata'] = max(0, on_disk - sum(kinds.values()))
+    kinds['metadata'] = max(0, folder_bytes(state.root) - sum(kinds.values()))
     committed: Counter[str] = Counter()
     for bucket in state.plan.layout().buckets:
         shards = (shard for name, shard in keys if name == bucket.name)

@@ -49,7 +49,7 @@ class OrderOptions:
 
 
 @dataclass(frozen=True)
-class Report:
+class OrderReport:
     """What was measured and chosen.
 
     Attributes:
@@ -87,7 +87,7 @@ def run(options: OrderOptions) -> None:
     print(json.dumps(_record(report), indent=1) if options.as_json else '\n'.join(_lines(report)))
 
 
-def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> Report:
+def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> OrderReport:
     names = _names([cache.path for cache in caches])
     student = names[0] if options.student_cache is not None else None
     teachers = names[1:] if student is not None else names
@@ -112,7 +112,7 @@ def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> Report:
 
     selection = select(found.costs)
     same = [select(costs).teachers == selection.teachers for costs in found.resampled]
-    return Report(
+    return OrderReport(
         names=names,
         student=student,
         num_images=len(image_ids),
@@ -185,7 +185,7 @@ def _by_name(costs: Tensor, names: Sequence[str]) -> Costs:
     }
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: OrderReport) -> list[str]:
     """What is printed for people."""
     found = report.found
     text = [
@@ -220,11 +220,11 @@ def _lines(report: Report) -> list[str]:
     return text
 
 
-def _path(report: Report) -> list[str]:
+def _path(report: OrderReport) -> list[str]:
     return [*([report.student] if report.student is not None else []), *report.selection.teachers]
 
 
-def _matrix(report: Report, costs: Tensor, deviations: Tensor | None) -> list[str]:
+def _matrix(report: OrderReport, costs: Tensor, deviations: Tensor | None) -> list[str]:
     rows = []
     for row, source in enumerate(report.names):
         cells = [source]
@@ -237,7 +237,7 @@ def _matrix(report: Report, costs: Tensor, deviations: Tensor | None) -> list[st
     return table(['from / to', *report.teachers], rows)
 
 
-def _record(report: Report) -> dict[str, Any]:
+def _record(report: OrderReport) -> dict[str, Any]:
     """What `--json` gives."""
     found = report.found
     deviations = None if found.deviations is None else _by_name(found.deviations, report.names)
@@ -266,7 +266,7 @@ def _record(report: Report) -> dict[str, Any]:
     }
 
 
-def _save_picture(out: Path, report: Report) -> None:
+def _save_picture(out: Path, report: OrderReport) -> None:
     """Draws the matrix of costs with the steps of the order framed and numbered.
 
     Nothing is adapted to the student, so it has no column.

@@ -231,16 +231,13 @@ def _corners(name: str) -> Points:
         points = _unit_circle(10, start=-np.pi / 2)
         points[1::2] *= 0.45
         return points
-    if name == 'cross':
-        # The arms are 0.6 of their length wide; (1, 0.3) lies on the circle after scaling.
-        arm = np.array([[0.3, 1.0], [0.3, 0.3], [1.0, 0.3]])
-        quarters = [arm]
-        for _ in range(3):
-            quarters.append(quarters[-1] @ np.array([[0.0, -1.0], [1.0, 0.0]]))
-        points = np.concatenate(quarters)
-        points /= np.hypot(1.0, 0.3)
-        return points
-    raise AssertionError(name)
+    assert name == 'cross', name
+    # The arms are 0.6 of their length wide; (1, 0.3) is on the circle after scaling.
+    quarters = [np.array([[0.3, 1.0], [0.3, 0.3], [1.0, 0.3]])]
+    for _ in range(3):
+        quarters.append(quarters[-1] @ np.array([[0.0, -1.0], [1.0, 0.0]]))
+    corners: Points = np.concatenate(quarters) / np.hypot(1.0, 0.3)
+    return corners
 
 
 def _unit_circle(num_points: int, *, start: float = 0.0) -> Points:

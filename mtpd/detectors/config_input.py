@@ -104,10 +104,9 @@ def _data_preprocessor(config: Any) -> Entry:
         entry.refuse('type', ' or '.join(_PREPROCESSORS))
     entry.require_plain_class(MODELS)
     entry.require_known(_PREPROCESSORS[entry.type])
-    if entry.flag('bgr_to_rgb', False) and entry.flag('rgb_to_bgr', False):
+    to_rgb, to_bgr, _ = (entry.flag(key, False) for key in ('bgr_to_rgb', 'rgb_to_bgr', 'non_blocking'))
+    if to_rgb and to_bgr:
         entry.refuse('rgb_to_bgr', 'False with bgr_to_rgb')
-    entry.flag('rgb_to_bgr', False)
-    entry.flag('non_blocking', False)
     if not entry.flag('boxtype2tensor', True):
         entry.refuse('boxtype2tensor', 'True')
     entry.whole('pad_size_divisor', 1)

@@ -72,9 +72,8 @@ class MapStatistics:
         if deviation >= LEAST_DEVIATION and deviation >= LEAST_RATIO * mean:
             return
         raise InputError(
-            f'teacher {name}: level {self._level} is nearly constant: its features have a standard deviation '
-            f'of {deviation:.2g} and '
-            f'means of {mean:.2g}, expected a deviation of at least '
-            f'{max(LEAST_DEVIATION, LEAST_RATIO * mean):.2g}; check its weights '
-            f'(is it trained, and is its checkpoint loaded?), or {advice}'
+            f'teacher {name}: level {self._level} is nearly constant: its features have a standard deviation of '
+            f'{deviation:.2g} and means of {mean:.2g}, expected a deviation of at least '
+            f'{max(LEAST_DEVIATION, LEAST_RATIO * mean):.2g}; check its weights (is it trained, and is its checkpoint '
+            f'loaded?), or {advice}'
         )

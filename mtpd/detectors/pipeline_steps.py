@@ -109,8 +109,8 @@ class Entry:
         if found is None or plain_type(found) != self.type:
             what = 'is not a known class' if found is None else f'is the class {plain_type(found)}'
             raise InputError(
-                f'{self.place}: type {name!r:.80} {what}, not the class of mmdet; use that of mmdet in a '
-                'copy of the config'
+                f'{self.place}: type {name!r:.80} {what}, not the class of mmdet; use that of mmdet in a copy '
+                'of the config'
             )
 
     def require_known(self, known: Collection[str]) -> None:

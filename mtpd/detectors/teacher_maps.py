@@ -50,8 +50,7 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
         if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
             raise InputError(
                 f'teacher {name}: features() returns a {type(maps).__name__}, expected a list of tensors; '
-                'return a list '
-                'with one map (batch, channels, h, w) for each level'
+                'return a list with one map (batch, channels, h, w) for each level'
             )
         place = f'teacher {name}: map {{}} of features()'.format
         if not maps:

@@ -95,7 +95,7 @@ def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[s
 
 
 class RoiPredictions(NamedTuple):
-    """What a RoI head says about RoIs.
+    """Predictions of a RoI head for RoIs.
 
     Attributes:
         logits: (K, classes + 1), the background last.

@@ -71,7 +71,7 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict()
         for options in losses:
             pairs = match_levels(
-                student, teacher, wanted=options.levels, teacher_wanted=options.teacher_levels, resize=options.resize
+                student, teacher, levels=options.levels, teacher_levels=options.teacher_levels, resize=options.resize
             )
             for part in (_Part(options, pair) for pair in pairs):
                 if part.key in self.losses:

@@ -51,8 +51,8 @@ def match_levels(
     student: Sequence[Level],
     teacher: Sequence[Level],
     *,
-    wanted: Sequence[str] | None = None,
-    teacher_wanted: Sequence[str] | None = None,
+    levels: Sequence[str] | None = None,
+    teacher_levels: Sequence[str] | None = None,
     resize: Resize = 'none',
 ) -> list[LevelPair]:
     """Pairs levels by name, for any index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as given.
@@ -60,18 +60,18 @@ def match_levels(
     Args:
         student: the student's levels.
         teacher: the teacher's levels.
-        wanted: names of the levels to pair, in the order of the result; None for all that both have.
-        teacher_wanted: the teacher's level for each of `wanted`, one by one; None for those of the same names.
+        levels: names of the levels to pair, in the order of the result; None for all that both have.
+        teacher_levels: the teacher's level for each of `levels`, one by one; None for those of the same names.
         resize: whose maps are resized where strides differ.
 
     Raises:
         InputError: a wanted level is missing on one side, or they share none; the lists do not fit one another; or
             strides differ and nothing is to be resized, or the other way round.
     """
-    if teacher_wanted is None:
-        pairs = _pairs_by_name(student, teacher, wanted)
+    if teacher_levels is None:
+        pairs = _pairs_by_name(student, teacher, levels)
     else:
-        pairs = _pairs_as_asked(student, teacher, wanted or (), teacher_wanted, resize)
+        pairs = _pairs_as_named(student, teacher, levels or (), teacher_levels, resize)
     # What was meant is most likely another pairing, which would train on other levels than these.
     if resize != 'none' and all(pair.resize == 'none' for pair in pairs):
         names = ', '.join(pair.name for pair in pairs)
@@ -82,35 +82,35 @@ def match_levels(
     return pairs
 
 
-def _pairs_by_name(student: Sequence[Level], teacher: Sequence[Level], wanted: Sequence[str] | None) -> list[LevelPair]:
+def _pairs_by_name(student: Sequence[Level], teacher: Sequence[Level], levels: Sequence[str] | None) -> list[LevelPair]:
     teachers = {(level.name, level.stride): level for level in teacher}
     pairs = [(level, teachers.get((level.name, level.stride))) for level in student]
     shared = {one.name: LevelPair(one, other) for one, other in pairs if other is not None}
     both = f'the student has {_names(student)}, the teacher {_names(teacher)}'
     if not shared:
         raise InputError(f'student and teacher share no level to distil: {both}; use a teacher with the same strides')
-    if wanted is None:
+    if levels is None:
         return list(shared.values())
-    missing = [name for name in wanted if name not in shared]
+    missing = [name for name in levels if name not in shared]
     if missing:
         raise InputError(f'cannot distil {", ".join(missing)}: {both}; choose levels from {", ".join(shared)}')
-    return [shared[name] for name in wanted]
+    return [shared[name] for name in levels]
 
 
-def _pairs_as_asked(
+def _pairs_as_named(
     student: Sequence[Level],
     teacher: Sequence[Level],
-    wanted: Sequence[str],
-    teacher_wanted: Sequence[str],
+    levels: Sequence[str],
+    teacher_levels: Sequence[str],
     resize: Resize,
 ) -> list[LevelPair]:
-    if len(wanted) != len(teacher_wanted):
+    if len(levels) != len(teacher_levels):
         raise InputError(
-            f'teacher_levels {", ".join(teacher_wanted)} must name one level for each of levels '
-            f'{", ".join(wanted) or "(not given)"}; give both lists with the same length'
+            f'teacher_levels {", ".join(teacher_levels)} must name one level for each of levels '
+            f'{", ".join(levels) or "(not given)"}; give both lists with the same length'
         )
     pairs = []
-    for name, teacher_name in zip(wanted, teacher_wanted, strict=True):
+    for name, teacher_name in zip(levels, teacher_levels, strict=True):
         one, other = _find(student, name, 'student'), _find(teacher, teacher_name, 'teacher')
         if one.stride == other.stride:
             pairs.append(LevelPair(one, other))

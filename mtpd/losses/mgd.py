@@ -95,20 +95,9 @@ class MaskedGenerativeDistillation(nn.Module):
         objects: Objects | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The loss of one batch.
+        """The loss of one batch; see `LevelOptions.build`.
 
-        Args:
-            student: (B, C of the student, H, W).
-            teacher: (B, C of the teacher, H, W).
-            mask: bool (B, 1, H, W), True at cells that count.
-            generator: draws the hidden cells, on its own device: a CPU generator hides the same cells whatever the
-                device of the maps. None: torch's global one of the mask's device.
-
-        Returns:
-            Scalar float32.
-
-        Raises:
-            InputError: the shapes do not fit.
+        A CPU generator hides the same cells whatever the device of the maps; None is torch's global one of that device.
         """
         device = mask.device if generator is None else generator.device
         keep = torch.rand(mask.shape, generator=generator, device=device) < 1 - self.mask_ratio

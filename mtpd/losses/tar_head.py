@@ -66,7 +66,7 @@ class LabelledBoxes(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What RoIs are by the annotations.
+    """The annotated objects of RoIs.
 
     Attributes:
         labels: (K,) class of the object, or the number of classes for background.
@@ -103,13 +103,13 @@ def match_rois(rois: Tensor, objects: Sequence[LabelledBoxes], *, num_classes: i
     return Matches(labels, boxes, positive)
 
 
-class TeacherAnswers(NamedTuple):
-    """What the teacher says about RoIs.
+class TeacherPredictions(NamedTuple):
+    """The teacher's predictions for RoIs.
 
     Attributes:
         logits: (K, C + 1), or log probabilities.
         raw: (K, 4) raw deltas of each RoI's true class.
-        known: (K,) bool, where there are such deltas.
+        known: (K,) bool, whether there are such deltas.
     """
 
     logits: Tensor
@@ -117,16 +117,16 @@ class TeacherAnswers(NamedTuple):
     known: Tensor
 
 
-def answers_of_head(predictions: RoiPredictions, matches: Matches, *, coder: BoxCoder) -> TeacherAnswers:
-    """Of a teacher's RoI head with the box coder `coder`, which says all about every RoI."""
+def predictions_of_head(predictions: RoiPredictions, matches: Matches, *, coder: BoxCoder) -> TeacherPredictions:
+    """Those of a teacher's RoI head, with its box coder: all are known."""
     raw = coder.to_raw(class_slice(predictions.deltas, matches.labels))
-    return TeacherAnswers(predictions.logits, raw, torch.ones_like(matches.positive))
+    return TeacherPredictions(predictions.logits, raw, torch.ones_like(matches.positive))
 
 
-def answers_of_cache(stored: ImageRois, matches: Matches) -> TeacherAnswers:
-    """Of stored answers: deltas are those of the teacher's favourite class, so known where that is the true one."""
+def predictions_of_cache(stored: ImageRois, matches: Matches) -> TeacherPredictions:
+    """Those of a cache, which stores the deltas of the class with the highest score: known where it is the true one."""
     logits = stored.probabilities.clamp(min=LEAST_PROBABILITY).log()
-    return TeacherAnswers(logits, stored.deltas, stored.labels == matches.labels)
+    return TeacherPredictions(logits, stored.deltas, stored.labels == matches.labels)
 
 
 def tar_head_losses(
@@ -135,7 +135,7 @@ def tar_head_losses(
     rois: Tensor,
     matches: Matches,
     student: RoiPredictions,
-    teacher: TeacherAnswers,
+    teacher: TeacherPredictions,
     coder: BoxCoder,
     progress: float = 0.0,
 ) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ def tar_head_losses(
     Args:
         options: weights, gates and decay.
         rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
-        matches: what the RoIs are by the annotations.
+        matches: the annotated objects of the RoIs.
         student: of the same RoIs, any floating dtype; only these get a gradient.
         teacher: of the same RoIs.
         coder: the student's.
@@ -154,7 +154,7 @@ def tar_head_losses(
         `distill/tar_head/class` and `distill/tar_head/box` -> scalar float32.
 
     Raises:
-        InputError: student and teacher tell other numbers of classes apart.
+        InputError: student and teacher have different numbers of classes.
     """
     if student.logits.shape != teacher.logits.shape:
         raise InputError(

@@ -6,23 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.cache.format.comparison import Comparison, closeness
+from mtpd.cache.format.comparison import Comparison
 
 
 def test_error_and_cosine() -> None:
     generator = np.random.default_rng(0)
     found, wanted = generator.normal(size=(2, 3, 5, 7))
-    result = closeness(torch.from_numpy(found).float(), torch.from_numpy(wanted).float())
-    assert result.error == pytest.approx(((found - wanted) ** 2).sum() / (wanted**2).sum(), rel=1e-6)
+    result = Comparison()
+    result.add(torch.from_numpy(found).float(), torch.from_numpy(wanted).float())
+    assert result.mean_error == pytest.approx(((found - wanted) ** 2).sum() / (wanted**2).sum(), rel=1e-6)
     cosine = (found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)
-    assert result.cosine == pytest.approx(cosine, rel=1e-5)
+    assert result.mean_cosine == pytest.approx(cosine, rel=1e-5)
 
 
 def test_zeros() -> None:
     zeros, ones = torch.zeros(2, 3, 3), torch.ones(2, 3, 3)
-    assert vars(closeness(zeros, zeros)) == {'error': 0.0, 'cosine': 1.0}
-    assert vars(closeness(ones, zeros)) == {'error': math.inf, 'cosine': 0.0}
-    assert vars(closeness(zeros, ones)) == {'error': 1.0, 'cosine': 0.0}
+    comparison = Comparison()
+    for pair in ((zeros, zeros), (ones, zeros), (zeros, ones)):
+        comparison.add(*pair)
+    assert comparison.errors == [0.0, math.inf, 1.0]
+    assert comparison.cosines == [1.0, 0.0, 0.0]
 
 
 def test_means_and_worst() -> None:

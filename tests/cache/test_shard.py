@@ -9,8 +9,15 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.cache.format.arrays import ArraySpec
-from mtpd.cache.format.shard import chunk_checksum, decode_chunk, decode_index, encode_chunk, encode_shard, index_bytes
+from mtpd.cache.format.arrays import (
+    ArraySpec,
+    chunk_checksum,
+    decode_chunk,
+    decode_index,
+    encode_chunk,
+    encode_shard,
+    index_bytes,
+)
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.errors import CacheDamagedError
 

@@ -21,7 +21,7 @@ def test_all_shared_levels_whatever_their_index() -> None:
 
 
 def test_wanted_levels_in_the_order_asked_for() -> None:
-    assert [pair.name for pair in match_levels(RETINANET, MASK_RCNN, wanted=['p5', 'p3'])] == ['p5', 'p3']
+    assert [pair.name for pair in match_levels(RETINANET, MASK_RCNN, levels=['p5', 'p3'])] == ['p5', 'p3']
 
 
 def test_strides_that_are_no_power_of_two() -> None:
@@ -31,7 +31,7 @@ def test_strides_that_are_no_power_of_two() -> None:
 @pytest.mark.parametrize('missing', ['p2', 'p7', 'p9'])
 def test_a_level_that_one_side_lacks(missing: str) -> None:
     with pytest.raises(InputError) as caught:
-        match_levels(RETINANET, MASK_RCNN, wanted=['p3', missing])
+        match_levels(RETINANET, MASK_RCNN, levels=['p3', missing])
     message = str(caught.value)
     assert message == (
         f'cannot distil {missing}: the student has p3, p4, p5, p6, p7, the teacher p2, p3, p4, p5; '
@@ -46,18 +46,18 @@ def test_nothing_shared() -> None:
 
 def test_pairs_as_asked() -> None:
     pairs = match_levels(
-        RETINANET, MASK_RCNN, wanted=['p3', 'p4', 'p5'], teacher_wanted=['p2', 'p4', 'p3'], resize='student'
+        RETINANET, MASK_RCNN, levels=['p3', 'p4', 'p5'], teacher_levels=['p2', 'p4', 'p3'], resize='student'
     )
     assert [pair.name for pair in pairs] == ['p3-p2', 'p4', 'p5-p3']
     assert [pair.resize for pair in pairs] == ['student', 'none', 'student']
     assert pairs[0].compared == Level('p2', 4, 256)
-    (pair,) = match_levels(RETINANET, MASK_RCNN, wanted=['p3'], teacher_wanted=['p2'], resize='teacher')
+    (pair,) = match_levels(RETINANET, MASK_RCNN, levels=['p3'], teacher_levels=['p2'], resize='teacher')
     assert (pair.name, pair.stride, pair.compared) == ('p3-p2', 8, Level('p3', 8, 256))
 
 
 def test_other_strides_without_a_resize() -> None:
     with pytest.raises(InputError) as caught:
-        match_levels(RETINANET, MASK_RCNN, wanted=['p4', 'p3'], teacher_wanted=['p4', 'p2'])
+        match_levels(RETINANET, MASK_RCNN, levels=['p4', 'p3'], teacher_levels=['p4', 'p2'])
     assert str(caught.value) == (
         'cannot distil p3 of the student (stride 8) from p2 of the teacher (stride 4): their grids differ; '
         'set resize to student or teacher, or pair levels of one stride'
@@ -67,7 +67,7 @@ def test_other_strides_without_a_resize() -> None:
 @pytest.mark.parametrize('teacher_wanted', [None, ['p3', 'p4']])
 def test_a_resize_without_other_strides(teacher_wanted: list[str] | None) -> None:
     with pytest.raises(InputError, match=r'resize is student, but .* have the same strides on p3, p4; remove it'):
-        match_levels(RETINANET, MASK_RCNN, wanted=['p3', 'p4'], teacher_wanted=teacher_wanted, resize='student')
+        match_levels(RETINANET, MASK_RCNN, levels=['p3', 'p4'], teacher_levels=teacher_wanted, resize='student')
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_resize_without_other_strides(teacher_wanted: list[str] | None) -> Non
 )
 def test_lists_that_do_not_fit(wanted: list[str] | None, teacher_wanted: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        match_levels(RETINANET, MASK_RCNN, wanted=wanted, teacher_wanted=teacher_wanted, resize='student')
+        match_levels(RETINANET, MASK_RCNN, levels=wanted, teacher_levels=teacher_wanted, resize='student')
 
 
 HOURGLASS = (Level('p4', 16, 8), Level('p5', 32, 8), Level('p5_2', 32, 4))
@@ -93,7 +93,7 @@ def test_of_several_maps_of_one_stride_the_first_has_the_name() -> None:
     assert [pair.teacher.name for pair in match_levels(student, HOURGLASS)] == ['p4', 'p5']
     assert [pair.teacher.name for pair in match_levels(HOURGLASS, HOURGLASS)] == ['p4', 'p5', 'p5_2']
     assert [pair.student.name for pair in match_levels(HOURGLASS, student)] == ['p4', 'p5']
-    (pair,) = match_levels(student, HOURGLASS, wanted=['p5'], teacher_wanted=['p5_2'])
+    (pair,) = match_levels(student, HOURGLASS, levels=['p5'], teacher_levels=['p5_2'])
     assert (pair.teacher, pair.name, pair.resize) == (HOURGLASS[2], 'p5-p5_2', 'none')
     with pytest.raises(InputError, match='cannot distil p5_2: the student has p4, p5'):
-        match_levels(student, HOURGLASS, wanted=['p5_2'])
+        match_levels(student, HOURGLASS, levels=['p5_2'])

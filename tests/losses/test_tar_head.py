@@ -10,12 +10,12 @@ from mtpd.losses.options import NO_DECAY
 from mtpd.losses.tar_head import (
     LabelledBoxes,
     TarHeadOptions,
-    answers_of_cache,
-    answers_of_head,
     box_term,
     class_term,
     decay_factors,
     match_rois,
+    predictions_of_cache,
+    predictions_of_head,
     tar_head_losses,
 )
 
@@ -80,7 +80,7 @@ def test_losses_of_a_batch(agnostic: tuple[bool, bool]) -> None:
         rois=rois(),
         matches=matches,
         student=student,
-        teacher=answers_of_head(teacher, matches, coder=OTHER),
+        teacher=predictions_of_head(teacher, matches, coder=OTHER),
         coder=CODER,
         progress=0.25,
     )
@@ -99,7 +99,7 @@ def test_boxes_are_gated_by_the_proposal() -> None:
     matches = match_rois(rois(), objects(), num_classes=NUM_CLASSES, positive_iou=0.5)
     student = predictions(0, class_agnostic=False)
     teacher = RoiPredictions(student.logits, torch.zeros(6, 4))
-    answers = answers_of_head(teacher, matches, coder=CODER)
+    answers = predictions_of_head(teacher, matches, coder=CODER)
     found = tar_head_losses(
         TarHeadOptions(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER
     )
@@ -119,7 +119,7 @@ def test_stored_deltas_are_of_use_where_their_class_is_the_true_one() -> None:
     student = predictions(0, class_agnostic=False)
     probabilities = torch.tensor([[0.1, 0.2, 0.7, 0.0]]).repeat(6, 1)
     raw = torch.arange(24.0).view(6, 4) / 100
-    answers = answers_of_cache(ImageRois(rois()[:, 1:], probabilities, torch.full((6,), 2), raw), matches)
+    answers = predictions_of_cache(ImageRois(rois()[:, 1:], probabilities, torch.full((6,), 2), raw), matches)
     term = TarHeadOptions(box_gate='none', class_gate='none')
     losses = tar_head_losses(term, rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
     # Of four positive RoIs only the first is of class 2.
@@ -134,7 +134,7 @@ def test_other_numbers_of_classes_are_refused() -> None:
     matches = match_rois(rois(), objects(), num_classes=NUM_CLASSES, positive_iou=0.5)
     student = predictions(0, class_agnostic=True)
     teacher = RoiPredictions(torch.zeros(6, 9), torch.zeros(6, 4))
-    answers = answers_of_head(teacher, matches, coder=CODER)
+    answers = predictions_of_head(teacher, matches, coder=CODER)
     with pytest.raises(InputError, match='same classes'):
         tar_head_losses(TarHeadOptions(), rois=rois(), matches=matches, student=student, teacher=answers, coder=CODER)
 

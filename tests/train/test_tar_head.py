@@ -100,9 +100,7 @@ def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(
     assert len(rois) == 32 * len(samples)
     assert set(rois[:, 0].tolist()) == set(range(len(samples)))
     assert stage.source is not None
-    maps = stage.source.maps(
-        samples, ahead, levels=stage.teacher_levels, padded=(images.shape[2], images.shape[3]), device=CPU
-    )
+    maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, device=CPU)
     from mtpd.detectors.models import build_detector, load_config
 
     teacher: Any = build_detector(load_config(str(tiny_two_stage)))
@@ -178,7 +176,7 @@ def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., S
     assert stage.source is not None
     samples, ahead = first_batch(stage)
     collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
-    maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=(128, 128), device=CPU)
+    maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, device=CPU)
     objects = [sample.data_sample.gt_instances.bboxes for sample in samples]
     rois = torch.cat([torch.nn.functional.pad(one, (1, 0), value=number) for number, one in enumerate(objects)])
     answers = head([one.values() for one in maps.values()], rois)

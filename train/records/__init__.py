@@ -1,1 +1,1 @@
-"""What a run measures and writes down, and whether it still makes sense."""
+"""What a run measures and records, and the detection of divergence."""

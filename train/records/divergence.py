@@ -10,12 +10,12 @@ from pathlib import Path
 from mtpd.errors import MtpdError
 from mtpd.system.files import write_atomically
 
-# The training has exploded when the mean total loss since the last record is over so many times the total loss of the
-# stage's first batch (or of 1, if that was smaller): far worse than what has learned nothing.
+# The training has exploded when the mean total loss since the last record exceeds the total loss of the stage's first
+# batch, at least 1, by this factor.
 EXPLODED = 100.0
-# A total loss of the first batch that no detector and no teacher with a sensible weight has.
+# Total loss of the first batch that no detector and no sensibly weighted loss reaches.
 UNSOUND_START = 1e6
-# At most so many images are named in the one line of an error; the file has all.
+# Number of images named in an error; the file lists all.
 NAMED_IMAGES = 16
 
 
@@ -39,11 +39,11 @@ class SeenBatch:
 
 
 def merged(shares: Sequence[tuple[float, SeenBatch]]) -> SeenBatch:
-    """One batch of the shares that several processes had of it, each with its weight."""
+    """Merges the weighted shares that several processes had of one batch."""
     losses: dict[str, float] = {}
     image_ids: list[int] = []
     for weight, share in shares:
-        # What has no weight was computed for nothing.
+        # A share without weight only fills up a process.
         if weight:
             image_ids += share.image_ids
             for name, value in share.losses.items():
@@ -73,32 +73,25 @@ def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: in
         for name, value in batch.losses.items():
             if not math.isfinite(value):
                 raise DivergedError(f'stage {stage}: {_where(name, batch)}', batches)
-    if first_total > UNSOUND_START:
-        worst = max(batches, key=lambda batch: batch.total)
-        name = max(worst.losses, key=lambda one: worst.losses[one])
-        raise DivergedError(
-            f'stage {stage}: the loss is {first_total:.3g} at its start, too large to train; the largest term is '
-            f'{_where(name, worst)}; check the weight of this loss and the weights of the teacher',
-            batches,
-        )
-    limit = EXPLODED * max(1.0, first_total)
     mean = sum(batch.total for batch in batches) / max(1, len(batches))
-    if mean > limit:
-        worst = max(batches, key=lambda batch: batch.total)
-        name = max(worst.losses, key=lambda one: worst.losses[one])
-        raise DivergedError(
-            f'stage {stage}: the loss has exploded, from {first_total:.3g} at the start to {mean:.3g}; '
-            f'the largest term is {_where(name, worst)}',
-            batches,
-        )
+    if first_total > UNSOUND_START:
+        what = f'the loss is {first_total:.3g} at its start, too large to train'
+        advice = '; check the weight of this loss and the weights of the teacher'
+    elif mean > EXPLODED * max(1.0, first_total):
+        what, advice = f'the loss has exploded, from {first_total:.3g} at the start to {mean:.3g}', ''
+    else:
+        return
+    worst = max(batches, key=lambda batch: batch.total)
+    name = max(worst.losses, key=lambda one: worst.losses[one])
+    raise DivergedError(f'stage {stage}: {what}; the largest term is {_where(name, worst)}{advice}', batches)
 
 
 def describe(error: DivergedError, *, losses_file: Path, progress_file: Path) -> MtpdError:
-    """The error with where to look and what to do, after writing `losses_file`.
+    """Writes `losses_file` and returns the error with the files to look at and the next step.
 
     Args:
         error: what happened.
-        losses_file: gets the losses of every batch since the last record.
+        losses_file: for the losses of every batch since the last record.
         progress_file: the last good state, if there is one.
     """
     seen = ''
@@ -121,6 +114,6 @@ def _where(name: str, batch: SeenBatch) -> str:
 
 
 def _plain(batch: SeenBatch) -> dict[str, object]:
-    """JSON has no NaN: such a number is its name."""
+    """As JSON, which has no NaN: such a number is written as its name."""
     losses = {name: value if math.isfinite(value) else str(value) for name, value in batch.losses.items()}
     return asdict(batch) | {'losses': losses}

@@ -1,4 +1,4 @@
-"""What happened since the last record: mean losses, speed, waiting, memory."""
+"""Measures the training since the last record: mean losses, speed, waiting, memory."""
 
 import resource
 import time
@@ -17,7 +17,7 @@ Item = TypeVar('Item')
 
 
 class Meter:
-    """Collects what the steps report. Looking at it is the only moment that waits for the GPU.
+    """Collects the losses of the steps. Only `look` waits for the GPU.
 
     Attributes:
         grad_norm: norm of the last gradient before clipping; None where it was not computed.
@@ -31,14 +31,7 @@ class Meter:
         world: World = ALONE,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Has seen nothing yet.
-
-        Args:
-            stage: number of the stage, from 1.
-            device: where it is trained.
-            world: the processes that train it.
-            clock: seconds from any moment on.
-        """
+        """Starts measuring stage number `stage` on `device`; `clock` gives seconds since any moment."""
         self._stage = stage
         self._clock = clock
         self._device = device
@@ -55,9 +48,9 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(device)
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes items on and counts the time while they last, and of it that spent waiting for them.
+        """Yields the items and measures the time of the loop, and its share spent waiting for items.
 
-        Time between two epochs, mainly evaluation, is not training.
+        Time between two epochs, mainly evaluation, is not counted.
         """
         iterator = iter(items)
         self._started = self._clock()
@@ -72,19 +65,19 @@ class Meter:
             yield item
 
     def add(self, losses: Mapping[str, Tensor], *, step: int, image_ids: Sequence[int], weight: float = 1.0) -> None:
-        """Adds the losses of a batch; they stay where they were computed until someone looks.
+        """Adds the losses of a batch; they stay on the device until `look`.
 
         Args:
             losses: by name.
             step: optimizer step that the batch belongs to, from 1.
             image_ids: its images.
-            weight: what share of the whole batch they are, where others have the rest.
+            weight: share of the global batch.
         """
         values = {name: value.detach().float() for name, value in losses.items()}
         self._unseen.append((weight, step, tuple(image_ids), values))
 
     def look(self) -> None:
-        """Brings the losses of all processes to the host together and checks them; all processes must call it.
+        """Gathers the losses of all processes on the host and checks them; all processes must call it.
 
         Raises:
             DivergedError: see `require_sound`.
@@ -103,7 +96,7 @@ class Meter:
         require_sound(self._seen, first_total=self._first_total, stage=self._stage)
 
     def record(self, *, step: int, epoch: int, lr: float, decay: Mapping[str, float]) -> TrainRecord:
-        """The record since the last one; starts the next.
+        """Returns the record since the last one and starts the next.
 
         Raises:
             DivergedError: as `look`.
@@ -133,7 +126,7 @@ class Meter:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values with which a resumed run writes the record that an uninterrupted one would. Look before."""
+        """The state since the last record as plain values, for an exact resume; call `look` first."""
         assert not self._unseen, 'unchecked losses must not be saved'
         return {
             'first_total': self._first_total,

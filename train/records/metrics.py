@@ -17,7 +17,7 @@ from mtpd.system.files import write_atomically
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """What the training steps since the last record did.
+    """The training steps since the last record.
 
     Attributes:
         kind: `train`.
@@ -26,11 +26,10 @@ class TrainRecord:
         epoch: epoch that the step belongs to, from 1.
         losses: each loss by name, weighted and decayed as it entered the sum, and `total`; means since the last record.
         lr: learning rate of the last step.
-        decay: what the weights of decaying losses were multiplied by in the last step, by the loss's name.
+        decay: name of each decaying loss -> the factor of its weight in the last step.
         images_per_second: training images per second, since the last record.
         data_wait: share of that time in which the step waited for data, from 0 to 1.
-        peak_memory: in bytes, the most that tensors have taken on the GPU in this stage; on a CPU the most that the
-            process has ever.
+        peak_memory: bytes; peak of tensors on the GPU in this stage, or on a CPU the peak of the process.
         seconds: of training since the last record, without evaluations; runs of earlier versions have none.
         grad_norm: L2 norm of the last gradient before clipping; None where it was not computed.
     """
@@ -59,7 +58,7 @@ class EvaluationRecord:
         stage: number of the stage, from 1.
         step: optimizer steps of the stage so far.
         epoch: epochs trained.
-        metrics: COCO's numbers by name, such as `box/AP`, from 0 to 1; -1 is COCO's word for "nothing to find".
+        metrics: COCO's numbers by name, such as `box/AP`, from 0 to 1; -1: there is nothing to find.
         seconds: duration of the evaluation.
         class_ap: AP of each class by kind and name, such as `{'box': {'person': 0.5}}`, from 0 to 1 or -1 likewise;
             runs of earlier versions have none.

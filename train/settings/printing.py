@@ -1,4 +1,4 @@
-"""Stage files as text: a stage as commented YAML, and the JSON schema with which editors check and complete them."""
+"""Prints stages as commented YAML, and the JSON schema of stage files for editors."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 from mtpd_train.settings.stage_settings import StageSettings
 
 HEADER = '# All settings of a stage. Where a value differs from the default, the default follows as a comment.\n'
-# Lines are not wrapped: a comment must stay behind its value.
+# Lines are not wrapped: a default must stay on the line of its value.
 _AS_IT_IS: dict[str, Any] = {'sort_keys': False, 'allow_unicode': True, 'width': math.inf}
 _DIALECT = 'https://json-schema.org/draft/2020-12/schema'
 
@@ -24,8 +24,8 @@ def schema_text() -> str:
 
 
 def dump_stage(stage: StageSettings) -> str:
-    """A stage as YAML that `load_stages` reads as the same stage: every setting below its description, with its default
-    behind it where it differs."""
+    """A stage as YAML that `load_stages` reads back: every setting below its description, with its default as a comment
+    where it differs."""
     return HEADER + '\n'.join(_section(stage, indent='')) + '\n'
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the stages of a run: where, the key, the value found and the value wanted; all at once."""
+"""Collects the problems of stages and reports them together: place, key, the value found and the value wanted."""
 
 import difflib
 import math
@@ -44,7 +44,7 @@ _TEXTS = {kind: f'expected {wanted}, got {{found}}' for wanted, kinds in _WANTED
     'value_error': '{error}',
 }
 
-# What users of other trainers look for.
+# Augmentations of other trainers.
 _GEOMETRIC = re.compile(
     'rotat|scale|crop|mosaic|mixup|cutmix|cutout|eras|copy_?paste|shear|affine|translat|vertical|lsj'
 )
@@ -61,8 +61,8 @@ class Problem:
     Attributes:
         place: where its key is set, as text.
         key: dotted; empty for the stage as a whole.
-        text: found, wanted and, where one can guess, the next step.
-        error: the error that it was found by, where a stage cannot be built.
+        text: the value found, what was wanted and, if known, the next step.
+        error: the error that says so, of a stage that cannot be built.
     """
 
     place: str
@@ -72,14 +72,14 @@ class Problem:
 
 
 class Unbuildable(Exception):
-    """A stage has problems, which are noted."""
+    """A stage has problems, which are recorded."""
 
 
 class Problems:
-    """The problems of a stage, gathered while it is built."""
+    """Collects the problems of a stage while it is built."""
 
     def __init__(self, place_of: Callable[[str], str]) -> None:
-        """Has none yet; `place_of(key)` is where a key of the stage is set."""
+        """Starts empty; `place_of(key)` is where a key of the stage is set."""
         self._place_of = place_of
         self.found: list[Problem] = []
 
@@ -102,7 +102,7 @@ class Problems:
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:
-    """Raises all problems of stages that cannot be built as one error; a single one keeps its kind.
+    """Raises all problems of stages that cannot be built as one error; a single one keeps its type.
 
     Raises:
         MtpdError: there are some.
@@ -145,7 +145,7 @@ def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden
 
 
 def _plain_key(detail: ErrorDetails, content: Any) -> Key:
-    """The path in the file: pydantic's own also names the members of unions that it went through."""
+    """The path in the file; pydantic's path also names the members of unions."""
     key: list[str | int] = []
     value = content
     for part in detail['loc']:
@@ -222,7 +222,7 @@ def _kinds(section: type[BaseModel]) -> tuple[str, ...]:
 
 
 def _describe(value: Any) -> str:
-    """A value with its type: '12' is not 12."""
+    """A value with its type, since '12' is not 12."""
     if value is None:
         return 'nothing'
     if isinstance(value, bool):

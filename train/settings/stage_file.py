@@ -35,7 +35,7 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
             errors.append(str(error))
     errors = list(dict.fromkeys(errors))  # A wrong override gives the same error for every file.
     if len(errors) > 1:
-        # What follows a heading is indented, as in every table of problems.
+        # Lines below a heading are indented, as in every table of problems.
         raise InputError(f'{len(errors)} stage files have problems\n' + indent('\n'.join(errors), '  '))
     if errors:
         raise InputError(errors[0])
@@ -46,7 +46,7 @@ def place_of(paths: Sequence[Path], overrides: Sequence[str], number: int, key: 
     """Where a key of stage `number`, from 1, was set, as text: its file and line, or the command line.
 
     Args:
-        paths, overrides: as `load_stages` had them.
+        paths, overrides: as for `load_stages`.
         number: of the stage.
         key: dotted.
     """
@@ -63,7 +63,7 @@ def _load_stage(path: Path, overrides: Sequence[str], *, is_first: bool) -> Stag
     changed = [_override(config, override) for override in overrides]
     try:
         content = OmegaConf.to_container(config, resolve=True)
-        # Through JSON, whose lists and texts are what strict tuples and paths accept.
+        # By way of JSON, whose lists and strings strict tuples and paths accept.
         stage = StageSettings.model_validate_json(json.dumps(content, default=str))
     except OmegaConfBaseException as error:
         raise InputError(f'{path}: {_first_line(error)}') from None
@@ -80,7 +80,7 @@ def _load_stage(path: Path, overrides: Sequence[str], *, is_first: bool) -> Stag
 
 
 def _read_yaml(path: Path) -> tuple[yaml.Node, DictConfig]:
-    """The file twice: as nodes, which know their lines, and as values."""
+    """The file as nodes, which have line numbers, and as values."""
     try:
         text = path.read_text(encoding='utf-8')
     except FileNotFoundError:

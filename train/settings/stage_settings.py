@@ -61,7 +61,7 @@ class FilesSettings(Options):
     """Annotations in COCO's JSON format."""
 
 
-# Tags instead of trying both, so that an error is about the form that was used.
+# Tags instead of trying both, so that an error describes the form that was used.
 Split = Annotated[
     Annotated[str, Tag('split')] | Annotated[FilesSettings, Tag('files')],
     Discriminator(lambda value: 'files' if isinstance(value, dict | FilesSettings) else 'split'),
@@ -242,9 +242,8 @@ class StageSettings(Options):
     @field_validator('teacher', 'checkpoint', 'trust_checkpoint', 'hook', 'init', 'distill', 'data')
     @classmethod
     def _check_source(cls, value: Any, info: ValidationInfo) -> Any:
-        """What contradicts `cache` and `teacher`, field by field, so that each problem has its line and all are found
-        at once."""
-        # One that is itself wrong is missing from `info.data`, and contradicts nothing.
+        """Checks each field against `cache` and `teacher`, so that every problem is found and has its line."""
+        # An invalid value is missing from `info.data`, and contradicts nothing.
         cache, teacher = info.data.get('cache', ''), info.data.get('teacher', '')
         match info.field_name:
             case 'teacher' if value is not None and isinstance(cache, Path):
@@ -271,7 +270,7 @@ class StageSettings(Options):
 
     @model_validator(mode='after')
     def _check_teacher_is_used(self) -> Self:
-        # An explicit `distill: []` is how one trains the baseline of a distilled run, at the teacher's geometry.
+        # An explicit `distill: []` trains the baseline of a distilled run, at the teacher's geometry.
         key = 'teacher' if self.cache is None else 'cache'
         is_set = self.cache is not None or self.teacher is not None
         if is_set and not self.init.inherit and 'distill' not in self.model_fields_set:

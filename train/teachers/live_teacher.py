@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.codecs import EncodedMaps, require_finite
+from mtpd.cache.format.codecs import EncodedMaps, batch_images, require_finite
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights, teacher_fingerprint
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
@@ -55,34 +55,22 @@ class LiveTeacher(TeacherSource):
         self.teacher.module.to(device)
 
     def maps(
-        self,
-        samples: Sequence[Sample],
-        ahead: ReadAhead,
-        *,
-        levels: Sequence[Level],
-        padded: Size,
-        device: torch.device,
+        self, samples: Sequence[Sample], ahead: ReadAhead, *, levels: Sequence[Level], device: torch.device
     ) -> dict[str, EncodedMaps]:
         # A forward pass for each padded size, as in extraction: with more padding the cells at the edge would differ.
         groups: dict[Size, list[int]] = {}
         for number, sample in enumerate(samples):
             groups.setdefault(self.geometry.padded(sample.data_sample.ori_shape), []).append(number)
-        found: dict[str, Tensor] = {}
+        found: list[dict[str, EncodedMaps]] = [{} for _ in samples]
         for size, numbers in groups.items():
             pixels = [samples[number].image.to(device, non_blocking=True) for number in numbers]
             live = self.teacher.maps_of(pixels, padded=size)
             for level in levels:
                 values = live[level.name].float()
                 self._require_sound(values, level, [samples[number] for number in numbers], size)
-                if size == padded and len(groups) == 1:
-                    found[level.name] = values
-                    continue
-                if level.name not in found:
-                    shape = (len(samples), level.channels, *level.grid(*padded))
-                    found[level.name] = torch.zeros(shape, device=device)
-                for number, one in zip(numbers, values, strict=True):
-                    found[level.name][number, :, : one.shape[1], : one.shape[2]] = one
-        return {name: EncodedMaps(values) for name, values in found.items()}
+                for place, number in enumerate(numbers):
+                    found[number][level.name] = EncodedMaps(values[place : place + 1])
+        return {level.name: batch_images([one[level.name] for one in found]) for level in levels}
 
     def _require_sound(self, values: Tensor, level: Level, samples: Sequence[Sample], size: Size) -> None:
         """Refuses maps of other sizes than the stride says, or that are not finite."""

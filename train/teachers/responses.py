@@ -19,10 +19,10 @@ from mtpd.losses.tar_head import (
     LabelledBoxes,
     Matches,
     TarHeadOptions,
-    answers_of_cache,
-    answers_of_head,
     match_rois,
     no_losses,
+    predictions_of_cache,
+    predictions_of_head,
     tar_head_losses,
 )
 
@@ -35,7 +35,7 @@ class Responses:
         options: configuration of the loss.
         coder: the student's box coder.
         num_classes: object classes of student and teacher.
-        head: the teacher's RoI head; None where its stored answers are used. It is part of no other module, so nothing
+        head: the teacher's RoI head; None where stored predictions are used. It is part of no other module, so nothing
             trains or saves it.
         levels: the teacher's levels that the head takes RoIs from, in its order; none without a head.
     """
@@ -80,8 +80,8 @@ def response_losses(
         rois = rois.float()
         matches = _matches(responses, samples, rois)
         head = responses.head
-        predictions = head([teacher[level.name].values() for level in responses.levels], rois)
-        answers = answers_of_head(predictions, matches, coder=BoxCoder(head.record.means, head.record.stds))
+        found = head([teacher[level.name].values() for level in responses.levels], rois)
+        predictions = predictions_of_head(found, matches, coder=BoxCoder(head.record.means, head.record.stds))
     else:
         # On the host, and then copied once for the batch.
         images = [_on_sample(one, sample) for one, sample in zip(stored, samples, strict=True)]
@@ -91,13 +91,13 @@ def response_losses(
         rois = torch.cat([torch.cat(numbers), together.boxes], dim=1)
         student = predict_rois(model, maps, rois)
         matches = _matches(responses, samples, rois)
-        answers = answers_of_cache(together, matches)
+        predictions = predictions_of_cache(together, matches)
     return tar_head_losses(
         responses.options,
         rois=rois,
         matches=matches,
         student=student,
-        teacher=answers,
+        teacher=predictions,
         coder=responses.coder,
         progress=progress,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
-from mtpd.geometry import Geometry, Level, Size
+from mtpd.geometry import Geometry, Level
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
 from mtpd_train.data.dataset import DetectionDataset
@@ -103,24 +103,17 @@ class TeacherSource:
         return itertools.repeat(ReadAhead(), len(batches))
 
     def maps(
-        self,
-        samples: Sequence[Sample],
-        ahead: ReadAhead,
-        *,
-        levels: Sequence[Level],
-        padded: Size,
-        device: torch.device,
+        self, samples: Sequence[Sample], ahead: ReadAhead, *, levels: Sequence[Level], device: torch.device
     ) -> Mapping[str, EncodedMaps]:
         """Level name -> maps (B, C, H, W) on `device`, without gradient; call it outside of autocast.
 
-        An image's map covers its own padded input; the batch may be padded further, and the values beyond are zero.
+        An image's map covers its own padded input; the grid is that of the largest, and the values beyond are zero.
         They, like all padding, are masked out of every loss. The maps hold as long as `ahead` does.
 
         Args:
             samples: the images of the batch.
             ahead: what `read_ahead` gave for it.
             levels: those to give.
-            padded: (height, width) of the student's input, px.
             device: where to compute.
         """
         return ahead.maps

@@ -49,7 +49,7 @@ def train_stage(
     model, optim = stage.student.model, stage.settings.optim
     num_batches, steps_per_epoch = len(stage.epoch_batches(0)), stage.steps_per_epoch
     num_steps = optim.epochs * steps_per_epoch
-    # First, since it brings the weights to all processes.
+    # First, since it sends the weights to all processes.
     network = build_network(stage, world)
     optimization = Optimization(model, stage.distiller, optim, steps_per_epoch=steps_per_epoch, device=device)
     student = replace(stage.student, model=optimization.student)
@@ -63,7 +63,7 @@ def train_stage(
     for epoch in range(start.epoch, optim.epochs):
         batches = stage.epoch_batches(epoch)
         shares = [share_of(batch, rank=world.rank, size=world.size) for batch in batches]
-        # Batches are known without those before them, so a resumed epoch begins in its middle.
+        # Batches do not depend on earlier ones, so a resumed epoch starts in its middle.
         done = (step - epoch * steps_per_epoch) * optim.accumulate
         model.train()
         with _progress_bar(stage, epoch, num_images=[len(batch) for batch in batches], done=done) as bar:
@@ -81,7 +81,7 @@ def train_stage(
                     stage,
                     samples,
                     ahead,
-                    # Of the gradients of all processes the mean is taken.
+                    # DistributedDataParallel averages the gradients of all processes.
                     share=weight * world.size / batches_of_step,
                     progress=progress,
                     epoch=epoch,
@@ -131,7 +131,7 @@ def train_stage(
 def seed_everything(seed: Sequence[int]) -> None:
     """Seeds every generator that a training step may draw from, on all devices.
 
-    So what is drawn depends on the position in the run alone, not on what was drawn before.
+    So random draws depend only on the position in the run, not on earlier draws.
     """
     number = int(np.random.default_rng(seed).integers(2**63))
     torch.manual_seed(number)

@@ -28,7 +28,7 @@ from mtpd_train.records.metrics import truncate_metrics
 from mtpd_train.stage import Stage
 
 BEST_FILE = 'best.pth'
-# What decides which student is best.
+# The metric of the best student.
 BEST_BY = 'box/AP'
 _EPOCH_FILE = re.compile(r'epoch_([1-9]\d*)\.pth')
 
@@ -47,24 +47,16 @@ class Position:
 
 
 class Saver:
-    """Saves one stage in the folder of its progress file. Only a state whose losses were looked at is saved."""
+    """Saves one stage in the folder of its progress file. Only a state whose losses were checked is saved."""
 
     def __init__(
         self, stage: Stage, optimization: Optimization, meter: Meter, *, progress_file: Path, world: World = ALONE
     ) -> None:
-        """Writes nothing yet.
-
-        Args:
-            stage: what is trained.
-            optimization: what it is trained with.
-            meter: what is measured.
-            progress_file: where the state is saved.
-            world: the processes that train; only the first of them reads and writes.
-        """
+        """Writes nothing yet; of the processes of `world` only the first reads and writes."""
         self._stage = stage
         self._student = optimization.student
         self._meter = meter
-        # Everything that has a state, by its key in the file, which by `model` is a checkpoint for `init.checkpoint`.
+        # Everything with a state, by its key in the file; with the key `model` init.checkpoint accepts the file.
         self._parts: dict[str, Any] = {
             'model': stage.student.model,
             'distiller': stage.distiller,
@@ -83,11 +75,11 @@ class Saver:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last save is long ago, for the process that writes."""
+        """Whether `save.every_minutes` have passed since the last save; only for the process that writes."""
         return self._world.is_main and time.monotonic() - self._saved >= self._every
 
     def restore(self, metrics_file: Path) -> Position:
-        """Restores the last save, if there is one, and drops the records and students of what came after.
+        """Restores the last save, if there is one, and drops later records and students.
 
         Raises:
             InputError: the file is damaged, or belongs to another stage.
@@ -111,7 +103,7 @@ class Saver:
         """Saves the state between two steps.
 
         Raises:
-            DivergedError: it is not worth saving; the last save stays.
+            DivergedError: the training has diverged; the last save stays.
             UnavailableError: the disk is full; likewise.
         """
         self._meter.look()
@@ -144,7 +136,7 @@ class Saver:
             drop_old(folder, epoch=position.epoch, keep=keep)
 
     def _require_finite(self, model: nn.Module, position: Position) -> None:
-        """A gradient can spoil weights after the last loss that was looked at."""
+        """Checks the weights, which a gradient can spoil after the last checked loss."""
         for name, value in model.state_dict().items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise DivergedError(
@@ -191,18 +183,18 @@ def last_epoch(folder: Path) -> int | None:
 def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
     """Whether a student with these metrics is better than the best so far; of equals the earlier is kept.
 
-    One that was evaluated on nothing (AP -1) is never the best.
+    One that was evaluated without objects (AP -1) is never the best.
     """
     value, best = metrics.get(BEST_BY, -1.0), -math.inf
     if (folder / BEST_FILE).exists():
-        # Mapped, so that only what is looked at is read.
+        # Memory-mapped, so that only the metrics are read.
         content = torch.load(folder / BEST_FILE, map_location='cpu', weights_only=True, mmap=True)
         best = float(content['meta']['metrics'][BEST_BY])
     return value >= 0 and value > best
 
 
 def drop_old(folder: Path, *, epoch: int, keep: int) -> None:
-    """Leaves the students of the last `keep` epochs up to `epoch`; later ones are of a training that was cut off."""
+    """Keeps the students of the last `keep` epochs up to `epoch`; later ones are from before a resume."""
     for one in _epochs(folder):
         if not epoch - keep < one <= epoch:
             epoch_file(folder, one).unlink()

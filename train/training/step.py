@@ -128,7 +128,7 @@ def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, i
     padded, device = (images.shape[2], images.shape[3]), images.device
     levels = {level.name: level for level in (*stage.student.levels, *stage.teacher_levels)}.values()
     return Targets(
-        maps=stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=device),
+        maps=stage.source.maps(samples, ahead, levels=stage.teacher_levels, device=device),
         masks=batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device),
         boxes=[one.data_sample.gt_instances.bboxes.to(device, non_blocking=True) for one in samples],
         rois=ahead.rois,

@@ -22,7 +22,7 @@ def no_writers(root: Path) -> Iterator[None]:
     """Keeps extractions out of the cache in `root`.
 
     Raises:
-        UnavailableError: one is at work.
+        UnavailableError: one is running.
     """
     with ExitStack() as stack:
         with disk_errors(root):
@@ -52,7 +52,7 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
     cache are useless, and the same rotations cannot be computed again: then all shards are queued.
 
     Raises:
-        UnavailableError: the disk refuses.
+        UnavailableError: the disk cannot be written.
     """
     root = state.root
     with disk_errors(root):

@@ -17,9 +17,15 @@ import numpy as np
 
 from mtpd.cache.checking.state import CacheState
 from mtpd.cache.format import arrays
-from mtpd.cache.format.arrays import ArraySpec, decode_plain, require_plain_bytes
+from mtpd.cache.format.arrays import (
+    ArraySpec,
+    decode_chunk,
+    decode_index,
+    decode_plain,
+    index_bytes,
+    require_plain_bytes,
+)
 from mtpd.cache.format.plan import CachePlan, ShardKey
-from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.format.strict_json import read_json, short
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.cache_files import CacheFiles

@@ -131,7 +131,8 @@ def batch_images(images: Sequence[EncodedMaps]) -> EncodedMaps:
         # Copied without waiting for what the device is at.
         scale=torch.cat(scales).to(batch.device, non_blocking=True) if scales else None,
         basis=images[0].basis,
-        sizes=sizes if has_padding else None,
+        # Without offsets the zeros of the padding are values.
+        sizes=sizes if has_padding and scales else None,
     )
 
 

@@ -210,7 +210,7 @@ def describe(
     return Description(
         fingerprint=fingerprint,
         provenance=provenance,
-        levels=tuple(LevelRecord(name=level.name, stride=level.stride, channels=level.channels) for level in levels),
+        levels=tuple(LevelRecord(**vars(level)) for level in levels),
         codec=codec,
         target_error=target_error,
         views=views,

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.arrays import CODE_DTYPES, ArraySpec, view_specs
+from mtpd.cache.format.arrays import CODE_DTYPES, ArraySpec, decode_chunk, decode_index, index_bytes, view_specs
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, max_basis_bytes
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
 from mtpd.cache.format.plan import Bucket, ShardKey, num_elements
-from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index

@@ -71,14 +71,14 @@ def append_entry(root: Path, entry: JournalEntry, *, part: Part = WHOLE) -> None
 
 
 def replace_entries(root: Path, entries: Iterable[JournalEntry]) -> None:
-    """Makes just these groups count as written. Only for who holds the whole cache."""
+    """Makes exactly these groups count as written; the caller must hold the lock of the whole cache."""
     write_atomically(root / JOURNAL_FILE, b''.join(map(_line, entries)))
     for path in root.glob(PART_JOURNALS):
         path.unlink()
 
 
 def cut_torn_tail(root: Path, *, part: Part = WHOLE) -> None:
-    """Makes a journal fit to be appended to. Only for who holds the part: a neighbour's tail may be in the writing."""
+    """Makes a journal fit for appending; needs the lock of the part, whose writer may be in the middle of a line."""
     path = journal_path(root, part)
     if path.exists():
         _, good = _read_journal(path)
@@ -142,7 +142,7 @@ def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
 
     Raises:
         CacheIncompleteError: there is neither a plan nor a manifest.
-        CacheDamagedError: the plan is none.
+        CacheDamagedError: the plan is not valid.
     """
     if not is_published(root):
         try:
@@ -195,7 +195,7 @@ def _read_journal(path: Path) -> tuple[list[JournalEntry], int]:
     """Its entries, and the bytes they take: less than the file when its tail is torn."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:  # published and tidied up by a neighbour
+    except FileNotFoundError:  # another process has published the cache and deleted it
         return [], 0
     entries, good = [], 0
     for line in content.splitlines(keepends=True):

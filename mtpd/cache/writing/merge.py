@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mtpd.cache.format.basis import BASIS_FILE
-from mtpd.cache.format.fingerprint import first_difference
 from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import JournalEntry, committed, is_published, is_sound, publish, remove_leftovers
 from mtpd.cache.writing.parts import WHOLE, CacheLock
-from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file, write_plan_file
+from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, first_difference, read_plan_file, write_plan_file
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
@@ -23,7 +22,7 @@ def publish_parts(root: Path) -> None:
 
     Raises:
         CacheIncompleteError: shard groups are missing, or there is no cache.
-        UnavailableError: a part is still at work, or the disk refuses.
+        UnavailableError: a part is still running, or the disk cannot be written.
     """
     if is_published(root):
         return
@@ -54,7 +53,7 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
         CacheMismatchError: a source is of another extraction, or `out` holds other things.
         CacheIncompleteError: a source is not an unfinished cache, or shard groups are missing from all of them.
         CacheDamagedError: a file differs from what was written.
-        UnavailableError: something is at work in `out`, or the disk refuses.
+        UnavailableError: another process is writing `out`, or the disk cannot be written.
     """
     plan = _common_plan(sources)
     with disk_errors(out):
@@ -65,7 +64,13 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
             journal.cut_torn_tail(out)
             done = committed(out, plan)
             wanted = [entry for entry in _entries(sources, plan) if entry[1].key not in done]
-            _require_all(plan, {*done, *(entry.key for _, entry in wanted)}, sources)
+            present = {*done, *(entry.key for _, entry in wanted)}
+            missing = [key for key in plan.group_files() if key not in present]
+            if missing:
+                raise CacheIncompleteError(
+                    f'{sources[0].parent}: {_how_many(plan, missing)} missing from the {len(sources)} folders; '
+                    'finish their part or give its folder too'
+                )
             create_arrays(out, plan.specs())
             for name, record in plan.files.items():
                 _transfer_any(sources, out, name, record)
@@ -116,9 +121,9 @@ def _claim(out: Path, plan: PlanRecord, sources: Sequence[Path]) -> None:
         if difference:
             raise CacheMismatchError(f'--out {out}: holds another extraction: {difference}; give a new folder')
         return
-    strangers = [path.name for path in out.iterdir() if not path.name.startswith('.')]
-    if strangers:
-        raise CacheMismatchError(f'--out {out}: holds {strangers[0]} but no cache; give an empty or new folder')
+    others = [path.name for path in out.iterdir() if not path.name.startswith('.')]
+    if others:
+        raise CacheMismatchError(f'--out {out}: holds {others[0]} but no cache; give an empty or new folder')
     write_plan_file(out, plan)
 
 
@@ -128,27 +133,14 @@ def _entries(sources: Sequence[Path], plan: PlanRecord) -> list[tuple[Path, Jour
     for source in sources:
         for key, files in committed(source, plan).items():
             found.setdefault(key, (source, JournalEntry(plan.sha256, key, files)))
-    if plan.codec == 'lean':
-        _require_one_basis(list(found.values()))
-    return [found[key] for key in plan.group_files() if key in found]
-
-
-def _require_one_basis(found: Sequence[tuple[Path, JournalEntry]]) -> None:
-    for source, entry in found:
-        if entry.files[BASIS_FILE] != found[0][1].files[BASIS_FILE]:
+    first = next(iter(found.values()), None)
+    for source, entry in found.values():
+        if first is not None and entry.files.get(BASIS_FILE) != first[1].files.get(BASIS_FILE):
             raise CacheMismatchError(
-                f'{source}: its {BASIS_FILE} differs from that of {found[0][0]}; copy the latter over it and run the '
+                f'{source}: its {BASIS_FILE} differs from that of {first[0]}; copy the latter over it and run the '
                 'mtpd-extract command of the part again'
             )
-
-
-def _require_all(plan: PlanRecord, keys: set[ShardKey], sources: Sequence[Path]) -> None:
-    missing = [key for key in plan.group_files() if key not in keys]
-    if missing:
-        raise CacheIncompleteError(
-            f'{sources[0].parent}: {_how_many(plan, missing)} missing from the {len(sources)} folders; '
-            'finish their part or give its folder too'
-        )
+    return [found[key] for key in plan.group_files() if key in found]
 
 
 def _how_many(plan: PlanRecord, missing: Sequence[ShardKey]) -> str:

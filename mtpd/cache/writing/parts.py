@@ -60,7 +60,7 @@ class Part:
         return self.count != other.count or self.index == other.index
 
     def others(self) -> list['Part']:
-        """The parts that may be at work beside this one."""
+        """The parts that may run concurrently with this one."""
         return [Part(index, self.count) for index in range(1, self.count + 1) if index != self.index]
 
 

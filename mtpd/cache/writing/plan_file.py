@@ -1,8 +1,7 @@
 """The plan of an unfinished cache as a file: what is being made, so that nothing else is mixed in.
 
-It is there from the start of an extraction until the manifest, which says the same and more, is published. It holds
-all of the manifest but the files of the shard groups, so that a cache can be published by who has neither the teacher
-nor the data set.
+It exists from the start of an extraction until the manifest, which says the same and more, is published. It holds all
+of the manifest but the files of the shard groups, so that a process without teacher and data set can publish a cache.
 """
 
 import json
@@ -15,14 +14,16 @@ from pydantic import Field, ValidationError
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.basis import BASIS_FILE
-from mtpd.cache.format.fingerprint import INFORMATIONAL
 from mtpd.cache.format.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
 from mtpd.cache.format.strict_json import read_json
-from mtpd.errors import CacheDamagedError, CacheIncompleteError
-from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
+from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
+from mtpd.system.files import canonical_json, differences, sha256_bytes, write_atomically
 
 PLAN_FILE = 'plan.json'
+# Names and versions are recorded for people; an extraction may be resumed under another version of a library.
+INFORMATIONAL = ('provenance',)
+DERIVED = ('buckets', 'files')
 
 
 class PlanRecord(Description):
@@ -115,3 +116,37 @@ def read_plan_file(root: Path) -> PlanRecord:
         raise CacheDamagedError(
             f'{root / PLAN_FILE}: {first_problem(error)}; extract again with --overwrite'
         ) from error
+
+
+def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuses to mix two extractions in one folder.
+
+    Raises:
+        CacheMismatchError: names the first field that differs and both values.
+    """
+    difference = first_difference(found, wanted)
+    if difference:
+        raise CacheMismatchError(
+            f'{root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete the '
+            'existing one'
+        )
+
+
+def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The field that best describes how two extractions differ, with both values; None for the same extraction."""
+    rows = [row for row in differences(found, wanted) if row[0].split('.')[0] not in INFORMATIONAL]
+    if not rows:
+        return None
+    field, old, new = min(rows, key=lambda row: _rank(row[0].split('.')[0]))
+    more = f' (and {len(rows) - 1} more fields)' if len(rows) > 1 else ''
+    return f'{field} is {_short(old)} there and {_short(new)} here{more}'
+
+
+def _rank(field: str) -> int:
+    """Fingerprint fields first: they are the most informative; buckets and files follow from the rest."""
+    return 0 if field == 'fingerprint' else 2 if field in DERIVED else 1
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'

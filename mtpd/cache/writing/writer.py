@@ -19,18 +19,17 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest
+from mtpd.cache.format.arrays import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import EncodedMaps, require_storable
-from mtpd.cache.format.fingerprint import require_equal
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
 from mtpd.cache.format.roi_arrays import VALUES, encode_row, require_rois, row_checksum
-from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import committed, is_published, publish, remove_leftovers
 from mtpd.cache.writing.parts import WHOLE, CacheLock, Part
-from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json, write_plan_file
+from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json, require_equal, write_plan_file
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
 from mtpd.heads.rois import ImageRois
 from mtpd.system.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
@@ -135,7 +134,7 @@ class CacheWriter:
 
     Raises (on entering):
         InputError: no manifest can hold such a cache.
-        UnavailableError: another process is writing this cache or this part of it, or the disk refuses.
+        UnavailableError: another process is writing this cache or this part of it, or the disk cannot be written.
         CacheMismatchError: the folder holds something else, or an extraction of something else.
     """
 
@@ -266,10 +265,10 @@ class CacheWriter:
         elif (self.root / PLAN_FILE).exists():
             self._require_plan(read_plan_json(self.root))
         else:
-            strangers = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
-            if strangers:
+            others = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
+            if others:
                 raise CacheMismatchError(
-                    f'{self.root}: the folder is not empty ({strangers[0]}) and does not hold an extraction; '
+                    f'{self.root}: the folder is not empty ({others[0]}) and does not hold an extraction; '
                     'choose another --out'
                 )
             write_plan_file(self.root, self._plan_record, owner=self.part.label)

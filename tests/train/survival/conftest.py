@@ -22,6 +22,7 @@ EPOCHS = 3
 # Imports everything once, then forks a process for every run: `mtpd-train` as its command starts it, within moments.
 SERVER = """
 import json, os, resource, sys
+os.environ['TORCH_CPP_LOG_LEVEL'] = 'ERROR'  # as the command sets it before it imports torch
 import torch
 torch.set_num_threads(1)
 from mtpd.detectors.runtime import prepare

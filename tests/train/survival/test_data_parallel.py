@@ -131,13 +131,13 @@ def test_evaluation_is_divided(whole_of_two: Path, stages: list[Path], records: 
 def test_a_dry_run_plans_for_the_share_of_each(start_two: Any, stages: list[Path], tmp_path: Path) -> None:
     """Batches of 2 and of 4 images; a step of the second stage has two of these."""
     code = """
-from mtpd_train.planning import trial
-add_gradient = trial.add_gradient
+from mtpd_train import planning
+add_gradient = planning.add_gradient
 def seen(stage, samples, *arguments, **options):
     with open(os.environ['DUMP'] + os.environ['RANK'], 'a') as file:
         print(stage.number, len(samples), options['ends_step'], file=file)
     return add_gradient(stage, samples, *arguments, **options)
-trial.add_gradient = seen
+planning.add_gradient = seen
 """
     dump = {'DUMP': str(tmp_path / 'dump')}
     finished(start_two(*stages, '--out', tmp_path / 'run', '--dry-run', environment=dump, code=code))

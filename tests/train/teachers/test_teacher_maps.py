@@ -22,7 +22,6 @@ from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import MtpdError
-from mtpd.geometry import Size
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import WINDOW, Request
 from mtpd_train.stage import Stage
@@ -86,9 +85,9 @@ def live_maps(teacher: Teacher, sample: Sample) -> dict[str, Tensor]:
     return {name: maps[0] for name, maps in teacher.maps(images).items()}
 
 
-def batch_maps(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, *, padded: Size) -> dict[str, Tensor]:
+def batch_maps(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead) -> dict[str, Tensor]:
     assert stage.source is not None
-    maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=CPU)
+    maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, device=CPU)
     return {name: one.values() for name, one in maps.items()}
 
 
@@ -99,7 +98,9 @@ def test_maps_are_those_of_the_drawn_samples(either: Stage, teacher: Teacher) ->
         for samples, ahead in loaded(either, either.epoch_batches(epoch)):
             images = collate(samples, preprocessing=either.student.preprocessing, device=CPU)
             padded = images.shape[2], images.shape[3]
-            maps = batch_maps(either, samples, ahead, padded=padded)
+            maps = batch_maps(either, samples, ahead)
+            grids = {level.name: level.grid(*padded) for level in either.teacher_levels}
+            assert {name: tuple(one.shape[2:]) for name, one in maps.items()} == grids
             for number, sample in enumerate(samples):
                 seen.add((sample.image_id, sample.view))
                 live = live_maps(teacher, sample)
@@ -121,8 +122,7 @@ def test_maps_are_those_of_the_drawn_samples(either: Stage, teacher: Teacher) ->
 def test_the_comparison_tells_views_and_images_apart(either: Stage, teacher: Teacher) -> None:
     """Else the test above could not fail."""
     samples, ahead = next(loaded(either, either.epoch_batches(0)))
-    padded = collate(samples, preprocessing=either.student.preprocessing, device=CPU).shape[2:]
-    maps = batch_maps(either, samples, ahead, padded=(padded[0], padded[1]))
+    maps = batch_maps(either, samples, ahead)
     for name, level in maps.items():
         live = [live_maps(teacher, sample)[name] for sample in samples]
         for number, want in enumerate(live):
@@ -150,9 +150,8 @@ def test_masks_are_true_exactly_at_image_cells(stage: Stage) -> None:
 def test_the_students_maps_lie_on_the_teachers_grid(either: Stage) -> None:
     samples, ahead = next(loaded(either, either.epoch_batches(0)))
     images = collate(samples, preprocessing=either.student.preprocessing, device=CPU)
-    padded = (images.shape[2], images.shape[3])
     student_maps = either.student.model.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
-    maps = batch_maps(either, samples, ahead, padded=padded)
+    maps = batch_maps(either, samples, ahead)
     assert [one.shape[2:] for one in student_maps] == [maps[level.name].shape[2:] for level in either.teacher_levels]
 
 
@@ -185,9 +184,7 @@ def test_a_batch_of_one_view_only(build_stage: Callable[..., Stage], exact_cache
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     assert {sample.view for sample in samples} == {'flip'}
     assert set(encoded.maps) == {'p4'}
-    sizes = [stage.student.preprocessing.geometry.padded(one.data_sample.ori_shape) for one in samples]
-    padded = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    (maps,) = batch_maps(stage, samples, encoded, padded=padded).values()
+    (maps,) = batch_maps(stage, samples, encoded).values()
     want = live_maps(teacher, samples[0])['p4']
     torch.testing.assert_close(maps[0, :, : want.shape[1], : want.shape[2]], want, rtol=1e-3, atol=1e-2)
 

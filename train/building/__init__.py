@@ -1,1 +1,0 @@
-"""From settings to plain values: the only place that sees both."""
