@@ -1,0 +1,77 @@
+"""Measurements and sweeps that no other test runs, at toy size: they end, and their last line has its figures."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / 'configs' / 'demo' / 'teachers'
+pytestmark = pytest.mark.slow
+
+
+def last_line(script: str, *options: object) -> str:
+    command = [sys.executable, ROOT / 'scripts' / script, *map(str, options)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def teacher(synthetic_set: Path) -> list[object]:
+    """A trained teacher and a small data set, as options."""
+    return ['--teacher', DEMO / 'weak.py', '--checkpoint', DEMO / 'weak.pth', '--coco', synthetic_set]
+
+
+@pytest.fixture(scope='module')
+def caches(tmp_path_factory: pytest.TempPathFactory, synthetic_set: Path, teacher: list[object]) -> list[Path]:
+    """The caches of two teachers, which check_dry_run.py leaves."""
+    folder = tmp_path_factory.mktemp('caches')
+    found = []
+    for name in ('weak', 'strong'):
+        options = ['--teacher', DEMO / f'{name}.py', '--checkpoint', DEMO / f'{name}.pth', *teacher[-2:]]
+        line = last_line('check_dry_run.py', *options, '--out', folder / name, '--codec', 'int8', '--limit', '8')
+        assert re.fullmatch(r'predicted/real bytes \d\.\d{3} time \d+\.\d{3}', line)
+        found.append(folder / name)
+    return found
+
+
+def test_bench_extract(teacher: list[object]) -> None:
+    assert re.fullmatch(
+        r'extract/forward \d\.\d{3}', last_line('bench_extract.py', *teacher, '--limit', 4, '--repeats', 1)
+    )
+
+
+def test_bench_codecs(teacher: list[object]) -> None:
+    line = last_line('bench_codecs.py', *teacher, '--num-images', 2)
+    assert re.fullmatch(r'bits \d+\.\d\d head-AP-drop -?\d+\.\d\d', line)
+
+
+def test_bench_images(synthetic_set: Path) -> None:
+    line = last_line('bench_images.py', synthetic_set / 'train2017', '--limit', 4, '--repeats', 1)
+    assert re.fullmatch(r'read_image/OpenCV \d+\.\d\d', line)
+
+
+def test_bench_help() -> None:
+    assert re.fullmatch(r'slowest \d+\.\d\d', last_line('bench_help.py', '--runs', 1))
+
+
+def test_coco_sizes(caches: list[Path], synthetic_set: Path) -> None:
+    annotations = synthetic_set / 'annotations' / 'instances_train2017.json'
+    assert re.fullmatch(r'bits \d+\.\d\d', last_line('coco_sizes.py', caches[0], '--annotations', annotations))
+
+
+def test_check_adaptation_costs(caches: list[Path]) -> None:
+    line = last_line('check_adaptation_costs.py', *caches, '--num-images', 4, '--steps', 5)
+    assert re.fullmatch(r'same ranking: (yes|no)', line)
+
+
+def test_zoo_sweep() -> None:
+    assert last_line('zoo_sweep.py', '--family', 'retinanet') == 'zoo 1 of 1'
+
+
+def test_student_sweep() -> None:
+    line = last_line('student_sweep.py', '--family', 'retinanet', '--family', 'htc')
+    assert line == 'students 1 of 2, refused 1, unclear 0, wrong 0'
