@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.teacher_tensors import save_teacher
-from mtpd.console import warn
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels
-from mtpd.detectors.proposals import proposing_head
+from mtpd.data.coco import CocoSet, coco_paths, image_path, missing_images, read_annotations, require_pixels
+from mtpd.detectors.teacher_heads import proposing_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
-from mtpd.environment import choose_device
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHead
-from mtpd.pyramid import Level
+from mtpd.system.console import warn
+from mtpd.system.environment import choose_device
 from mtpd_extract.fingerprint import fingerprint, provenance
 
 
@@ -129,8 +129,7 @@ def data_set(options: Mapping[str, Any]) -> tuple[Path, Path]:
     """The image folder and the annotation file that the options name."""
     if options['images'] is not None:
         return options['images'], options['annotations']
-    coco, split = options['coco'], options['split']
-    return coco / split, coco / 'annotations' / f'instances_{split}.json'
+    return coco_paths(options['coco'], options['split'])
 
 
 def _require_images(coco: CocoSet, folder: Path) -> None:

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from mtpd.cache.format.basis import Covariance
 from mtpd.cache.format.codecs import require_finite
-from mtpd.console import progress_bar
-from mtpd.data.spread import spread
+from mtpd.data.coco import spread
+from mtpd.system.console import progress_bar
 from mtpd_extract.build import Extraction
 from mtpd_extract.forward import load_images, view_maps
 

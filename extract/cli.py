@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from mtpd.console import reported
-from mtpd.torchrun import local_rank
+from mtpd.system.console import reported
+from mtpd.system.environment import local_rank
 from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
 from mtpd_extract.workers import part_of_environment
 

@@ -88,7 +88,7 @@ def require_pairs(options: dict[str, Any]) -> None:
 
 
 def output_options(command: Command) -> Command:
-    """Verbosity options, as `mtpd.console.reported` takes them."""
+    """Verbosity options, as `mtpd.system.console.reported` takes them."""
     return _together(
         command,
         click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.'),

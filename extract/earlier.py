@@ -7,7 +7,7 @@ from mtpd.cache.format.manifest import TEACHER_FILE
 from mtpd.cache.format.teacher_tensors import without_record
 from mtpd.cache.writing.plan_file import read_plan_file
 from mtpd.errors import CacheError
-from mtpd.files import sha256_bytes
+from mtpd.system.files import sha256_bytes
 from mtpd_extract.build import Extraction
 
 

@@ -4,16 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket, ShardKey
-from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.shard import compressed_bound, index_bytes
-from mtpd.console import warn
 from mtpd.errors import UnavailableError
-from mtpd.files import free_bytes
+from mtpd.system.console import warn
+from mtpd.system.files import free_bytes
 from mtpd_extract.build import Extraction
 
 # What a file or a folder takes at least on common file systems.
@@ -95,18 +92,24 @@ def gigabytes(num_bytes: int) -> str:
 
 
 def _specs(extraction: Extraction, bucket: Bucket) -> list[ArraySpec]:
-    of_maps = arrays.bucket_specs(bucket, views=extraction.views, levels=extraction.levels, codec=extraction.codec)
-    return of_maps + roi_specs(bucket, extraction.description.rois)
+    return arrays.bucket_specs(
+        bucket,
+        views=extraction.views,
+        levels=extraction.levels,
+        codec=extraction.codec,
+        rois=extraction.description.rois,
+    )
 
 
 def _file_bytes(spec: ArraySpec, num_rows: int, per_element: PerElement | None = None) -> int:
     """One file of an array that holds `num_rows` rows, with its last block and its folders."""
-    row_bytes = math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize
     if spec.sharded:
         level = spec.path.rsplit('/', 1)[1]
-        row = compressed_bound(row_bytes) if per_element is None else math.prod(spec.row_shape) * per_element[level]
+        row = (
+            compressed_bound(spec.row_bytes) if per_element is None else math.prod(spec.row_shape) * per_element[level]
+        )
         content = math.ceil(num_rows * row) + index_bytes(spec.rows_per_file)
     else:
-        content = spec.rows_per_file * row_bytes
+        content = spec.file_bytes
     # One folder for each axis but the last: c/<shard>/0/0/0.
     return content + BLOCK_BYTES * len(spec.shape) + RECORD_BYTES

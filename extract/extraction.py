@@ -13,11 +13,11 @@ from mtpd.cache.format.codecs import EncodedMaps, encode
 from mtpd.cache.format.manifest import ViewName
 from mtpd.cache.format.plan import ShardKey, SourceImage
 from mtpd.cache.writing.shard_group import ShardGroup
-from mtpd.console import progress_bar
-from mtpd.detectors.proposals import teacher_rois
+from mtpd.detectors.teacher_heads import teacher_rois
 from mtpd.heads.rois import ImageRois
-from mtpd.interrupt import StopFlag
-from mtpd.prefetch import BackgroundQueue, prefetched
+from mtpd.system.console import progress_bar
+from mtpd.system.interrupt import StopFlag
+from mtpd.system.prefetch import BackgroundQueue, prefetched
 from mtpd_extract.build import Extraction
 from mtpd_extract.calibration import compute_bases
 from mtpd_extract.forward import load_images, view_maps

@@ -12,12 +12,10 @@ import torch
 
 from mtpd.cache.checking.state import read_state
 from mtpd.data.coco import CocoImage, CocoSet
-from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
-from mtpd.detectors.teachers import Teacher
-from mtpd.differences import differences
-from mtpd.environment import describe_device, versions
+from mtpd.detectors.teachers import Teacher, teacher_fingerprint
 from mtpd.errors import CacheError
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.environment import describe_device, versions
+from mtpd.system.files import canonical_json, differences, sha256_bytes
 
 LIBRARIES = (
     'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'zarr', 'numcodecs', 'opencv-python', 'simplejpeg', 'numpy'

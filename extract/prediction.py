@@ -4,16 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from mtpd.cache.format import arrays
-from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.basis import max_basis_bytes
 from mtpd.cache.format.plan import Bucket, SourceImage
-from mtpd.cache.format.roi_arrays import roi_specs, row_bytes
 from mtpd.cache.format.shard import index_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.geometry import Size
+from mtpd.system.text import format_duration
 from mtpd_extract.build import Extraction
 from mtpd_extract.estimate import gigabytes
 from mtpd_extract.trial import Trial, num_pixels
@@ -51,7 +48,7 @@ class Prediction:
 
     def __str__(self) -> str:
         rate = self.num_images / self.seconds
-        return f'{gigabytes(self.num_bytes)}, {duration(self.seconds)} at {rate:.3g} images/s'
+        return f'{gigabytes(self.num_bytes)}, {format_duration(self.seconds)} at {rate:.3g} images/s'
 
 
 def predict(extraction: Extraction, trial: Trial) -> Prediction:
@@ -66,12 +63,15 @@ def predict_bytes(extraction: Extraction, trial: Trial) -> int:
     index = list(arrays.index_specs(plan.num_images).values())
     specs, total = list(index), float(len(extraction.teacher_weights))
     records = [spec.file(0) for spec in index]
-    total += sum(_plain_bytes(spec) for spec in index)
+    total += sum(spec.file_bytes for spec in index)
     for bucket in plan.buckets:
         of_bucket = arrays.bucket_specs(
-            bucket, views=extraction.views, levels=extraction.levels, codec=extraction.codec
+            bucket,
+            views=extraction.views,
+            levels=extraction.levels,
+            codec=extraction.codec,
+            rois=extraction.description.rois,
         )
-        of_bucket += roi_specs(bucket, extraction.description.rois)
         specs += of_bucket
         for spec in of_bucket:
             records += [spec.file(shard) for shard in range(bucket.num_shards)]
@@ -79,7 +79,7 @@ def predict_bytes(extraction: Extraction, trial: Trial) -> int:
                 per_element = trial.bytes_per_element[spec.path.rsplit('/', 1)[1]]
                 total += math.prod(spec.shape) * per_element + bucket.num_shards * index_bytes(spec.rows_per_file)
             else:
-                total += bucket.num_shards * _plain_bytes(spec)
+                total += bucket.num_shards * spec.file_bytes
     if extraction.codec == 'lean':
         total += max_basis_bytes(extraction.levels)
     total += sum(len(content) for content in metadata_files(specs).values())
@@ -98,20 +98,9 @@ def predict_coco(extraction: Extraction, trial: Trial) -> Prediction:
             elements = level.channels * math.prod(level.grid(*padded))
             num_bytes += elements * trial.bytes_per_element[level.name] * len(extraction.views) * count / num_sizes
     bucket = Bucket((1, 1), (SourceImage(-1, (1, 1)),), 1)
-    num_bytes += sum(row_bytes(spec) for spec in roi_specs(bucket, extraction.description.rois))
+    num_bytes += sum(spec.row_bytes for spec in arrays.roi_specs(bucket, extraction.description.rois).values())
     return Prediction(
         NUM_COCO_IMAGES,
         round(NUM_COCO_IMAGES * num_bytes) + len(extraction.teacher_weights),
         NUM_COCO_IMAGES * pixels * trial.seconds_per_pixel + trial.bases_seconds,
     )
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds >= 5400:
-        return f'{seconds / 3600:.1f} h'
-    return f'{seconds / 60:.1f} min' if seconds >= 90 else f'{seconds:.1f} s'
-
-
-def _plain_bytes(spec: ArraySpec) -> int:
-    return math.prod((spec.rows_per_file, *spec.row_shape)) * np.dtype(spec.dtype).itemsize

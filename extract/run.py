@@ -8,10 +8,10 @@ from typing import Any
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
-from mtpd.console import say, warn
-from mtpd.files import free_bytes, require_writable
-from mtpd.interrupt import stop_on_signals
-from mtpd.outcome import Interrupted
+from mtpd.errors import Interrupted
+from mtpd.system.console import say, warn
+from mtpd.system.files import free_bytes, require_writable
+from mtpd.system.interrupt import stop_on_signals
 from mtpd_extract.build import Extraction, build_extraction
 from mtpd_extract.earlier import without_head_record
 from mtpd_extract.estimate import gigabytes, groups_bytes, require_room, total_bytes

@@ -1,9 +1,9 @@
 """A look at the teacher's maps of a few images before anything is written."""
 
 from mtpd.cache.format.codecs import require_finite
-from mtpd.data.spread import spread
+from mtpd.data.coco import spread
+from mtpd.detectors.map_statistics import MapStatistics
 from mtpd.detectors.teacher_maps import require_repeated
-from mtpd.map_statistics import MapStatistics
 from mtpd_extract.build import Extraction
 from mtpd_extract.forward import load_images, view_maps
 

@@ -18,8 +18,8 @@ from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
 from mtpd.cache.format.shard import index_bytes
 from mtpd.cache.writing.shard_group import ShardGroup
 from mtpd.cache.writing.writer import MAX_COMPRESSORS
-from mtpd.files import sha256_bytes
-from mtpd.interrupt import StopFlag
+from mtpd.system.files import sha256_bytes
+from mtpd.system.interrupt import StopFlag
 from mtpd_extract.build import Extraction
 from mtpd_extract.calibration import NUM_IMAGES as NUM_BASIS_IMAGES
 from mtpd_extract.extraction import Batch, Loading, Progress, batches, extract_groups

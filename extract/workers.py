@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mtpd.torchrun import rank_and_size
+from mtpd.system.environment import rank_and_size
 
 
 def part_of_environment(environment: Mapping[str, str]) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """mtpd distils small object detectors from compressed caches of teacher feature pyramids.
 
-The command lines are in `mtpd_extract` and `mtpd_train`; this package is the library that they share.
+This package is the library that the programs in `mtpd_extract` and `mtpd_train` share. Its public names are those in
+`__all__` of `mtpd.cache`, `mtpd.detectors`, `mtpd.errors`, `mtpd.geometry`, `mtpd.losses` and `mtpd.ordering`.
 """
 
 __version__ = '0.1.0'

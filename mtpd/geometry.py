@@ -1,4 +1,4 @@
-"""How an image becomes a network input: resize, mirror, pad. Pure arithmetic, no pixels.
+"""Sizes: how an image becomes a network input (resize, mirror, pad), and levels of feature pyramids. No pixels.
 
 Teacher and student of a cache share one geometry, so that cell (y, x) of a level means the same pixels to both.
 Sizes are (height, width) in px. Padding goes to the right and the bottom, after mirroring, as in mmdet.
@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mtpd.errors import InputError
+
+__all__ = ['Geometry', 'Level', 'level_name']
 
 Size = tuple[int, int]
 
@@ -65,3 +67,28 @@ class Geometry:
         """Its values by name; the rarer ones only where they are not the default, as older caches lack them."""
         rarer = {field.name: field.default for field in fields(self)[4:]}
         return {name: value for name, value in asdict(self).items() if name not in rarer or value != rarer[name]}
+
+
+@dataclass(frozen=True)
+class Level:
+    """One map of a feature pyramid.
+
+    Attributes:
+        name: `p3` for stride 8, `p4` for stride 16, ...; `s100` if the stride is not a power of two.
+        stride: input pixels per cell.
+        channels: number of channels.
+    """
+
+    name: str
+    stride: int
+    channels: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of this level's map for an input of `height` x `width` px."""
+        return -(-height // self.stride), -(-width // self.stride)
+
+
+def level_name(stride: int) -> str:
+    """`p<k>` for stride 2**k, the field's own naming; `s<stride>` for other strides."""
+    power = stride.bit_length() - 1
+    return f'p{power}' if stride == 1 << power else f's{stride}'

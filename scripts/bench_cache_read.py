@@ -21,23 +21,50 @@ ones: real caches do not fit into memory.
 
 import argparse
 import ctypes
+import io
 import math
 import mmap
 import os
 import random
 import statistics
+import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+import zarr
+from numcodecs.zstd import Zstd
+from torch import Tensor
+from torch.nn.functional import interpolate
+from tqdm import tqdm
 
 import mtpd.cache
-from cache_read.methods import Method, methods_of
-from cache_read.synthetic import synthetic_cache
+from measuring import described_parser, median_ratio
 from mtpd.cache import CacheReader
+from mtpd.cache.format.arrays import ZSTD_LEVELS
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode, expected_bytes
+from mtpd.cache.format.manifest import describe
+from mtpd.cache.format.plan import SourceImage, plan_cache
+from mtpd.cache.format.shard import CHECKSUM_BYTES, encode_chunk
+from mtpd.cache.writing.writer import CacheWriter
+from mtpd.geometry import Geometry, Level, Size
+
+CHANNELS = 256
+IMAGE_SIZE: Size = (480, 640)
+DISTINCT_MAPS = 4  # images share them, which costs a reader nothing less
+IMAGES_PER_SHARD = 6
+OUTLIER = 60  # how far one cell stands out: it takes most of the range of int8
 
 ORDERS, PAGE_CACHES, THREADS = ('random', 'shards'), ('warm', 'cold'), (1, 2)
 
@@ -48,6 +75,165 @@ class Setting(NamedTuple):
     page_cache: str
     order: str
     num_threads: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to read images.
+
+    Attributes:
+        name: in the table.
+        files: that it reads; none for the limit, which reads memory.
+        read: reads the images with these ids, one after another, in one thread.
+        by_shard: whether it can only read whole shards.
+    """
+
+    name: str
+    files: Sequence[Path]
+    read: Callable[[Sequence[int]], object]
+    by_shard: bool = False
+
+
+def synthetic_cache(root: Path, codec: CodecName, *, num_images: int, scale: Size) -> None:
+    """Maps like those of an FPN: correlated channels, smooth in space, heavy tails; lean packs to 1.2 bits."""
+    geometry, generator = Geometry(scale), torch.Generator().manual_seed(0)
+    levels = tuple(Level(f'p{number}', 2**number, CHANNELS) for number in range(3, 8))
+    bases = {one.name: torch.linalg.qr(torch.randn(CHANNELS, CHANNELS, generator=generator))[0] for one in levels}
+    energies = torch.arange(1.0, CHANNELS + 1) ** -0.7
+
+    def smooth(channels: int, grid: Size, *, cells: int) -> Tensor:
+        coarse = torch.randn(1, channels, *(side // cells + 1 for side in grid), generator=generator)
+        return interpolate(coarse, size=grid, mode='bilinear')
+
+    def maps(level: Level) -> EncodedMaps:
+        grid, basis = level.grid(*geometry.padded(IMAGE_SIZE)), bases[level.name]
+        values = smooth(CHANNELS, grid, cells=4) + 0.2 * torch.randn(1, CHANNELS, *grid, generator=generator)
+        gain = (0.8 * smooth(1, grid, cells=6)).exp()
+        gain[..., grid[0] // 2, grid[1] // 2] *= OUTLIER
+        values = values * gain
+        values = torch.einsum('ck,bkhw->bchw', basis * energies, values)
+        return encode(values, codec, basis=basis if codec == 'lean' else None)
+
+    encoded = [{level.name: maps(level) for level in levels} for _ in range(min(DISTINCT_MAPS, num_images))]
+    images = [SourceImage(number, IMAGE_SIZE) for number in range(num_images)]
+    largest = CHANNELS * levels[0].stride ** -2 * geometry.padded(IMAGE_SIZE)[0] * geometry.padded(IMAGE_SIZE)[1]
+    shard_bytes = int(largest * expected_bytes(codec) * (IMAGES_PER_SHARD + 0.5))
+    plan = plan_cache(
+        images, geometry=geometry, levels=levels, bytes_per_element=expected_bytes(codec), shard_bytes=shard_bytes
+    )
+    description = describe(
+        fingerprint={'maps': 'synthetic'},
+        provenance={},
+        levels=levels,
+        codec=codec,
+        target_error=0.03 if codec == 'lean' else None,
+        views=('plain',),
+        geometry=geometry,
+    )
+    weights = safetensors.torch.save({'none': torch.zeros(1)})
+    with CacheWriter(root, description=description, plan=plan, teacher_weights=weights) as writer:
+        if codec == 'lean':
+            writer.bases(lambda: bases)
+        for key in writer.pending():
+            group = writer.start_group(key)
+            for image in writer.plan.images(key):
+                group.append('plain', encoded[image.image_id % len(encoded)])
+            writer.commit(group)
+        writer.finish()
+
+
+def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Method]:
+    """All methods, the cache and the limit first; writes the rivals' files."""
+    codec, local = reader.manifest.description.codec, threading.local()
+    num_codes = max(map(reader.num_codes, ids))
+
+    def buffer() -> Tensor:
+        """Of the thread that asks."""
+        if not hasattr(local, 'buffer'):
+            local.buffer = torch.zeros(num_codes, dtype=reader.code_dtype)
+        codes: Tensor = local.buffer
+        return codes
+
+    frames: dict[int, list[tuple[bytes, int]]] = {}
+    npy, half, saved, tars = (folder / name for name in ('npy', 'fp16', 'saved', 'tar'))
+    for path in (npy, half, saved, tars):
+        path.mkdir()
+    shards = dict.fromkeys(map(reader.shard, ids))
+    tar_of = {one: tars / f'{list(shards).index(reader.shard(one))}.tar' for one in ids}
+    for one in tqdm(ids, desc='writing the rivals', unit='image', mininterval=0.5):
+        encoded = reader.read_encoded(one)
+        codes = {name: maps.codes.numpy() for name, maps in encoded.items()}
+        chunks = [encode_chunk(each, level=ZSTD_LEVELS[codec])[:-CHECKSUM_BYTES] for each in codes.values()]
+        frames[one] = list(zip(chunks, (each.size for each in codes.values()), strict=True))
+        np.save(npy / f'{one}.npy', np.concatenate([each.ravel() for each in codes.values()]))
+        np.save(half / f'{one}.npy', torch.cat([maps.values().half().flatten() for maps in encoded.values()]))
+        torch.save({name: maps.codes.clone() for name, maps in encoded.items()}, saved / f'{one}.pt')
+        with tarfile.open(tar_of[one], 'a') as tar:
+            for name, each in codes.items():
+                file = io.BytesIO()
+                np.save(file, each)
+                entry = tarfile.TarInfo(f'{one}.{name}.npy')
+                entry.size = file.tell()
+                file.seek(0)
+                tar.addfile(entry, file)
+    group: Any = zarr.open_group(reader.path, mode='r', zarr_format=3)
+    # Of each image, the arrays of its levels and its row in them.
+    arrays = {one: [f'{reader.shard(one).bucket}/plain/{level.name}' for level in reader.levels] for one in ids}
+    opened = {each: group[each] for paths in arrays.values() for each in paths}
+    position: dict[int, int] = {}
+    for key in shards:
+        table = group[f'{key.bucket}/plain/image_id'][:]
+        position |= {int(image_id): row for row, image_id in enumerate(table)}
+
+    def limit(some: Sequence[int]) -> None:
+        zstd, codes = Zstd(), buffer().numpy()
+        for one in some:
+            start = 0
+            for packed, length in frames[one]:
+                zstd.decode(packed, codes[start : start + length])
+                start += length
+
+    def read(some: Sequence[int]) -> None:
+        codes = buffer()
+        for one in some:
+            reader.read_encoded(one, out=codes)
+
+    def untar(some: Sequence[int]) -> None:
+        for path in dict.fromkeys(tar_of[one] for one in some):
+            with tarfile.open(path, 'r|') as tar:
+                for member in tar:
+                    content = tar.extractfile(member)
+                    assert content is not None, 'only files were put in'
+                    np.load(io.BytesIO(content.read()))
+
+    of_cache = [path for path in reader.path.rglob('c/**/*') if path.is_file()]
+    found = [
+        Method('read', of_cache, read),
+        Method('limit', [], limit),
+        Method(
+            'zarr-python', of_cache, lambda some: [opened[path][position[one]] for one in some for path in arrays[one]]
+        ),
+        Method('npy codes', sorted(npy.iterdir()), lambda some: [np.load(npy / f'{one}.npy') for one in some]),
+        Method('npy fp16', sorted(half.iterdir()), lambda some: [np.load(half / f'{one}.npy') for one in some]),
+        Method('torch.save', sorted(saved.iterdir()), lambda some: [torch.load(saved / f'{one}.pt') for one in some]),
+        Method('tar', sorted(tars.iterdir()), untar, by_shard=True),
+    ]
+    if find_spec('tensorstore'):
+        tensorstore = import_module('tensorstore')
+        stores = {
+            path: tensorstore.open(
+                {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(reader.path / path)}}
+            ).result()
+            for path in opened
+        }
+        found.append(
+            Method(
+                'tensorstore',
+                of_cache,
+                lambda some: [stores[path][position[one]].read().result() for one in some for path in arrays[one]],
+            )
+        )
+    return found
 
 
 def ordered(reader: CacheReader, ids: Sequence[int], order: str, *, seed: int) -> list[int]:
@@ -119,38 +305,31 @@ def _measure(
     reader: CacheReader, ids: Sequence[int], methods: Sequence[Method], num_rounds: int
 ) -> tuple[Figures, Figures]:
     """Images/s, and milliseconds of processor time an image; NaN for what a method cannot do."""
-    rates: Figures = {}
-    processor: Figures = {}
+    settings = list(map(Setting._make, product(PAGE_CACHES, ORDERS, THREADS)))
+    rates: Figures = {setting: {one.name: [] for one in methods} for setting in settings}
+    processor: Figures = {setting: {one.name: [] for one in methods} for setting in settings}
     gone = 1.0
-    for number in range(num_rounds + 1):
-        for setting in map(Setting._make, product(PAGE_CACHES, ORDERS, THREADS)):
-            of_setting, of_processor = (
-                figures.setdefault(setting, {one.name: [] for one in methods}) for figures in (rates, processor)
-            )
-            images = ordered(reader, ids, setting.order, seed=number)
-            for method in random.Random(number).sample(methods, len(methods)):
-                if method.by_shard and setting.order == 'random':
-                    of_setting[method.name].append(math.nan)
-                    of_processor[method.name].append(math.nan)
-                    continue
+    for number, setting in product(range(num_rounds + 1), settings):
+        images = ordered(reader, ids, setting.order, seed=number)
+        for method in random.Random(number).sample(methods, len(methods)):
+            rate = milliseconds = math.nan
+            if setting.order == 'shards' or not method.by_shard:
                 if setting.page_cache == 'cold':
                     gone = min(gone, dropped(method.files))
                 parts = list(portions(reader, images, setting.num_threads, by_shard=setting.order == 'shards'))
                 with ThreadPoolExecutor(setting.num_threads) as executor:
                     start, started = time.perf_counter(), time.process_time()
                     list(executor.map(method.read, parts))
-                    of_setting[method.name].append(len(ids) / (time.perf_counter() - start))
-                    of_processor[method.name].append(1000 * (time.process_time() - started) / len(ids))
+                    rate = len(ids) / (time.perf_counter() - start)
+                    milliseconds = 1000 * (time.process_time() - started) / len(ids)
+            if number:  # the first round warms up
+                rates[setting][method.name].append(rate)
+                processor[setting][method.name].append(milliseconds)
     print(
         f'cold: {100 * gone:.1f}% of the pages were out of memory (mincore); caches of the disk or of the host of a '
         'virtual machine are not visible here'
     )
-    # The first round warms up.
-    return _without_first(rates), _without_first(processor)
-
-
-def _without_first(figures: Figures) -> Figures:
-    return {setting: {name: one[1:] for name, one in found.items()} for setting, found in figures.items()}
+    return rates, processor
 
 
 def _report(rates: Figures, processor: Figures, gigabytes: Mapping[str, float]) -> None:
@@ -182,7 +361,7 @@ def _report(rates: Figures, processor: Figures, gigabytes: Mapping[str, float]) 
 
 
 def _ratio(found: Mapping[str, Sequence[float]], other: str) -> float:
-    return statistics.median(one / two for one, two in zip(found['read'], found[other], strict=True))
+    return median_ratio(found['read'], found[other])
 
 
 def _to_best(found: Mapping[str, Sequence[float]]) -> float:
@@ -198,7 +377,7 @@ def _gigabytes(method: Method, methods: Sequence[Method], reader: CacheReader, i
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     add = parser.add_argument
     add('--cache', type=Path, help='cache to read instead of the synthetic one')
     add(

@@ -10,7 +10,6 @@ millions of elements a second in one thread, quantisation and compression togeth
 Last line: `bits B head-AP-drop D` of the recommended setting (lean, error 0.03), the worst teacher of each.
 """
 
-import argparse
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +23,14 @@ from numcodecs import BitRound, Blosc, Zstd
 from torch import Tensor
 from tqdm import tqdm
 
+from measuring import described_parser
 from mtpd.cache.format.arrays import ZSTD_LEVELS
 from mtpd.cache.format.basis import Covariance
-from mtpd.cache.format.codecs import CodecName, EncodedMaps, decode, encode
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.shard import chunk_checksum, decode_chunk, encode_chunk
-from mtpd.data.coco import CocoSet, read_annotations
-from mtpd.data.spread import spread
-from mtpd.detectors.own_head import head_detections, require_head
+from mtpd.data.coco import CocoSet, read_annotations, spread
+from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.evaluation import evaluate
 from mtpd_extract.annotated_images import AnnotatedImage, view_of
@@ -85,16 +84,15 @@ def our_method(name: str, codec: CodecName, *, target: float | None = None, rota
     def pack(maps: Tensor, basis: Tensor) -> tuple[int, Stored]:
         used = basis if codec == 'lean' and rotated else None
         encoded = encode(maps[None], codec, target=target, basis=used)
-        codes = encoded.codes[0].numpy()
+        codes, scale = encoded.codes.numpy(), encoded.scale
         chunk = encode_chunk(codes, level=ZSTD_LEVELS[codec])
-        scale = None if encoded.scale is None else encoded.scale[0]
         num_bytes = len(chunk) + (0 if scale is None else scale.numel() * scale.element_size())
-        return num_bytes, (chunk, np.empty_like(codes), encoded.error[0], scale, used)
+        return num_bytes, (chunk, np.empty_like(codes), scale, used)
 
     def unpack(stored: Stored) -> Tensor:
-        chunk, codes, error, scale, used = stored
+        chunk, codes, scale, used = stored
         decode_chunk(chunk, out=codes, checksum=chunk_checksum(chunk), name=name)
-        return decode(EncodedMaps(torch.from_numpy(codes), error, scale, used))
+        return EncodedMaps(torch.from_numpy(codes), scale, used).values()[0]
 
     return Method(name, pack, unpack, is_ours=True)
 
@@ -265,7 +263,7 @@ def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], me
 
 def main() -> None:
     """Measures every teacher."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--teacher', action='append', required=True)
     parser.add_argument('--checkpoint', action='append', type=Path, required=True)
     parser.add_argument('--coco', type=Path, default=Path('data/coco'))

@@ -11,7 +11,6 @@ one-time work (loading, zarr metadata, the statistics of `lean`) is not timed. B
 round; medians. Last line: `extract/forward R`, the ratio of the throughputs.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -23,10 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from measuring import described_parser, interleaved, median_ratio
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
-from mtpd.environment import describe_device
-from mtpd.interrupt import StopFlag
+from mtpd.system.environment import describe_device
+from mtpd.system.interrupt import StopFlag
 from mtpd_extract.build import Extraction, build_extraction
 from mtpd_extract.calibration import compute_bases
 from mtpd_extract.cli import main as mtpd_extract
@@ -36,7 +36,7 @@ from mtpd_extract.forward import load_images
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--repeats', type=int, default=5, help='measured rounds (default 5)')
     parser.add_argument('--folder', type=Path, help='folder for the temporary caches')
     own, others = parser.parse_known_args(arguments)
@@ -50,18 +50,17 @@ def main(arguments: Sequence[str]) -> None:
         f'{", ".join(extraction.views)} as {extraction.codec}, batches of {loading.batch_size}, '
         f'{loading.num_threads} reader threads, {torch.get_num_threads()} network threads'
     )
-    times: dict[str, list[float]] = {'forward': [], 'extract': []}
-    for _ in range(1 + own.repeats):
-        times['forward'].append(time_forward(extraction, inputs))
-        times['extract'].append(time_extract(extraction, loading, own.folder))
+    ways = {
+        'forward': partial(time_forward, extraction, inputs),
+        'extract': partial(time_extract, extraction, loading, own.folder),
+    }
+    rounds = interleaved(ways, own.repeats)
+    times = {name: [one[name] for one in rounds] for name in ways}
     print(f'{"":<10}{"median s":>10}{"fastest s":>11}{"slowest s":>11}{"images/s":>10}')
-    for name, counted in ((name, seconds[1:]) for name, seconds in times.items()):
+    for name, counted in times.items():
         median = statistics.median(counted)
         print(f'{name:<10}{median:>10.2f}{min(counted):>11.2f}{max(counted):>11.2f}{num_images / median:>10.2f}')
-    # Of pairs, so that what slows the machine for a while slows both.
-    ratio = statistics.median(
-        forward / extract for forward, extract in zip(times['forward'][1:], times['extract'][1:], strict=True)
-    )
+    ratio = median_ratio(times['forward'], times['extract'])
     print(f'extract/forward {ratio:.3f}')
 
 

@@ -5,19 +5,20 @@
 Last line: `slowest S` in seconds.
 """
 
-import argparse
 import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
 
+from measuring import described_parser
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--runs', type=int, default=5)
     arguments = parser.parse_args()
     programs = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']

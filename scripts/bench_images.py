@@ -7,20 +7,21 @@ Both read the files from the page cache and return pixels; the fastest round cou
 `read_image/OpenCV R`, the ratio of the speeds.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from measuring import described_parser, interleaved
 from mtpd.data.images import read_image
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('folder', type=Path, help='image folder')
     parser.add_argument('--limit', type=int, help='number of images')
     parser.add_argument('--repeats', type=int, default=5, help='rounds (default 5)')
@@ -28,12 +29,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     paths = sorted(path for path in arguments.folder.iterdir() if path.is_file())[: arguments.limit]
     readers = {'OpenCV': read_by_opencv, 'read_image': read_image}
-    # In turns, as other programs come and go; the first round fills the page cache.
-    rounds = [
-        {name: images_per_second(reader, paths) for name, reader in readers.items()}
-        for _ in range(1 + arguments.repeats)
-    ]
-    fastest = {name: max(one[name] for one in rounds[1:]) for name in readers}
+    # The first round fills the page cache.
+    ways = {name: partial(images_per_second, reader, paths) for name, reader in readers.items()}
+    rounds = interleaved(ways, arguments.repeats)
+    fastest = {name: max(one[name] for one in rounds) for name in readers}
     for name, speed in fastest.items():
         print(f'{name:<12}{speed:>8.1f} images/s')
     print(f'read_image/OpenCV {fastest["read_image"] / fastest["OpenCV"]:.2f}')

@@ -31,11 +31,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from measuring import described_parser
 from mtpd.errors import InputError
-from mtpd.kernels.fused import fused_weighted_mse
+from mtpd.geometry import Level
 from mtpd.kernels.reference import reference_weighted_mse
-from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
+from mtpd.kernels.weighted_mse import fused_weighted_mse
+from mtpd.losses.maps import valid_cells
 
 PYRAMIDS = {'p3-p7': (8, 16, 32, 64, 128), 'p2-p5': (4, 8, 16, 32)}
 DTYPES = (
@@ -233,7 +234,7 @@ def device_name(device: torch.device) -> str:
 
 def parse() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
     parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
     parser.add_argument(

@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import torch
 
-from mtpd.environment import describe_device
-from step.setting import add_setting_options, parse_options, prepare
-from step.trainer import Trainer
+from measuring import described_parser
+from mtpd.system.environment import describe_device
+from train_steps import Trainer, add_setting_options, parse_options, prepare
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     'defaults': (),
@@ -104,7 +104,7 @@ def _train(
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     add_setting_options(parser)
     add = parser.add_argument
     add('--batch-sizes', type=int, nargs='+', default=[1, 2, 4, 8], help='(default 1 2 4 8)')

@@ -29,13 +29,14 @@ import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from mtpd.environment import describe_device
-from step.setting import WAYS, add_setting_options, parse_options, prepare
-from step.trainer import PARTS, Trainer, Turn
+from measuring import described_parser, interleaved, median_ratio
+from mtpd.system.environment import describe_device
+from train_steps import PARTS, WAYS, Trainer, Turn, add_setting_options, parse_options, prepare
 
 
 def main() -> None:
@@ -53,22 +54,20 @@ def main() -> None:
             f'{options.size}, batches of {options.batch_size}, {options.precision}, {options.loss}, codec '
             f'{options.codec}, {options.workers} workers'
         )
-        rounds: list[dict[str, Turn]] = []
-        for _ in range(1 + options.rounds):
-            rounds.append({way: pool.submit(_turn, options.steps).result() for way, pool in pools.items()})
-    _report(rounds[1:])
+        turns = {way: partial(_turn_in, pool, options.steps) for way, pool in pools.items()}
+        _report(interleaved(turns, options.rounds))
 
 
 def _report(rounds: list[dict[str, Turn]]) -> None:
     columns = ''.join(f'{part:>9}' for part in PARTS)
     print(f'{"":<8}{"images/s":>10}{"slowest":>9}{"fastest":>9}{"MB":>8} | ms a step:{columns}')
     memory = {way: max(one[way].memory for one in rounds) / 1e6 for way in WAYS}
+    rates = {way: [one[way].rate for one in rounds] for way in WAYS}
     for way in WAYS:
-        rates = [one[way].rate for one in rounds]
         parts = ''.join(f'{statistics.median(one[way].parts[part] for one in rounds):>9.1f}' for part in PARTS)
-        speed = f'{statistics.median(rates):>10.2f}{min(rates):>9.2f}{max(rates):>9.2f}'
+        speed = f'{statistics.median(rates[way]):>10.2f}{min(rates[way]):>9.2f}{max(rates[way]):>9.2f}'
         print(f'{way:<8}{speed}{memory[way]:>8.0f} |{"":11}{parts}')
-    plain, online = (statistics.median(one['cached'].rate / one[way].rate for one in rounds) for way in WAYS[::2])
+    plain, online = (median_ratio(rates['cached'], rates[way]) for way in ('plain', 'online'))
     more = memory['cached'] / memory['plain']
     print(f'cached/plain {plain:.3f} cached/online {online:.3f} memory-cached/plain {more:.3f}')
 
@@ -81,12 +80,16 @@ def _start(stage_file: Path, device: torch.device) -> None:
     _trainers.append(Trainer(stage_file, device))
 
 
+def _turn_in(pool: ProcessPoolExecutor, num_steps: int) -> Turn:
+    return pool.submit(_turn, num_steps).result()
+
+
 def _turn(num_steps: int) -> Turn:
     return _trainers[0].turn(num_steps)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     add_setting_options(parser)
     parser.add_argument('--batch-size', type=int, help='(default %(default)s)')
     parser.add_argument(

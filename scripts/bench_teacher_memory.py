@@ -10,7 +10,6 @@ and `peak` beside them while that is made: of codes, and of float32 maps. Bytes 
 memory counted once. Last line: `codes/decoded R`, of all bytes held, `lean` in the largest batch of one size.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +22,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
-from mtpd_train.teachers.code_batch import teacher_maps
+from measuring import described_parser
+from mtpd.cache.format.codecs import CodecName, EncodedMaps, batch_images, encode
+from mtpd.geometry import Level
 
 CODECS: tuple[CodecName, ...] = ('fp16', 'int8', 'lean')
 STRIDES = (8, 16, 32, 64, 128)
@@ -76,10 +74,8 @@ def image_codes(codec: CodecName, levels: tuple[Level, ...], padded: tuple[int, 
     encoded = {}
     for level in levels:
         maps = torch.randn(1, level.channels, *level.grid(*padded))
-        one = encode(maps, codec, basis=torch.linalg.qr(torch.randn(level.channels, level.channels))[0])
-        encoded[level.name] = EncodedMaps(
-            one.codes[0], one.error[0], None if one.scale is None else one.scale[0], one.basis
-        )
+        basis = torch.linalg.qr(torch.randn(level.channels, level.channels))[0]
+        encoded[level.name] = encode(maps, codec, basis=basis)
     return encoded
 
 
@@ -117,7 +113,7 @@ def bytes_of(make: Callable[[], Any], device: torch.device) -> tuple[int, int]:
 
 def main() -> None:
     """Measures every setting and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
     parser.add_argument('--channels', type=int, default=256)
@@ -133,7 +129,7 @@ def main() -> None:
         for setting in (Setting(codec, *one) for one in product(sorted(options.batches), (True, False))):
             images = [narrow if setting.mixed and number % 2 else whole for number in range(setting.batch)]
             encoded, buffer = streamed(images, device)
-            make = partial(teacher_maps, encoded, levels=levels, padded=(height, width), device=device)
+            make = partial(_batched, encoded)
             codes, codes_peak = bytes_of(make, device)
             decoded, decoded_peak = bytes_of(partial(_decoded, make), device)
             row = (buffer.nbytes, codes, decoded, codes_peak, decoded_peak)
@@ -143,7 +139,11 @@ def main() -> None:
     print(f'codes/decoded {ratio:.3f}')
 
 
-def _decoded(make: Callable[[], dict[str, TeacherMap]]) -> list[Tensor]:
+def _batched(images: list[Encoded]) -> dict[str, EncodedMaps]:
+    return {name: batch_images([one[name] for one in images]) for name in images[0]}
+
+
+def _decoded(make: Callable[[], dict[str, EncodedMaps]]) -> list[Tensor]:
     return [one.values() for one in make().values()]
 
 

@@ -8,7 +8,6 @@ the image are used by both and are held in memory: use small caches. Last line: 
 costs to each target in the same order.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import mtpd.cache
+from measuring import described_parser
 from mtpd.cache import CacheReader
-from mtpd.ordering.agreement import require_same_images
-from mtpd.ordering.measure import Sampling, adaptation_costs, shared_levels, shared_views
+from mtpd.ordering import Sampling, adaptation_costs
+from mtpd.ordering.costs import shared_levels, shared_views
 
 BATCH_CELLS = 4096
 
@@ -61,13 +61,12 @@ def trained_cost(source: Tensor, target: Tensor, *, num_steps: int) -> float:
 
 def main() -> None:
     """Prints both costs of every pair."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('caches', nargs='+', type=Path)
     parser.add_argument('--num-images', type=int, default=100)
     parser.add_argument('--steps', type=int, default=500)
     arguments = parser.parse_args()
     caches = [mtpd.cache.open(path) for path in arguments.caches]
-    require_same_images(caches)
     image_ids = caches[0].image_ids[: arguments.num_images]
     levels, views = shared_levels(caches), shared_views(caches)
     solved = adaptation_costs(caches, image_ids, sampling=Sampling(num_cells=2**30, num_resamples=0)).costs

@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtpd.system.text import format_duration
 from mtpd_extract.build import build_extraction
 from mtpd_extract.cli import main as mtpd_extract
 from mtpd_extract.estimate import gigabytes
 from mtpd_extract.extraction import Loading
-from mtpd_extract.prediction import Prediction, duration, predict
+from mtpd_extract.prediction import Prediction, predict
 from mtpd_extract.run import extract
 from mtpd_extract.target import present_bytes
 from mtpd_extract.trial import run_trial
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f'{"":<12}{"predicted":>12}{"real":>12}{"ratio":>8}')
     rows = [
         ('bytes', gigabytes(predicted.num_bytes), gigabytes(real.num_bytes), predicted.num_bytes / real.num_bytes),
-        ('time', duration(predicted.seconds), duration(real.seconds), predicted.seconds / real.seconds),
+        ('time', format_duration(predicted.seconds), format_duration(real.seconds), predicted.seconds / real.seconds),
     ]
     for name, before, after, ratio in rows:
         print(f'{name:<12}{before:>12}{after:>12}{ratio:>8.3f}')

@@ -8,14 +8,13 @@ image, from inference in mmdet's model zoo; of training, 12 epochs of the 117266
 Detectron2's, which states seconds an iteration of 16 images on eight GPUs. Last line: `bits B` per element.
 """
 
-import argparse
 from pathlib import Path
 
 import mtpd.cache
+from measuring import described_parser
 from mtpd.cache.format.plan import num_elements
 from mtpd.data.coco import read_annotations
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level, level_name
+from mtpd.geometry import Geometry, Level, level_name
 
 NUM_IMAGES, NUM_TRAINED = 118_287, 117_266
 GEOMETRY = Geometry((1333, 800))
@@ -37,7 +36,7 @@ def bits_per_element(cache_path: Path) -> float:
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('cache', type=Path)
     parser.add_argument('--annotations', type=Path, required=True)
     arguments = parser.parse_args()

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtpd.console import progress_bar
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd.errors import MtpdError
+from mtpd.system.console import progress_bar
 
 
 def main() -> int:

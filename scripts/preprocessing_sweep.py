@@ -7,7 +7,6 @@ The reference is mmdet's own test pipeline, without the steps that read annotati
 gets a landscape and a portrait image of odd sizes. The last line is `preprocessing N of M equal, R refused, W wrong`.
 """
 
-import argparse
 import copy
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from measuring import described_parser
 from mtpd.data.images import read_image
 from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.config_values import plain_type
 from mtpd.detectors.models import load_config
-from mtpd.detectors.pipeline_steps import find_steps
+from mtpd.detectors.pipeline_steps import find_steps, plain_type
 from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.transforms import image_view
 from mtpd.detectors.zoo import configs_folder
@@ -36,7 +35,7 @@ TOLERANCE = 1e-7  # of normalised values, which are of the order of 1; whole pix
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--verbose', action='store_true', help='also print a line for equal configs')
     options = parser.parse_args(arguments)
     counts = dict.fromkeys(('equal', 'refused', 'wrong'), 0)

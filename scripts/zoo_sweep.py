@@ -8,39 +8,39 @@ Every model runs in a process of its own, so that a crash, a lack of memory or a
 last line is `zoo N of M`: N of M models gave features.
 """
 
-import argparse
-import json
-import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
+import torch
+
+from measuring import TrialEndedError, described_parser, isolated
 from mtpd.detectors import zoo
+from mtpd.detectors.features import probe_levels
+from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.runtime import prepare
 from mtpd.errors import MtpdError
 from mtpd.geometry import Size
 
 # SSD pools the smallest away and is made for 300; the last is for models that need more.
 INPUT_SIZES: tuple[Size, ...] = ((256, 256), (300, 300), (512, 512))
-MEMORY_LIMIT = 16 << 30  # bytes of address space
-RESULT = 'zoo-result: '
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described_parser(__doc__)
     parser.add_argument('--family', action='append', default=[], help='only this folder of configs; repeatable')
     parser.add_argument('--all', action='store_true', help='test every model, not one per family')
     parser.add_argument('--timeout', type=float, default=300, help='seconds for one model (default 300)')
-    parser.add_argument('--one', metavar='MODEL', help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.one:
-        print(RESULT + json.dumps(probe(options.one)))
-        return
+    torch.set_num_threads(1)
+    prepare()  # here, and not in each process
     chosen = list(candidates(families=options.family, every=options.all))
     working = 0
     for model in chosen:
-        levels, reason = run_probe(model.name, options.timeout)
+        try:
+            levels, reason = isolated(partial(probe, model.name), timeout=options.timeout)
+        except TrialEndedError as error:
+            levels, reason = '', str(error)
         working += bool(levels)
         print(f'{model.family:22} {model.config.stem:60} {levels or "-- " + reason}', flush=True)
     print(f'zoo {working} of {len(chosen)}')
@@ -56,28 +56,8 @@ def candidates(*, families: Sequence[str] = (), every: bool = False) -> Iterator
             yield model
 
 
-def run_probe(name: str, timeout: float) -> tuple[str, str]:
-    """Runs `probe` in a process of its own: the levels, or an empty string and the reason."""
-    command = [sys.executable, __file__, '--one', name]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return '', f'took more than {timeout:g} s'
-    for line in process.stdout.splitlines():
-        if line.startswith(RESULT):
-            levels, reason = json.loads(line.removeprefix(RESULT))
-            return levels, reason
-    if process.returncode < 0:
-        return '', f'the process died: {signal.Signals(-process.returncode).name}'
-    return '', (process.stderr.strip().splitlines() or ['no message'])[-1]
-
-
 def probe(name: str) -> tuple[str, str]:
     """Levels of one model as `p3 8 px 256 ch, ...`, or an empty string and why there are none."""
-    from mtpd.detectors.features import probe_levels
-    from mtpd.detectors.models import build_detector, load_config
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     try:
         model = build_detector(load_config(name), init_weights=False)
     except MtpdError as error:

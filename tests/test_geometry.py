@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level, level_name
+from mtpd.geometry import Geometry, Level, level_name
 
 sides = st.integers(1, 400)
 scales = st.tuples(st.integers(1, 300), st.integers(1, 300))

@@ -16,7 +16,7 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures('_scripts')
 def test_every_family_is_in_the_zoo_and_tried_once() -> None:
-    from sweep.families import FAMILIES
+    from student_families import FAMILIES
 
     assert len(FAMILIES) == len({family.config for family in FAMILIES.values()}) == 96
     assert [name for name, family in FAMILIES.items() if find_model(family.config) is None] == []
@@ -24,8 +24,7 @@ def test_every_family_is_in_the_zoo_and_tried_once() -> None:
 
 @pytest.mark.usefixtures('_scripts')
 def test_the_last_line() -> None:
-    from student_sweep import summary
-    from sweep.trial import Outcome
+    from student_sweep import Outcome, summary
 
     outcomes = [Outcome('works', ''), Outcome('works', ''), Outcome('refused', 'x'), Outcome('wrong', 'y')]
     assert summary(outcomes) == 'students 2 of 4, refused 1, unclear 0, wrong 1'

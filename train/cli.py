@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mtpd.console import reported
+from mtpd.system.console import reported
 from mtpd_train.cli_options import output_options
 
 EXAMPLES = """
@@ -23,7 +23,7 @@ Examples:
 
 def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
-        from mtpd_train.settings.schema import schema_text
+        from mtpd_train.settings.printing import schema_text
 
         click.echo(schema_text(), nl=False)
         context.exit()
@@ -62,7 +62,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
-def main(verbose: bool, quiet: bool, **options: Any) -> None:
+def main(verbose: bool, quiet: bool, out: Path | None, print_config: bool, **options: Any) -> None:
     """Train a student in stages, each learning from one teacher or from none.
 
     A stage reads its teacher's cache (`cache:`), or runs the teacher in the loop (`teacher:`).
@@ -70,11 +70,11 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
     Stage k starts from the student of stage k-1. Writes student.pth (loadable by mmdet), metrics.jsonl and run.json.
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
-    if options['out'] is None and not options['print_config']:
+    if out is None and not print_config:
         raise click.UsageError("Missing option '--out'.")
     with reported(verbose=verbose, quiet=quiet):
         # Silences a warning of DistributedDataParallel about its own options; torch reads this on import.
         os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
-        from mtpd_train.run import run
+        from mtpd_train.run import RunOptions, run
 
-        run(options)
+        run(RunOptions(out=out, print_config=print_config, **options))

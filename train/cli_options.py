@@ -10,7 +10,7 @@ Command = TypeVar('Command', bound=Callable[..., Any])
 
 
 def output_options(command: Command) -> Command:
-    """Verbosity options, as `mtpd.console.reported` takes them."""
+    """Verbosity options, as `mtpd.system.console.reported` takes them."""
     verbose = click.option('-v', '--verbose', is_flag=True, help='Show tracebacks.')
     quiet = click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.')
     # The help lists options in the reverse of the order in which they are applied.

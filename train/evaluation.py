@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from mtpd.console import progress_bar, say
 from mtpd.data.coco import CocoSet
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import Backend, Evaluation, evaluate
-from mtpd.interrupt import StopFlag, StopRequested
+from mtpd.system.console import progress_bar, say
+from mtpd.system.interrupt import StopFlag, StopRequested
 from mtpd_train.data.dataset import DetectionDataset, load_batches
 from mtpd_train.data.sampling import evaluation_batches
 from mtpd_train.processes import ALONE, World
@@ -108,8 +108,8 @@ def evaluate_stage(
     boxes, masks = detect(
         student,
         stage.val_set,
-        batch_size=stage.batch_size,
-        num_workers=stage.num_workers,
+        batch_size=stage.settings.data.batch_size,
+        num_workers=stage.settings.data.workers,
         device=device,
         stop=stop,
         world=world,
@@ -117,7 +117,7 @@ def evaluate_stage(
     record = None
     if world.is_main:
         evaluated = evaluate_detections(
-            stage.val_set.coco, boxes, masks if student.has_masks else None, backend=stage.evaluation_backend
+            stage.val_set.coco, boxes, masks if student.has_masks else None, backend=stage.settings.evaluate.backend
         )
         metrics = metrics_by_name(evaluated)
         shown = [f'{name} {100 * value:.1f}' for name, value in metrics.items() if name.endswith(('/AP', '/AP50'))]

@@ -14,7 +14,7 @@ import torch.distributed
 from torch import nn
 
 from mtpd.errors import InputError, UnavailableError
-from mtpd.torchrun import local_rank, local_size, rank_and_size
+from mtpd.system.environment import local_rank, local_size, rank_and_size
 
 Value = TypeVar('Value')
 

@@ -2,27 +2,20 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mtpd.console import hush, say, warn
-from mtpd.environment import choose_device
-from mtpd.errors import InputError, UnavailableError
-from mtpd.interrupt import StopFlag, stop_on_signals
-from mtpd.outcome import Interrupted, exit_code
-from mtpd_train.building.data import accounts
-from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
-from mtpd_train.building.stages import build_stages
-from mtpd_train.planning.account import plan_lines, require_room
-from mtpd_train.planning.dry_run import dry_run
-from mtpd_train.planning.plan import plan_stage
-from mtpd_train.planning.prediction_trial import try_predictions
+from mtpd.data.account import evaluation_account, suspicions, training_account
+from mtpd.errors import InputError, Interrupted, UnavailableError
+from mtpd.system.console import exit_code, hush, say, warn
+from mtpd.system.environment import choose_device
+from mtpd.system.interrupt import StopFlag, stop_on_signals
+from mtpd_train.planning import dry_run, plan_lines, plan_stage, require_room, try_predictions
 from mtpd_train.processes import World, joined, world_of
 from mtpd_train.records.divergence import DivergedError, describe
 from mtpd_train.run_folder import (
@@ -38,26 +31,43 @@ from mtpd_train.run_folder import (
     require_usable,
     stage_folder,
 )
-from mtpd_train.saving.checkpoint import save_student, write_file
-from mtpd_train.settings.commented import dump_stage
+from mtpd_train.settings.printing import dump_stage
 from mtpd_train.settings.stage_file import load_stages, place_of
 from mtpd_train.settings.stage_settings import StageSettings
-from mtpd_train.stage import Stage
-from mtpd_train.student import load_student
-from mtpd_train.training.loop import Place, train_stage
+from mtpd_train.stage import Stage, build_stages
+from mtpd_train.student import inheritance_summary, inheritance_table, load_student
+from mtpd_train.training.loop import train_stage
+from mtpd_train.training.saving import save_student, write_file
 
 
-def run(options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line of `mtpd-train` says; its help describes each option.
+
+    `out` is missing only with `print_config`.
+    """
+
+    stages: tuple[Path, ...]
+    out: Path | None
+    overrides: tuple[str, ...]
+    resume: bool
+    dry_run: bool
+    trial_steps: int
+    print_config: bool
+    device: str
+
+
+def run(options: RunOptions) -> None:
     """Checks all stages, then trains them."""
-    settings = load_stages(options['stages'], overrides=options['overrides'])
+    settings = load_stages(options.stages, overrides=options.overrides)
     world = world_of(os.environ)
     if not world.is_main:
         hush()
-    if options['print_config']:
+    if options.print_config:
         if world.is_main:
             print('---\n'.join(dump_stage(stage) for stage in settings), end='')
         return
-    device = choose_device(options['device'], number=world.local_rank if world.size > 1 else None)
+    device = choose_device(options.device, number=world.local_rank if world.size > 1 else None)
     _check_precision(settings, device)
     _check_batch_sizes(settings, world)
     try:
@@ -70,11 +80,12 @@ def run(options: Mapping[str, Any]) -> None:
         sys.exit(exit_code(error))
 
 
-def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, device: torch.device, world: World) -> None:
-    out: Path = options['out']
+def _run(options: RunOptions, settings: Sequence[StageSettings], *, device: torch.device, world: World) -> None:
+    assert options.out is not None
+    out = options.out
     if world.is_main:
-        require_usable(out, settings, resume=options['resume'])
-    stages = build_stages(settings, place=partial(place_of, options['stages'], options['overrides']))
+        require_usable(out, settings, resume=options.resume)
+    stages = build_stages(settings, place_of=partial(place_of, options.stages, options.overrides))
     for stage in stages:
         say(_summary(stage))
     if world.is_main:
@@ -86,15 +97,15 @@ def _run(options: Mapping[str, Any], settings: Sequence[StageSettings], *, devic
             warn(note)
     try_predictions([one for one in stages if not (stage_folder(out, one.number) / STUDENT_FILE).exists()], device)
     plans = [plan_stage(stage, world) for stage in stages]
-    if options['dry_run']:
-        dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options['trial_steps'])
+    if options.dry_run:
+        dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options.trial_steps)
         return
     say('\n'.join(plan_lines(plans)))
-    if world.is_main and not options['resume']:
+    if world.is_main and not options.resume:
         require_room(plans, out)
     with held_folder(out) if world.is_main else nullcontext(), stop_on_signals() as stop:
         if world.is_main:
-            claim_folder(out, describe_run(settings, stages, device), resume=options['resume'])
+            claim_folder(out, describe_run(settings, stages, device), resume=options.resume)
         for stage in stages:
             _run_stage(stage, out=out, device=device, stop=stop, world=world)
             if any(world.any(bool(stop))) and stage is not stages[-1]:
@@ -133,9 +144,15 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
             write_file(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
         # Its content is from an earlier attempt.
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
-    place = Place(device, progress_file=progress_file, metrics_file=out / METRICS_FILE, stop=stop, world=world)
     try:
-        train_stage(stage, place)
+        train_stage(
+            stage,
+            device=device,
+            progress_file=progress_file,
+            metrics_file=out / METRICS_FILE,
+            stop=stop,
+            world=world,
+        )
     except DivergedError as error:
         if not world.is_main:
             raise
@@ -149,7 +166,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
             '(lower data.workers); earlier saves are intact: run the same command with --resume'
         ) from error
     if world.is_main:
-        meta = {'mtpd_version': version('mtpd'), 'stage': number, 'epochs': stage.recipe.epochs}
+        meta = {'stage': number, 'epochs': stage.settings.optim.epochs}
         save_student(student_file, model, classes=stage.classes, meta=meta)
         progress_file.unlink(missing_ok=True)
     stage.to(torch.device('cpu'))  # The networks of all stages would fill the GPU.
@@ -171,17 +188,27 @@ def _check_batch_sizes(settings: Sequence[StageSettings], world: World) -> None:
 
 
 def _warn_of_workers(stages: Sequence[Stage]) -> None:
-    number, cores = max(stage.num_workers for stage in stages), os.cpu_count() or 1
+    number, cores = max(stage.settings.data.workers for stage in stages), os.cpu_count() or 1
     if number > cores:
         warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be just as fast')
 
 
 def _tell_of_data(stages: Sequence[Stage]) -> None:
-    lines, doubts = accounts(stages)
+    """What of the annotation files of a run is not used, and what looks like a mistake in them; once for each."""
+    training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
+    evaluation = {
+        stage.val_set.coco.path: (stage.val_set.coco, stage.student.has_masks)
+        for stage in stages
+        if stage.val_set is not None
+    }
+    lines = [training_account(coco) for coco in training.values()]
+    lines += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in evaluation.values()]
     for line in lines:
-        say(line)
-    for doubt in doubts:
-        warn(doubt)
+        if line is not None:
+            say(line)
+    for path, coco in (training | {path: coco for path, (coco, _) in evaluation.items()}).items():
+        for doubt in suspicions(coco):
+            warn(f'{path}: {doubt}')
 
 
 def _tell_of_recipes(stages: Sequence[Stage]) -> None:
@@ -213,7 +240,7 @@ def _tell_of_random_parts(stages: Sequence[Stage]) -> None:
 
 
 def _summary(stage: Stage) -> str:
-    geometry = stage.student.preprocessing.geometry
+    geometry, epochs = stage.student.preprocessing.geometry, stage.settings.optim.epochs
     parameters = sum(one.numel() for one in stage.student.model.parameters())
     names = [*stage.distiller.losses, *([] if stage.responses is None else [stage.responses.options.loss])]
     losses = ', '.join(sorted(names)) or 'none'
@@ -224,7 +251,7 @@ def _summary(stage: Stage) -> str:
         f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, {start}; '
         f'{_images(stage)} at {geometry.scale[0]}x{geometry.scale[1]}, '
         f'{stage.source or "no teacher"}, distillation losses: {losses}, '
-        f'{stage.recipe.epochs} {"epoch" if stage.recipe.epochs == 1 else "epochs"}'
+        f'{epochs} {"epoch" if epochs == 1 else "epochs"}'
     )
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from mtpd.console import warn
-from mtpd.environment import describe_device, versions
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import TEMPORARY, require_writable
-from mtpd.locks import HolderLock, LockHeldError
+from mtpd.system.console import warn
+from mtpd.system.environment import describe_device, versions
+from mtpd.system.files import TEMPORARY, require_writable
+from mtpd.system.locks import HolderLock, LockHeldError
 from mtpd_train.run_identity import SOURCES, described_contents, described_stages, require_same_run
-from mtpd_train.saving.checkpoint import write_file
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
+from mtpd_train.training.saving import write_file
 
 STUDENT_FILE, CONFIG_FILE, INHERITANCE_FILE = 'student.pth', 'student_config.py', 'inheritance.txt'
 PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'

@@ -12,9 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mtpd.differences import differences
 from mtpd.errors import InputError
-from mtpd.files import canonical_json, sha256_bytes, sha256_file
+from mtpd.system.files import canonical_json, differences, sha256_bytes, sha256_file
 from mtpd_train.settings.stage_settings import InitSettings, StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import teacher_name

@@ -1,7 +1,7 @@
 """The student: an mmdet detector, its input, and where its first weights come from."""
 
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
-from mtpd.detectors.compatibility import predicts_masks
+from mtpd.detectors.detection import predicts_masks
 from mtpd.detectors.features import probe_levels
-from mtpd.detectors.missing_package import missing_package
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.frozen import BACKBONE, PARTS
+from mtpd.detectors.inheritance import Inheritance, inherited_tensors, plan_inheritance, shape_text
+from mtpd.detectors.model_config import backbone_reference
+from mtpd.detectors.models import build_detector, load_config, missing_package
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.trainable import require_trainable
-from mtpd.detectors.weight_references import backbone_reference
 from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
-from mtpd.inheritance import Inheritance, inherited_tensors, plan_inheritance
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
+from mtpd_train.settings.stage_settings import InitSettings
 
 # Counters, and the norms of a transformer's outputs, which only detectors have.
 _NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')
@@ -117,6 +118,38 @@ def build_student(config: Any, *, name: str, preprocessing: Preprocessing, num_c
         levels=probe_levels(model, input_size=probe_size(preprocessing.geometry)),
         has_masks=predicts_masks(model),
     )
+
+
+def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
+    """Dotted keys of all that `model` in a stage file sets, of nested entries too."""
+    keys = set()
+    for key, value in changes.items():
+        place = f'{path}.{key}' if path else key
+        keys |= {place} | (changed_keys(value, place) if isinstance(value, Mapping) else set())
+    return keys
+
+
+def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozenset[str]:
+    """The parts of a student, of `mtpd.detectors.frozen.PARTS`, whose training starts from weights of another network.
+
+    Args:
+        init: of its stage.
+        before: of the student of the previous stage, which stays as it is; None: this is the first stage.
+    """
+    if init.checkpoint is not None or init.fine_tune is not None:
+        return PARTS
+    if before is not None:
+        return before
+    return frozenset({*init.inherit, *([] if init.backbone == 'none' else [BACKBONE])})
+
+
+def first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first: bool) -> str | None:
+    """Gives a student its first weights and says where they come from; None: they come from the stage before."""
+    if init.checkpoint is not None:
+        return load_student(model, init.checkpoint, name='init.checkpoint')
+    if init.fine_tune is not None:
+        return load_for_other_classes(model, init.fine_tune)
+    return load_backbone(model, init.backbone, config=config) if is_first else None
 
 
 def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
@@ -239,3 +272,27 @@ def inherit(model: nn.Module, teacher_weights: Mapping[str, Tensor], parts: Sequ
         )
     model.load_state_dict(tensors, strict=False)
     return plan
+
+
+def inheritance_summary(plan: Sequence[Inheritance]) -> str:
+    """`inherited 37 tensors from the teacher, tiled 2, skipped 30 (22 later cascade stage, ...; 8 another shape)`."""
+    outcomes = Counter(entry.outcome for entry in plan)
+    reasons = Counter(entry.reason for entry in plan if entry.outcome == 'skipped')
+    why = '; '.join(f'{count} {reason}' for reason, count in reasons.most_common())
+    return (
+        f'inherited {outcomes["inherited"]} tensors from the teacher, tiled {outcomes["tiled"]}, '
+        f'skipped {outcomes["skipped"]}' + (f' ({why})' if why else '')
+    )
+
+
+def inheritance_table(plan: Sequence[Inheritance]) -> str:
+    """One line for each tensor, in columns, under headings and above the summary."""
+    rows = [('outcome', 'student', 'shape', 'teacher', 'why'), *(_row(entry) for entry in plan)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ['  '.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return '\n'.join([*lines, '', inheritance_summary(plan), ''])
+
+
+def _row(entry: Inheritance) -> tuple[str, ...]:
+    why = f'{entry.reason}: {entry.detail}' if entry.detail else entry.reason
+    return entry.outcome, entry.student or '-', shape_text(entry.shape), entry.teacher or '-', why

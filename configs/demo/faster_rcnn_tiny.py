@@ -1,5 +1,5 @@
 """A Faster R-CNN of 0.2 M parameters for 128 x 128 px images, as an mmdet config: no part of the demo, but a two-stage
-detector to try things with; tests and scripts/torture_cache.py do.
+detector to try things with; the tests do.
 """
 
 default_scope = 'mmdet'

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.console import reported
+from mtpd.system.console import reported
 from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
 
 CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import write_atomically
+from mtpd.system.files import write_atomically
 
 COLOURS, PATH_COLOUR = 'viridis_r', '#e4572e'
 

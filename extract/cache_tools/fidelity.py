@@ -11,21 +11,19 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.cache.format.codecs import decode, encode, require_finite
+from mtpd.cache.format.codecs import encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
-from mtpd.console import progress_bar, warn
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoImage, CocoSet, read_annotations
-from mtpd.data.spread import spread
-from mtpd.detectors.hook_point import choice_of
-from mtpd.detectors.own_head import head_detections, require_head
-from mtpd.detectors.teacher_fingerprint import state_sha256
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
-from mtpd.environment import choose_device
+from mtpd.data.coco import CocoImage, CocoSet, read_annotations, spread
+from mtpd.detectors.features import choice_of
+from mtpd.detectors.teacher_heads import head_detections, require_head
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, state_sha256
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate
-from mtpd.text import table
+from mtpd.system.console import progress_bar, warn
+from mtpd.system.environment import choose_device
+from mtpd.system.text import table
 from mtpd_extract.annotated_images import AnnotatedImage, view_of
 from mtpd_extract.build import data_set
 
@@ -145,7 +143,7 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
             basis = cache.bases.get(level.name)
             maps = live[level.name].cpu()
             encoded = encode(maps, description.codec, target=description.target_error, basis=basis)
-            found[level.name] = decode(encoded)[0]
+            found[level.name] = encoded.values()[0]
         return found
 
     if not coco.images:

@@ -8,8 +8,8 @@ from typing import Any
 from mtpd.cache.checking.state import CacheState, read_state
 from mtpd.cache.checking.statistics import CacheStatistics, measure
 from mtpd.cache.format.manifest import VERSION
-from mtpd.files import canonical_json, sha256_bytes
-from mtpd.text import size, table
+from mtpd.system.files import canonical_json, sha256_bytes
+from mtpd.system.text import format_bytes, table
 
 GO_ON = 'run the same mtpd-extract command again to resume'
 
@@ -42,8 +42,10 @@ def _facts(state: CacheState, statistics: CacheStatistics) -> list[str]:
         'state': f'finished, format version {VERSION}' if state.is_finished else f'unfinished, {progress}; {GO_ON}',
         'images': _images(state, statistics),
         'views': ', '.join(description.views),
-        'size': f'{size(sum(sizes.values()))}: '
-        + ', '.join(f'{kind.replace("_", " ")} {size(num_bytes)}' for kind, num_bytes in sizes.items() if num_bytes),
+        'size': f'{format_bytes(sum(sizes.values()))}: '
+        + ', '.join(
+            f'{kind.replace("_", " ")} {format_bytes(num_bytes)}' for kind, num_bytes in sizes.items() if num_bytes
+        ),
         'codec': _codec(state, statistics),
         'geometry': _geometry(state),
         'teacher': f'{description.provenance.get("teacher", "unknown")}, fingerprint {_fingerprint(state)[:12]}',
@@ -61,7 +63,7 @@ def _levels(statistics: CacheStatistics) -> list[str]:
                 str(one.level.stride),
                 str(one.level.channels),
                 f'{one.num_elements:,}',
-                size(one.num_bytes),
+                format_bytes(one.num_bytes),
                 _bits(one.bits_per_element),
             ]
             for one in statistics.levels
@@ -73,7 +75,7 @@ def _shapes(statistics: CacheStatistics) -> list[str]:
     return table(
         ['padded shape', 'images', 'shards', 'size'],
         [
-            ['x'.join(map(str, one.padded)), f'{one.num_images:,}', f'{one.num_shards:,}', size(one.num_bytes)]
+            ['x'.join(map(str, one.padded)), f'{one.num_images:,}', f'{one.num_shards:,}', format_bytes(one.num_bytes)]
             for one in statistics.shapes
         ],
     )

@@ -6,8 +6,8 @@ from typing import Any
 
 from mtpd.cache.checking.state import read_state
 from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
-from mtpd.console import progress_bar, say
-from mtpd.text import size
+from mtpd.system.console import progress_bar, say
+from mtpd.system.text import format_bytes
 
 
 def run(options: Mapping[str, Any]) -> None:
@@ -27,4 +27,4 @@ def run(options: Mapping[str, Any]) -> None:
 def _report(root: Path) -> None:
     state = read_state(root)
     num = sum(record.num_bytes for record in state.manifest.files.values())
-    say(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {size(num)}')
+    say(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {format_bytes(num)}')

@@ -11,12 +11,11 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.console import progress_bar
-from mtpd.data.spread import spread
+from mtpd.data.coco import spread
 from mtpd.errors import InputError
-from mtpd.ordering.agreement import require_same_images
-from mtpd.ordering.measure import AdaptationCosts, Sampling, adaptation_costs, shared_levels
-from mtpd.ordering.selection import Selection, backward_greedy
+from mtpd.ordering import AdaptationCosts, Sampling, Selection, adaptation_costs, backward_greedy
+from mtpd.ordering.costs import shared_levels
+from mtpd.system.console import progress_bar
 from mtpd_extract.cache_tools.cost_picture import require_png, save_picture
 from mtpd_extract.cache_tools.order_report import Report, by_name, lines, record
 
@@ -50,7 +49,6 @@ def _measure(caches: Sequence[CacheReader], options: Mapping[str, Any]) -> Repor
     teachers = names[1:] if student is not None else names
     accuracies = _accuracies(options['ap'], names)
     last = _last(options['last'], teachers, accuracies)
-    require_same_images(caches)
     image_ids = spread(caches[0].image_ids, options['num_images'])
     sampling = Sampling(num_cells=options['num_cells'], num_resamples=options['resamples'], ridge=options['ridge'])
     total = len(image_ids) * len(shared_levels(caches))

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mtpd.ordering.measure import AdaptationCosts
-from mtpd.ordering.selection import Costs, Selection
-from mtpd.text import table
+from mtpd.ordering import AdaptationCosts, Selection
+from mtpd.ordering.selection import Costs
+from mtpd.system.text import table
 
 
 @dataclass(frozen=True)

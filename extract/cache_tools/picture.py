@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
-from mtpd import map_images
-from mtpd.cache import CacheReader
-from mtpd.cache.format.codecs import decode
+from mtpd.cache import CacheReader, map_images
 from mtpd.cache.format.manifest import ViewName
-from mtpd.console import say
+from mtpd.cache.map_images import LEAST_ERROR, MOST_ERROR, Picture
 from mtpd.data.coco import image_path, read_annotations
 from mtpd.data.images import read_image
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import write_atomically
-from mtpd.map_images import LEAST_ERROR, MOST_ERROR, Picture
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
+from mtpd.system.console import say
+from mtpd.system.files import write_atomically
 from mtpd_extract.cache_tools.sheet import Panel, draw_sheet
 
 PADDING_GREY = 128
@@ -68,7 +66,7 @@ def _level_row(cache: CacheReader, image_id: int, level: Level, views: Sequence[
     rows, columns = level.grid(*sizes.resized)
     valid = (sizes.resized[0] / sizes.padded[0], sizes.resized[1] / sizes.padded[1])
     encoded = {view: cache.read_encoded(image_id, view, levels=[level.name])[level.name] for view in views}
-    maps = {view: decode(one) for view, one in encoded.items()}
+    maps = {view: one.values()[0] for view, one in encoded.items()}
     inside = {view: one[:, :rows, :columns] for view, one in maps.items()}
     pictures = map_images.principal_colours(list(maps.values()), fitted_to=list(inside.values()))
     panels = []
@@ -76,7 +74,7 @@ def _level_row(cache: CacheReader, image_id: int, level: Level, views: Sequence[
         channels, height, width = maps[view].shape
         panels.append(Panel(f'{level.name} {view}: {channels} x {height} x {width}', picture, valid))
         error, size = map_images.spread_error(encoded[view]), map_images.magnitude(maps[view])
-        panels.append(Panel(f'error {float(encoded[view].error):.1e}', _error(error, size), valid))
+        panels.append(Panel(f'error {cache.errors(image_id, view)[level.name]:.1e}', _error(error, size), valid))
     if len(views) == 2:
         mirrored, flip = inside['plain'].flip(-1), inside['flip']
         difference, size = map_images.magnitude(mirrored - flip), map_images.magnitude(flip)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtpd.map_images import Picture
+from mtpd.cache.map_images import Picture
 
 PANEL_HEIGHT = 224
 GAP, CAPTION_HEIGHT, FONT_SIZE = 8, 20, 13

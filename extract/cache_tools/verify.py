@@ -10,9 +10,9 @@ from mtpd.cache.checking.repair import no_writers, repair
 from mtpd.cache.checking.state import CacheState, read_state
 from mtpd.cache.checking.verification import Damage, verify
 from mtpd.cache.format.manifest import MANIFEST_FILE
-from mtpd.console import progress_bar, say
 from mtpd.errors import CacheDamagedError
-from mtpd.text import size
+from mtpd.system.console import progress_bar, say
+from mtpd.system.text import format_bytes
 
 STRAYS_NAMED = 20
 
@@ -47,8 +47,8 @@ def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
     with progress_bar(total=num_bytes, unit='B', unit_scale=True, desc=f'verify {root}') as progress:
         damages = verify(state, num_threads=num_threads, advance=progress.update)
     if not damages:
-        rate = size(int(num_bytes / max(time.monotonic() - start, 1e-9)))
-        say(f'{root}: sound; {_extent(state)}, {size(num_bytes)} read at {rate}/s')
+        rate = format_bytes(int(num_bytes / max(time.monotonic() - start, 1e-9)))
+        say(f'{root}: sound; {_extent(state)}, {format_bytes(num_bytes)} read at {rate}/s')
         return []
     if not is_repair:
         return _lines(state, damages, advice='repair with mtpd-cache verify --repair')

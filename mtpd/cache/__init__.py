@@ -7,7 +7,8 @@ maps = cache.read(cache.image_ids[0], view='flip')     # {'p3': float32 (C, H, W
 import os
 from pathlib import Path
 
-from mtpd.cache.reading.reader import CacheReader
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.cache.reading.reader import CacheReader, ImageSizes
 
 
 def open(path: str | os.PathLike[str]) -> CacheReader:
@@ -21,4 +22,4 @@ def open(path: str | os.PathLike[str]) -> CacheReader:
     return CacheReader(Path(path))
 
 
-__all__ = ['CacheReader', 'open']
+__all__ = ['CacheReader', 'EncodedMaps', 'ImageSizes', 'open']

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os.path import isfile  # a name that no file can have is none; Path.is_file raises
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mtpd.data.records import (
     Fields,
@@ -27,9 +27,10 @@ from mtpd.data.records import (
 )
 from mtpd.data.segmentation import Segmentation, box_outline, check_segmentation, mask_area
 from mtpd.errors import InputError
-from mtpd.files import sha256_bytes
 from mtpd.geometry import Geometry
+from mtpd.system.files import sha256_bytes
 
+Item = TypeVar('Item')
 Box = tuple[float, float, float, float]
 # Why an object is not used for training; mmdet ignores the same ones.
 LeftOut = Literal['marked ignore', 'without width or height', 'thinner than 1 px', 'outside the image', 'without area']
@@ -177,6 +178,17 @@ def why_left_out(annotation: CocoAnnotation, image: CocoImage) -> LeftOut | None
     if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
         return 'outside the image'
     return 'without area' if annotation.area <= 0 else None
+
+
+def coco_paths(coco: Path, split: str) -> tuple[Path, Path]:
+    """Image folder and annotation file of a split, for instance `train2017`, in COCO's own layout."""
+    return coco / split, coco / 'annotations' / f'instances_{split}.json'
+
+
+def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """Up to `count` of `items`, at equal distances."""
+    number = min(count, len(items))
+    return tuple(items[index * len(items) // number] for index in range(number))
 
 
 def image_path(folder: Path, file_name: str) -> Path:

@@ -18,8 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mtpd.data import jpeg, png
 from mtpd.errors import InputError
-
-Size = tuple[int, int]
+from mtpd.geometry import Size
 
 # TIFF, Radiance HDR, Sun raster, PAM: kinds that OpenCV knows and Pillow does not, or not all of.
 LEFT_TO_OPENCV = (b'II*\0', b'MM\0*', b'#?R', b'Y\xa6j\x95', b'P7')
@@ -86,26 +85,22 @@ def _decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArray[Any
             return jpeg.decode_jpeg(content)
         if content.startswith(png.START):
             require(png.png_size(content))
-            return _by_opencv(png.checked_png(content))
+            return jpeg.decoded_by_opencv(png.checked_png(content))
         return _other_decoded(content, require)
-
-
-def _by_opencv(content: bytes) -> npt.NDArray[Any] | None:
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
 def _other_decoded(content: bytes, require: Callable[[Size], None]) -> npt.NDArray[Any] | None:
     try:
         with Image.open(io.BytesIO(content)) as image:
             require((image.height, image.width))
-            pixels = _by_opencv(content)
+            pixels = jpeg.decoded_by_opencv(content)
             if pixels is not None:  # Pillow's decoders write to stderr about files that OpenCV refuses.
                 image.load()
             return pixels
     except UnidentifiedImageError:
         if not content.startswith(LEFT_TO_OPENCV):
             raise ValueError('not an image of a known format') from None
-        return _by_opencv(content)
+        return jpeg.decoded_by_opencv(content)
     except (InputError, cv2.error):
         raise
     except Exception as error:  # Pillow's decoders raise any error: OSError, SyntaxError, struct.error, ...

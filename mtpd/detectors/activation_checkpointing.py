@@ -13,13 +13,10 @@ from mtpd.errors import InputError
 
 
 def checkpoint_activations(model: nn.Module) -> int:
-    """Lets every block of a detector's backbone be computed again in the backward pass, in place.
+    """Lets every block of an mmdet detector's backbone be computed again in the backward pass, in place.
 
     Losses, gradients, running statistics, names of parameters and evaluation stay what they are; a step takes longer,
     as the backbone's forward pass is done twice (Chen et al. 2016, "Training deep nets with sublinear memory cost").
-
-    Args:
-        model: an mmdet detector.
 
     Returns:
         The number of blocks.
@@ -52,13 +49,12 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not block.training:
         return forward(*args, **kwargs)
-    contexts = partial(_contexts, block)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        # Around the first pass over the block, and around the second.
+        return nullcontext(), _statistics_kept(block)
+
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-
-
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the first pass over a block, and the second."""
-    return nullcontext(), _statistics_kept(block)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Class names of a detector, from its checkpoint or its config, and their number."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from torch import nn
@@ -64,11 +65,8 @@ def labels_to_categories(
         # Repeated names cannot be matched, so their order must be that of the detector.
         if [_key(one) for one in classes] == [_key(category) for _, category in categories]:
             return ids
-        (first, named), second = next(
-            (one, other_id)
-            for place, one in enumerate(categories)
-            for other_id, other in categories[place + 1 :]
-            if _key(one[1]) == _key(other)
+        (first, named), (second, _) = next(
+            (one, other) for one, other in combinations(categories, 2) if _key(one[1]) == _key(other[1])
         )
         raise InputError(
             f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
@@ -89,7 +87,7 @@ def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, na
     Args:
         ours: classes of the student in the order of its labels.
         theirs: those of the teacher; None: unknown, or of another number, and nothing is refused.
-        name: of the teacher, for messages.
+        name: of the teacher.
 
     Raises:
         InputError: the same label is another class.

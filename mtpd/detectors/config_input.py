@@ -5,11 +5,12 @@ values and pads with 114 before. Both are read from the config's test pipeline a
 understood as mmdet does, or refused by name.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from mtpd.detectors.config_values import Entry, is_number, is_whole
-from mtpd.detectors.data_preprocessor import read_channels, read_data_preprocessor
-from mtpd.detectors.pipeline_steps import Steps, find_steps, read_steps
+from mtpd.detectors.pipeline_steps import Entry, Steps, find_steps, is_number, is_whole, plain_type, read_steps
 from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Size
@@ -18,14 +19,26 @@ _INTERPOLATIONS = {
     'cv2': ('nearest', 'bilinear', 'bicubic', 'area', 'lanczos'),
     'pillow': ('nearest', 'bilinear', 'bicubic', 'box', 'lanczos', 'hamming'),
 }
+# Known arguments. Files are read by mtpd itself, so where mmengine would fetch them from does not matter.
+_LOAD = ('to_float32', 'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty')
+_RESIZE = ('scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation')
+_PAD = ('size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode')
+# The second line is for training alone: masks and batches change nothing of an image in eval mode.
+_PREPROCESSOR = (
+    'mean', 'std', 'pad_size_divisor', 'pad_value', 'bgr_to_rgb', 'rgb_to_bgr', 'boxtype2tensor', 'non_blocking',
+    'pad_mask', 'mask_pad_value', 'pad_seg', 'seg_pad_value', 'batch_augments',
+)  # fmt: skip
+_BOX_INST = ('mask_stride', 'pairwise_size', 'pairwise_dilation', 'pairwise_color_thresh', 'bottom_pixels_removed')
+_PREPROCESSORS = {
+    'DetDataPreprocessor': _PREPROCESSOR,
+    'BoxInstDataPreprocessor': (*_PREPROCESSOR, *_BOX_INST),
+}
 
 
 def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> Preprocessing:
-    """Reads a detector's preprocessing from its mmdet config.
+    """Reads a detector's preprocessing from its mmengine Config.
 
-    Args:
-        config: an mmengine Config.
-        scale: replaces the config's resize scale (and a fixed pad size with it); None keeps it.
+    `scale` replaces the config's resize scale (and a fixed pad size with it); None keeps it.
 
     Raises:
         InputError: the config's test pipeline or data preprocessor has something that is not supported; names the step,
@@ -34,12 +47,12 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
     steps = read_steps(config)
     if steps.resize is not None and steps.resize.values.get('scale') == scale:
         scale = None
-    preprocessor = read_data_preprocessor(config)
+    preprocessor = _data_preprocessor(config)
     normalisation = _normalisation(steps, preprocessor)
     geometry = _resize(steps, config.filename, scale)
     divisor = preprocessor.whole('pad_size_divisor', 1)
     if steps.pad is None:
-        return Preprocessing(_with_padding(geometry, divisor), normalisation)
+        return Preprocessing(replace(geometry, pad_divisor=divisor), normalisation)
     geometry = _padding(steps.pad, geometry, divisor=divisor, is_scale_given=scale is not None)
     outer = preprocessor.number('pad_value', 0)
     if scale is None and any(value != outer for value in normalisation.padding):
@@ -48,11 +61,7 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
 
 
 def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
-    """A detector's normalisation for inputs of another geometry than its config's.
-
-    Args:
-        config: an mmengine Config.
-        geometry: what takes the place of the resize and padding in its test pipeline.
+    """A detector's normalisation for inputs of another geometry, in place of the resize and padding of its config.
 
     Returns:
         the normalisation, and a line for each part of the test pipeline that is not taken over.
@@ -60,12 +69,16 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
     Raises:
         InputError: the data preprocessor or a Normalize step has something that is not supported.
     """
-    preprocessor = read_data_preprocessor(config)
+    preprocessor = _data_preprocessor(config)
     try:
         own = read_preprocessing(config)
     except InputError as error:
         notes = (f'{error} (not adopted: the resize and padding of the stage are used instead)',)
-        return _normalisation(Steps(None, None, None, _normalize_step(config)), preprocessor), notes
+        entries: list[Entry] = []
+        with suppress(InputError):  # Nothing is lost: all of it is replaced.
+            entries = find_steps(config)
+        normalize = next((entry for entry in entries if entry.type == 'Normalize'), None)
+        return _normalisation(Steps(normalize=normalize), preprocessor), notes
     return own.normalisation, tuple(
         f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'
         for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
@@ -73,12 +86,33 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
     )
 
 
-def _normalize_step(config: Any) -> Entry | None:
-    try:
-        entries = find_steps(config)
-    except InputError:  # Nothing is lost: all of it is replaced.
-        return None
-    return next((entry for entry in entries if entry.type == 'Normalize'), None)
+def _data_preprocessor(config: Any) -> Entry:
+    """The arguments of a config's data preprocessor, with every one that concerns the input checked."""
+    from mmdet.registry import MODELS
+
+    name = f'{config.filename}: data_preprocessor'
+    # As mmengine's Runner does: one beside the model counts only where the model says nothing, not even None.
+    found = config.model.get('data_preprocessor', config.get('data_preprocessor'))
+    # Semi-supervised models wrap the preprocessor of the detector.
+    if isinstance(found, Mapping) and plain_type(found.get('type')) == 'MultiBranchDataPreprocessor':
+        Entry(name, found).require_known(('data_preprocessor',))
+        found = found.get('data_preprocessor')
+    if not isinstance(found, Mapping):
+        raise InputError(f'{name} is {found!r:.80}, expected a dict; add one of type DetDataPreprocessor to a copy')
+    entry = Entry(name, found)
+    if entry.type not in _PREPROCESSORS:
+        entry.refuse('type', ' or '.join(_PREPROCESSORS))
+    entry.require_plain_class(MODELS)
+    entry.require_known(_PREPROCESSORS[entry.type])
+    if entry.flag('bgr_to_rgb', False) and entry.flag('rgb_to_bgr', False):
+        entry.refuse('rgb_to_bgr', 'False with bgr_to_rgb')
+    entry.flag('rgb_to_bgr', False)
+    entry.flag('non_blocking', False)
+    if not entry.flag('boxtype2tensor', True):
+        entry.refuse('boxtype2tensor', 'True')
+    entry.whole('pad_size_divisor', 1)
+    entry.number('pad_value', 0)
+    return entry
 
 
 def _resize(steps: Steps, name: str, scale: tuple[int, int] | None) -> Geometry:
@@ -86,9 +120,7 @@ def _resize(steps: Steps, name: str, scale: tuple[int, int] | None) -> Geometry:
     float_pixels = False
     if steps.load is not None:
         load = steps.load
-        load.require_known(
-            ('to_float32', 'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty')
-        )
+        load.require_known(_LOAD)
         float_pixels = load.flag('to_float32', False)
         load.choice('color_type', 'color', ('color',))
         if load.has('imdecode_backend'):
@@ -103,7 +135,7 @@ def _resize(steps: Steps, name: str, scale: tuple[int, int] | None) -> Geometry:
         return Geometry(scale, pad_divisor=1, float_pixels=float_pixels)
     if 'img_scale' in resize.values:
         resize.refuse('img_scale', 'no such argument (mmdet 3 uses scale)')
-    resize.require_known(('scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation'))
+    resize.require_known(_RESIZE)
     keep_ratio = resize.flag('keep_ratio', False)
     resize.flag('clip_object_border', True)
     backend = resize.choice('backend', 'cv2', tuple(_INTERPOLATIONS)) if resize.has('backend') else 'cv2'
@@ -130,16 +162,9 @@ def _scale(resize: Entry, *, keep_ratio: bool) -> Size:
     return resize.size('scale', also_list=not keep_ratio)
 
 
-def _with_padding(
-    geometry: Geometry, divisor: int, *, pad_size: Size | None = None, pad_square: bool = False
-) -> Geometry:
-    values = {**vars(geometry), 'pad_divisor': divisor, 'pad_size': pad_size, 'pad_square': pad_square}
-    return Geometry(**values)
-
-
 def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bool) -> Geometry:
     """The geometry with the padding of `Pad` and of the data preprocessor's divisor."""
-    pad.require_known(('size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode'))
+    pad.require_known(_PAD)
     pad.choice('padding_mode', 'constant', ('constant',))
     is_square = pad.flag('pad_to_square', False)
     if pad.has('size') and (is_square or pad.has('size_divisor')):
@@ -152,15 +177,15 @@ def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bo
         # The longer side is that of the scale, always, unless the ratio is kept and the scale is not square.
         is_fixed = not geometry.keep_ratio or (len(set(geometry.scale)) == 1 and not geometry.rounds_down)
         if not is_fixed:
-            return _with_padding(geometry, both, pad_square=True)
+            return replace(geometry, pad_divisor=both, pad_square=True)
         side = -(-max(geometry.scale) // own) * own
-        return _with_padding(geometry, divisor, pad_size=(side, side))
+        return replace(geometry, pad_divisor=divisor, pad_size=(side, side))
     if own > 1 or pad.has('size_divisor'):
-        return _with_padding(geometry, both)
+        return replace(geometry, pad_divisor=both)
     width, height = pad.size('size', also_list=True)
     if is_scale_given:
         width, height = geometry.scale
-    return _with_padding(geometry, divisor, pad_size=(height, width))
+    return replace(geometry, pad_divisor=divisor, pad_size=(height, width))
 
 
 def _require_one_padding(pad: Entry, geometry: Geometry, *, divisor: int) -> None:
@@ -172,49 +197,42 @@ def _require_one_padding(pad: Entry, geometry: Geometry, *, divisor: int) -> Non
             side % divisor == 0 and side >= most for side, most in zip(geometry.pad_size, longest, strict=True)
         )
     else:
-        own = pad.values.get('size_divisor') or 1
-        is_complete = own % divisor == 0
+        is_complete = (pad.values.get('size_divisor') or 1) % divisor == 0
     if not is_complete:
+        stated = [f'{key}={pad.values[key]}' for key in ('size', 'size_divisor', 'pad_to_square') if pad.has(key)]
         raise InputError(
-            f'{pad.place}: pads to {_stated(pad)}, and the data preprocessor then to its pad_size_divisor '
+            f'{pad.place}: pads to {", ".join(stated)}, and the data preprocessor then to its pad_size_divisor '
             f'{divisor}, with another value; in a copy of the config pad to a multiple of it that holds all images'
         )
 
 
-def _stated(pad: Entry) -> str:
-    return ', '.join(f'{key}={pad.values[key]}' for key in ('size', 'size_divisor', 'pad_to_square') if pad.has(key))
-
-
 def _normalisation(steps: Steps, preprocessor: Entry) -> Normalisation:
-    normalize = steps.normalize
-    if normalize is not None:
-        normalize.require_known(('mean', 'std', 'to_rgb'))
+    outer = preprocessor.number('pad_value', 0)
+    if steps.normalize is not None:
+        steps.normalize.require_known(('mean', 'std', 'to_rgb'))
         for key in ('mean', 'std'):
             if preprocessor.has(key):
                 preprocessor.refuse(key, 'None with a Normalize step: the values would be normalised twice')
         for key in ('bgr_to_rgb', 'rgb_to_bgr'):
             if preprocessor.values.get(key):
                 preprocessor.refuse(key, 'False with a Normalize step, which has to_rgb')
-        mean, std = read_channels(normalize, 'mean'), read_channels(normalize, 'std')
-        to_rgb = normalize.flag('to_rgb', True)
+        mean, std = steps.normalize.channels('mean'), steps.normalize.channels('std')
+        found = Normalisation(mean, std, steps.normalize.flag('to_rgb', True), (outer,) * 3)
     else:
+        to_rgb = bool(preprocessor.values.get('bgr_to_rgb') or preprocessor.values.get('rgb_to_bgr'))
+        found = Normalisation(to_rgb=to_rgb, padding=(outer,) * 3)
         has_mean = preprocessor.has('mean')
         if has_mean != preprocessor.has('std'):
             preprocessor.refuse(
                 'std' if has_mean else 'mean', 'a value, since the other of mean and std is set, or both None'
             )
-        mean = read_channels(preprocessor, 'mean') if has_mean else (0.0, 0.0, 0.0)
-        std = read_channels(preprocessor, 'std') if has_mean else (1.0, 1.0, 1.0)
-        to_rgb = bool(preprocessor.values.get('bgr_to_rgb') or preprocessor.values.get('rgb_to_bgr'))
-    outer = preprocessor.number('pad_value', 0)
-    padding = (outer, outer, outer)
-    if steps.pad is not None:
-        values = _pad_value(steps.pad, is_normalised=steps.pad_is_last)
-        # A Pad before the normalisation holds pixel values in BGR order.
-        ordered = values[::-1] if to_rgb else values
-        normalised = tuple((value - m) / s for value, m, s in zip(ordered, mean, std, strict=True))
-        padding = values if steps.pad_is_last else (normalised[0], normalised[1], normalised[2])
-    return Normalisation(mean=mean, std=std, to_rgb=to_rgb, padding=padding)
+        if has_mean:
+            found = replace(found, mean=preprocessor.channels('mean'), std=preprocessor.channels('std'))
+    if steps.pad is None:
+        return found
+    values = _pad_value(steps.pad, is_normalised=steps.pad_is_last)
+    # A Pad before the normalisation holds pixel values in BGR order.
+    return replace(found, padding=values if steps.pad_is_last else found.of_pixel(values))
 
 
 def _pad_value(pad: Entry, *, is_normalised: bool) -> RGB:
@@ -223,14 +241,15 @@ def _pad_value(pad: Entry, *, is_normalised: bool) -> RGB:
     if is_normalised:
         wanted = 'a whole number, or a dict with such an img or a tuple of three finite numbers'
     value = pad.values.get('pad_val', 0)
+    values: Any = ()
     if isinstance(value, dict):
         if value.keys() - {'img', 'seg', 'masks'}:
             pad.refuse('pad_val', f'{wanted}, and no keys but img, seg and masks')
         value = value.get('img', 0)
-        # With one float, mmcv pads the first channel alone.
-        values = value if isinstance(value, tuple) else (value,) * 3 if is_whole(value) else ()
-    else:
-        values = (value,) * 3 if is_whole(value) else ()
+        values = value if isinstance(value, tuple) else ()
+    # With one float, mmcv pads the first channel alone.
+    if is_whole(value):
+        values = (value,) * 3
     if len(values) != 3 or not all(map(is_number, values)):
         pad.refuse('pad_val', wanted)
     if not is_normalised and not all(0 <= one <= 255 and float(one).is_integer() for one in values):

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtpd.detectors.compatibility import takes_one_image
-from mtpd.detectors.padding import pads_pixels
-from mtpd.detectors.preprocessing import Preprocessing, normalise
+from mtpd.detectors.preprocessing import Preprocessing, normalise, pads_pixels
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
@@ -47,11 +45,7 @@ def tell_progress(*, epoch: int, step: int) -> None:
     """Tells the heads whose losses change in the course of training how far it is; call it before each step.
 
     TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They ask mmengine, whose runner is not
-    used here.
-
-    Args:
-        epoch: from 0.
-        step: optimizer steps that are done.
+    used here. `epoch` counts from 0, `step` the optimizer steps that are done.
     """
     from mmengine.logging import MessageHub
 
@@ -61,14 +55,10 @@ def tell_progress(*, epoch: int, step: int) -> None:
 
 
 def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """The detector's own training losses by name, each summed over levels and stages.
+    """The detector's own training losses by name, each summed over levels and stages, in training mode.
 
-    Only what mmdet would add to its total is returned: entries whose name holds `loss`.
-
-    Args:
-        model: an mmdet detector in training mode.
-        images: normalised inputs (B, 3, H, W).
-        samples: the same images, after `collate`.
+    Only what mmdet would add to its total is returned: entries whose name holds `loss`. `images` are normalised inputs
+    (B, 3, H, W), `samples` the same after `collate`.
     """
     data_samples = [sample.data_sample.to(images.device) for sample in samples]
     losses: Mapping[str, Any] = model.loss(images, data_samples)
@@ -117,6 +107,24 @@ def predict(
                 for record, mask in zip(shared, instances.masks.cpu().numpy(), strict=True)
             ]
     return boxes, masks
+
+
+def takes_one_image(model: nn.Module) -> bool:
+    """Whether a detector predicts one image at a time: mmcv's masked convolution (guided anchoring) takes no batch."""
+    from mmcv.ops import MaskedConv2d
+
+    return any(isinstance(one, MaskedConv2d) for one in model.modules())
+
+
+def predicts_masks(model: nn.Module) -> bool:
+    """Whether the objects that a detector predicts have masks, wherever its mask branch is.
+
+    mmdet's `with_mask` knows heads called `mask_head` alone, not RTMDet-Ins's box head nor MaskFormer's panoptic one.
+    """
+    if getattr(model, 'with_mask', False):
+        return True
+    heads = [getattr(model, name, None) for name in ('bbox_head', 'panoptic_head')]
+    return any(isinstance(getattr(head, 'loss_mask', None), nn.Module) for head in heads)
 
 
 def _results(model: Any, images: Tensor, data_samples: Sequence[Any]) -> Iterator[Any]:

@@ -7,8 +7,7 @@ from typing import Any
 
 from mtpd.detectors import zoo
 from mtpd.detectors.model_config import make_buildable, set_num_classes
-from mtpd.detectors.padding import padding_pixel, pads_pixels
-from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, padding_pixel, pads_pixels
 from mtpd.detectors.runtime import prepare
 
 _META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
@@ -26,7 +25,7 @@ def export_config(
 
     Args:
         config: the student's mmengine Config, with the changes that were made to it. Of its recipe nothing is kept.
-        preprocessing: of the inputs that the student was trained on; see `mtpd.detectors.padding`.
+        preprocessing: of the inputs that the student was trained on; see `pads_pixels`.
         classes: names of the classes, in the order of the student's outputs.
         has_masks: whether the student predicts masks.
         evaluated_on: image folder and annotation file for mmdet's test tool, or None.
@@ -37,7 +36,16 @@ def export_config(
     model = copy.deepcopy(config.model)
     make_buildable(model, zoo_folder=zoo.configs_folder())  # As it was built: SyncBN needs several processes.
     set_num_classes(model, len(classes))
-    model.data_preprocessor = _data_preprocessor(preprocessing, has_masks=has_masks)
+    normalisation = preprocessing.normalisation
+    model.data_preprocessor = {
+        'type': 'DetDataPreprocessor',
+        'mean': list(normalisation.mean),
+        'std': list(normalisation.std),
+        'bgr_to_rgb': normalisation.to_rgb,
+        'pad_mask': has_masks,
+        'pad_size_divisor': preprocessing.geometry.pad_divisor,
+        'pad_value': normalisation.padding[0],
+    }
     dataset: dict[str, Any] = {
         'type': 'CocoDataset',
         'metainfo': {'classes': tuple(classes)},
@@ -61,19 +69,6 @@ def export_config(
     }
     text: str = Config(exported).pretty_text
     return text
-
-
-def _data_preprocessor(preprocessing: Preprocessing, *, has_masks: bool) -> dict[str, Any]:
-    normalisation = preprocessing.normalisation
-    return {
-        'type': 'DetDataPreprocessor',
-        'mean': list(normalisation.mean),
-        'std': list(normalisation.std),
-        'bgr_to_rgb': normalisation.to_rgb,
-        'pad_mask': has_masks,
-        'pad_size_divisor': preprocessing.geometry.pad_divisor,
-        'pad_value': normalisation.padding[0],
-    }
 
 
 def _pipeline(preprocessing: Preprocessing) -> list[dict[str, Any]]:

@@ -1,19 +1,31 @@
-"""The feature pyramid that a detector hands to its heads.
+"""The feature pyramid that a detector hands to its heads: where its maps are taken, the maps, and its levels.
+
+Maps are taken after the neck, or before the neck's norms, for teacher and student alike. MTPD (Cao et al., ICML 2023;
+released code) hooks `neck.fpn_convs.i.conv`. In most pyramids nothing follows these convolutions and that is the neck's
+output. Where a norm follows, as the GroupNorm of RepPoints does, the maps before it still have the scale of each image
+and channel, which the norm takes away.
 
 B batch, C channels, H W input px, h w grid of a level.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.hook_point import NECK, captured_maps
+from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError
-from mtpd.geometry import Size
-from mtpd.pyramid import Level, level_name
+from mtpd.geometry import Level, Size, level_name
+
+# Hook points, as the fingerprint of a cache has them.
+NECK = 'neck'
+BEFORE_NORM = 'neck.fpn_convs.conv'
+
+# What a user can ask for; `auto` is as in MTPD.
+HookChoice = Literal['auto', 'neck', 'before-norm']
 
 DEFAULT_INPUT: Size = (256, 256)
 MAX_LOG_STRIDE = 12
@@ -21,13 +33,108 @@ MAX_LOG_STRIDE = 12
 LARGE_DIVISORS = (64, 128, 256)
 
 
+def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> str:
+    """Where the maps of an mmdet teacher are taken.
+
+    Raises:
+        InputError: the user chose `before-norm`, and there are no norms.
+    """
+    if choice == 'before-norm' and not has_output_norms(model):
+        raise InputError(f'hook before-norm: the neck of {name} has no norms after its fpn_convs; remove this option')
+    return NECK if choice == 'neck' or not has_output_norms(model) else BEFORE_NORM
+
+
+def student_hook_point(model: nn.Module, teacher: str) -> str:
+    """Where the maps of a student are taken: before its norms if those of the teacher are, else behind its neck.
+
+    A student behind its norms could not reach the scale of maps from before the teacher's, nor the other way round. A
+    student without norms has but one place, at which both points are.
+    """
+    return BEFORE_NORM if teacher == BEFORE_NORM and has_output_norms(model) else NECK
+
+
+def choice_of(hook_point: str) -> HookChoice:
+    """The `--hook` value that gives this hook point for any detector."""
+    return 'before-norm' if hook_point == BEFORE_NORM else 'neck'
+
+
+def has_output_norms(model: nn.Module) -> bool:
+    """Whether the outputs of a detector's neck are those of convolutions with a norm behind each."""
+    prepare()
+    from mmdet.models.necks import FPN
+
+    neck: Any = getattr(model, 'neck', None)
+    # Other pyramids, such as PAFPN, are FPNs too but have further layers behind `fpn_convs`.
+    if not isinstance(neck, FPN) or type(neck).forward is not FPN.forward:
+        return False
+    return all(one.with_norm and one.order == ('conv', 'norm', 'act') for one in neck.fpn_convs)
+
+
+def neck_of(model: nn.Module) -> nn.Module:
+    """The module whose maps are distilled.
+
+    Raises:
+        InputError: the detector has no neck.
+    """
+    neck = getattr(model, 'neck', None)
+    if not isinstance(neck, nn.Module):
+        raise InputError(
+            f'{type(model).__name__} has no neck, whose maps are distilled; choose a detector with a neck, such as '
+            'faster-rcnn_r50_fpn_1x_coco, or train it without `distill`'
+        )
+    return neck
+
+
+@contextmanager
+def captured_maps(model: nn.Module, *, hook_point: str = NECK) -> Iterator[list[Tensor]]:
+    """Collects the maps at a hook point during one forward pass: a list that holds a map per level afterwards.
+
+    A level without a convolution of its own, such as the p6 that Mask R-CNN picks from its p5, is taken behind the
+    neck.
+    """
+    neck = neck_of(model)
+    maps: list[Tensor] = []
+    before: list[Tensor] = []
+
+    def keep_one(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        before.append(output)
+
+    def keep_all(module: nn.Module, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
+        maps[:] = [*before, *outputs[len(before) :]]
+        before.clear()
+
+    hooks = [neck.register_forward_hook(keep_all)]
+    if hook_point == BEFORE_NORM:
+        hooks += [one.conv.register_forward_hook(keep_one) for one in _output_convolutions(model)]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def neck_outputs(model: nn.Module, maps: Sequence[Tensor], *, hook_point: str) -> list[Tensor]:
+    """What the neck hands to the heads, from all of its maps at a hook point."""
+    if hook_point == NECK:
+        return list(maps)
+    outputs = list(maps)
+    for level, one in enumerate(_output_convolutions(model)):
+        normed = one.norm(maps[level])
+        outputs[level] = one.activate(normed) if one.with_activation else normed
+    return outputs
+
+
+def _output_convolutions(model: nn.Module) -> Any:
+    """The neck's `ConvModule`s, in the order of its levels."""
+    assert has_output_norms(model)
+    neck: Any = model.neck
+    return neck.fpn_convs
+
+
 def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -> tuple[Tensor, ...]:
     """The maps (B, C, h, w) that an mmdet detector's neck, or its backbone where it has no neck, gives to its heads.
 
-    Args:
-        model: an mmdet detector.
-        images: normalised and padded images (B, 3, H, W).
-        hook_point: where they are taken, see `mtpd.detectors.hook_point`.
+    They are taken at `hook_point`, from normalised and padded images (B, 3, H, W).
 
     Raises:
         InputError: the model gives no maps.
@@ -40,6 +147,16 @@ def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -
     with captured_maps(model, hook_point=hook_point) as maps:
         extract(images)
     return tuple(maps)
+
+
+def _maps(output: Any, owner: str) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _maps(item, owner)
+    else:
+        raise InputError(f'{owner} returns a {type(output).__name__} as features, expected tensors')
 
 
 def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple[Level, ...]:
@@ -132,16 +249,5 @@ def _stride(input_size: Size, grid: Size) -> int:
             return stride
     raise InputError(
         f'a feature map of {grid[0]} x {grid[1]} cells for an input of {input_size[0]} x {input_size[1]} px '
-        'has no single '
-        f'stride; choose an input size that the network divides evenly'
+        'has no single stride; choose an input size that the network divides evenly'
     )
-
-
-def _maps(output: Any, owner: str) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _maps(item, owner)
-    else:
-        raise InputError(f'{owner} returns a {type(output).__name__} as features, expected tensors')

@@ -1,4 +1,4 @@
-"""Parts of a detector that its config freezes, which makes sense of pretrained weights alone."""
+"""Parts of a detector, and those that its config freezes, which makes sense of pretrained weights alone."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from mtpd.detectors.model_config import class_parameters, config_items, type_name
 from mtpd.detectors.runtime import prepare
-from mtpd.detectors.type_names import type_name
 
 # The parts that weights come for: `head` is all but the first two, a detector's RoI head and RPN too.
 BACKBONE, NECK, HEAD = 'backbone', 'neck', 'head'
@@ -20,20 +20,16 @@ def unfreeze(model: Any, *, loaded: Collection[str], kept: Collection[str]) -> M
 
     Configs freeze the first stages of a backbone (`frozen_stages`), its batch statistics (`norm_eval`), and its norms'
     scales and shifts (`norm_cfg.requires_grad`); some do by the defaults of their class. A network that learns itself
-    (`teacher`) is left alone.
-
-    Args:
-        model: config of the model, changed in place.
-        loaded: those of PARTS whose weights are loaded; they stay as they are.
-        kept: dotted keys that stay as they are.
+    (`teacher`), the PARTS whose weights are `loaded`, and the dotted keys in `kept` stay as they are.
 
     Returns:
         dotted key -> new value.
     """
     prepare()
     changes: dict[str, Any] = {}
-    for path, node in _nodes(model):
-        if part_of(path) in loaded or 'teacher' in path:
+    for path, _, node in config_items(model):
+        is_built = isinstance(node, dict) and 'type' in node
+        if not is_built or part_of(path) in loaded or 'teacher' in path:
             continue
         for key, value in _unfreezing(node):
             place = f'{path}.{key}'
@@ -60,50 +56,18 @@ def part_of(path: str) -> str:
     return first if first in (BACKBONE, NECK) else HEAD
 
 
-def _nodes(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """Every dict in a nested config that has a type, but the outermost, by its dotted key."""
-    items = config.items() if isinstance(config, dict) else enumerate(config)
-    for key, value in list(items):
-        place = f'{path}.{key}' if path else str(key)
-        if isinstance(value, dict | list | tuple):
-            if isinstance(value, dict) and 'type' in value:
-                yield place, value
-            yield from _nodes(value, place)
-
-
 def _unfreezing(node: Any) -> Iterator[tuple[str, Any]]:
     """The keys of one part of a model that freeze something, each with a value that does not."""
-    defaults = _defaults(node)
+    parameters = class_parameters(node).items()
+    defaults = {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}
     norm = node.get(NORM_CFG, defaults.get(NORM_CFG))
+    norm_name = 'BN' if norm is None else type_name(norm)
     stages, default = node.get(FROZEN_STAGES, defaults.get(FROZEN_STAGES)), defaults.get(FROZEN_STAGES, -1)
     # -1 mostly; EfficientNet counts from 0 and refuses -1.
     none = default if isinstance(default, int) and default <= 0 else -1
     if isinstance(stages, int) and stages > none:
         yield FROZEN_STAGES, none
-    if node.get(NORM_EVAL, defaults.get(NORM_EVAL)) is True and _has_statistics(norm):
+    if node.get(NORM_EVAL, defaults.get(NORM_EVAL)) is True and any(one in norm_name for one in ('BN', 'Batch')):
         yield NORM_EVAL, False
     if isinstance(node.get(NORM_CFG), dict) and node[NORM_CFG].get(REQUIRES_GRAD) is False:
         yield f'{NORM_CFG}.{REQUIRES_GRAD}', True
-
-
-def _has_statistics(norm: Any) -> bool:
-    return norm is None or 'BN' in type_name(norm) or 'Batch' in type_name(norm)
-
-
-def _defaults(node: Any) -> dict[str, Any]:
-    """Defaults of the arguments of the class that a part of a config is built by; those of a subclass come first."""
-    from mmdet.registry import MODELS
-
-    kind = node['type']
-    try:
-        cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    except Exception:  # building the model tells what is wrong with the name
-        return {}
-    found: dict[str, Any] = {}
-    # Subclasses often pass their arguments on as **kwargs.
-    for base in inspect.getmro(cls) if inspect.isclass(cls) else ():
-        if '__init__' in vars(base) and base is not object:
-            for name, parameter in inspect.signature(vars(base)['__init__']).parameters.items():
-                if parameter.default is not inspect.Parameter.empty:
-                    found.setdefault(name, parameter.default)
-    return found

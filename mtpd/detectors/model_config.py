@@ -1,24 +1,93 @@
-"""Edits of a model's config (nested dicts and lists, in place) before mmdet builds it."""
+"""A model's config (nested dicts, lists and tuples) before mmdet builds it: what it holds, and edits in place."""
 
 import importlib.util
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
-from mtpd.detectors.language import NoLanguageModel
-from mtpd.detectors.type_names import type_name
+from torch import nn
+
 from mtpd.errors import InputError
+from mtpd.system.files import canonical_json, sha256_bytes
 
 # By their names in registries and as classes.
 SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm', 'NaiveSyncBatchNorm'}
 BATCH_NORMS = {'BN', 'BN2d', 'BatchNorm2d'}
 BN_EPSILON = 1e-5  # PyTorch's default
+BERT_BASE_WIDTH = 768
 # These classify something else than the data set's classes: object or not, or the classes of a stuff map.
 OTHER_HEADS = {'rpn_head', 'semantic_head'}
 # CrowdDet, whose head fails in mmdet 3.3 on more, and detectors that propose objects of no class.
 ONE_CLASS = {'MultiInstanceBBoxHead', 'RPN'}
 CLASSIFYING_HEADS = ('bbox_head', 'mask_head', 'point_head', 'mask_iou_head', 'glbctx_head', 'segm_head')
+# Keys of weights: `checkpoint`, `pretrained`, `teacher_ckpt`, `checkpoint_path`, ...
+_WEIGHTS_KEY = re.compile(r'(^|_)(checkpoints?|ckpt|pretrain(ed|ing)?)(_|$)|^weights$')
+_ADDRESS = re.compile(r'[a-z][a-z0-9+.-]*://', re.IGNORECASE)
+_PRETRAINED = {'Pretrained', 'PretrainedInit'}
+
+
+def type_name(node: Any) -> str:
+    """The bare class name of a config's `type`, or of the node (a mapping) that has it.
+
+    'mmdet.Resize', 'Resize' and the class `Resize` are all 'Resize'; what names no type gives ''.
+    """
+    kind = node.get('type') if hasattr(node, 'get') else node
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return str(name).rpartition('.')[2]
+
+
+def config_items(config: Any, path: str = '') -> Iterator[tuple[str, Any, Any]]:
+    """Every entry of a nested config, outermost first: its dotted key, its key, its value."""
+    for key, value in list(config.items()) if isinstance(config, dict) else list(enumerate(config)):
+        place = f'{path}.{key}' if path else str(key)
+        yield place, key, value
+        if isinstance(value, dict | list | tuple):
+            yield from config_items(value, place)
+
+
+def config_dicts(config: Any) -> Iterator[Any]:
+    """Every dict in a nested config, outermost first."""
+    yield config
+    yield from (value for _, _, value in config_items(config) if isinstance(value, dict))
+
+
+def class_parameters(node: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of the class that a part of a config is built by; a subclass's come first."""
+    from mmdet.registry import MODELS
+
+    kind = node.get('type')
+    try:
+        cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    except Exception:  # building the model tells what is wrong with the name
+        return {}
+    found: dict[str, inspect.Parameter] = {}
+    # Subclasses often pass their arguments on as **kwargs.
+    for base in inspect.getmro(cls)[:-1] if inspect.isclass(cls) else ():
+        if '__init__' in vars(base):
+            for name, parameter in inspect.signature(vars(base)['__init__']).parameters.items():
+                if name not in found or found[name].default is inspect.Parameter.empty:
+                    found[name] = parameter
+    return found
+
+
+def definition_sha256(config: Any) -> str:
+    """Hash of the network that an mmengine Config defines, independent of its file, its location and the process."""
+    return sha256_bytes(canonical_json(_plain(config.model.to_dict())))
+
+
+def _plain(value: Any) -> Any:
+    """A config as JSON values that are the same in every process; anything else by its name."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    # JSON has no infinity, which configs use as a bound.
+    if value is None or isinstance(value, str | bool | int | float):
+        return repr(value) if isinstance(value, float) else value
+    return getattr(value, '__qualname__', type(value).__qualname__)
 
 
 def make_buildable(config: Any, *, zoo_folder: Path) -> None:
@@ -38,6 +107,24 @@ def make_buildable(config: Any, *, zoo_folder: Path) -> None:
         teacher = node.get('teacher_config')
         if isinstance(teacher, str) and not Path(teacher).is_file():
             node['teacher_config'] = str(zoo_folder.parent / teacher)
+
+
+class NoLanguageModel(nn.Module):
+    """A placeholder for the language model of detectors with text prompts (Grounding DINO).
+
+    The maps of their necks do not depend on words. Without the real one such a detector needs neither the transformers
+    package nor a download of BERT, and serves as a teacher of features; it cannot detect. It has the width of
+    BERT-base, which all such models of the zoo use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Where mmdet looks for the width when it builds the layers that follow.
+        self.language_backbone = SimpleNamespace(body=SimpleNamespace(language_dim=BERT_BASE_WIDTH))
+
+    def forward(self, captions: object, **options: object) -> NoReturn:
+        """Raises NotImplementedError: nothing here understands text."""
+        raise NotImplementedError('this detector was built for its features, without its language model')
 
 
 def set_num_classes(config: Any, num_classes: int) -> None:
@@ -93,28 +180,55 @@ def _set_num_classes(config: Any, num_classes: int) -> None:
                 continue
             if key in CLASSIFYING_HEADS:
                 for head in value if isinstance(value, list | tuple) else [value]:
-                    if isinstance(head, dict) and _takes_num_classes(head):
+                    if isinstance(head, dict) and 'num_classes' in class_parameters(head):
                         head['num_classes'] = num_classes
             _set_num_classes(value, num_classes)
 
 
-def _takes_num_classes(head: dict[str, Any]) -> bool:
-    from mmdet.registry import MODELS
-
-    cls = MODELS.get(head['type']) if isinstance(head.get('type'), str) else head.get('type')
-    if not inspect.isclass(cls):
-        return False
-    # Subclasses often pass their arguments on as **kwargs.
-    own = [vars(base)['__init__'] for base in inspect.getmro(cls)[:-1] if '__init__' in vars(base)]
-    return any('num_classes' in inspect.signature(init).parameters for init in own)
+def weight_references(config: Any) -> Iterator[tuple[str, str]]:
+    """Every reference to weights in a nested config: its dotted key and what it names ('True' of `pretrained=True`)."""
+    return ((place, str(value)) for place, key, value in config_items(config) if _is_reference(key, value))
 
 
-def config_dicts(config: Any) -> Iterator[Any]:
-    """Every dict in a nested config, outermost first."""
-    if isinstance(config, dict):
-        yield config
-        for value in list(config.values()):
-            yield from config_dicts(value)
-    elif isinstance(config, list | tuple):
-        for item in config:
-            yield from config_dicts(item)
+def drop_weight_references(config: Any) -> None:
+    """Takes them out, in place: an `init_cfg` that names weights goes as a whole, other keys become None or False."""
+    for key, value in list(config.items()) if isinstance(config, dict) else list(enumerate(config)):
+        if key == 'init_cfg':
+            kept = [one for one in (value if isinstance(value, list | tuple) else [value]) if not _names_weights(one)]
+            if not kept:
+                del config[key]
+            elif isinstance(value, list | tuple):
+                config[key] = kept
+        elif _is_reference(key, value):
+            config[key] = False if value is True else None
+        elif isinstance(value, tuple) and any(True for _ in weight_references(value)):
+            config[key] = changed = list(value)
+            drop_weight_references(changed)
+        elif isinstance(value, dict | list):
+            drop_weight_references(value)
+
+
+def backbone_reference(model: Any) -> str | None:
+    """Where a model's config takes its backbone's weights from, such as 'torchvision://resnet50'; None: nowhere."""
+    backbone = model.get('backbone') or {}
+    init = backbone.get('init_cfg') or []
+    for one in init if isinstance(init, list | tuple) else [init]:
+        if _names_weights(one) and isinstance(one.get('checkpoint'), str):
+            return str(one['checkpoint'])
+    # The older spellings.
+    return next(
+        (str(one) for one in (backbone.get('pretrained'), model.get('pretrained')) if isinstance(one, str)), None
+    )
+
+
+def _names_weights(init: Any) -> bool:
+    return isinstance(init, dict) and (
+        type_name(init) in _PRETRAINED or any(_is_reference(key, value) for key, value in init.items())
+    )
+
+
+def _is_reference(key: Any, value: Any) -> bool:
+    named = isinstance(key, str) and _WEIGHTS_KEY.search(key) is not None
+    if value is True:
+        return named and 'pretrain' in key
+    return isinstance(value, str) and bool(value) and (named or _ADDRESS.match(value) is not None)

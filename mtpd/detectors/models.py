@@ -1,24 +1,52 @@
 """Building mmdet detectors from configs, without any download."""
 
+import contextlib
 import copy
+import importlib
 import logging
+import re
+import socket
+import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
+import torch.hub
 from torch import nn
 
 from mtpd.detectors import zoo
-from mtpd.detectors.compatibility import complete
-from mtpd.detectors.missing_package import missing_package
-from mtpd.detectors.model_config import make_buildable, set_num_classes
-from mtpd.detectors.no_downloads import no_downloads
+from mtpd.detectors.model_config import (
+    config_items,
+    drop_weight_references,
+    make_buildable,
+    set_num_classes,
+    type_name,
+)
 from mtpd.detectors.runtime import known_warnings_ignored, prepare
-from mtpd.detectors.type_names import type_name
-from mtpd.detectors.weight_references import drop_weight_references
 from mtpd.errors import InputError, UnavailableError
 
 logger = logging.getLogger(__name__)
+
+# Of each module the functions that get weights; their first argument names these.
+_LOADERS = {
+    'torch.hub': ('load', 'load_state_dict_from_url', 'download_url_to_file'),
+    'torch.utils.model_zoo': ('load_url',),
+    'urllib.request': ('urlopen', 'urlretrieve'),
+    'socket': ('getaddrinfo',),
+}
+# Packages that mmdet and its relatives use where they are installed. Only these are advised: anybody may own the name
+# of some other module on the package index.
+PACKAGES = (
+    'albumentations', 'cityscapesscripts', 'emoji', 'fairscale', 'imagecorruptions', 'instaboostfast', 'lvis',
+    'mmpretrain', 'motmetrics', 'nltk', 'prettytable', 'scikit-image', 'scikit-learn', 'timm', 'transformers',
+)  # fmt: skip
+# Import names that differ from those of the packages.
+_IMPORTED_AS = {'skimage': 'scikit-image', 'sklearn': 'scikit-learn'}
+_NOT_IMPORTED = re.compile(r'^Failed to import ([\w.]+)$')  # mmengine, of a config's custom_imports
+_ADVISED = re.compile(r'pip install ["\']?([\w.-]+)')
 
 
 def load_config(reference: str) -> Any:
@@ -31,8 +59,7 @@ def load_config(reference: str) -> Any:
     if not reference.endswith('.py') and Path(reference).is_file():
         raise InputError(
             f'config {reference}: its suffix is {Path(reference).suffix!r}, expected a .py mmdet config; '
-            'write one with '
-            "mmengine: Config.fromfile(FILE).dump('config.py')"
+            "write one with mmengine: Config.fromfile(FILE).dump('config.py')"
         )
     path = Path(reference) if reference.endswith('.py') else zoo.resolve(reference).config
     if not path.is_file():
@@ -44,7 +71,9 @@ def load_config(reference: str) -> Any:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('default', UserWarning)
             config = Config.fromfile(str(path))
-            _import_types(config._cfg_dict)
+            # Imports the classes that a pure Python config names, which mmengine does when they are looked at.
+            for _ in config_items(config._cfg_dict):
+                pass
     except ImportError as error:
         raise UnavailableError(f'config {path} needs {missing_package(error)}') from error
     # A config is a program: it can fail in any way, or leave.
@@ -59,13 +88,13 @@ def load_config(reference: str) -> Any:
 
 
 def build_detector(config: Any, *, num_classes: int | None = None, init_weights: bool = True) -> nn.Module:
-    """The detector of `config.model`, on the CPU, in training mode.
+    """The detector of the `model` of an mmengine Config, on the CPU, in training mode.
 
     Nothing is downloaded: references to pretrained weights are dropped (`backbone_reference` tells the backbone's).
     SyncBN becomes BN. The caller's config stays as it is.
 
     Args:
-        config: an mmengine Config.
+        config: of the detector.
         num_classes: number of classes of every classifying head; None keeps the config's.
         init_weights: initialise the weights as the model's authors do; False leaves PyTorch's defaults, which is
             enough when a checkpoint is loaded next.
@@ -75,8 +104,10 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
         UnavailableError: the model needs a package that is not installed.
     """
     prepare()
+    from mmdet.models.detectors import DDQDETR
     from mmdet.registry import MODELS
 
+    name = f'config {config.filename}' if getattr(config, 'filename', None) else f'model {type_name(config.model)}'
     model_config = copy.deepcopy(config.model)
     drop_weight_references(model_config)
     make_buildable(model_config, zoo_folder=zoo.configs_folder())
@@ -85,28 +116,118 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
     with no_downloads() as refused, known_warnings_ignored():
         try:
             model: Any = MODELS.build(model_config)
-            complete(model)
+            # In its first training step mmdet adds its head's auxiliary branches to DDQ's decoder, under a name of
+            # their own, so that all checkpoints of mmdet have them twice.
+            if isinstance(model, DDQDETR):
+                model.decoder.aux_reg_branches = model.bbox_head.aux_reg_branches
             if init_weights:
                 model.init_weights()
         # Configs are the user's, and models check their arguments in every possible way.
         except Exception as error:
             if not refused:
-                raise _unbuildable(error, config) from error
+                raise _unbuildable(name, error) from error
     if refused:
         raise InputError(
-            f'{_name(config)} loads {refused[0]} while it is built, but only the backbone may have its own weights '
+            f'{name} loads {refused[0]} while it is built, but only the backbone may have its own weights '
             '(init.backbone); remove it from the config, or override its key with `model` in the stage file'
         )
     detector: nn.Module = model
     return detector
 
 
-def _unbuildable(error: Exception, config: Any) -> InputError | UnavailableError:
+def missing_package(error: ImportError) -> str:
+    """What is missing and what to do about it, to follow the words 'config X needs'."""
+    chain: list[BaseException] = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    cause = chain[-1]
+    advised = next((found.group(1) for one in chain if (found := _ADVISED.search(str(one)))), None)
+    name = cause.name if isinstance(cause, ModuleNotFoundError) and cause.name else advised
+    if name is None:
+        return f'a package that cannot be imported: {" ".join(str(cause).split()) or "no message"}'
+    package = name.split('.')[0]
+    distribution = _IMPORTED_AS.get(package, package)
+    if distribution in PACKAGES:
+        return f'the package {package}, which is not installed: pip install {distribution}'
+    asked = next((found.group(1) for one in chain if (found := _NOT_IMPORTED.search(str(one)))), '')
+    if asked == name or asked.startswith(f'{name}.'):
+        return f'{asked} of its custom_imports, which is not found; add its folder to PYTHONPATH'
+    return f'the {"module" if "." in name else "package"} {name}, which is not installed'
+
+
+class WeightsRefused(InputError):
+    """A model's code asked for weights."""
+
+
+@contextlib.contextmanager
+def no_downloads() -> Iterator[list[str]]:
+    """Refuses every request for weights from elsewhere; gives the list of those that were refused, in order.
+
+    Code that catches the error is found by the list. Files beside the model's own code can be read: of `torch.load`
+    only what was downloaded before, by anybody, is refused.
+
+    Raises:
+        WeightsRefused: inside the block, to who asked.
+    """
+    prepare()
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    refused: list[str] = []
+
+    def refuse(reference: object) -> Any:
+        refused.append(str(getattr(reference, 'full_url', reference)))
+        raise WeightsRefused(f'{refused[-1]}: weights that were not requested')
+
+    def refuse_first(*arguments: Any, **options: Any) -> Any:
+        named = [*arguments, *options.values()]
+        return refuse(next((one for one in named if isinstance(one, str | urllib.request.Request)), 'unnamed weights'))
+
+    def connect(_: socket.socket, address: Any) -> None:
+        # A path is a socket of this machine.
+        refuse(address[0] if isinstance(address, tuple) else address)
+
+    with contextlib.ExitStack() as stack:
+        for module, names in _LOADERS.items():
+            for name in names:
+                stack.enter_context(_replaced(importlib.import_module(module), name, refuse_first))
+        stack.enter_context(_replaced(CheckpointLoader, 'load_checkpoint', staticmethod(refuse_first)))
+        stack.enter_context(_replaced(socket.socket, 'connect', connect))
+        for owner, name in ((torch, 'load'), (safetensors.torch, 'load_file')):
+            stack.enter_context(_replaced(owner, name, _unless_downloaded(getattr(owner, name), refuse)))
+        yield refused
+
+
+def _unless_downloaded(load: Any, refuse: Any) -> Any:
+    caches = (Path(torch.hub.get_dir()), Path.home() / '.cache')
+
+    def loaded(file: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(file, str | Path) and any(Path(file).absolute().is_relative_to(one) for one in caches):
+            return refuse(file)
+        return load(file, *arguments, **options)
+
+    return loaded
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    is_own = name in vars(owner)
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)  # what a class has inherited
+
+
+def _unbuildable(name: str, error: Exception) -> InputError | UnavailableError:
     if isinstance(error, ImportError):
-        return UnavailableError(f'{_name(config)} needs {missing_package(error)}')
+        return UnavailableError(f'{name} needs {missing_package(error)}')
     if 'is not installed' in str(error):  # how mmdet tells of optional packages, with the command that helps
-        return UnavailableError(f'{_name(config)}: {_line(error)}')
-    return InputError(f'{_name(config)} cannot be built: {type(error).__name__}: {_line(error)}')
+        return UnavailableError(f'{name}: {_line(error)}')
+    return InputError(f'{name} cannot be built: {type(error).__name__}: {_line(error)}')
 
 
 def _failure(error: BaseException) -> str:
@@ -117,20 +238,6 @@ def _failure(error: BaseException) -> str:
             'where imports are only names; write out the values, or begin the config with `_base_ = []`'
         )
     return f'{type(error).__name__}: {_line(error)}'
-
-
-def _import_types(values: Any) -> None:
-    """Imports the classes that a pure Python config names, which mmengine does not before they are looked at."""
-    if isinstance(values, dict):
-        for value in values.values():
-            _import_types(value)
-    elif isinstance(values, list | tuple):
-        for value in values:
-            _import_types(value)
-
-
-def _name(config: Any) -> str:
-    return f'config {config.filename}' if getattr(config, 'filename', None) else f'model {type_name(config.model)}'
 
 
 def _line(error: BaseException | str) -> str:

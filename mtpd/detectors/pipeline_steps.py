@@ -1,18 +1,19 @@
 """The steps of a config's test pipeline: which there are, in which order, with which arguments.
 
-What is not understood is refused by name, down to arguments and their values.
+Configs may hold any value, so every entry is read with checks. What is not understood is refused by name, down to
+arguments and their values.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from mtpd.detectors.config_values import Entry, plain_type
 from mtpd.errors import InputError
 
-# Files are read by mtpd itself, so where mmengine would fetch them from does not matter.
-_FILE_ARGUMENTS = frozenset({'backend_args', 'file_client_args', 'ignore_empty'})
-# Annotations are not an input of the network.
+# Packages whose classes are the plain ones of that name, whether named by class, with a scope or without.
+_PLAIN_PACKAGES = frozenset({'mmdet', 'mmcv', 'mmengine'})
+# Annotations are not an input of the network, and files are read by mtpd itself.
 _ANNOTATION_ARGUMENTS = frozenset(
     {
         'with_bbox', 'with_label', 'with_mask', 'with_seg', 'with_keypoints', 'poly2mask', 'box_type',
@@ -32,32 +33,156 @@ _ORDER = {_LOAD: 0, 'RandomFlip': 1, 'Resize': 1, 'FixScaleResize': 1, 'Pad': 2,
 
 _CENTRED = (
     'it centres the image in the input, but mtpd pads at the right and the bottom; for a teacher, use a copy of the '
-    'config with Resize and Pad instead (its head cannot predict then); as '
-    'a student, use another detector'
+    'config with Resize and Pad instead (its head cannot predict then); as a student, use another detector'
 )
 _OLD = 'it is a step of mmdet 2; use the config of the same name in mmdet 3, or its pipeline'
+_PROPOSALS = 'it is for detectors that read their proposals from a file; use one with an RPN'
 _REASONS = {
     'RandomCenterCropPad': _CENTRED,
     'TransformBroadcaster': 'it is for video; use the config of the detector in the tracker',
-    'ProposalBroadcaster': 'it is for detectors that read their proposals from a file; use one with an RPN',
+    'ProposalBroadcaster': _PROPOSALS,
+    'LoadProposals': _PROPOSALS,
     'PackReIDInputs': 'it is for re-identification networks; use the config of a detector',
     'MultiScaleFlipAug': _OLD,
     'ImageToTensor': _OLD,
     'DefaultFormatBundle': _OLD,
     'Collect': _OLD,
-    'LoadProposals': 'it is for detectors that read their proposals from a file; use one with an RPN',
 }
 _OTHERWISE = 'keep one Resize and at most one Pad and one Normalize in a copy of the config'
+
+
+def plain_type(value: Any) -> str:
+    """The name of a config's `type`: `Resize` for 'Resize', 'mmdet.Resize', its full path and the class alike.
+
+    Other scopes and classes of other packages keep their full names; what names no type becomes its repr.
+    """
+    if isinstance(value, str):
+        scope, _, name = value.rpartition('.')
+        return name if scope.partition('.')[0] in _PLAIN_PACKAGES else value
+    if isinstance(value, type):
+        is_plain = value.__module__.partition('.')[0] in _PLAIN_PACKAGES
+        return value.__name__ if is_plain else f'{value.__module__}.{value.__qualname__}'
+    return f'{value!r:.80}'
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an int, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dict of a config, with its place for messages. All methods but `has` raise InputError for a wrong value.
+
+    Attributes:
+        place: the file and the part of the config.
+        values: its keys and values.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+
+    @property
+    def type(self) -> str:
+        """Its `type` by `plain_type`."""
+        return plain_type(self.values.get('type'))
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there with a value other than None."""
+        return self.values.get(key) is not None
+
+    def refuse(self, key: str, wanted: str) -> NoReturn:
+        """Raises InputError with place, key, value and what was wanted."""
+        raise InputError(
+            f'{self.place}: {key} is {self.values.get(key)!r:.80}, expected {wanted}; change it in a copy of the config'
+        )
+
+    def require_plain_class(self, registry: Any) -> None:
+        """Refuses a class of the user's that is registered under the name of a plain one."""
+        name = self.values['type']
+        found = registry.get(name) if isinstance(name, str) else name
+        if found is None or plain_type(found) != self.type:
+            what = 'is not a known class' if found is None else f'is the class {plain_type(found)}'
+            raise InputError(
+                f'{self.place}: type {name!r:.80} {what}, not the class of mmdet; use that of mmdet in a '
+                'copy of the config'
+            )
+
+    def require_known(self, known: Collection[str]) -> None:
+        """Refuses keys that are not in `known` (`type` and `_scope_` always are)."""
+        if self.values.get('_scope_', 'mmdet') not in _PLAIN_PACKAGES:
+            self.refuse('_scope_', ' or '.join(sorted(_PLAIN_PACKAGES)))
+        for key in self.values:
+            if key not in known and key not in ('type', '_scope_'):
+                raise InputError(
+                    f'{self.place}: has {key}={self.values[key]!r:.80}, which is not supported; supported are '
+                    f'{", ".join(sorted(known)) or "no arguments"}; remove it in a copy of the config'
+                )
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A truth value; None, 0 and 1 count as such."""
+        value = self.values.get(key, default)
+        if value is not None and (not isinstance(value, bool | int) or value not in (0, 1)):
+            self.refuse(key, 'True or False')
+        return bool(value)
+
+    def whole(self, key: str, default: int) -> int:
+        """An int of at least 1."""
+        value = self.values.get(key, default)
+        if not is_whole(value) or value < 1:
+            self.refuse(key, 'a whole number of at least 1')
+        return int(value)
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number."""
+        value = self.values.get(key, default)
+        if not is_number(value):
+            self.refuse(key, 'a finite number')
+        return float(value)
+
+    def choice(self, key: str, default: str, choices: Collection[str]) -> str:
+        """One of the strings."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str) or value not in choices:
+            self.refuse(key, ' or '.join(map(repr, sorted(choices))))
+        return value
+
+    def size(self, key: str, *, also_list: bool) -> tuple[int, int]:
+        """Two whole numbers from 1; a list of them only where mmcv takes lists."""
+        value = self.values.get(key)
+        kinds = (tuple, list) if also_list else (tuple,)
+        if not isinstance(value, kinds) or len(value) != 2 or not all(is_whole(one) and one >= 1 for one in value):
+            self.refuse(key, 'a tuple of two whole numbers of at least 1')
+        first, second = value
+        return int(first), int(second)
+
+    def channels(self, key: str) -> tuple[float, float, float]:
+        """Three numbers, or but for `Normalize` one for all channels; those of `std` are above 0."""
+        values = self.values.get(key)
+        wanted = 'a list of three numbers' + (' above 0' if key == 'std' else '')
+        if not isinstance(values, list | tuple) or not all(map(is_number, values)):
+            self.refuse(key, wanted)
+        if len(values) == 1 and self.type != 'Normalize':
+            values = [values[0]] * 3
+        if len(values) != 3 or (key == 'std' and min(values) <= 0):
+            self.refuse(key, wanted)
+        first, second, third = map(float, values)
+        return first, second, third
 
 
 @dataclass(frozen=True)
 class Steps:
     """The steps that change pixels; None: not there."""
 
-    load: Entry | None
-    resize: Entry | None
-    pad: Entry | None
-    normalize: Entry | None
+    load: Entry | None = None
+    resize: Entry | None = None
+    pad: Entry | None = None
+    normalize: Entry | None = None
     pad_is_last: bool = False
 
 
@@ -93,13 +218,8 @@ def read_steps(config: Any) -> Steps:
             raise InputError(f'{entry.place}: a second {key} is not supported; {_OTHERWISE}')
         found[key] = entry
     pad, normalize = found.get('Pad'), found.get('Normalize')
-    return Steps(
-        load=found.get(_LOAD),
-        resize=found.get('Resize'),
-        pad=pad,
-        normalize=normalize,
-        pad_is_last=pad is not None and normalize is not None and entries.index(pad) > entries.index(normalize),
-    )
+    pad_is_last = pad is not None and normalize is not None and entries.index(pad) > entries.index(normalize)
+    return Steps(found.get(_LOAD), found.get('Resize'), pad, normalize, pad_is_last)
 
 
 def find_steps(config: Any) -> list[Entry]:
@@ -110,7 +230,7 @@ def find_steps(config: Any) -> list[Entry]:
     """
     name = config.filename
     dataset = _mapping(config.get('test_dataloader'), f'{name}: test_dataloader').get('dataset')
-    pipeline = _pipeline_of(dataset, name)
+    pipeline = _pipeline_of(dataset, f'{name}: test_dataloader.dataset')
     if pipeline is None:
         pipeline = config.get('test_pipeline')
     if pipeline is None or (isinstance(pipeline, Sequence) and not len(pipeline)):
@@ -125,19 +245,21 @@ def find_steps(config: Any) -> list[Entry]:
     return entries
 
 
-def _pipeline_of(dataset: Any, name: str) -> Any:
+def _pipeline_of(dataset: Any, place: str) -> Any:
     """The pipeline of a data set or of those that it wraps; None if none is defined."""
-    place = f'{name}: test_dataloader.dataset'
     for _ in range(10):
         dataset = _mapping(dataset, place)
         if dataset.get('pipeline') is not None:
-            _require_no_inner(dataset, place, name=name)
+            # A second pipeline in the data sets that this one wraps would run before that of the wrapper.
+            inner = {key: dataset[key] for key in ('dataset', 'datasets') if dataset.get(key) is not None}
+            if inner and _pipeline_of(inner, place):
+                raise InputError(f'{place}: the wrapped data set has a pipeline too; keep only one in a copy')
             return dataset['pipeline']
         parts = dataset.get('datasets')
         if parts is not None:
             if not isinstance(parts, list | tuple):
                 raise InputError(f'{place}: datasets is {parts!r:.80}, expected a list of data sets')
-            pipelines = [_pipeline_of(part, name) for part in parts]
+            pipelines = [_pipeline_of(part, place) for part in parts]
             if any(one != pipelines[0] for one in pipelines):
                 raise InputError(f'{place}: its data sets have different pipelines; keep only one in a copy')
             return pipelines[0] if pipelines else None
@@ -147,16 +269,7 @@ def _pipeline_of(dataset: Any, name: str) -> Any:
     raise InputError(f'{place}: data sets are nested more than ten deep')
 
 
-def _require_no_inner(dataset: Mapping[str, Any], place: str, *, name: str) -> None:
-    """Refuses a second pipeline in the data sets that this one wraps: it would run before that of the wrapper."""
-    inner = {key: dataset[key] for key in ('dataset', 'datasets') if dataset.get(key) is not None}
-    if inner and _pipeline_of(inner, name):
-        raise InputError(f'{place}: the wrapped data set has a pipeline too; keep only one in a copy')
-
-
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
+    if value is not None and not isinstance(value, Mapping):
         raise InputError(f'{place} is {value!r:.80}, expected a dict')
-    return value
+    return value or {}

@@ -1,7 +1,13 @@
-"""Everything between a decoded image and a network input, as values, and the normalisation itself."""
+"""Everything between a decoded image and a network input, as values, and the normalisation itself.
+
+Inputs are padded in pixels before the normalisation, or with one number after it: mmdet has both ways. Its data
+preprocessor pads normalised inputs to a divisor, with one number for all channels. Its `Pad` step fills in whole pixel
+values, and from then on counts the padding as image: boxes are clipped to the padded size. What a student is trained
+and evaluated on must be one of the two, or mmdet could not run it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +34,12 @@ class Normalisation:
     std: RGB = (1.0, 1.0, 1.0)
     to_rgb: bool = False
     padding: RGB = (0.0, 0.0, 0.0)
+
+    def of_pixel(self, bgr: Sequence[float]) -> RGB:
+        """The values of one pixel 0..255, in BGR order, after the normalisation."""
+        ordered = bgr[::-1] if self.to_rgb else bgr
+        first, second, third = ((v - m) / s for v, m, s in zip(ordered, self.mean, self.std, strict=True))
+        return first, second, third
 
 
 @dataclass(frozen=True)
@@ -67,3 +79,28 @@ def normalise(images: Sequence[Tensor], *, padded: Size, normalisation: Normalis
         ordered = image.flip(0) if normalisation.to_rgb else image
         slot[:, : image.shape[1], : image.shape[2]] = (ordered.float() - mean) / std
     return batch
+
+
+def pads_pixels(preprocessing: Preprocessing) -> bool:
+    """Whether mmdet's `Pad` step is needed: for a fixed size, a square, or a value for each channel."""
+    geometry = preprocessing.geometry
+    return geometry.pad_size is not None or geometry.pad_square or len(set(preprocessing.normalisation.padding)) > 1
+
+
+def padding_pixel(normalisation: Normalisation) -> tuple[int, int, int]:
+    """The pixel 0..255, in BGR order, that comes nearest to the padding after the normalisation."""
+    values = [
+        min(max(round(padding * std + mean), 0), 255)
+        for padding, std, mean in zip(normalisation.padding, normalisation.std, normalisation.mean, strict=True)
+    ]
+    first, second, third = reversed(values) if normalisation.to_rgb else values
+    return first, second, third
+
+
+def at_geometry(own: Preprocessing, geometry: Geometry) -> Preprocessing:
+    """A detector's own preprocessing moved to another geometry, with padding that mmdet can do too."""
+    moved = replace(own, geometry=geometry)
+    if not pads_pixels(moved):
+        return moved
+    padding = own.normalisation.of_pixel(padding_pixel(own.normalisation))
+    return replace(moved, normalisation=replace(own.normalisation, padding=padding))

@@ -1,17 +1,16 @@
 """The training recipe in a detector's config, as what a run has to give to train by it.
 
-Students are trained by their stage files. What a config asks for beyond its network is found here, thing by thing. The
-reading goes by what is known to be given: everything else is an ingredient by its name, so that nothing is left out.
+Students are trained by their stage files. What a config asks for beyond its network is found here, item by item. The
+reading relies on a list of what is known to be given: everything else is an ingredient by its name, so that nothing is
+left out.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mtpd.detectors.ingredient import Ingredient
-from mtpd.detectors.model_config import SYNCHRONISED_NORMS, config_dicts
-from mtpd.detectors.train_pipeline import data_ingredients
-from mtpd.detectors.type_names import type_name
-from mtpd.detectors.weight_references import weight_references
+from mtpd.detectors.model_config import SYNCHRONISED_NORMS, config_dicts, type_name, weight_references
 
 # Hooks that change nothing in what is learned, or do what a run does anyway.
 _PLAIN_HOOKS = {
@@ -32,24 +31,63 @@ _SECTIONS = (
 )  # fmt: skip
 WEIGHTS = 'init.fine_tune'
 
+# The arguments of steps that training does as well, or that change nothing in it. What else a step has is named.
+_PLAIN_STEPS = {
+    'LoadImageFromFile': {'backend_args', 'file_client_args'},
+    'LoadAnnotations': {'backend_args', 'file_client_args', 'poly2mask', 'with_bbox', 'with_label', 'with_mask'},
+    'Normalize': {'mean', 'std', 'to_rgb'},
+    'PackDetInputs': {'meta_keys'},
+}
+# They hold steps of their own. Of those in the first set each step is always taken.
+_PLAIN_CONTAINERS = {'Compose', 'ProposalBroadcaster', 'TransformBroadcaster'}
+_CONTAINERS = _PLAIN_CONTAINERS | {'RandomApply', 'RandomChoice', 'RandomOrder'}
+_PLAIN_SAMPLERS = {'', 'AspectRatioBatchSampler', 'BatchSampler', 'DefaultSampler', 'InfiniteSampler'}
+# Colours of another kind than those of `data.photometric`, which comes near.
+_COLOURS = {'ColorTransform', 'RandAugment', 'YOLOXHSVRandomAug'}
+GEOMETRY, PAD_SIZE, PAD_DIVISOR = 'data.geometry', 'data.geometry.pad_size', 'data.geometry.pad_divisor'
+PHOTOMETRIC = 'data.photometric'
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One thing that a recipe asks for, and the setting of a stage file that gives it.
+
+    Attributes:
+        name: what it is, in a few words.
+        key: dotted key of the setting; None: there is none.
+        values: of the setting, each of which gives just this; None: any does. Empty: none does quite.
+    """
+
+    name: str
+    key: str | None = None
+    values: tuple[Any, ...] | None = ()
+
+    def is_given(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the settings of a stage, by dotted key, give it."""
+        setting = settings.get(self.key) if self.key is not None else None
+        if self.values is None:
+            return setting is not None
+        return any(_are_same(value, setting) for value in self.values)
+
+    def __str__(self) -> str:
+        return self.name if self.key is None else f'{self.name} ({self.key})'
+
 
 def recipe_ingredients(config: Any) -> tuple[Ingredient, ...]:
     """What a mmengine Config asks for in training, in the order of the text that people write; each thing once."""
     readers = {
         'optim_wrapper': _optimizer, 'param_scheduler': _schedule, 'custom_hooks': _hooks,
-        'train_dataloader': data_ingredients, 'model': _model,
+        'train_dataloader': _data, 'model': _model,
     }  # fmt: skip
-    found = [one for section, read in readers.items() for one in _read(section, read, config)]
+    found: list[Ingredient] = []
+    for section, read in readers.items():
+        try:
+            found += list(read(config))
+        # Nothing else reads these sections, so errors in them must not stop the program.
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            found.append(Ingredient(f'{section}, which cannot be read ({type(error).__name__}: {error})'))
     found += [Ingredient(f'the section {key}') for key in _SECTIONS if config.get(key)]
     return tuple({str(one): one for one in found}.values())
-
-
-def _read(section: str, read: Callable[[Any], Iterator[Ingredient]], config: Any) -> list[Ingredient]:
-    try:
-        return list(read(config))
-    # Nothing else reads these sections, so errors in them must not stop the program.
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        return [Ingredient(f'{section}, which cannot be read ({type(error).__name__}: {error})')]
 
 
 def _optimizer(config: Any) -> Iterator[Ingredient]:
@@ -153,3 +191,107 @@ def _model(config: Any) -> Iterator[Ingredient]:
         yield Ingredient('deterministic')
     if randomness.get('seed') is not None:
         yield Ingredient(f'seed {randomness["seed"]}', 'seed', (randomness['seed'],))
+
+
+def _data(config: Any) -> Iterator[Ingredient]:
+    """What the training data of a mmengine Config asks for."""
+    loader = config.get('train_dataloader') or {}
+    dataset = loader.get('dataset') or {'pipeline': config.get('train_pipeline') or []}
+    yield from _dataset_ingredients(dataset)
+    for sampler in (loader.get('sampler'), loader.get('batch_sampler')):
+        if type_name(sampler) not in _PLAIN_SAMPLERS:
+            yield Ingredient(type_name(sampler))
+    preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    for augment in (preprocessor.get('data_preprocessor') or preprocessor).get('batch_augments') or []:
+        name, size = type_name(augment), augment.get('size')
+        yield Ingredient(name, PAD_SIZE, (tuple(size),)) if name == 'BatchFixedSizePad' and size else Ingredient(name)
+
+
+def _dataset_ingredients(dataset: Any) -> Iterator[Ingredient]:
+    name, inner = type_name(dataset), dataset.get('dataset')
+    several = dataset.get('datasets') or []
+    if name == 'RepeatDataset':
+        yield Ingredient(f'RepeatDataset times {dataset.get("times")}', 'optim.epochs')
+    elif several:
+        yield Ingredient(name, 'data.train')
+    # It does nothing but the steps of its pipeline.
+    elif inner is not None and name != 'MultiImageMixDataset':
+        yield Ingredient(name)
+    if (dataset.get('filter_cfg') or {}).get('filter_empty_gt') is False:
+        yield Ingredient('filter_empty_gt False')
+    for key in ('indices', 'proposal_file'):
+        if dataset.get(key):
+            yield Ingredient(f'{key} of {name}')
+    for one in [*several, *([] if inner is None else [inner])]:
+        yield from _dataset_ingredients(one)
+    yield from step_ingredients(dataset.get('pipeline') or [])
+
+
+def step_ingredients(steps: Iterable[Any]) -> Iterator[Ingredient]:
+    """What the steps of a training pipeline ask for."""
+    for step in steps:
+        # Choices are lists of steps.
+        if isinstance(step, list | tuple):
+            yield from step_ingredients(step)
+            continue
+        if not isinstance(step, dict):
+            raise TypeError(f'a step is {step!r}')
+        name = type_name(step)
+        if name in _CONTAINERS:
+            if name not in _PLAIN_CONTAINERS:
+                yield Ingredient(name)
+            yield from step_ingredients(step.get('transforms') or [])
+        elif name in _PLAIN_STEPS:
+            yield from _others(step, _PLAIN_STEPS[name])
+        else:
+            yield from _step(name, step)
+
+
+def _step(name: str, step: Any) -> Iterator[Ingredient]:
+    if name == 'Resize' and step.get('scale'):
+        scale, keep_ratio = tuple(step['scale']), bool(step.get('keep_ratio', False))
+        either = (scale, scale[::-1]) if keep_ratio else (scale,)
+        yield Ingredient(f'Resize {_numbers(scale)}', GEOMETRY, tuple((*one, keep_ratio) for one in either))
+        yield from _others(step, {'scale', 'keep_ratio'})
+    elif name == 'RandomFlip' and isinstance(step.get('prob'), int | float):
+        yield Ingredient(f'RandomFlip {step["prob"]}', 'data.flip', (step['prob'],))
+        if step.get('direction', 'horizontal') != 'horizontal':
+            yield Ingredient(f'RandomFlip {step["direction"]}')
+        yield from _others(step, {'prob', 'direction'})
+    elif name == 'Pad':
+        if step.get('size_divisor'):
+            yield Ingredient(f'Pad size_divisor {step["size_divisor"]}', PAD_DIVISOR, (step['size_divisor'],))
+        elif step.get('size'):
+            width, height = step['size']
+            yield Ingredient(f'Pad {_numbers(step["size"])}', PAD_SIZE, ((height, width),))
+        else:
+            yield Ingredient('Pad', GEOMETRY)
+    elif name == 'PhotoMetricDistortion':
+        yield Ingredient(name, PHOTOMETRIC, None)
+    elif name == 'FilterAnnotations':
+        # Boxes thinner than a pixel are left out anyway.
+        smallest = step.get('min_gt_bbox_wh', (1, 1))
+        if max(smallest) > 1:
+            yield Ingredient(f'FilterAnnotations {_numbers(smallest)}')
+        yield from _others(step, {'min_gt_bbox_wh', 'keep_empty', 'by_box'})
+    else:
+        yield Ingredient(name, PHOTOMETRIC if name in _COLOURS else None)
+
+
+def _others(step: Any, known: set[str]) -> Iterator[Ingredient]:
+    for key, value in step.items():
+        if key not in known | {'type', '_scope_'} and value not in (None, False):
+            yield Ingredient(f'{type_name(step)} {key}')
+
+
+def _are_same(value: Any, setting: Any) -> bool:
+    if isinstance(value, list | tuple) and isinstance(setting, list | tuple):
+        return len(value) == len(setting) and all(map(_are_same, value, setting))
+    if isinstance(value, int | float) and isinstance(setting, int | float):
+        return math.isclose(value, setting, rel_tol=1e-3)
+    return bool(value == setting)
+
+
+def _numbers(values: Sequence[Any]) -> str:
+    """Numbers for people: 1333x800."""
+    return 'x'.join(str(value) for value in values)

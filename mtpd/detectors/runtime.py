@@ -1,18 +1,24 @@
-"""Makes mmdet usable: its compiled operators, its registries, its noise."""
+"""Makes mmdet usable: its compiled operators, its registries, its noise, and what fails in mmdet 3.3's own zoo.
+
+Nothing here changes what a detector computes where mmdet can compute it.
+"""
 
 import functools
 import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
-from mtpd.detectors.compatibility import repair_mmdet
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+# masks (N, 1, h, w), boxes (N, 4) -> the masks in a region of the image, and the slices of that region.
+Paste = Callable[..., tuple[Tensor, tuple[slice, ...]]]
 
 # Raised by mmdet, mmcv and mmengine at work: older spellings, and hints for their authors.
 KNOWN_WARNINGS = (
@@ -46,7 +52,7 @@ def prepare() -> None:
         register_all_modules(init_default_scope=True)
         _find_base_configs()
         _know_standard_modules()
-        repair_mmdet()
+        _repair_mmdet()
     _ignore_known_warnings()
     # mmengine logs a line for every tensor that is initialised, and warns of backbones without pretrained weights.
     MMLogger.get_current_instance().setLevel(logging.ERROR)
@@ -72,16 +78,13 @@ def _find_base_configs() -> None:
     """
     from mmengine.config import config
 
-    def spec(package: str) -> ModuleSpec | None:
-        return importlib.util.find_spec(package)
-
     def path(package: str) -> str:
-        found = spec(package)
+        found = importlib.util.find_spec(package)
         assert found is not None, 'it was asked for before'
         assert found.origin is not None, 'mmdet is no namespace package'
         return str(Path(found.origin).parent)
 
-    config.is_installed = lambda package: spec(package) is not None
+    config.is_installed = lambda package: importlib.util.find_spec(package) is not None
     config.get_installed_path = path
 
 
@@ -107,3 +110,44 @@ def _provide_operators() -> None:
         from mtpd.detectors import mmcv_ext
 
         mmcv_ext.install()
+
+
+def _repair_mmdet() -> None:
+    """Lets three parts of mmdet predict that fail, for all detectors in this process."""
+    from mmdet.models.dense_heads import GARPNHead, GuidedAnchorHead, SSDHead
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    # mmdet asks every dense head for its `loss_cls`, and SSD's has none. A subclass's own is found in `_modules`.
+    if not hasattr(SSDHead, 'loss_cls'):
+        SSDHead.loss_cls = property(lambda head: vars(head)['_modules'].get('loss_cls'))
+    fcn_mask_head._do_paste_mask = _pasting_outside(fcn_mask_head._do_paste_mask)
+    for head in (GuidedAnchorHead, GARPNHead):
+        head._predict_by_feat_single = _finding_nothing(head._predict_by_feat_single)
+
+
+def _pasting_outside(paste: Paste) -> Paste:
+    """mmdet's function, on a CPU too for a box outside of the image, as QueryInst's may be: with the whole image."""
+
+    def paste_anywhere(masks: Tensor, boxes: Tensor, img_h: int, img_w: int, skip_empty: bool = True) -> Any:
+        # The region that mmdet cuts out, in x and y.
+        first = (boxes.min(dim=0).values.floor()[:2] - 1).clamp(min=0)
+        last = boxes.max(dim=0).values.ceil()[2:] + 1
+        is_region = bool((first <= last.minimum(last.new_tensor((img_w, img_h)))).all())
+        return paste(masks, boxes, img_h, img_w, skip_empty=skip_empty and is_region)
+
+    return paste_anywhere
+
+
+def _finding_nothing(predict: Callable[..., Any]) -> Callable[..., Any]:
+    """mmdet's method, also for an image where guided anchoring keeps no location on any level: no boxes."""
+    from mmengine.structures import InstanceData
+
+    def predict_anything(
+        head: Any, cls_scores: Any, bbox_preds: Any, mlvl_anchors: Any, mlvl_masks: Any, **rest: Any
+    ) -> Any:
+        if any(mask.any() for mask in mlvl_masks):
+            return predict(head, cls_scores, bbox_preds, mlvl_anchors, mlvl_masks, **rest)
+        scores = cls_scores[0].new_zeros(0)
+        return InstanceData(bboxes=scores.new_zeros(0, 4), scores=scores, labels=scores.long())
+
+    return predict_anything

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 
 _MAX_SIDE = 2**16  # px; what a cache can hold
+_DEFAULTS = {
+    'channel_order': 'bgr', 'pad_divisor': 32, 'pad_value': 0, 'keep_ratio': True, 'pad_after_normalisation': False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,75 +85,72 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
 
 
 def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
-    """Preprocessing from the options, or else from attributes of the module with the same names.
-
-    Args:
-        module: the user's.
-        options: what the command line says.
-        name: the teacher's, for messages.
+    """Preprocessing from the options, or else from attributes of the user's module with the same names.
 
     Raises:
         InputError: a value is missing or invalid.
     """
 
-    def attribute(field: str, default: Any = None) -> Any:
+    def stated(field: str) -> Any:
+        value = getattr(options, field)
+        if value is not None:
+            return value
         try:
-            return getattr(module, field, default)
+            return getattr(module, field, _DEFAULTS.get(field))
         # A property is the user's program, too.
         except Exception as error:
             raise InputError(f'teacher {name}: its {field} fails: {type(error).__name__}: {error}') from error
 
-    def stated(field: str, default: Any = None) -> Any:
-        value = getattr(options, field)
-        value = attribute(field, default) if value is None else value
+    def refuse(field: str, wanted: str) -> NoReturn:
+        raise InputError(f'teacher {name}: its {field} is {stated(field)!r:.80}, expected {wanted}')
+
+    def required(field: str) -> Any:
+        value = stated(field)
         if value is None:
             option = f'--{field.replace("_", "-")}'
             raise InputError(f'teacher {name}: its {field} is unknown; give {option}, or set `{field}` on the module')
         return value
 
-    def numbers(field: str, count: int, default: Any = None) -> tuple[float, ...]:
-        value = stated(field, default)
+    def numbers(field: str, count: int) -> tuple[float, ...]:
+        value = required(field)
         try:
             # On a module it may well be a buffer of shape (1, 3, 1, 1).
             found = tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist())
         except (TypeError, ValueError, RuntimeError):
             found = ()
         if len(found) != count or not all(map(math.isfinite, found)):
-            raise InputError(f'teacher {name}: its {field} is {value!r:.80}, expected {count} finite number(s)')
+            refuse(field, f'{count} finite number(s)')
         return found
 
-    def whole(field: str, count: int, default: Any = None) -> list[int]:
-        found = numbers(field, count, default)
+    def whole(field: str, count: int) -> list[int]:
+        found = numbers(field, count)
         if not all(one.is_integer() and 1 <= one <= _MAX_SIDE for one in found):
-            raise InputError(
-                f'teacher {name}: its {field} is {stated(field, default)!r:.80}, expected whole numbers from 1 to '
-                f'{_MAX_SIDE}'
-            )
+            refuse(field, f'whole numbers from 1 to {_MAX_SIDE}')
         return [int(one) for one in found]
 
-    def flag(field: str, default: bool) -> bool:
-        value = stated(field, default)
+    def flag(field: str) -> bool:
+        value = required(field)
         if not isinstance(value, bool):
-            raise InputError(f'teacher {name}: its {field} is {value!r:.80}, expected True or False')
+            refuse(field, 'True or False')
         return value
 
     long_edge, short_edge = whole('scale', 2)
     mean, std = _rgb(numbers('mean', 3)), _rgb(numbers('std', 3))
     if min(std) <= 0:
-        raise InputError(f'teacher {name}: its std is {std}, expected three numbers above 0')
-    order = stated('channel_order', 'bgr')
+        refuse('std', 'three numbers above 0')
+    order = required('channel_order')
     if not isinstance(order, str) or order not in ('bgr', 'rgb'):
-        raise InputError(f'teacher {name}: its channel_order is {order!r:.80}, expected bgr or rgb')
-    (pad_divisor,), (pad_value,) = whole('pad_divisor', 1, 32), numbers('pad_value', 1, 0)
+        refuse('channel_order', 'bgr or rgb')
+    (pad_divisor,), (pad_value,) = whole('pad_divisor', 1), numbers('pad_value', 1)
     padding = _rgb([(pad_value - m) / s for m, s in zip(mean, std, strict=True)])
-    if flag('pad_after_normalisation', False):
+    if flag('pad_after_normalisation'):
         padding = (pad_value, pad_value, pad_value)
     pad_size: tuple[int, int] | None = None
-    if options.pad_size is not None or attribute('pad_size') is not None:
+    if stated('pad_size') is not None:
         height, width = whole('pad_size', 2)
         pad_size = height, width
     return Preprocessing(
-        geometry=Geometry((long_edge, short_edge), flag('keep_ratio', True), pad_divisor, pad_size),
+        geometry=Geometry((long_edge, short_edge), flag('keep_ratio'), pad_divisor, pad_size),
         normalisation=Normalisation(mean, std, to_rgb=order == 'rgb', padding=padding),
     )
 

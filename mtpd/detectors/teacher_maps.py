@@ -20,11 +20,9 @@ SAME_IN_BATCH = 1e-3
 
 
 def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
-    """`features` with a one-line error for any failure; returns floating-point maps without gradient.
+    """`features`, (B, 3, H, W) -> maps (B, C, h, w), of the teacher `name` with a one-line error for any failure.
 
-    Args:
-        name: the teacher's, for messages.
-        features: (B, 3, H, W) -> maps (B, C, h, w).
+    The result returns floating-point maps without gradient.
     """
 
     def run(images: Tensor) -> Sequence[Tensor]:
@@ -86,13 +84,8 @@ def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
 def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name: str) -> None:
     """Refuses a network that gives other maps for the same image a second time.
 
-    Args:
-        first: its maps of an image.
-        second: its maps of the same image.
-        name: the teacher's, for messages.
-
     Raises:
-        InputError: they differ.
+        InputError: the maps of both passes differ.
     """
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
         if not _same(one, other):
@@ -103,13 +96,7 @@ def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name:
 
 
 def require_independent(features: Features, image: Tensor, alone: Sequence[Tensor], *, name: str) -> None:
-    """Refuses a network whose maps of an image depend on the other images of the batch.
-
-    Args:
-        features: the network.
-        image: (1, 3, H, W).
-        alone: its maps of the image by itself.
-        name: the teacher's, for messages.
+    """Refuses a network whose maps of an image (1, 3, H, W) `alone` depend on the other images of the batch.
 
     Raises:
         InputError: they differ in a batch of two.
@@ -131,10 +118,7 @@ def require_independent(features: Features, image: Tensor, alone: Sequence[Tenso
 def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) -> None:
     """Says which weights are drawn at random: those that neither the file nor the checkpoint sets.
 
-    Args:
-        module: the teacher.
-        again: built a second time, after another seed, on the CPU.
-        name: the teacher's, for messages.
+    `again` is the teacher, built a second time, after another seed, on the CPU.
     """
     own, other = module.state_dict(), again.state_dict()
     differing = [key for key, value in own.items() if key not in other or not torch.equal(value.cpu(), other[key])]

@@ -4,9 +4,10 @@ A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`)
 checkpoint, or `file.py:callable` (see `mtpd.detectors.teacher_file`).
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,23 @@ from torch import Tensor, nn
 from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes
 from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.definition import definition_sha256
-from mtpd.detectors.features import levels_of, neck_features
-from mtpd.detectors.hook_point import NECK, HookChoice, teacher_hook_point
+from mtpd.detectors.detector_heads import roi_head_record
+from mtpd.detectors.features import NECK, HookChoice, levels_of, neck_features, teacher_hook_point
+from mtpd.detectors.model_config import definition_sha256
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
-from mtpd.detectors.roi_structure import roi_head_record
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated, warn_of_random_weights
 from mtpd.detectors.weights import fetch_weights
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
-from mtpd.files import canonical_json, sha256_bytes, sha256_file
-from mtpd.geometry import Size
-from mtpd.heads.record import RoiHeadRecord
-from mtpd.pyramid import Level
+from mtpd.geometry import Level, Size
+from mtpd.heads.roi_head import RoiHeadRecord
+from mtpd.system.files import canonical_json, sha256_bytes, sha256_file
 
-__all__ = ['InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights']
+__all__ = [
+    'InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights', 'state_sha256', 'teacher_fingerprint',
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Teacher:
         levels: names, strides and channels.
         preprocessing: geometry and normalisation of its inputs.
         definition_sha256: hash of the model's config, or of the file and callable that make it.
-        hook_point: where the maps are taken, see `mtpd.detectors.hook_point`.
+        hook_point: where the maps are taken, see `mtpd.detectors.features`.
         roi_head: how its RoI head is built; None where it has none that mtpd can run on its maps.
         classes: what its labels mean, in their order; None where neither its checkpoint nor its config says it.
     """
@@ -82,11 +83,9 @@ class Teacher:
         return {level.name: values for level, values in zip(self.levels, maps, strict=True)}
 
     def maps_of(self, pixels: Sequence[Tensor], *, padded: Size) -> dict[str, Tensor]:
-        """The maps of resized images by level name; raises what `maps` raises.
+        """The maps of resized images, uint8 (3, h, w) in BGR order, by level name; raises what `maps` raises.
 
-        Args:
-            pixels: uint8 (3, h, w) in BGR order, on the network's device.
-            padded: (height, width) of the network's input, px.
+        `padded` is (height, width) of the network's input, px.
         """
         return self.maps(normalise(pixels, padded=padded, normalisation=self.preprocessing.normalisation))
 
@@ -121,31 +120,12 @@ def load_teacher(
         if hook == 'before-norm':
             raise InputError(f'hook before-norm: {reference} chooses its own maps; remove the option')
         return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
-    return _from_mmdet(
-        reference, checkpoint=checkpoint, options=options, device=device, trust_checkpoint=trust_checkpoint, hook=hook
-    )
-
-
-def neck_and_head_weights(teacher: Teacher) -> dict[str, Tensor]:
-    """All parameters and buffers outside the backbone, on the CPU, by their names in the teacher."""
-    state = teacher.module.state_dict()
-    return {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in state.items()
-        if not name.startswith('backbone.')
-    }
-
-
-def _from_mmdet(
-    reference: str,
-    *,
-    checkpoint: Path | None,
-    options: InputOptions,
-    device: torch.device,
-    trust_checkpoint: bool,
-    hook: HookChoice,
-) -> Teacher:
-    _refuse_input_options(reference, options)
+    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
+    if given:
+        option = f'--{given[0].replace("_", "-")}'
+        raise InputError(
+            f'{option}: the input of {reference} is read from its config; the option is for file.py:callable'
+        )
     config = load_config(reference)
     preprocessing = read_preprocessing(config, scale=options.scale)
     if checkpoint is None:
@@ -175,6 +155,16 @@ def _from_mmdet(
         classes=checkpoint_classes(checkpoint_meta(checkpoint, allow_pickle=trust_checkpoint))
         or config_classes(config),
     )
+
+
+def neck_and_head_weights(teacher: Teacher) -> dict[str, Tensor]:
+    """All parameters and buffers outside the backbone, on the CPU, by their names in the teacher."""
+    state = teacher.module.state_dict()
+    return {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in state.items()
+        if not name.startswith('backbone.')
+    }
 
 
 def _from_file(
@@ -215,10 +205,34 @@ def _built(path: Path, function: str, *, checkpoint: Path | None, seed: int, dev
     return module.to(device).eval().requires_grad_(False)
 
 
-def _refuse_input_options(reference: str, options: InputOptions) -> None:
-    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
-    if given:
-        option = f'--{given[0].replace("_", "-")}'
-        raise InputError(
-            f'{option}: the input of {reference} is read from its config; the option is for file.py:callable'
-        )
+def teacher_fingerprint(teacher: Teacher) -> dict[str, Any]:
+    """The network, how it is run, and the normalisation of its inputs; geometry and levels stand elsewhere."""
+    return {
+        'teacher': {
+            'weights': state_sha256(teacher.module.state_dict()),
+            'definition': teacher.definition_sha256,
+            'hook_point': teacher.hook_point,
+            'mode': 'eval',
+            'precision': _precision(),
+        },
+        'normalisation': asdict(teacher.preprocessing.normalisation),
+    }
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of tensors: names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _precision() -> dict[str, str]:
+    """How the GPU computes float32, which is what teachers run in; `none` leaves it to the wider setting."""
+    return {
+        'dtype': 'float32',
+        'all': torch.backends.fp32_precision,  # type: ignore[attr-defined]
+        'matmul': torch.backends.cuda.matmul.fp32_precision,
+        'convolution': torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+    }

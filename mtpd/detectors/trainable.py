@@ -5,12 +5,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mtpd.detectors.missing_package import missing_package
-from mtpd.detectors.model_config import config_dicts
-from mtpd.detectors.type_names import type_name
+from mtpd.detectors.model_config import config_dicts, type_name
+from mtpd.detectors.models import missing_package
 from mtpd.errors import InputError, UnavailableError
-from mtpd.geometry import Size
-from mtpd.pyramid import Level
+from mtpd.geometry import Level, Size
 
 # Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
 BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
@@ -30,72 +28,74 @@ WITHOUT_STUFF = {
 def require_trainable(config: Any) -> None:
     """Refuses a detector that learns from, or predicts with, something else than a student gets.
 
-    Args:
-        config: an mmengine Config.
-
     Raises:
         InputError: the message names what the detector needs and an alternative.
         UnavailableError: it needs a package that is not installed.
     """
-    model = config.model
-    name = type_name(model)
-    nodes = list(config_dicts(model))
+    name = type_name(config.model)
+    nodes = list(config_dicts(config.model))
     heads = {type_name(node) for node in nodes}
+    obstacle = _obstacle(config.model, nodes, heads)
+    if obstacle is not None:
+        raise InputError(f'{name}{obstacle}')
+    for head in sorted(heads & PACKAGES.keys()):
+        package = PACKAGES[head]
+        if importlib.util.find_spec(package) is None:
+            needed = missing_package(ModuleNotFoundError(name=package))
+            raise UnavailableError(f'{name}: its {head} needs {needed}')
+
+
+def _obstacle(model: Any, nodes: list[Any], heads: set[str]) -> str | None:
+    """What keeps a detector from being a student, to follow its name; None: nothing."""
     own_teacher = sorted(key for node in nodes for key in node if key == 'teacher' or key.startswith('teacher_'))
     if own_teacher:
         other = next((WITHOUT_TEACHER[head] for head in sorted(heads) if head in WITHOUT_TEACHER), None)
-        raise InputError(
-            f'{name} is distilled from its own teacher ({own_teacher[0]}), whose weights a student does not get; '
+        return (
+            f' is distilled from its own teacher ({own_teacher[0]}), whose weights a student does not get; '
             f'choose its student part, {other or "a detector without that teacher"}, and set a teacher with `cache` or '
             '`teacher`'
         )
     inner = model.get('detector')
     if isinstance(inner, Mapping):
         what = type_name(inner)  # none in a wrapper around another library
-        raise InputError(
-            f'{name} is a wrapper around {f"the detector {what}" if what else "another library"}, not a detector that '
+        return (
+            f' is a wrapper around {f"the detector {what}" if what else "another library"}, not a detector that '
             f'students can be; {"write a config whose `model` is that detector, or " if what else ""}choose a detector '
             'of the zoo, such as faster-rcnn_r50_fpn_1x_coco'
         )
-    if 'tracker' in model or 'track_head' in model or name == 'BaseReID':
-        raise InputError(
-            f'{name} is part of a video tracker, but students get single images; choose a detector, such as '
+    if 'tracker' in model or 'track_head' in model or type_name(model) == 'BaseReID':
+        return (
+            ' is part of a video tracker, but students get single images; choose a detector, such as '
             'mask-rcnn_r50_fpn_1x_coco'
         )
     if 'roi_head' in model and 'rpn_head' not in model:
-        raise InputError(
-            f'{name} has no rpn_head: it is trained on proposals from a file of another detector, but '
+        return (
+            ' has no rpn_head: it is trained on proposals from a file of another detector, but '
             'students get only images and annotations; choose faster-rcnn_r50_fpn_1x_coco'
         )
     if any(isinstance(node.get('semantic_head'), Mapping) for node in nodes):
-        other = WITHOUT_STUFF.get(name, 'a detector without it')
-        raise InputError(
-            f'{name} has a semantic_head, which is trained on stuff maps; students get only boxes, classes '
-            'and masks of '
+        other = WITHOUT_STUFF.get(type_name(model), 'a detector without it')
+        return (
+            ' has a semantic_head, which is trained on stuff maps; students get only boxes, classes and masks of '
             f'objects: choose {other}'
         )
     if any('language_model' in node for node in nodes):
-        raise InputError(
-            f'{name} detects what a text describes, but students get no text; choose a detector without a language '
+        return (
+            ' detects what a text describes, but students get no text; choose a detector without a language '
             'model, such as atss_r50_fpn_dyhead_1x_coco or dino-4scale_r50_8xb2-12e_coco'
         )
     if 'BoxInstMaskHead' in heads:
-        raise InputError(
-            f'{name} learns masks from the colours of neighbouring pixels, which its data preprocessor compares, but '
+        return (
+            ' learns masks from the colours of neighbouring pixels, which its data preprocessor compares, but '
             'students get only normalised images; choose condinst_r50_fpn_ms-poly-90k_coco_instance'
         )
-    bordered = sorted(heads & BORDERED_HEADS)
-    if bordered:
-        raise InputError(
-            f'{name}: its {bordered[0]} predicts boxes for images centred in a border (RandomCenterCropPad), but '
+    if bordered := sorted(heads & BORDERED_HEADS):
+        return (
+            f': its {bordered[0]} predicts boxes for images centred in a border (RandomCenterCropPad), but '
             'students get images padded at the right and the bottom; choose '
             'centernet-update_r50-caffe_fpn_ms-1x_coco, which needs no border'
         )
-    for head in sorted(heads & PACKAGES.keys()):
-        package = PACKAGES[head]
-        if importlib.util.find_spec(package) is None:
-            needed = missing_package(ModuleNotFoundError(name=package))
-            raise UnavailableError(f'{name}: its {head} needs {needed}')
+    return None
 
 
 def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Size]) -> None:
@@ -118,26 +118,20 @@ def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Si
             f'{len(sizes)} ({sizes[0][0]} x {sizes[0][1]} px, {sizes[1][0]} x {sizes[1][1]} px, ...); set '
             '`data: {geometry: {scale: 550x550, keep_ratio: false}}`, or a teacher with that input'
         )
-    queries = getattr(model, 'num_queries', None)
-    if isinstance(queries, int) and head is not None:
-        cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in sizes), default=queries)
-        _require_queries(model, name, num_queries=queries, cells=cells)
-
-
-def _require_queries(model: Any, name: str, *, num_queries: int, cells: int) -> None:
-    """For DETR and what came of it."""
-    head = model.bbox_head
+    num_queries = getattr(model, 'num_queries', None)
+    if not isinstance(num_queries, int) or head is None:
+        return
+    # DETR and its successors.
+    cells = min((sum(math.prod(level.grid(*size)) for level in levels) for size in sizes), default=num_queries)
     if getattr(model, 'as_two_stage', False) and num_queries > cells:
         raise InputError(
-            f'{name} selects its {num_queries} queries from the cells of its maps, but the smallest input '
-            f'has only {cells} of '
-            f'them; set `model: {{num_queries: {cells}}}` or fewer, or use larger inputs (data.geometry)'
+            f'{name} selects its {num_queries} queries from the cells of its maps, but the smallest input has only '
+            f'{cells} of them; set `model: {{num_queries: {cells}}}` or fewer, or use larger inputs (data.geometry)'
         )
     found = num_queries * (head.num_classes if head.loss_cls.use_sigmoid else 1)
     kept = (head.test_cfg or {}).get('max_per_img', 0)
     if kept > found:
         raise InputError(
             f'{name} makes {found} detections from its {num_queries} queries, but its test_cfg keeps {kept}; '
-            'set `model: '
-            f'{{test_cfg.max_per_img: {found}}}` or fewer'
+            f'set `model: {{test_cfg.max_per_img: {found}}}` or fewer'
         )

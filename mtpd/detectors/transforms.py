@@ -65,7 +65,8 @@ class Sample:
 def image_view(image: np.ndarray, *, geometry: Geometry, view: View) -> Tensor:
     """The pixels of a view, (3, h, w) BGR as in `Sample`, from a decoded image uint8 (H, W, 3) BGR."""
     results = {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
-    return _to_tensor(_apply(results, geometry=geometry, view=view)['img'])
+    pixels = _apply(results, geometry=geometry, view=view)['img']
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def make_sample(
@@ -101,19 +102,33 @@ def make_sample(
             {'bbox': list(one.box), 'bbox_label': one.label, 'ignore_flag': int(one.ignore), 'mask': _mask(one)}
             for one in instances
         ]
-        results = _load_annotations(with_masks)(results)
+        results = _transform('LoadAnnotations', with_bbox=True, with_mask=with_masks)(results)
     results = _apply(results, geometry=geometry, view=view)
-    packed = _pack()(results)
+    packed = _transform('PackDetInputs', meta_keys=_META_KEYS)(results)
     return Sample(image=packed['inputs'], data_sample=packed['data_samples'], image_id=image_id, view=view)
 
 
 def _apply(results: dict[str, Any], *, geometry: Geometry, view: View) -> dict[str, Any]:
     if geometry.float_pixels:
         results['img'] = results['img'].astype(np.float32)
-    results = _resize(geometry)(results)
-    if view == 'flip':
-        results = _flip()(results)
-    return results
+    resize = _transform(
+        'FixScaleResize' if geometry.rounds_down else 'Resize',
+        scale=geometry.scale,
+        keep_ratio=geometry.keep_ratio,
+        backend=geometry.backend,
+        interpolation=geometry.interpolation,
+    )
+    results = resize(results)
+    return _transform('RandomFlip', prob=1.0)(results) if view == 'flip' else results
+
+
+@lru_cache(maxsize=16)
+def _transform(name: str, **options: Any) -> Any:
+    """One of mmdet's transforms."""
+    prepare()
+    from mmdet.datasets import transforms
+
+    return getattr(transforms, name)(**options)
 
 
 def _mask(instance: Instance) -> Any:
@@ -122,44 +137,3 @@ def _mask(instance: Instance) -> Any:
         return instance.segmentation
     x1, y1, x2, y2 = instance.box
     return [[x1, y1, x2, y1, x2, y2, x1, y2]]
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-@lru_cache(maxsize=8)
-def _resize(geometry: Geometry) -> Any:
-    prepare()
-    from mmdet.datasets.transforms import FixScaleResize, Resize
-
-    return (FixScaleResize if geometry.rounds_down else Resize)(
-        scale=geometry.scale,
-        keep_ratio=geometry.keep_ratio,
-        backend=geometry.backend,
-        interpolation=geometry.interpolation,
-    )
-
-
-@lru_cache(maxsize=1)
-def _flip() -> Any:
-    prepare()
-    from mmdet.datasets.transforms import RandomFlip
-
-    return RandomFlip(prob=1.0)
-
-
-@lru_cache(maxsize=2)
-def _load_annotations(with_masks: bool) -> Any:
-    prepare()
-    from mmdet.datasets.transforms import LoadAnnotations
-
-    return LoadAnnotations(with_bbox=True, with_mask=with_masks)
-
-
-@lru_cache(maxsize=1)
-def _pack() -> Any:
-    prepare()
-    from mmdet.datasets.transforms import PackDetInputs
-
-    return PackDetInputs(meta_keys=_META_KEYS)

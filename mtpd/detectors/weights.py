@@ -1,16 +1,28 @@
-"""Weights of teachers and of backbones: where they come from."""
+"""Weights of teachers and of backbones: where they come from, and fetching them so that a file is whole or absent."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import http.client
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
+from urllib.parse import unquote, urlsplit
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from mtpd.detectors.checkpoint import load_checkpoint
-from mtpd.detectors.download import download
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.zoo import ZooModel
-from mtpd.errors import InputError
+from mtpd.errors import InputError, UnavailableError
+from mtpd.system.files import sha256_file
+
+logger = logging.getLogger(__name__)
 
 BACKBONE = 'backbone.'
 # Names of Swin's and PVT's own releases, which mmdet's configs point to.
@@ -18,17 +30,19 @@ SWIN_ORIGINAL, PVT_ORIGINAL = 'layers.0.blocks.0.attn.qkv.weight', 'patch_embed1
 CHECKPOINT_OFFLINE = 'give a local file with --checkpoint FILE, or `checkpoint: FILE` in a stage file'
 BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
+TIMEOUT = 30.0  # seconds without a byte
+PIECE = 1 << 20  # bytes
+REPORTS = 10  # lines of progress for one file
+# Names of published weights end in the first hex digits of their sha256.
+HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
+
 
 def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
     """The checkpoint file of a zoo model, in PyTorch's usual folder; fetched unless it is there.
 
-    Args:
-        model: whose weights.
-        offline: what else the user can do, for the error messages.
-
     Raises:
         InputError: the model has no published weights, or the file that is there is damaged.
-        UnavailableError: they cannot be fetched.
+        UnavailableError: they cannot be fetched. `offline` is what else the user can do.
     """
     if model.weights is None:
         raise InputError(f'{model.name}: the zoo has no weights for it; {offline}')
@@ -38,9 +52,8 @@ def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path
 def backbone_weights(reference: str) -> dict[str, Tensor]:
     """Weights of a backbone, by their names in the backbone.
 
-    Args:
-        reference: 'torchvision://NAME', 'open-mmlab://NAME', 'mmcls://NAME', an http(s) address, or a local file. Of
-            a whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
+    The reference is torchvision://NAME, open-mmlab://NAME, mmcls://NAME, an http(s) address, or a local file. Of a
+    whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
 
     Raises:
         InputError: there is no such name or file, or it is not a checkpoint.
@@ -79,43 +92,103 @@ def _address(reference: str) -> str | None:
         return None
     if scheme in ('http', 'https'):
         return reference
-    tables: dict[str, Callable[[], Mapping[str, str]]] = {
-        'torchvision': _torchvision_addresses,
-        'open-mmlab': _openmmlab_addresses,
-        'openmmlab': _openmmlab_addresses,
-        'mmcls': _mmcls_addresses,
-    }
-    if scheme not in tables:
+    if scheme not in ('torchvision', 'open-mmlab', 'openmmlab', 'mmcls'):
         raise InputError(
             f'init.backbone: {reference} is not torchvision://, open-mmlab://, mmcls://, https:// or a local file'
         )
-    address = tables[scheme]().get(name)
+    address = _published(scheme).get(name)
     if address is None:
         raise InputError(f'init.backbone: {scheme}:// has no weights named {name}; give a local file, or none')
     return address
 
 
-def _torchvision_addresses() -> Mapping[str, str]:
+def _published(scheme: str) -> Mapping[str, str]:
+    """Name -> address of the weights that a scheme of mmengine stands for."""
     prepare()
-    from mmengine.runner.checkpoint import get_torchvision_models
+    from mmengine.runner import checkpoint as tables
 
-    # Plain names are the original weights (`resnet50` is IMAGENET1K_V1), as the zoo's recipes mean them.
-    addresses: Mapping[str, str] = get_torchvision_models()
+    addresses: dict[str, str]
+    if scheme == 'torchvision':
+        # Plain names are the original weights (`resnet50` is IMAGENET1K_V1), as the zoo's recipes mean them.
+        addresses = tables.get_torchvision_models()
+    elif scheme == 'mmcls':
+        addresses = tables.get_mmcls_models()
+    else:
+        addresses = tables.get_external_models()
+        renamed = {old: addresses[new] for old, new in tables.get_deprecated_model_names().items() if new in addresses}
+        addresses = {**renamed, **addresses}
     return addresses
 
 
-def _openmmlab_addresses() -> Mapping[str, str]:
-    prepare()
-    from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models
+def download(url: str, folder: Path, *, offline: str) -> Path:
+    """The file at an http(s) `url`, kept in `folder` under its own name; fetched unless it is there.
 
-    addresses: dict[str, str] = get_external_models()
-    renamed = {old: addresses[new] for old, new in get_deprecated_model_names().items() if new in addresses}
-    return {**renamed, **addresses}
+    File names of published weights end in the first hex digits of their sha256 (`...-5486e051.pth`), which are checked
+    for a new file and for one that is there. Names without it cannot be checked; they are logged.
+
+    Raises:
+        InputError: the file in `folder` is not what its name says.
+        UnavailableError: the address cannot be reached, or gives something else; `offline` is an alternative.
+    """
+    path = folder / Path(unquote(urlsplit(url).path)).name
+    in_name = HASH_IN_NAME.search(path.name)
+    expected = in_name[1] if in_name else ''
+    # A file gets its name when it is whole, so only fetching needs the lock.
+    if path.is_file():
+        actual = sha256_file(path)
+        if not actual.startswith(expected):
+            raise InputError(f'{path}: its sha256 starts with {actual[:8]}, expected {expected}; delete it')
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two programs that start together must not fetch one file twice.
+        with FileLock(folder / f'.{path.name}.lock'):
+            if not path.is_file():
+                _fetch(url, path, expected, offline)
+    # URLError, HTTPError and timeouts are OSErrors; so are a full disk and a folder that cannot be written.
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # It holds the connection.
+        raise UnavailableError(f'cannot fetch {url} to {path}: {error}; {offline}') from error
+    return path
 
 
-def _mmcls_addresses() -> Mapping[str, str]:
-    prepare()
-    from mmengine.runner.checkpoint import get_mmcls_models
+def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
+    if not expected:
+        logger.warning('%s: its name has no hash, so it cannot be verified', url)
+    temporary = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
+    digest = hashlib.sha256()
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, temporary.open('wb') as file:
+            if response.headers.get_content_type() == 'text/html':
+                raise UnavailableError(f'{url}: returned a web page, not a weights file; {offline}')
+            total = int(response.headers.get('Content-Length') or 0)
+            logger.info('fetching %s (%.0f MB) to %s', url, total / 1e6, path)
+            for piece in _pieces(response, total):
+                digest.update(piece)
+                file.write(piece)
+            received = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        if received < total:
+            raise UnavailableError(f'{url}: connection lost after {received} of {total} bytes; try again, or {offline}')
+        if not digest.hexdigest().startswith(expected):
+            raise UnavailableError(
+                f'{url}: the sha256 of the download starts with {digest.hexdigest()[:8]}, expected {expected}; '
+                f'try again, or {offline}'
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    addresses: Mapping[str, str] = get_mmcls_models()
-    return addresses
+
+def _pieces(response: IO[bytes], total: int) -> Iterator[bytes]:
+    received = 0
+    reported = 0
+    while piece := response.read(PIECE):
+        yield piece
+        received += len(piece)
+        share = REPORTS * received // total if total else 0
+        if share > reported:
+            reported = share
+            logger.info('%d of %d MB', received // 10**6, total // 10**6)

@@ -1,5 +1,10 @@
-"""A two-stage teacher's predictions for its own proposals of one image."""
+"""RoIs, a two-stage teacher's predictions for them, and the units of their box deltas. Boxes are absolute xyxy.
 
+Letters: C object classes, K boxes or RoIs.
+"""
+
+import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -7,15 +12,73 @@ from torch import Tensor
 
 from mtpd.geometry import Size
 
+# mmdet's bound of dw and dh: a box grows or shrinks by at most 1000 / 16.
+MAX_LOG_RATIO = math.log(1000 / 16)
+
+
+@dataclass(frozen=True)
+class BoxCoder:
+    """The units in which a head gives deltas: delta = (raw delta - mean) / std.
+
+    Raw deltas are dx, dy in widths and heights of the proposal, and dw, dh as logarithms of ratios.
+
+    Attributes:
+        means, stds: of dx, dy, dw, dh.
+    """
+
+    means: tuple[float, float, float, float]
+    stds: tuple[float, float, float, float]
+
+    def to_raw(self, deltas: Tensor) -> Tensor:
+        """Raw deltas (..., 4) of a head's deltas."""
+        means, stds = self._units(deltas)
+        return deltas * stds + means
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """A head's deltas of raw ones (..., 4)."""
+        means, stds = self._units(raw)
+        return (raw - means) / stds
+
+    def _units(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and stds beside a tensor; `new_tensor` would wait for what its device is at."""
+        units = torch.tensor([self.means, self.stds], dtype=like.dtype).to(like.device, non_blocking=True)
+        return units[0], units[1]
+
+
+def decode(proposals: Tensor, raw: Tensor) -> Tensor:
+    """Proposals (K, 4) moved by raw deltas (K, 4), as mmdet's `DeltaXYWHBBoxCoder` does without a border."""
+    sizes = proposals[:, 2:] - proposals[:, :2]
+    centres = (proposals[:, :2] + proposals[:, 2:]) / 2 + sizes * raw[:, :2]
+    halves = sizes * raw[:, 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centres - halves, centres + halves], dim=1)
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union (K,) of each box (K, 4) with its partner; 0 where neither has an area."""
+    corners = torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])
+    intersection = corners.clamp(min=0).prod(1)
+    areas = [(one[:, 2:] - one[:, :2]).clamp(min=0).prod(1) for one in (boxes, others)]
+    union = areas[0] + areas[1] - intersection
+    return intersection / torch.where(union == 0, 1, union)
+
+
+def class_slice(deltas: Tensor, labels: Tensor) -> Tensor:
+    """The deltas (K, 4) of each box's class, of (K, 4 * classes), or (K, 4) for all classes; any for a background."""
+    if deltas.shape[1] == 4:
+        return deltas
+    num_classes = deltas.shape[1] // 4
+    rows = torch.arange(len(deltas), device=deltas.device)
+    return deltas.view(len(deltas), num_classes, 4)[rows, labels.clamp(max=num_classes - 1)]
+
 
 class ImageRois(NamedTuple):
-    """Proposals with the best score first, K of them, C object classes.
+    """A teacher's predictions for its own proposals of one image, the best score first.
 
     Attributes:
         boxes: (K, 4) float32 absolute xyxy, in px of the original image when stored.
         probabilities: (K, C + 1) float32, the background last.
         labels: (K,) int64 object class of the highest probability.
-        deltas: (K, 4) float32 raw deltas of that class; see `mtpd.heads.boxes.BoxCoder`. They do not depend on the
+        deltas: (K, 4) float32 raw deltas of that class; see `BoxCoder`. They do not depend on the
             scale of the image.
     """
 

@@ -1,4 +1,4 @@
-"""Triton kernels of the weighted mean squared error. The one module that imports Triton; `launch` calls them.
+"""Triton kernels of the weighted mean squared error. The one module that imports Triton; `weighted_mse` launches them.
 
 A program takes a tile of channels x cells of one image. Triton orders the threads of each load along the axis whose
 stride is 1, so contiguous and channels-last maps are both read in whole lines, also where student and teacher differ.

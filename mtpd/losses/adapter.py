@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mtpd.losses.level_options import Adapter
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.losses.objects import Objects
+from mtpd.losses.options import Adapter
 
 MapLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -53,20 +54,16 @@ class AdaptedLoss(nn.Module):
         self._loss = loss
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, **_: object) -> Tensor:
-        """The loss over valid cells.
-
-        Args:
-            student: (B, C of the student, H, W).
-            teacher: (B, C of the teacher, H, W).
-            mask: bool (B, 1, H, W), True at cells that count.
-
-        Returns:
-            Scalar float32.
-
-        Raises:
-            InputError: the shapes do not fit.
-        """
+    def forward(
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:
             # Before the adapter, or a NaN in the padding would reach the gradient of its weight as 0 * NaN.
             student = self.adapter(torch.where(mask, student, 0.0))

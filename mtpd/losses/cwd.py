@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mtpd.errors import InputError
 from mtpd.losses.adapter import AdaptedLoss
-from mtpd.losses.level_options import Adapter, LevelOptions
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.match import LevelPair
+from mtpd.losses.options import Adapter, LevelOptions
 
 
 class CwdOptions(LevelOptions):

@@ -1,22 +1,27 @@
 """FitNet's loss (Romero et al. 2015): squared error between two maps over their valid cells, behind a 1x1 adapter.
 
+`MaskedMse` and `squared_error`, which compares the teacher's codes as they are stored, serve other losses too.
+
 Legend: B batch, C channels, H W grid of a level.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.adapter import build_adapter
-from mtpd.losses.level_options import Adapter, LevelOptions, Scale
-from mtpd.losses.maps import check_shapes
 from mtpd.losses.match import LevelPair
-from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.losses.objects import Objects
+from mtpd.losses.options import Adapter, LevelOptions, Scale
+
+# (objects, mask of the level) -> weights (B, 1, H, W), at least 0.
+Weigh = Callable[[Objects, Tensor], Tensor]
 
 
 class MaskedMseOptions(LevelOptions):
@@ -35,25 +40,35 @@ class MaskedMseOptions(LevelOptions):
         """See `LevelOptions`."""
         return MaskedMse(pair.student.channels, pair.teacher.channels, adapter=self.adapter)
 
-    @property
-    def is_over_variance(self) -> bool:
-        """See `LevelOptions`."""
-        return self.scale == 'teacher_std'
-
 
 class MaskedMse(nn.Module):
-    """The loss of one level, on the teacher's codes."""
+    """The loss of one level, on the teacher's codes; with `weigh` each cell has a weight, from the objects."""
 
-    def __init__(self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto') -> None:
+    def __init__(
+        self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto', weigh: Weigh | None = None
+    ) -> None:
         """Builds the adapter: see `build_adapter`."""
         super().__init__()
+        self.weigh = weigh
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: TeacherMap, mask: Tensor, **_: object) -> Tensor:
-        """The loss over valid cells; arguments, result and errors are those of `AdaptedLoss`."""
+    def forward(
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:
             student = torch.where(mask, student, 0.0)  # as in `AdaptedLoss`
-        return squared_error(student, teacher, mask, layer=self.adapter)
+        weights = None
+        if self.weigh is not None:
+            assert objects is not None, 'the weights of the cells come from the objects'
+            weights = self.weigh(objects, mask)
+        return squared_error(student, teacher, mask, weights=weights, layer=self.adapter)
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -81,5 +96,100 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Raises:
         InputError: the shapes do not fit.
     """
-    check_shapes(student, teacher, mask)
     return weighted_mse(student, teacher, mask)
+
+
+def squared_error(
+    student: Tensor,
+    teacher: EncodedMaps,
+    mask: Tensor,
+    *,
+    weights: Tensor | None = None,
+    layer: nn.Module | None = None,
+) -> Tensor:
+    """Mean squared error over valid cells and channels, each cell with its weight, on codes as they are stored.
+
+        L = sum_bchw W_bhw M_bhw (A(S)_bchw - T_bchw)^2 / (C sum_bhw W_bhw M_bhw)
+
+    With codes c in an orthonormal basis B, square and so B^T B = B B^T = I, a squared error is the same in either
+    basis, at every cell:
+
+        ||A(S) - B c||^2 = ||B^T A(S) - c||^2        since ||B x||^2 = x^T B^T B x = ||x||^2 with x = B^T A(S) - c
+
+    Cells keep their places, so masks and weights of cells are untouched. Weights of channels are not: they belong to
+    the teacher's channels, which no code stands for, and losses that have some take `EncodedMaps.values`. Where A is a
+    convolution, B^T joins its weight and bias: a product of C x C numbers in place of one for each cell.
+
+    Args:
+        student: S, (B, C of the student, H, W), any floating dtype.
+        teacher: T, (B, C, H, W).
+        mask: M, bool (B, 1, H, W), True at cells that count. What the teacher has elsewhere, NaN included, changes
+            nothing; nor what the layer makes of the student there.
+        weights: W, (B, 1, H, W), at least 0, without gradient; None: 1.
+        layer: A, a convolution from the student's to the teacher's channels; None: nothing.
+
+    Returns:
+        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
+
+    Raises:
+        InputError: the shapes do not fit.
+    """
+    codes, scale, basis = teacher.codes, teacher.scale, teacher.basis
+    if layer is not None:
+        student = layer(student) if basis is None else _turned_convolution(layer, student, basis)
+    elif basis is not None and student.shape[1] == len(basis):
+        if student.dtype in (torch.float16, torch.bfloat16):
+            student = conv2d(student, basis.T[..., None, None].to(student.dtype))
+        else:
+            # In full precision products are dear, and the teacher's side needs no second one for its gradient.
+            codes, scale = teacher.values(), None
+    weights = None if weights is None else weights.detach()
+    return weighted_mse(student, codes, mask, weights=weights, scale=scale)
+
+
+def masked_variance(teacher: EncodedMaps, mask: Tensor) -> Tensor:
+    """Mean over the channels of each channel's variance at the valid cells; without gradient.
+
+        V = sum_bchw M_bhw (T_bchw - mean_c)^2 / (C sum_bhw M_bhw),   mean_c the channel's mean over valid cells
+
+    Divisor that turns a loss into a share of the teacher's variance, for features of any scale.
+    Variance is taken around each channel's own mean: an adapter's bias learns those means immediately, and on deep
+    levels they can be nine tenths of the spread of all values. All channels share one figure: dividing each by its own
+    would give dead channels, mere noise, the weight of live ones.
+
+    It is computed from the codes, which are not decoded: with the means taken off the offsets it is a squared error
+    against 0. A rotation of the channels changes neither V nor sum_c mean_c^2, as T - mean and mean turn together.
+
+    Args:
+        teacher: T, (B, C, H, W).
+        mask: M, bool (B, 1, H, W).
+
+    Returns:
+        Positive scalar, float32 (float64 if the codes are). A constant map has no variance to divide by: it gives a
+        thousandth of its mean square, and 1 where that is 0 too or no cell is valid.
+    """
+    with torch.no_grad():
+        codes, dtype = teacher.codes, teacher.dtype
+        cells = mask.sum((1, 2, 3))[:, None]
+        num_cells = cells.sum().clamp(min=1)
+        sums = torch.where(mask, codes, 0).sum((2, 3), dtype=dtype)
+        if teacher.scale is None:
+            step, offset = torch.ones_like(sums), torch.zeros_like(sums)
+        else:
+            step, offset = teacher.scale.to(dtype).unbind(1)
+        means = (step * sums + offset * cells).sum(0) / num_cells
+        # Second pass around the means: E[x^2] - E[x]^2 would cancel in float32.
+        nothing = codes.new_zeros((), dtype=dtype).expand_as(codes)
+        variance = weighted_mse(nothing, codes, mask, scale=torch.stack([step, offset - means], dim=1))
+        variance = torch.maximum(variance, 1e-3 * means.square().mean())
+        return torch.where(variance > 0, variance, torch.ones_like(variance))
+
+
+def _turned_convolution(layer: nn.Module, values: Tensor, basis: Tensor) -> Tensor:
+    """B^T layer(values)."""
+    assert isinstance(layer, nn.Conv2d), 'only a convolution can absorb the rotation'
+    with torch.autocast(values.device.type, enabled=False):
+        turn = basis.T.to(layer.weight.dtype)
+        weight = (turn @ layer.weight.flatten(1)).view_as(layer.weight)
+        bias = None if layer.bias is None else turn @ layer.bias
+    return conv2d(values, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)

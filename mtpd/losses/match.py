@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mtpd.errors import InputError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 Resize = Literal['none', 'student', 'teacher']
 

@@ -11,13 +11,14 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
-from mtpd.losses.level_options import LevelOptions, Normalize, Scale
+from mtpd.geometry import Level
+from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
-from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.losses.objects import Objects
+from mtpd.losses.options import LevelOptions, Normalize, Scale
 from mtpd.options import Share
-from mtpd.pyramid import Level
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
 # Resize(1333, 800) and padding to 32. (height, width) in px.
@@ -63,11 +64,6 @@ class MgdOptions(LevelOptions):
         """See `LevelOptions`."""
         return self.weight * (published_elements(compared) if self.normalize == 'published' else 1)
 
-    @property
-    def is_over_variance(self) -> bool:
-        """See `LevelOptions`."""
-        return self.scale == 'teacher_std'
-
 
 class MaskedGenerativeDistillation(nn.Module):
     """MGD's loss of one level, as a mean over valid cells and channels.
@@ -94,11 +90,11 @@ class MaskedGenerativeDistillation(nn.Module):
     def forward(
         self,
         student: Tensor,
-        teacher: TeacherMap,
+        teacher: EncodedMaps,
         mask: Tensor,
         *,
+        objects: Objects | None = None,
         generator: torch.Generator | None = None,
-        **_: object,
     ) -> Tensor:
         """The loss of one batch.
 

@@ -11,9 +11,9 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from mtpd.losses.adapter import AdaptedLoss
-from mtpd.losses.level_options import Adapter, LevelOptions, Levels
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.match import LevelPair
+from mtpd.losses.options import Adapter, LevelOptions, Levels
 
 # Added to each standard deviation, as in the authors' code.
 EPSILON = 1e-6
@@ -46,10 +46,10 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     of a channel, such as a quantiser's, costs nothing.
 
     The authors' code (mmrazor) is `w * mse(s, t) / 2`, a mean over everything: `w` is the weight of this mean, at any
-    resolution and number of channels. It differs from here in two ways: padding counts there as image, and its standard
-    deviation divides by n - 1, which makes it (n - 1) / n of this loss, n cells. It pairs levels by index and resizes
-    those of other strides, which here needs `teacher_levels` or `resize`. It has no adapter: channels must be
-    equal.
+    resolution and number of channels. It differs from here in three ways: padding counts there as image; its standard
+    deviation divides by n - 1, which makes it (n - 1) / n of this loss, n cells; and it stretches a map to the size of
+    the other (13x17 to 25x34), where here cells keep their places. It pairs levels by index and resizes those of other
+    strides, which here needs `teacher_levels` or `resize`. It has no adapter: channels must be equal.
 
     A channel without variance, up to rounding, correlates with nothing: its standardised values are 0 and without
     gradient. It costs 1/2 where the other side varies and 0 where neither does.

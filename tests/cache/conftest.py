@@ -9,15 +9,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, encode, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
-from mtpd.geometry import Geometry
+from mtpd.geometry import Geometry, Level
 from mtpd.heads.rois import ImageRois
-from mtpd.pyramid import Level
 
 LEVELS = (Level('p3', 8, 4), Level('p4', 16, 6))
 GEOMETRY = Geometry((96, 64))

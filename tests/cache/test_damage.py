@@ -11,19 +11,9 @@ import pytest
 import torch
 
 import mtpd.cache
-from mtpd.cache.format.manifest import ViewName
 from mtpd.errors import CacheDamagedError, CacheError, CacheMismatchError
-from mtpd.files import canonical_json, sha256_bytes
-
-
-def read_everything(root: Path) -> dict[tuple[int, ViewName, str], torch.Tensor]:
-    cache = mtpd.cache.open(root)
-    return {
-        (image_id, view, name): maps
-        for image_id in cache.image_ids
-        for view in cache.views
-        for name, maps in cache.read(image_id, view).items()
-    }
+from stress.damages import DAMAGES, Damage, contents, sign, signed_again
+from stress.judge import judge, read_all
 
 
 def read_rois(root: Path) -> dict[int, tuple[torch.Tensor, ...]]:
@@ -31,48 +21,34 @@ def read_rois(root: Path) -> dict[int, tuple[torch.Tensor, ...]]:
     return {image_id: cache.rois(image_id) for image_id in cache.image_ids}
 
 
-def data_files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob('*') if path.is_file() and '/c/' in path.as_posix())
+@pytest.fixture(scope='module')
+def others(tmp_path_factory: pytest.TempPathFactory, make_recipe: Callable[..., Any]) -> list[Path]:
+    """A cache, one of another teacher, and one of another teacher whose images are in other rows."""
+    folder = tmp_path_factory.mktemp('others')
+    images = list(make_recipe().images)
+    images[1], images[2] = images[2], images[1]
+    changes: dict[str, dict[str, Any]] = {
+        'mine': {}, 'teacher': {'fingerprint': {'weights': 'xyz'}, 'bias': 2.0}, 'rows': {'images': images},
+    }  # fmt: skip
+    for name, change in changes.items():
+        make_recipe(**change).write(folder / name)
+    return [folder / name for name in changes]
 
 
-def flip_bit(path: Path, generator: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize('seed', range(40))
-def test_random_damage_is_never_read(cache_root: Path, seed: int) -> None:
-    generator = random.Random(seed)
-    truth = read_everything(cache_root)
-    files = data_files(cache_root)
-    path = generator.choice(files)
-    kind = seed % 4
-    if kind == 0:
-        flip_bit(path, generator)
-    elif kind == 1:
-        path.write_bytes(path.read_bytes()[: generator.randrange(path.stat().st_size)])
-    elif kind == 2:
-        path.unlink()
-    else:
-        # Two files of the same array, so that every size and shape fits.
-        twins = [other for other in files if other.parent.parent == path.parent.parent and other != path]
-        other = generator.choice(twins or [one for one in files if one != path])
-        content = path.read_bytes()
-        path.write_bytes(other.read_bytes())
-        other.write_bytes(content)
-    try:
-        cache = mtpd.cache.open(cache_root)
-    except CacheDamagedError:
-        return
-    refused = 0
-    for (image_id, view, name), maps in truth.items():
-        try:
-            assert torch.equal(cache.read(image_id, view, levels=[name])[name], maps)
-        except CacheDamagedError:
-            refused += 1
-    # A damaged byte that no map depends on (padding rows of a small array) is caught by the hash of the file as well.
-    assert refused > 0
+@pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
+@pytest.mark.parametrize('damage', DAMAGES, ids=lambda damage: damage.__name__)
+def test_random_damage_is_never_read(tmp_path: Path, others: list[Path], damage: Damage) -> None:
+    """Every read is right or refused, and some are refused whenever anything is another that reads depend on."""
+    sound, *others = others
+    truth, files = read_all(sound), contents(sound)
+    for seed in range(3):
+        root = Path(shutil.copytree(sound, tmp_path / f'{seed}'))
+        what = damage(root, random.Random(seed), others)
+        verdict = judge(root, truth)
+        assert verdict.wrong == [], what
+        # Even a damaged byte that no map depends on (padding rows of a small array) is caught by the hash of the file.
+        changed = {name for name, _ in files.items() ^ contents(root).items() if not name.endswith('zarr.json')}
+        assert verdict.is_right == (not changed or damage is signed_again), what
 
 
 @pytest.mark.parametrize('kind', ['bit', 'cut', 'missing', 'swapped'])
@@ -103,7 +79,9 @@ def test_damaged_rois_are_never_read(tmp_path: Path, with_rois: Any, array: str,
             refused += 1
     assert refused > 0
     # The maps are as they were.
-    read_everything(root)
+    for image_id in cache.image_ids:
+        for view in cache.views:
+            cache.read(image_id, view)
 
 
 @pytest.mark.parametrize('name', ['p3', 'image_id', 'crc32c', 'p3.scale'])
@@ -115,20 +93,17 @@ def test_shards_of_another_extraction_are_refused(tmp_path: Path, make_recipe: C
     shutil.rmtree(tmp_path / 'mine/64x96/plain' / name)
     shutil.copytree(tmp_path / 'other/64x96/plain' / name, tmp_path / 'mine/64x96/plain' / name)
     with pytest.raises(CacheDamagedError):
-        read_everything(tmp_path / 'mine')
+        read_all(tmp_path / 'mine')
 
 
-def edit_manifest(root: Path, edit: Callable[[dict[str, Any]], None], *, sign: bool) -> None:
+def edit_manifest(root: Path, edit: Callable[[dict[str, Any]], None], *, signed: bool) -> None:
     content = json.loads((root / 'manifest.json').read_bytes())
     edit(content)
-    if sign:
-        del content['digest']
-        content['digest'] = sha256_bytes(canonical_json(content))
-    (root / 'manifest.json').write_text(json.dumps(content))
+    (root / 'manifest.json').write_text(json.dumps(sign(content) if signed else content))
 
 
 def test_an_edited_manifest_is_refused(cache_root: Path) -> None:
-    edit_manifest(cache_root, lambda content: content['description'].update(codec='fp16'), sign=False)
+    edit_manifest(cache_root, lambda content: content['description'].update(codec='fp16'), signed=False)
     with pytest.raises(CacheDamagedError, match='digest'):
         mtpd.cache.open(cache_root)
 
@@ -152,7 +127,7 @@ def test_an_edited_manifest_is_refused(cache_root: Path) -> None:
 def test_a_hostile_manifest_is_refused(
     cache_root: Path, edit: Callable[[dict[str, Any]], None], error: type[CacheError], message: str
 ) -> None:
-    edit_manifest(cache_root, edit, sign=True)
+    edit_manifest(cache_root, edit, signed=True)
     with pytest.raises(error, match=message):
         mtpd.cache.open(cache_root)
 

@@ -24,7 +24,7 @@ import mtpd.cache
 from mtpd.cache.checking.state import read_state
 from mtpd.cache.checking.verification import verify
 from mtpd.errors import CacheMismatchError
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, sha256_bytes
 
 GOLDEN = Path(__file__).parent / 'golden' / 'v1'
 CODECS = ('fp16', 'int8', 'lean')

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 CHECK = """
-import sys, mtpd.cache
+import sys, mtpd.cache, mtpd.detectors, mtpd.losses, mtpd.ordering
 sys.exit(', '.join({'torchvision', 'mmdet', 'mmengine'} & sys.modules.keys()) or 0)
 """
 

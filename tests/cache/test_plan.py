@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpd.cache.format.plan import SourceImage, num_elements, plan_cache
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level
+from mtpd.geometry import Geometry, Level
 
 LEVELS = (Level('p3', 8, 256), Level('p4', 16, 256), Level('p5', 32, 256), Level('p6', 64, 256), Level('p7', 128, 256))
 GEOMETRY = Geometry((1333, 800))

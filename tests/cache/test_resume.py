@@ -4,11 +4,10 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,11 @@ import pytest
 import mtpd.cache
 from mtpd.cache.writing.journal import JOURNAL_FILE
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
-from mtpd.files import canonical_json, sha256_bytes
+from stress.damages import contents, sign
+from stress.processes import forked
 
-# Writes the default recipe, in a process of its own.
-WRITER = """
-import resource, sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from conftest import Recipe
-limit = int(sys.argv[3])
-if limit:
-    import signal
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-Recipe().write(Path(sys.argv[1]))
-"""
-
-
-def start_writer(root: Path, *, file_size_limit: int = 0) -> subprocess.Popen[str]:
-    folder = str(Path(__file__).parent)
-    command = [sys.executable, '-c', WRITER, str(root), folder, str(file_size_limit)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+# From Python 3.12 on; the child is careful, see `forked`.
+pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
 
 
 @pytest.fixture
@@ -71,12 +50,11 @@ def test_kill_9_at_random_moments_then_resume(
     killed_inside = 0
     for trial in range(4):
         root = tmp_path / f'cache{trial}'
-        process = start_writer(root)
-        while not (root / 'plan.json').exists() and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(generator.uniform(0.0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        with forked(partial(make_recipe().write, root), tmp_path / 'stderr') as writer:
+            while not (root / 'plan.json').exists() and writer.process.is_alive():
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0.0, 0.1))
+            writer.kill()
         killed_inside += not (root / 'manifest.json').exists()
         make_recipe().write(root)
         assert contents(root) == complete
@@ -106,9 +84,9 @@ def test_a_lost_shard_is_written_again(
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, make_recipe: Callable[..., Any], complete: dict[str, bytes]) -> None:
     root = tmp_path / 'cache'
-    process = start_writer(root, file_size_limit=1200)
-    _, errors = process.communicate()
-    assert process.returncode == 1
+    with forked(partial(make_recipe().write, root), tmp_path / 'stderr', file_size_limit=1200) as writer:
+        code, errors = writer.wait()
+    assert code == 1
     assert 'UnavailableError' in errors.splitlines()[-1]
     assert 'run the same command again' in errors.splitlines()[-1]
     assert not (root / 'manifest.json').exists()
@@ -172,9 +150,9 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path, make_recipe: Call
 def test_a_second_writer_is_told_who_holds_the_cache(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     recipe = make_recipe()
     with recipe.writer(tmp_path / 'cache'):
-        process = start_writer(tmp_path / 'cache')
-        _, errors = process.communicate()
-        assert process.returncode == 1
+        with forked(partial(recipe.write, tmp_path / 'cache'), tmp_path / 'stderr') as second:
+            code, errors = second.wait()
+        assert code == 1
         assert f'process {os.getpid()} on' in errors.splitlines()[-1]
     recipe.write(tmp_path / 'cache')
     mtpd.cache.open(tmp_path / 'cache')
@@ -214,9 +192,7 @@ def test_a_closed_journal_line_with_fields_of_other_types(
     root = tmp_path / 'cache'
     make_recipe().write(root, num_groups=3)
     content = json.loads((root / JOURNAL_FILE).read_bytes().splitlines()[0]) | change
-    del content['digest']
-    content['digest'] = sha256_bytes(canonical_json(content))
-    (root / JOURNAL_FILE).write_text(json.dumps(content) + '\n')
+    (root / JOURNAL_FILE).write_text(json.dumps(sign(content)) + '\n')
     make_recipe().write(root)
     assert contents(root) == complete
 

@@ -13,9 +13,9 @@ from mtpd.cache.checking.repair import repair
 from mtpd.cache.checking.state import read_state
 from mtpd.cache.checking.statistics import measure
 from mtpd.cache.checking.verification import verify
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.manifest import write_manifest
 from mtpd.cache.format.plan import SourceImage
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.merge import merge_parts
 from mtpd.cache.writing.parts import Part
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError

@@ -9,7 +9,7 @@ import torch
 
 from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher, save_teacher, without_record
 from mtpd.errors import CacheDamagedError, CacheMismatchError
-from mtpd.heads.record import RoiHeadRecord, tensor_shapes
+from mtpd.heads.roi_head import RoiHeadRecord, tensor_shapes
 
 RECORD = RoiHeadRecord(
     prefix='roi_head.bbox_head.',

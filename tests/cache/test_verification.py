@@ -11,6 +11,7 @@ import pytest
 from mtpd.cache.checking.state import read_state
 from mtpd.cache.checking.verification import Damage, verify
 from mtpd.cache.format.arrays import file_place
+from stress.damages import flip_bit
 
 
 def find_damages(root: Path, *, num_threads: int = 2) -> list[Damage]:
@@ -56,12 +57,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory, with_rois: Any) -> Path:
 def flipped_bit(path: Path, generator: random.Random) -> Iterator[bytes]:
     """Flips a bit and gives the byte that it was in; flips it back on leaving."""
     content = path.read_bytes()
-    position = generator.randrange(len(content))
-    changed = bytearray(content)
-    changed[position] ^= 1 << generator.randrange(8)
-    path.write_bytes(changed)
+    old = flip_bit(path, generator)
     try:
-        yield content[position : position + 1]
+        yield old
     finally:
         path.write_bytes(content)
 

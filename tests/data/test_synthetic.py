@@ -11,8 +11,7 @@ from pycocotools import mask as rle
 
 from mtpd.data.coco import image_path, missing_images, read_annotations
 from mtpd.data.images import read_image
-from mtpd.data.shapes import SHAPES, shape_mask
-from mtpd.data.synthetic import SyntheticSpec, draw_image, make_synthetic_set
+from mtpd.data.synthetic import SHAPES, SyntheticSpec, draw_image, make_synthetic_set, shape_mask
 from mtpd.errors import InputError
 
 SMALL = SyntheticSpec(num_train=6, num_val=3, sizes=((64, 96), (80, 64)))

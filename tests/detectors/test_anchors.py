@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtpd.detectors.anchors import base_anchors
+from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.errors import InputError
 

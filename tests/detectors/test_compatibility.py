@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.compatibility import predicts_masks, takes_one_image
-from mtpd.detectors.detection import predict
+from mtpd.detectors.detection import predict, predicts_masks, takes_one_image
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.runtime import prepare
 

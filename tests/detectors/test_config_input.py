@@ -18,8 +18,7 @@ from mtpd.data.images import read_image
 from mtpd.detectors.config_input import read_normalisation, read_preprocessing
 from mtpd.detectors.export import export_config
 from mtpd.detectors.models import load_config
-from mtpd.detectors.padding import at_geometry
-from mtpd.detectors.preprocessing import PROBE_SIZE, Preprocessing, normalise, probe_size
+from mtpd.detectors.preprocessing import PROBE_SIZE, Preprocessing, at_geometry, normalise, probe_size
 from mtpd.detectors.runtime import known_warnings_ignored, prepare
 from mtpd.detectors.transforms import image_view
 from mtpd.errors import InputError, MtpdError

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from mtpd.detectors.detection import collate, detection_losses, predict
-from mtpd.detectors.hook_point import captured_maps
+from mtpd.detectors.features import captured_maps
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.padding import at_geometry, padding_pixel, pads_pixels
-from mtpd.detectors.preprocessing import Normalisation, Preprocessing
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing, at_geometry, padding_pixel, pads_pixels
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, View, make_sample
 from mtpd.geometry import Geometry

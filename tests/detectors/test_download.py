@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from mtpd.detectors.download import download
+from mtpd.detectors.weights import download
 from mtpd.errors import InputError, UnavailableError
 
 CONTENT = bytes(range(256)) * 9000  # more than two pieces
@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_server_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-    monkeypatch.setattr('mtpd.detectors.download.TIMEOUT', 0.3)
+    monkeypatch.setattr('mtpd.detectors.weights.TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         address = f'http://127.0.0.1:{silent.getsockname()[1]}/net-{HASH}.pth'
         with warnings.catch_warnings():

@@ -14,8 +14,7 @@ from mtpd.detectors.config_input import read_preprocessing
 from mtpd.detectors.detection import collate, predict
 from mtpd.detectors.export import export_config
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.padding import at_geometry
-from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, at_geometry
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd.detectors.transforms import make_sample
 from mtpd.detectors.zoo import find_model

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mtpd.detectors.features import levels_of, neck_features, probe_levels
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.errors import InputError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 # mmdet's YOLOX backbone spells autocast the old way.
 pytestmark = pytest.mark.filterwarnings('ignore:`torch.cuda.amp.autocast:FutureWarning')

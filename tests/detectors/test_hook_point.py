@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.features import neck_features, probe_levels
-from mtpd.detectors.hook_point import (
+from mtpd.detectors.features import (
     BEFORE_NORM,
     NECK,
     captured_maps,
     choice_of,
     has_output_norms,
+    neck_features,
     neck_outputs,
+    probe_levels,
     student_hook_point,
     teacher_hook_point,
 )

@@ -10,9 +10,8 @@ import torch
 import yaml
 from torch import nn
 
-from mtpd.detectors.missing_package import missing_package
 from mtpd.detectors.model_config import make_buildable, set_num_classes
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.models import build_detector, load_config, missing_package
 from mtpd.detectors.zoo import configs_folder
 from mtpd.errors import InputError, UnavailableError
 

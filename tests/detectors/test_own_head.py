@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.detectors.detection import collate, predict
-from mtpd.detectors.own_head import head_detections, require_head
+from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.detectors.transforms import Sample, make_sample
 from mtpd.errors import InputError

@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.detectors.ingredient import Ingredient
 from mtpd.detectors.models import load_config
-from mtpd.detectors.recipe import recipe_ingredients
+from mtpd.detectors.recipe import Ingredient, recipe_ingredients, step_ingredients
 from mtpd.detectors.runtime import prepare
-from mtpd.detectors.train_pipeline import step_ingredients
 
 # What the 1x recipe of mmdet is in a stage file.
 ONE_X = {

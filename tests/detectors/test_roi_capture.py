@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from mtpd.detectors.detector_heads import captured_rois
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.roi_capture import captured_rois
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ import torch
 
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.teacher_file import stated_preprocessing
-from mtpd.detectors.teacher_fingerprint import state_sha256
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
+from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights, state_sha256
 from mtpd.errors import InputError, MtpdError, UnavailableError
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level
+from mtpd.geometry import Geometry, Level
 
 CPU = torch.device('cpu')
 TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'

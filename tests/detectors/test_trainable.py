@@ -12,7 +12,7 @@ from mtpd.detectors.models import load_config
 from mtpd.detectors.trainable import require_inputs, require_trainable
 from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, UnavailableError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 
 @pytest.mark.parametrize(

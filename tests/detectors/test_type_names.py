@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mtpd.detectors.type_names import type_name
+from mtpd.detectors.model_config import type_name
 
 
 class Own:

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.no_downloads import no_downloads
+from mtpd.detectors.model_config import backbone_reference, drop_weight_references, weight_references
+from mtpd.detectors.models import build_detector, load_config, no_downloads
 from mtpd.detectors.runtime import prepare
-from mtpd.detectors.weight_references import backbone_reference, drop_weight_references, weight_references
 from mtpd.errors import InputError
 
 ADDRESS = 'https://127.0.0.1:9/own.pth'

@@ -1,23 +1,20 @@
 """Runs of `mtpd-extract` over the synthetic set with tiny teachers, in this process and in others."""
 
-import multiprocessing
-import os
 import random
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkProcess
+from functools import partial
 from pathlib import Path
 
-import cv2
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 import mtpd.cache
 from mtpd_extract.cli import main
+from stress import damages
+from stress.processes import Child, forked
 
 # A teacher file as a user would write it: three levels, and all that is to be said about its input.
 # Its checkpoint can slow it down (`sleep` seconds an image) and change its weights (`shift` of a bias).
@@ -83,28 +80,6 @@ Maps = dict[tuple[int, str, str], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Child:
-    """A process that runs a command line, and the file that gets what it says on stderr."""
-
-    process: ForkProcess
-    stderr: Path
-
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-
-    def require_running(self) -> None:
-        """Fails the test if the process has ended."""
-        assert self.process.is_alive(), self.stderr.read_text()
-
-    def wait(self) -> tuple[int | None, str]:
-        """Exit code and stderr once it has ended."""
-        self.process.join()
-        return self.process.exitcode, self.stderr.read_text()
-
-
-@dataclass(frozen=True)
 class Command:
     """An `mtpd-extract` command line.
 
@@ -143,31 +118,9 @@ class Command:
         assert 'this is a bug' not in line
         return line
 
-    @contextmanager
-    def forked(self, out: Path, *options: object, log: str = '') -> Iterator[Child]:
-        """A process of its own that runs it; killed on leaving if it has not ended.
-
-        Forked, because importing everything anew costs seconds. `log` tells the logs of several apart.
-        """
-        stderr = out.with_name(f'{out.name}{log}.stderr')
-        stderr.touch()
-        arguments = self.arguments(out, *options)
-
-        def run() -> None:
-            # The threads of a parent's pools do not live on in a fork.
-            torch.set_num_threads(1)
-            cv2.setNumThreads(0)
-            with stderr.open('w') as sys.stderr, Path(os.devnull).open('w') as sys.stdout:
-                main(arguments)
-
-        process = multiprocessing.get_context('fork').Process(target=run)
-        process.start()
-        try:
-            yield Child(process, stderr)
-        finally:
-            process.kill()
-            process.join()
-            process.close()
+    def forked(self, out: Path, *options: object, log: str = '') -> AbstractContextManager[Child]:
+        """A forked process that runs it, killed on leaving; `log` tells the logs of several apart."""
+        return forked(partial(main, self.arguments(out, *options)), out.with_name(f'{out.name}{log}.stderr'))
 
 
 @pytest.fixture(scope='session')
@@ -238,8 +191,4 @@ def read_maps() -> Callable[[Path], Maps]:
 @pytest.fixture(scope='session')
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """`contents(folder)` are all files below a folder, but for the traces of who has locked it."""
-    return lambda folder: {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob('*')
-        if path.is_file() and not path.name.startswith('.lock')
-    }
+    return damages.contents

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from mtpd.cache.writing.journal import JOURNAL_FILE, recorded_entries
-from mtpd.interrupt import ONE_PRESS_SECONDS
+from mtpd.system.interrupt import ONE_PRESS_SECONDS
 
 # From Python 3.12 on; the child is careful, see `Command.forked`.
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')

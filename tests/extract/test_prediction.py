@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mtpd.geometry import Geometry
-from mtpd_extract.prediction import COCO_SIZES, duration
+from mtpd_extract.prediction import COCO_SIZES
 
 
 def predicted(stdout: str, name: str = 'predict') -> tuple[float, str]:
@@ -64,10 +64,3 @@ def test_a_dry_run_of_a_part_speaks_of_the_whole(command: Any, tmp_path: Path) -
     part = command.run(tmp_path / 'cache', '--dry-run', '--part', '2/4').stdout
     assert predicted(part)[0] == predicted(whole)[0]
     assert ' in one process; estimated from' in part
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'text'), [(3.14, '3.1 s'), (89, '89.0 s'), (90, '1.5 min'), (5399, '90.0 min'), (9000, '2.5 h')]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

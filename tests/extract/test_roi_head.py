@@ -13,7 +13,7 @@ from mtpd.cache.format.manifest import TEACHER_FILE
 from mtpd.cache.format.teacher_tensors import load_teacher, save_teacher, without_record
 from mtpd.cache.writing.plan_file import read_plan_file
 from mtpd.errors import CacheMismatchError
-from mtpd.files import sha256_bytes
+from mtpd.system.files import sha256_bytes
 
 Contents = Callable[[Path], dict[str, bytes]]
 

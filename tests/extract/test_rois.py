@@ -13,7 +13,7 @@ from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
 from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.detectors.transforms import make_sample
-from mtpd.heads.boxes import decode
+from mtpd.heads.rois import decode
 
 CPU = torch.device('cpu')
 NUM_ROIS = 12

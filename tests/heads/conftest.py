@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.heads.record import RoiHeadRecord, tensor_shapes
+from mtpd.heads.roi_head import RoiHeadRecord, tensor_shapes
 
 STRIDES = (4, 8, 16, 32)
 

@@ -9,8 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from mtpd.heads.record import RoiHeadRecord, head_tensors, tensor_shapes
-from mtpd.heads.roi_head import RoiHead
+from mtpd.heads.roi_head import RoiHead, RoiHeadRecord, head_tensors, tensor_shapes
 
 MakeRecord = Callable[..., RoiHeadRecord]
 MakeWeights = Callable[[RoiHeadRecord], dict[str, Tensor]]

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtpd.detectors.detector_heads import roi_head_record
 from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.roi_structure import roi_head_record
-from mtpd.heads.record import RoiHeadRecord
-from mtpd.heads.roi_head import RoiHead, roi_levels
-from mtpd.pyramid import Level, level_name
+from mtpd.geometry import Level, level_name
+from mtpd.heads.roi_head import RoiHead, RoiHeadRecord, roi_levels
 
 # The zoo's own heads, made small.
 FASTER = 'faster-rcnn_r50_fpn_1x_coco'

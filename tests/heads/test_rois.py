@@ -6,8 +6,7 @@ import torch
 
 from mtpd.detectors.transforms import Instance, View, make_sample
 from mtpd.geometry import Geometry
-from mtpd.heads.boxes import decode
-from mtpd.heads.rois import ImageRois, mirrored, scaled
+from mtpd.heads.rois import ImageRois, decode, mirrored, scaled
 
 BOXES = [(3.0, 5.0, 60.0, 44.0), (0.0, 0.0, 90.0, 70.0), (88.5, 10.0, 90.0, 70.0)]
 

@@ -4,7 +4,7 @@
     tests/kernels/gpu_code.py CAPABILITY        e.g. 90: H100
 
 One line for each call of CALLS: [forward, backward], each with the number of instructions by name. Then one line for
-the forward pass against 0 as `mtpd.losses.masked_variance` calls it, on codes of a stream, whose images lie apart.
+the forward pass against 0 as `masked_variance` calls it, on codes of a stream, whose images lie apart.
 """
 
 import collections
@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from mtpd.kernels import launch
+from mtpd.kernels.weighted_mse import Inputs, launch_backward, launch_forward
 
 HALF, CODES = torch.float16, torch.int8
 # Shape, dtypes, whether the student is channels-last, dtype of the weights, channel weights.
@@ -67,7 +67,7 @@ def main() -> None:
         if channels_last:
             student = student.contiguous(memory_format=torch.channels_last)
         scale = torch.ones(batch, 2, channels) if teacher_dtype == CODES else None
-        inputs = launch.Inputs(
+        inputs = Inputs(
             student,
             torch.zeros(shape, dtype=teacher_dtype),
             torch.ones((batch, 1, height, width), dtype=weights_dtype),
@@ -75,15 +75,15 @@ def main() -> None:
             torch.ones(batch, channels) if has_channel_weights else None,
         )
         compiled.clear()
-        loss, denominator = launch.forward(inputs)
-        launch.backward(loss, inputs, denominator)
+        loss, denominator = launch_forward(inputs)
+        launch_backward(loss, inputs, denominator)
         forward, _, backward = compiled
         print(json.dumps([forward, backward]))
     compiled.clear()
     shape = (2, 256, 100, 168)
     codes = torch.zeros(2, 5_734_400, dtype=CODES)[:, : 256 * 100 * 168].view(shape)
     nothing, mask = torch.zeros(()).expand(shape), torch.ones((2, 1, 100, 168), dtype=torch.bool)
-    launch.forward(launch.Inputs(nothing, codes, mask, torch.ones(2, 2, 256), None))
+    launch_forward(Inputs(nothing, codes, mask, torch.ones(2, 2, 256), None))
     print(json.dumps(compiled[0]))
 
 

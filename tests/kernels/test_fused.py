@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.kernels.fused import fused_weighted_mse
+from mtpd.kernels.weighted_mse import fused_weighted_mse
 
 # The interpreter computes in numpy, which warns of inf - inf and of what half precision cannot hold.
 pytestmark = pytest.mark.filterwarnings('ignore:(invalid value|overflow) encountered:RuntimeWarning')

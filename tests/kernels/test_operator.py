@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtpd.kernels.fused import fused_weighted_mse
 from mtpd.kernels.reference import reference_weighted_mse
+from mtpd.kernels.weighted_mse import fused_weighted_mse
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 

@@ -39,22 +39,25 @@ def test_against_the_formula(scale: tuple[int, ...] | None, channel_weights: tup
         factor = 1.0 if factors is None else factors.expand(2, 3)[b, c].item()
         error = student[b, c, h, w].item() - (step * codes[b, c, h, w].item() + offset)
         total += factor * weights[b, 0, h, w].item() * error**2
-    loss = weighted_mse(student, codes, weights, scale=steps, channel_weights=factors)
+    loss = weighted_mse(student, codes, weights > 0, weights=weights, scale=steps, channel_weights=factors)
     assert loss.item() == pytest.approx(total / (3 * weights.sum().item()), rel=1e-12)
     assert loss.dtype == torch.float64
 
 
-def test_bool_weights_are_ones() -> None:
-    student, teacher, weights = random(*SHAPE, dtype=torch.float32), random(*SHAPE).half(), some_weights() > 0
-    assert torch.equal(weighted_mse(student, teacher, weights), weighted_mse(student, teacher, weights.float()))
+def test_without_weights_they_are_ones() -> None:
+    student, teacher, mask = random(*SHAPE, dtype=torch.float32), random(*SHAPE).half(), some_weights() > 0
+    ones = torch.ones_like(mask, dtype=torch.float32)
+    assert torch.equal(weighted_mse(student, teacher, mask), weighted_mse(student, teacher, mask, weights=ones))
 
 
 def test_gradcheck() -> None:
     student, teacher = random(*SHAPE).requires_grad_(), random(1, *SHAPE)[0].flip(0).requires_grad_()
-    scale, channel_weights = random(2, 3), random(2, 3)
+    weights, scale, channel_weights = some_weights(), random(2, 3), random(2, 3)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return weighted_mse(student, teacher, some_weights(), scale=scale, channel_weights=channel_weights)
+        return weighted_mse(
+            student, teacher, weights > 0, weights=weights, scale=scale, channel_weights=channel_weights
+        )
 
     assert torch.autograd.gradcheck(loss, (student, teacher))
 
@@ -64,18 +67,37 @@ def test_cells_without_weight(poison: float) -> None:
     weights = some_weights()
     student, teacher = (torch.where(weights > 0, random(*SHAPE), poison) for _ in range(2))
     student = (student + 1).requires_grad_()
-    loss = weighted_mse(student, teacher, weights)
+    mask = torch.ones_like(weights, dtype=torch.bool)
+    loss = weighted_mse(student, teacher, mask, weights=weights)
     (gradient,) = torch.autograd.grad(loss, student)
     assert loss.item() == pytest.approx(1)
     assert not gradient[weights.expand(SHAPE) == 0].any()
-    (gradient,) = torch.autograd.grad(weighted_mse(student, teacher, torch.zeros_like(weights)), student)
+    (gradient,) = torch.autograd.grad(weighted_mse(student, teacher, ~mask, weights=weights), student)
     assert not gradient.any()
 
 
-@pytest.mark.parametrize(('teacher', 'weights'), [((2, 1, 4, 5), (2, 1, 4, 5)), (SHAPE, (1, 1, 4, 5)), (SHAPE, SHAPE)])
-def test_shapes_that_would_broadcast_are_refused(teacher: tuple[int, ...], weights: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ('teacher', 'mask', 'weights'),
+    [
+        ((2, 1, 4, 5), (2, 1, 4, 5), None),
+        (SHAPE, (1, 1, 4, 5), None),
+        (SHAPE, SHAPE, None),
+        (SHAPE, (1, 1, 4, 5), (2, 1, 4, 5)),
+        (SHAPE, (2, 1, 4, 5), (1, 1, 4, 5)),
+        (SHAPE, (2, 1, 4, 5), SHAPE),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(
+    teacher: tuple[int, ...], mask: tuple[int, ...], weights: tuple[int, ...] | None
+) -> None:
+    given = None if weights is None else torch.ones(weights)
     with pytest.raises(InputError, match='do not fit'):
-        weighted_mse(torch.zeros(SHAPE), torch.zeros(teacher), torch.zeros(weights))
+        weighted_mse(torch.zeros(SHAPE), torch.zeros(teacher), torch.ones(mask) > 0, weights=given)
+
+
+def test_a_mask_that_is_not_bool_is_refused() -> None:
+    with pytest.raises(InputError, match='float32 do not fit'):
+        weighted_mse(torch.zeros(SHAPE), torch.zeros(SHAPE), torch.ones(2, 1, 4, 5))
 
 
 class Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -99,8 +121,9 @@ def runs_fused(device: str, student: torch.dtype, teacher: torch.dtype, *, gradi
             'weights': torch.empty((2, 1, 4, 5), device=device),
         }
         tensors[gradient_of].requires_grad_()
+        mask = torch.ones((2, 1, 4, 5), device=device, dtype=torch.bool)
         with Names() as recorded:
-            loss = weighted_mse(tensors['student'], tensors['teacher'], tensors['weights'])
+            loss = weighted_mse(tensors['student'], tensors['teacher'], mask, weights=tensors['weights'])
     assert loss.dtype == (torch.float64 if torch.float64 in (student, teacher) else torch.float32)
     return 'mtpd.weighted_mse.default' in recorded.names
 
@@ -128,4 +151,5 @@ def test_triton_is_not_imported_before_it_is_used() -> None:
 def test_torch_compile_sees_one_graph() -> None:
     student, teacher, weights = random(*SHAPE).half(), random(*SHAPE).flip(0), some_weights()
     compiled = torch.compile(weighted_mse, backend='aot_eager', fullgraph=True)
-    assert torch.equal(compiled(student, teacher, weights), weighted_mse(student, teacher, weights))
+    found, wanted = (one(student, teacher, weights > 0, weights=weights) for one in (compiled, weighted_mse))
+    assert torch.equal(found, wanted)

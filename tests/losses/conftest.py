@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.codecs import encode
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.cache.format.codecs import EncodedMaps, encode
 
 FORMS = ('fp16', 'int8', 'int8 per channel', 'int8 per level', 'lean', 'lean without scale')
 
@@ -23,12 +22,12 @@ def form(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def coded(form: str) -> Callable[[Shape], TeacherMap]:
+def coded(form: str) -> Callable[[Shape], EncodedMaps]:
     """`coded(shape)` is a teacher's map in one of the forms."""
     return lambda shape: make(form, shape)
 
 
-def make(form: str, shape: Shape) -> TeacherMap:
+def make(form: str, shape: Shape) -> EncodedMaps:
     """A random map whose channels have means and spreads of their own, as deep levels have."""
     generator = torch.Generator().manual_seed(0)
     channels = shape[1]
@@ -36,9 +35,9 @@ def make(form: str, shape: Shape) -> TeacherMap:
     maps = torch.randn(shape, generator=generator) * (0.1 + spread) + 3 * mean - 1
     basis = torch.linalg.qr(torch.randn(channels, channels, generator=generator))[0]
     if form == 'fp16':
-        return TeacherMap(encode(maps, 'fp16').codes)
+        return EncodedMaps(encode(maps, 'fp16').codes)
     if form == 'lean without scale':
-        return TeacherMap(maps.half(), None, basis)
+        return EncodedMaps(maps.half(), None, basis)
     encoded = encode(maps, 'lean' if form == 'lean' else 'int8', basis=basis)
     assert encoded.scale is not None
     scale = encoded.scale
@@ -46,14 +45,14 @@ def make(form: str, shape: Shape) -> TeacherMap:
         scale = scale[:1].expand_as(scale)
     if form == 'int8 per level':
         scale = scale[:1, :, :1].expand_as(scale)
-    return TeacherMap(encoded.codes, scale, encoded.basis)
+    return EncodedMaps(encoded.codes, scale, encoded.basis)
 
 
 @pytest.fixture
-def exact() -> Callable[[TeacherMap], Tensor]:
+def exact() -> Callable[[EncodedMaps], Tensor]:
     """`exact(teacher)` are the values in float64, as the format defines them, without the code that is tested."""
 
-    def values_of(teacher: TeacherMap) -> Tensor:
+    def values_of(teacher: EncodedMaps) -> Tensor:
         values = teacher.codes.double()
         if teacher.scale is not None:
             values = values * teacher.scale[:, 0, :, None, None].double() + teacher.scale[:, 1, :, None, None].double()
@@ -65,10 +64,10 @@ def exact() -> Callable[[TeacherMap], Tensor]:
 
 
 @pytest.fixture
-def with_garbage() -> Callable[[TeacherMap, Tensor], TeacherMap]:
+def with_garbage() -> Callable[[EncodedMaps, Tensor], EncodedMaps]:
     """`with_garbage(teacher, mask)` has NaN, or the least code, in the cells that do not count."""
 
-    def spoiled(teacher: TeacherMap, mask: Tensor) -> TeacherMap:
+    def spoiled(teacher: EncodedMaps, mask: Tensor) -> EncodedMaps:
         poison = torch.nan if teacher.codes.is_floating_point() else -128
         return replace(teacher, codes=torch.where(mask, teacher.codes, poison))
 

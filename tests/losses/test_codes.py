@@ -13,24 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.geometry import Level
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_options import LevelOptions
-from mtpd.losses.masked_mse import MaskedMseOptions
+from mtpd.losses.fgd import FgdOptions
+from mtpd.losses.fine_grained import FineGrainedOptions
+from mtpd.losses.maps import valid_cells
+from mtpd.losses.masked_mse import MaskedMseOptions, squared_error
 from mtpd.losses.mgd import MgdOptions
-from mtpd.losses.objects.fgd import FgdOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
-from mtpd.losses.objects.tar_feature import TarFeatureOptions
+from mtpd.losses.options import LevelOptions
 from mtpd.losses.pkd import PkdOptions
-from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
+from mtpd.losses.tar_feature import TarFeatureOptions
 
 Shape = tuple[int, int, int, int]
-Coded = Callable[[Shape], TeacherMap]
-Exact = Callable[[TeacherMap], Tensor]
-Spoil = Callable[[TeacherMap, Tensor], TeacherMap]
+Coded = Callable[[Shape], EncodedMaps]
+Exact = Callable[[EncodedMaps], Tensor]
+Spoil = Callable[[EncodedMaps, Tensor], EncodedMaps]
 Results = tuple[Tensor, list[Tensor]]
 
 STRIDE, CHANNELS = 8, 5
@@ -52,10 +51,10 @@ def build(term: LevelOptions, student_channels: int) -> Distiller:
     return distiller
 
 
-def run(distiller: Distiller, student: Tensor, teacher: TeacherMap | Tensor, mask: Tensor) -> Results:
+def run(distiller: Distiller, student: Tensor, teacher: EncodedMaps | Tensor, mask: Tensor) -> Results:
     """The loss, and the gradients of the student and of all layers."""
     student = student.detach().requires_grad_()
-    maps: tuple[Mapping[str, Tensor], Mapping[str, TeacherMap | Tensor]] = {'p3': student}, {'p3': teacher}
+    maps: tuple[Mapping[str, Tensor], Mapping[str, EncodedMaps | Tensor]] = {'p3': student}, {'p3': teacher}
     generator = torch.Generator().manual_seed(7)
     (loss,) = distiller(*maps, {'p3': mask}, boxes=BOXES[: len(mask)], generator=generator).values()
     leaves = [student, *distiller.parameters()]
@@ -142,7 +141,7 @@ def test_torch_compile_sees_one_graph(student_channels: int, coded: Coded) -> No
     teacher = coded((2, CHANNELS, *GRID))
 
     def loss(student: Tensor, codes: Tensor) -> Tensor:
-        return squared_error(student, TeacherMap(codes, teacher.scale, teacher.basis), mask, layer=layer)
+        return squared_error(student, EncodedMaps(codes, teacher.scale, teacher.basis), mask, layer=layer)
 
     torch.compiler.reset()
     compiled = torch.compile(loss, backend='aot_eager', fullgraph=True)
@@ -151,9 +150,9 @@ def test_torch_compile_sees_one_graph(student_channels: int, coded: Coded) -> No
 
 @pytest.mark.parametrize('term', SQUARES, ids=lambda term: term.loss)
 def test_squares_decode_nothing(term: LevelOptions, coded: Coded, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(self: TeacherMap) -> Tensor:
+    def refused(self: EncodedMaps) -> Tensor:
         raise AssertionError(f'{self.codes.dtype} codes were decoded')
 
-    monkeypatch.setattr(TeacherMap, 'values', refused)
+    monkeypatch.setattr(EncodedMaps, 'values', refused)
     student, mask = some_student(3)
     run(build(term, 3), student, coded((2, CHANNELS, *GRID)), mask)

@@ -8,13 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.fgd import FgdOptions, FgdWeights, FocalGlobalDistillation
-from mtpd.losses.objects.gc_block import GcBlock
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
+from mtpd.losses.fgd import FgdOptions, FgdWeights, FocalGlobalDistillation, GcBlock
+from mtpd.losses.maps import valid_cells
+from mtpd.losses.objects import Objects
 
 Array = NDArray[np.float64]
 STRIDE = 8
@@ -131,7 +130,7 @@ def test_each_part_against_the_formula(part: str, channels: tuple[int, int], gri
         elements = {'relation': channels[1] * num_cells / num_images}.get(part, channels[1])
         want = reference(loss, student, teacher, mask, boxes, tau)[part] / elements
     assert want > 0
-    got = loss(student, TeacherMap(teacher), mask, objects=Objects(boxes, {}))
+    got = loss(student, EncodedMaps(teacher), mask, objects=Objects(boxes, {}))
     assert got.item() == pytest.approx(want, rel=2e-5)
 
 
@@ -158,7 +157,7 @@ def test_as_means() -> None:
     level = Level('p3', STRIDE, 4)
     term = FgdOptions(weight=3.0, foreground=2.0, background=0.0, attention=0.0, relation=0.0, normalize='mean')
     distiller = Distiller([term], student=[level], teacher=[level])
-    want = build(channels, only('foreground'))(student, TeacherMap(teacher), mask, objects=Objects(boxes, {}))
+    want = build(channels, only('foreground'))(student, EncodedMaps(teacher), mask, objects=Objects(boxes, {}))
     got = distiller({'p3': student}, {'p3': teacher}, {'p3': mask}, boxes=boxes)
     assert got['distill/fgd/p3'].item() == pytest.approx(6 * want.item(), rel=1e-5)
 
@@ -166,18 +165,18 @@ def test_as_means() -> None:
 def test_an_image_without_objects_is_all_background() -> None:
     student, teacher, mask, _ = random_case((4, 4), (5, 7))
     nothing = Objects([torch.zeros(0, 4)] * 2, {})
-    assert build((4, 4), only('foreground'))(student, TeacherMap(teacher), mask, objects=nothing).item() == 0
-    assert build((4, 4), only('background'))(student, TeacherMap(teacher), mask, objects=nothing).item() > 0
+    assert build((4, 4), only('foreground'))(student, EncodedMaps(teacher), mask, objects=nothing).item() == 0
+    assert build((4, 4), only('background'))(student, EncodedMaps(teacher), mask, objects=nothing).item() > 0
     everything = Objects([torch.tensor([[0.0, 0, 60, 50]])] * 2, {})
-    assert build((4, 4), only('background'))(student, TeacherMap(teacher), mask, objects=everything).item() == 0
+    assert build((4, 4), only('background'))(student, EncodedMaps(teacher), mask, objects=everything).item() == 0
 
 
 def test_an_image_without_valid_cells_is_not_there() -> None:
     student, teacher, mask, boxes = random_case((4, 4), (5, 7))
     loss = build((4, 4))
-    want = loss(student[:1], TeacherMap(teacher[:1]), mask[:1], objects=Objects(boxes[:1], {}))
+    want = loss(student[:1], EncodedMaps(teacher[:1]), mask[:1], objects=Objects(boxes[:1], {}))
     mask = torch.cat([mask[:1], torch.zeros_like(mask[1:])])
-    assert loss(student, TeacherMap(teacher), mask, objects=Objects(boxes, {})).item() == pytest.approx(
+    assert loss(student, EncodedMaps(teacher), mask, objects=Objects(boxes, {})).item() == pytest.approx(
         want.item(), rel=1e-6
     )
 
@@ -187,16 +186,16 @@ def test_resolution_changes_no_mean() -> None:
     student, teacher, mask, _ = random_case((4, 4), (5, 7))
     nothing = Objects([torch.zeros(0, 4)] * 2, {})
     loss = build((4, 4))
-    want = loss(student, TeacherMap(teacher), mask, objects=nothing)
+    want = loss(student, EncodedMaps(teacher), mask, objects=nothing)
     student, teacher, mask = (one.repeat_interleave(2, 2).repeat_interleave(2, 3) for one in (student, teacher, mask))
-    assert loss(student, TeacherMap(teacher), mask, objects=nothing).item() == pytest.approx(want.item(), rel=1e-5)
+    assert loss(student, EncodedMaps(teacher), mask, objects=nothing).item() == pytest.approx(want.item(), rel=1e-5)
 
 
 def test_all_layers_and_the_student_learn() -> None:
     student, teacher, mask, boxes = random_case((3, 8), (5, 7))
     loss = build((3, 8))
     student.requires_grad_()
-    loss(student, TeacherMap(teacher), mask, objects=Objects(boxes, {})).backward()
+    loss(student, EncodedMaps(teacher), mask, objects=Objects(boxes, {})).backward()
     assert all(
         parameter.grad is not None and parameter.grad.any() for parameter in loss.parameters() if parameter.ndim > 1
     )
@@ -210,7 +209,7 @@ def test_gradcheck() -> None:
     objects = Objects(boxes, {})
     # gradcheck nudges the parameters in place, so they are inputs without being arguments.
     assert torch.autograd.gradcheck(
-        lambda values, *_: loss(values, TeacherMap(teacher.double()), mask, objects=objects),
+        lambda values, *_: loss(values, EncodedMaps(teacher.double()), mask, objects=objects),
         [student.double().requires_grad_(), *loss.parameters()],
         fast_mode=True,
     )

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
-from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.fine_grained import AnchorWeights, Reference
-from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd.losses.valid_mask import valid_cells
+from mtpd.losses.fine_grained import AnchorWeights, Reference
+from mtpd.losses.maps import valid_cells
+from mtpd.losses.masked_mse import squared_error
+from mtpd.losses.objects import Objects
 
 PADDED = (72, 104)
 RESIZED = [(72, 104), (50, 61)]
@@ -104,7 +104,7 @@ def test_the_loss_against_the_formula(dtype: torch.dtype) -> None:
         error = student[index, :, row, column].double() - teacher[index, :, row, column].double()
         total += error.square().sum().item()
         count += 1
-    loss = squared_error(student, TeacherMap(teacher), objects().masks[8], weights=weigh(8))
+    loss = squared_error(student, EncodedMaps(teacher), objects().masks[8], weights=weigh(8))
     assert loss.item() == pytest.approx(total / (3 * count), rel=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_gradcheck() -> None:
     student, teacher = (torch.randn(2, 2, *grid(16), dtype=torch.float64, requires_grad=True) for _ in range(2))
     mask, weights = objects().masks[16], weigh(16)
     assert torch.autograd.gradcheck(
-        lambda a, b: squared_error(a, TeacherMap(b), mask, weights=weights), (student, teacher)
+        lambda a, b: squared_error(a, EncodedMaps(b), mask, weights=weights), (student, teacher)
     )
 
 

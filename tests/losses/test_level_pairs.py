@@ -10,17 +10,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import interpolate
 
+from mtpd.geometry import Level
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_options import LevelOptions
+from mtpd.losses.fgd import FgdOptions
+from mtpd.losses.fine_grained import FineGrainedOptions
+from mtpd.losses.maps import valid_cells
 from mtpd.losses.masked_mse import MaskedMseOptions
 from mtpd.losses.mgd import MgdOptions
-from mtpd.losses.objects.fgd import FgdOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
-from mtpd.losses.objects.tar_feature import TarFeatureOptions
+from mtpd.losses.options import LevelOptions
 from mtpd.losses.pkd import PkdOptions
-from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
+from mtpd.losses.tar_feature import TarFeatureOptions
 
 STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4), Level('p5', 32, 4)]
 TEACHER = [Level('p2', 4, 6), Level('p3', 8, 6), Level('p4', 16, 4)]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.losses.masked_variance import masked_variance
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.losses.masked_mse import masked_variance
 
 Shape = tuple[int, int, int, int]
-Exact = Callable[[TeacherMap], Tensor]
+Exact = Callable[[EncodedMaps], Tensor]
 
 
 def some_cells(shape: Shape) -> Tensor:
@@ -30,13 +30,13 @@ def test_against_the_formula(offset: float) -> None:
     shape = (2, 8, 25, 34)
     teacher, mask = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + offset, some_cells(shape)
     teacher += torch.arange(8.0)[:, None, None]  # means of channels are no variance
-    variance = masked_variance(TeacherMap(teacher.requires_grad_()), mask)
+    variance = masked_variance(EncodedMaps(teacher.requires_grad_()), mask)
     assert variance.item() == pytest.approx(formula(teacher.detach(), mask), rel=1e-5)
     assert not variance.requires_grad
 
 
 def test_of_codes(
-    coded: Callable[[Shape], TeacherMap], exact: Exact, with_garbage: Callable[[TeacherMap, Tensor], TeacherMap]
+    coded: Callable[[Shape], EncodedMaps], exact: Exact, with_garbage: Callable[[EncodedMaps, Tensor], EncodedMaps]
 ) -> None:
     shape = (3, 6, 12, 9)
     teacher, mask = coded(shape), some_cells(shape)
@@ -50,19 +50,19 @@ def test_codes_far_from_zero(exact: Exact) -> None:
     """Nearly all of a channel's codes may lie at the end of their range: nothing may cancel."""
     codes = torch.full((2, 3, 40, 50), -127, dtype=torch.int8)
     codes[:, :, ::7, ::9] = -125
-    teacher = TeacherMap(codes, torch.tensor([[[0.5] * 3, [63.5] * 3]]).expand(2, 2, 3))
+    teacher = EncodedMaps(codes, torch.tensor([[[0.5] * 3, [63.5] * 3]]).expand(2, 2, 3))
     mask = some_cells((2, 3, 40, 50))
     assert masked_variance(teacher, mask).item() == pytest.approx(formula(exact(teacher), mask), rel=2e-3)
 
 
 def test_of_maps_without_any() -> None:
     mask = torch.ones(1, 1, 3, 4, dtype=torch.bool)
-    constant = TeacherMap(torch.full((1, 2, 3, 4), 7.3))
+    constant = EncodedMaps(torch.full((1, 2, 3, 4), 7.3))
     assert masked_variance(constant, mask).item() == pytest.approx(7.3**2 / 1000, rel=1e-6)
-    assert masked_variance(TeacherMap(torch.zeros(1, 2, 3, 4)), mask).item() == 1
+    assert masked_variance(EncodedMaps(torch.zeros(1, 2, 3, 4)), mask).item() == 1
     assert masked_variance(constant, ~mask).item() == 1
     # In another basis the mean square of the means is the same.
     angle = math.pi / 5
     basis = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    turned = TeacherMap(constant.codes, None, basis)
+    turned = EncodedMaps(constant.codes, None, basis)
     assert masked_variance(turned, mask).item() == pytest.approx(7.3**2 / 1000, rel=1e-6)

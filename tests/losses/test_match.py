@@ -3,8 +3,8 @@
 import pytest
 
 from mtpd.errors import InputError
+from mtpd.geometry import Level, level_name
 from mtpd.losses.match import LevelPair, match_levels
-from mtpd.pyramid import Level, level_name
 
 
 def levels(*strides: int, channels: int = 8) -> list[Level]:

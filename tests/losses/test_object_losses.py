@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.losses.distiller import Distiller
-from mtpd.losses.level_options import LevelOptions
-from mtpd.losses.objects.fgd import FgdOptions
-from mtpd.losses.objects.fine_grained import FineGrainedOptions
-from mtpd.losses.objects.tar_feature import TarFeatureOptions
-from mtpd.losses.valid_mask import valid_cells
-from mtpd.pyramid import Level
+from mtpd.losses.fgd import FgdOptions
+from mtpd.losses.fine_grained import FineGrainedOptions
+from mtpd.losses.maps import valid_cells
+from mtpd.losses.options import LevelOptions
+from mtpd.losses.tar_feature import TarFeatureOptions
 
 STUDENT = [Level('p3', 8, 4), Level('p4', 16, 4)]
 TEACHER = [Level('p3', 8, 6), Level('p4', 16, 4)]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from mtpd.losses.resize import resize_map
-from mtpd.losses.valid_mask import valid_cells
+from mtpd.losses.maps import resize_map, valid_cells
 
 
 def random_map(grid: tuple[int, int], dtype: torch.dtype = torch.float64) -> Tensor:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.losses.objects.boxes import Objects
-from mtpd.losses.objects.tar_feature import gaussian_weights
-from mtpd.losses.squared_error import squared_error
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.losses.masked_mse import squared_error
+from mtpd.losses.objects import Objects
+from mtpd.losses.tar_feature import gaussian_weights
 
 STRIDE = 8
 GRIDS = [(5, 7), (1, 13), (25, 34)]
@@ -58,7 +58,7 @@ def reference(
 def tar_feature(maps: tuple[Tensor, Tensor, Tensor], boxes: list[Tensor], spread: tuple[float, float]) -> Tensor:
     student, teacher, mask = maps
     weights = gaussian_weights(Objects(boxes, {}), mask, stride=STRIDE, spread=spread)
-    return squared_error(student, TeacherMap(teacher), mask, weights=weights)
+    return squared_error(student, EncodedMaps(teacher), mask, weights=weights)
 
 
 @pytest.mark.parametrize('spread', [(2.0, 2.0), (0.7, 1.3)])

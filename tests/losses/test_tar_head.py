@@ -4,19 +4,20 @@ import pytest
 import torch
 
 from mtpd.errors import InputError
-from mtpd.heads.boxes import BoxCoder, class_slice
 from mtpd.heads.roi_head import RoiPredictions
-from mtpd.heads.rois import ImageRois
-from mtpd.losses.decay import NO_DECAY
-from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.responses.tar_head import (
+from mtpd.heads.rois import BoxCoder, ImageRois, class_slice
+from mtpd.losses.options import NO_DECAY
+from mtpd.losses.tar_head import (
+    LabelledBoxes,
     TarHeadOptions,
     answers_of_cache,
     answers_of_head,
+    box_term,
+    class_term,
     decay_factors,
+    match_rois,
     tar_head_losses,
 )
-from mtpd.losses.responses.tar_response import box_term, class_term
 
 CODER = BoxCoder((0.0, 0.0, 0.0, 0.0), (0.1, 0.1, 0.2, 0.2))
 OTHER = BoxCoder((0.1, 0.0, -0.1, 0.0), (0.05, 0.2, 0.2, 0.4))

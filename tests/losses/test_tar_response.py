@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import InputError
-from mtpd.losses.responses.tar_response import BoxGate, ClassGate, box_gate, box_term, class_term
+from mtpd.losses.tar_head import BoxGate, ClassGate, box_gate, box_term, class_term
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SIZES = [(1, 1), (7, 3), (64, 20)]

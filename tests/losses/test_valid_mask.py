@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mtpd.losses.valid_mask import on_full_grid, valid_cells
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
+from mtpd.losses.maps import on_full_grid, valid_cells
 
 
 @pytest.mark.parametrize('stride', [1, 8, 12, 128])

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.ordering.moments import Correlation, GroupedMoments
-from mtpd.ordering.ridge import cost_matrix
+from mtpd.ordering.ridge import Correlation, GroupedMoments, cost_matrix
 
 CHANNELS = (5, 3, 7)
 

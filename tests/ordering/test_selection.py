@@ -1,6 +1,6 @@
 """Backward greedy selection on matrices made by hand."""
 
-from mtpd.ordering.selection import backward_greedy
+from mtpd.ordering import backward_greedy
 
 TEACHERS = ('weak', 'middle', 'strong')
 COSTS = {

@@ -15,11 +15,10 @@ from click.testing import CliRunner, Result
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd.errors import InputError
 from mtpd_extract.cli import main as extract_main
-from mtpd_train.building.stages import build_stages
 from mtpd_train.cli import main as train_main
 from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.settings.stage_settings import StageSettings
-from mtpd_train.stage import Stage
+from mtpd_train.stage import Stage, build_stages
 
 TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
 

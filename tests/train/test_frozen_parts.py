@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd_train.building.stages import build_stages
 from mtpd_train.settings.stage_file import load_stages
-from mtpd_train.stage import Stage
+from mtpd_train.stage import Stage, build_stages
 
 TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
 STEM = 15  # parameters of the first convolution, its norm and the two blocks of the first stage

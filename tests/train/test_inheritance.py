@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 import mtpd.cache
 from mtpd.detectors.models import build_detector, load_config
-from mtpd_train.building.inheritance_report import inheritance_summary, inheritance_table
 from mtpd_train.stage import Stage
-from mtpd_train.student import inherit
+from mtpd_train.student import inherit, inheritance_summary, inheritance_table
 
 BuildStage = Callable[..., Stage]
 NUM_CLASSES = 5

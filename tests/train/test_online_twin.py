@@ -23,10 +23,10 @@ import torch
 from mtpd.detectors.teachers import Teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
-from mtpd.interrupt import StopFlag
+from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import LiveTeacher
-from mtpd_train.training.loop import Place, train_stage
+from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import add_gradient
 
 CPU = torch.device('cpu')
@@ -59,11 +59,11 @@ def losses_of(tmp_path: Path) -> Callable[[Stage], Losses]:
             drawn.update((one.view, one.resized) for one in samples)
             return losses
 
-        place = Place(CPU, tmp_path / 'progress.pth', tmp_path / 'metrics.jsonl', StopFlag())
+        files: dict[str, Any] = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr('mtpd_train.training.loop.add_gradient', watched)
-            train_stage(stage, place)
-        place.progress_file.unlink()
+            train_stage(stage, device=CPU, stop=StopFlag(), **files)
+        files['progress_file'].unlink()
         assert len(steps) == 12
         assert {view for view, _ in drawn} == {'plain', 'flip'}
         assert len({size for _, size in drawn}) >= 2

@@ -14,10 +14,9 @@ import torch
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd.detectors.models import build_detector, load_config
-from mtpd_train.building.stages import build_stages
-from mtpd_train.optimization.optimizer import build_optimizer
+from mtpd_train.optimization import build_optimizer
 from mtpd_train.settings.stage_file import load_stages
-from mtpd_train.stage import Stage
+from mtpd_train.stage import Stage, build_stages
 from mtpd_train.training.step import loaded, step_losses
 
 # mmengine 0.10.7 on Python 3.12.
@@ -100,15 +99,13 @@ def one_step(stage: Stage) -> dict[str, float]:
     model: Any = stage.student.model.train()
     modules = (model, stage.distiller)
     parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
-    recipe = stage.recipe
-    optimizer = build_optimizer(
-        parameters, kind=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optim = stage.settings.optim
+    optimizer = build_optimizer(parameters, optim)
     before = {name: value.clone() for name, value in model.named_parameters()}
     samples, ahead = next(loaded(stage, stage.epoch_batches(0)))
     losses = step_losses(stage, samples, ahead, device=CPU)
     torch.autograd.backward(torch.stack(list(losses.values())).sum())
-    torch.nn.utils.clip_grad_norm_(parameters, recipe.grad_clip or 35.0, error_if_nonfinite=True)
+    torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip or 35.0, error_if_nonfinite=True)
     optimizer.step()
     for part in ('backbone.layer4' if hasattr(model.backbone, 'layer4') else 'backbone', 'neck'):
         assert any(

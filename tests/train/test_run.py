@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mtpd.detectors.runtime import prepare
-from mtpd_train.building.stages import build_stages
 from mtpd_train.evaluation import detect
-from mtpd_train.saving.trainables import Trainables
+from mtpd_train.optimization import Optimization
 from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.stage import build_stages
 
 # mmengine 0.10.7 on Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")
@@ -55,15 +55,15 @@ def finished(
     ]  # fmt: skip
     starts = []
 
-    class Watched(Trainables):
+    class Watched(Optimization):
         """Built at the start of each stage."""
 
-        def __init__(self, model: Any, *rest: Any) -> None:
+        def __init__(self, model: Any, *rest: Any, **options: Any) -> None:
             starts.append({name: value.clone() for name, value in model.state_dict().items()})
-            super().__init__(model, *rest)
+            super().__init__(model, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mtpd_train.saving.trainables.Trainables', Watched)
+        patch.setattr('mtpd_train.training.loop.Optimization', Watched)
         output = train(*files, '--out', folder / 'run').output
     return Finished(folder / 'run', files, output, starts)
 
@@ -134,16 +134,16 @@ def test_every_stage_has_new_adapters_optimizer_and_schedule(
     """Two stages from the same file: the second starts as the first did, but for its student."""
     starts, parts = [], []
 
-    class Watched(Trainables):
+    class Watched(Optimization):
         """Built at the start of each stage."""
 
-        def __init__(self, model: Any, distiller: Any, optimizer: Any, schedule: Any, *rest: Any) -> None:
+        def __init__(self, model: Any, distiller: Any, *rest: Any, **options: Any) -> None:
+            super().__init__(model, distiller, *rest, **options)
             adapters = {name: value.clone() for name, value in distiller.state_dict().items()}
-            starts.append((adapters, len(optimizer.state), schedule.get_last_lr()))
-            parts.append((distiller, optimizer, schedule))
-            super().__init__(model, distiller, optimizer, schedule, *rest)
+            starts.append((adapters, len(self.optimizer.state), self.schedule.get_last_lr()))
+            parts.append((distiller, self.optimizer, self.schedule))
 
-    monkeypatch.setattr('mtpd_train.saving.trainables.Trainables', Watched)
+    monkeypatch.setattr('mtpd_train.training.loop.Optimization', Watched)
     settings = {'data': {'val': None}, 'optim': {'schedule': 'onecycle'}, 'distill': [{'loss': 'masked_mse'}]}
     stage = write_stage(tmp_path / 'stage.yaml', cache=caches[16], **settings)
     train(stage, stage, '--out', tmp_path / 'run')

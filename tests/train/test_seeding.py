@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from mtpd_train.seeding import seed_everything
+from mtpd_train.training.loop import seed_everything
 
 
 def draws(*seed: int) -> tuple[float, float, float]:

@@ -11,9 +11,9 @@ import torch
 
 import mtpd.cache
 from mtpd.detectors.detection import collate
-from mtpd.detectors.roi_capture import captured_rois
-from mtpd.heads.boxes import BoxCoder
+from mtpd.detectors.detector_heads import captured_rois
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
+from mtpd.heads.rois import BoxCoder
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.responses import SharedRois, response_losses
 from mtpd_train.training.step import add_gradient, loaded, step_losses

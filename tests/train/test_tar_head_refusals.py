@@ -106,7 +106,7 @@ def test_a_cache_without_a_record_is_to_be_extracted_again(
 
     from mtpd.cache.format.manifest import FileRecord, read_manifest, write_manifest
     from mtpd.cache.format.teacher_tensors import without_record
-    from mtpd.files import sha256_bytes
+    from mtpd.system.files import sha256_bytes
 
     old = tmp_path / 'old'
     shutil.copytree(cache, old)

@@ -1,21 +1,20 @@
 """The data sets of a stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from mtpd.data.account import evaluation_account, nothing_to_train_on, suspicions, training_account
-from mtpd.data.coco import CocoSet
+from mtpd.data.account import nothing_to_train_on
+from mtpd.data.coco import CocoSet, coco_paths
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.settings.data_settings import DataSettings, FilesSettings
-from mtpd_train.stage import Stage
+from mtpd_train.settings.stage_settings import DataSettings, FilesSettings
 
 
 def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:
     """Image folder and annotation file of a split."""
     if isinstance(split, str):
-        return data.coco / split, data.coco / 'annotations' / f'instances_{split}.json'
+        return coco_paths(data.coco, split)
     return split.images, split.annotations
 
 
@@ -91,21 +90,6 @@ def build_val_set(
     if not coco.images:
         raise InputError(f'{annotations}: lists no images; choose another data.val, or set it to null')
     return DetectionDataset(coco, folder, geometry=geometry, for_training=False, with_masks=False)
-
-
-def accounts(stages: Sequence[Stage]) -> tuple[list[str], list[str]]:
-    """What of the annotation files of a run is not used, and what looks like a mistake in them; once for each."""
-    training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
-    evaluation = {
-        stage.val_set.coco.path: (stage.val_set.coco, stage.student.has_masks)
-        for stage in stages
-        if stage.val_set is not None
-    }
-    lines = [training_account(coco) for coco in training.values()]
-    lines += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in evaluation.values()]
-    files = training | {path: coco for path, (coco, _) in evaluation.items()}
-    doubts = [f'{path}: {text}' for path, coco in files.items() for text in suspicions(coco)]
-    return [line for line in lines if line is not None], doubts
 
 
 def _first_difference(coco: CocoSet, train_coco: CocoSet) -> str:

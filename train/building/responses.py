@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from mtpd.detectors.class_names import require_same_labels
-from mtpd.detectors.hook_point import NECK
-from mtpd.detectors.roi_structure import student_box_coder, student_num_classes
+from mtpd.detectors.detector_heads import student_box_coder, student_num_classes
+from mtpd.detectors.features import NECK
 from mtpd.errors import InputError
-from mtpd.heads.record import RoiHeadRecord
-from mtpd.losses.responses.tar_head import TarHeadOptions
+from mtpd.geometry import Level
+from mtpd.heads.roi_head import RoiHeadRecord
+from mtpd.losses.tar_head import TarHeadOptions
 from mtpd.options import Options
-from mtpd.pyramid import Level
 from mtpd_train.teachers.responses import Responses
 from mtpd_train.teachers.teacher_source import TeacherSource
 

@@ -8,14 +8,12 @@ import torch
 import mtpd.cache
 from mtpd.cache.format.plan import ShardKey
 from mtpd.detectors.config_input import read_normalisation, read_preprocessing
-from mtpd.detectors.padding import at_geometry
-from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.preprocessing import Preprocessing, at_geometry
 from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.settings.data_settings import DataSettings, GeometrySettings
-from mtpd_train.settings.stage_settings import StageSettings
-from mtpd_train.teachers.cached_teacher import CachedTeacher
+from mtpd_train.settings.stage_settings import DataSettings, GeometrySettings, StageSettings
+from mtpd_train.teachers.cached_teacher import CachedTeacher, cached_teacher
 from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
 from mtpd_train.teachers.teacher_source import TeacherSource
 
@@ -29,7 +27,7 @@ def build_source(settings: StageSettings) -> TeacherSource | None:
         UnavailableError: its weights cannot be fetched.
     """
     if settings.cache is not None:
-        return CachedTeacher(mtpd.cache.open(settings.cache))
+        return cached_teacher(mtpd.cache.open(settings.cache))
     if settings.teacher is None:
         return None
     asked = settings.data.geometry

@@ -23,7 +23,7 @@ from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
 from mtpd.errors import InputError, MtpdError
 from mtpd.geometry import Geometry, Size
-from mtpd.interrupt import deaf_children, end_with_parent
+from mtpd.system.interrupt import deaf_children, end_with_parent
 from mtpd_train.data.sampling import Request
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.console import reported
+from mtpd.system.console import reported
 from mtpd_train.cli_options import complete_model, output_options
 
 EXAMPLES = """
@@ -67,21 +67,30 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option('--json', type=_file, metavar='OUT.json', help='Write the metrics as JSON, with the AP of each class.')
 @click.option('--results', type=_file, metavar='OUT.json', help='Write all detections in the COCO results format.')
 @output_options
-def main(verbose: bool, quiet: bool, **options: Any) -> None:
+def main(
+    verbose: bool,
+    quiet: bool,
+    run: Path | None,
+    model: str | None,
+    coco: Path | None,
+    images: Path | None,
+    annotations: Path | None,
+    **options: Any,
+) -> None:
     """Evaluate a student or teacher on an annotated set: COCO AP of boxes and masks.
 
     RUN is a run folder of mtpd-train, or one of its stage folders. The default data set is the validation set
     of the run. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
-    if (options['run'] is None) == (options['model'] is None):
+    if (run is None) == (model is None):
         raise click.UsageError('give either the folder of a run or --model')
-    if (options['images'] is None) != (options['annotations'] is None):
+    if (images is None) != (annotations is None):
         raise click.UsageError('--images and --annotations must be given together')
-    if options['images'] is not None and options['coco'] is not None:
+    if images is not None and coco is not None:
         raise click.UsageError('--images and --coco exclude each other: remove one of them')
-    if options['model'] is not None and options['images'] is None and options['coco'] is None:
-        options['coco'] = Path('data/coco')
+    if model is not None and images is None and coco is None:
+        coco = Path('data/coco')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_train.evaluator.run import run
+        from mtpd_train.evaluator.run import EvalOptions, evaluate_model
 
-        run(options)
+        evaluate_model(EvalOptions(run=run, model=model, coco=coco, images=images, annotations=annotations, **options))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mtpd.errors import MtpdError
-from mtpd.files import write_atomically
+from mtpd.system.files import write_atomically
 
 # The training has exploded when the mean total loss since the last record is over so many times the total loss of the
 # stage's first batch (or of 1, if that was smaller): far worse than what has learned nothing.

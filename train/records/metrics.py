@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mtpd.errors import InputError, UnavailableError
-from mtpd.files import write_atomically
+from mtpd.system.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Charts as SVG: lines over steps, with the borders of stages, and groups of bars.
+"""The charts of a run, and charts as SVG: lines over steps with the borders of stages, and groups of bars.
 
 Colours are those of Okabe and Ito, which colour-blind people can tell apart; dashes tell lines apart without any.
 """
@@ -6,11 +6,14 @@ Colours are those of Okabe and Ito, which colour-blind people can tell apart; da
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
+
+from mtpd_train.records.metrics import TrainRecord
+from mtpd_train.report.run_log import RunLog, StageSummary, known
 
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#8c6d1f')
 DASHES = ('-', '--', '-.', ':')
@@ -34,6 +37,9 @@ STYLE: Any = {
     'grid.color': GRID,
     'legend.frameon': False,
 }
+AP_LINES = {'box/AP': 'box AP', 'box/AP50': 'box AP50', 'mask/AP': 'mask AP', 'mask/AP50': 'mask AP50'}
+SIZES = {'APs': 'small', 'APm': 'medium', 'APl': 'large'}
+MAX_LOSSES = 8
 
 Points = Sequence[tuple[float, float]]
 
@@ -47,11 +53,83 @@ class Line:
     has_marks: bool = False
 
 
+def run_charts(run: RunLog, summaries: Sequence[StageSummary]) -> dict[str, bytes]:
+    """The charts of a run by name, as SVG; without those that there is nothing for.
+
+    Args:
+        run: its curves: `ap`, `loss`, `lr`, `speed` and `wait`, over the optimizer steps of all stages.
+        summaries: the stages in numbers, for `size_box` and `size_mask`, AP by size of objects.
+    """
+    charts = {}
+    borders = {f'stage {stage.number}': stage.first_step for stage in run.begun}
+    for name, lines, y_label in (
+        ('ap', [ap_line(run, metric, name=label) for metric, label in AP_LINES.items()], 'AP, %'),
+        ('loss', loss_lines(run), 'loss'),
+        ('lr', [Line('lr', _over_steps(run, lambda one: one.lr))], 'learning rate'),
+        ('speed', [Line('images/s', _over_steps(run, lambda one: one.images_per_second))], 'images/s'),
+        ('wait', [Line('wait', _over_steps(run, lambda one: 100 * one.data_wait))], 'waiting for data, %'),
+    ):
+        drawn = [line for line in lines if line.points]
+        if drawn:
+            is_log = name == 'loss'
+            charts[name] = line_chart(drawn, y_label=y_label, borders=borders, is_log=is_log, from_zero=not is_log)
+    for kind in ('box', 'mask'):
+        groups = {f'stage {one.number}': [one.metrics.get(f'{kind}/{name}') for name in SIZES] for one in summaries}
+        present = [index for index in range(len(SIZES)) if any(values[index] is not None for values in groups.values())]
+        if present:
+            percent = {
+                name: [None if (value := values[index]) is None else 100 * value for index in present]
+                for name, values in groups.items()
+            }
+            names = [list(SIZES.values())[index] for index in present]
+            charts[f'size_{kind}'] = bar_chart(percent, names=names, y_label=f'{kind} AP, %')
+    return charts
+
+
+def ap_line(run: RunLog, metric: str, *, name: str) -> Line:
+    """An AP over the steps of all stages, in percent, from each evaluation that knows it."""
+    points = [
+        (stage.first_step + one.step, 100 * value)
+        for stage in run.begun
+        for one in stage.evaluations
+        if (value := known(one.metrics.get(metric))) is not None
+    ]
+    return Line(name, points, has_marks=True)
+
+
+def loss_lines(run: RunLog) -> list[Line]:
+    """Every loss as it entered the sum; where there are many losses, the sum over levels of each."""
+    names = list(dict.fromkeys(name for stage in run.begun for one in stage.train for name in one.losses))
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split('/')
+        is_of_level = len(parts) == 3  # `distill/mgd/p3`
+        label = '/'.join(parts[:2]) if is_of_level and len(names) > MAX_LOSSES else name
+        groups.setdefault(label, []).append(name)
+    return [Line(label, _over_steps(run, _sum_of(group))) for label, group in groups.items()]
+
+
+def _sum_of(names: Sequence[str]) -> Callable[[TrainRecord], float]:
+    def value(record: TrainRecord) -> float:
+        found = [record.losses[name] for name in names if name in record.losses]
+        return math.fsum(found) if found else math.nan
+
+    return value
+
+
+def _over_steps(run: RunLog, value: Callable[[TrainRecord], float]) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    for stage in run.begun:
+        if points:
+            points.append((stage.first_step, math.nan))  # no line from stage to stage
+        points += [(stage.first_step + record.step, value(record)) for record in stage.train]
+    return points
+
+
 def line_chart(
     lines: Sequence[Line],
     *,
     y_label: str,
-    x_label: str = 'optimizer steps',
     borders: Mapping[str, float] | None = None,
     is_log: bool = False,
     from_zero: bool = False,
@@ -61,7 +139,6 @@ def line_chart(
     Args:
         lines: what to draw.
         y_label: what is drawn, with its unit.
-        x_label: what it is drawn over.
         borders: name of a stage -> x at which it begins; a vertical line marks it.
         is_log: a logarithmic scale; what is not above zero is a gap.
         from_zero: the scale begins at zero.
@@ -94,7 +171,7 @@ def line_chart(
                 textcoords='offset points',
                 fontsize=9,
             )
-        axes.set_xlabel(x_label)
+        axes.set_xlabel('optimizer steps')
         axes.set_ylabel(y_label)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         # Plain numbers: a power of ten in a corner is easily overlooked.

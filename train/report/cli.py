@@ -1,12 +1,12 @@
 """`mtpd-report`: the command line. Imports nothing heavy, so that --help is instant."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from mtpd.console import reported
+from mtpd.system.console import reported
 from mtpd_train.cli_options import output_options
 
 HELP = ['-h', '--help']
@@ -90,7 +90,7 @@ def main() -> None:
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
-def page(verbose: bool, quiet: bool, **options: Any) -> None:
+def page(verbose: bool, quiet: bool, run: Path, out: Path | None, images: int, min_score: float, device: str) -> None:
     """Write one HTML page about RUN.
 
     The page is self-contained. Curves, AP by class and size, speed and memory come from RUN/metrics.jsonl.
@@ -98,9 +98,9 @@ def page(verbose: bool, quiet: bool, **options: Any) -> None:
     states why the section is empty.
     """
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_train.report.run import write_page
+        from mtpd_train.report.page import write_page
 
-        write_page(options)
+        write_page(run, out=out, num_images=images, min_score=min_score, device=device)
 
 
 @main.command(epilog=COMPARE_EXAMPLES)
@@ -108,27 +108,27 @@ def page(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON list with one object per run.')
 @click.option('--html', type=_html, metavar='FILE.html', help='Also write the table and the AP curves as an HTML page.')
 @output_options
-def compare(verbose: bool, quiet: bool, **options: Any) -> None:
+def compare(verbose: bool, quiet: bool, runs: Sequence[Path], as_json: bool, html: Path | None) -> None:
     """Compare RUNs in a table.
 
     Shows teacher, losses, length, AP, speed and memory of each stage.
     """
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_train.report.run import compare
+        from mtpd_train.report.page import compare_runs
 
-        compare(options)
+        compare_runs(runs, as_json=as_json, html=html)
 
 
 @main.command(epilog=TENSORBOARD_EXAMPLES)
 @_run
 @click.option('--out', type=_folder, metavar='DIR', help='Folder for the event files.  [default: RUN/tensorboard]')
 @output_options
-def tensorboard(verbose: bool, quiet: bool, **options: Any) -> None:
+def tensorboard(verbose: bool, quiet: bool, run: Path, out: Path | None) -> None:
     """Export RUN to TensorBoard.
 
     Replaces the event files of an earlier export. Needs the package tensorboard: pip install "mtpd[tensorboard]".
     """
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_train.report.run import export_events
+        from mtpd_train.report.tensorboard import export
 
-        export_events(options)
+        export(run, out=out)

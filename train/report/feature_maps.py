@@ -5,35 +5,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import mtpd.cache
-from mtpd import map_images
 from mtpd.cache import CacheReader
-from mtpd.data.coco import CocoImage, CocoSet, image_path
-from mtpd.data.images import read_image
-from mtpd.data.spread import spread
+from mtpd.cache.map_images import principal_colours
+from mtpd.data.coco import CocoImage, CocoSet, coco_paths, spread
 from mtpd.detectors.detection import collate
-from mtpd.detectors.features import neck_features, probe_levels
-from mtpd.detectors.hook_point import NECK, student_hook_point
+from mtpd.detectors.features import NECK, neck_features, probe_levels, student_hook_point
 from mtpd.detectors.transforms import make_sample
 from mtpd.errors import CacheMismatchError, InputError
-from mtpd_train.evaluator.detector import build_target
-from mtpd_train.evaluator.stage_student import find_student, why_none
-from mtpd_train.evaluator.target import target_of_run
-from mtpd_train.report.adapter import fit_adapter
-from mtpd_train.report.images import map_uri, photo_uri
+from mtpd.ordering.ridge import ridge_weights
+from mtpd_train.evaluator.detector import build_student, find_student, student_of_run, why_none
+from mtpd_train.report.images import map_uri, photo_uri, read_pixels
 from mtpd_train.report.run_log import RunLog, StageLog, entries, section
 from mtpd_train.run_folder import stage_folder
 from mtpd_train.student import Student
 
-# A linear map of S to C channels is fitted on these.
-NUM_FITTED = 12
+# A linear map of the student's channels to the teacher's is fitted on a sample of the cells of these.
+NUM_FITTED, CELLS_PER_IMAGE = 12, 2048
+RIDGE = 1e-3  # relative to the variance of a channel
 MAX_LEVELS = 3
 
-Maps = Mapping[str, Tensor]
+# The teacher's map and the student's, (C, H, W) and (S, H, W).
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,17 +43,11 @@ class ImageMaps:
 
 @dataclass(frozen=True)
 class StageMaps:
-    """The maps of a stage.
+    """The maps of a stage's teacher and student."""
 
-    Attributes:
-        student: which of its students is shown, empty for the last one of a stage that has finished.
-        images: with their maps.
-        explained: the share of the teacher's variance that the student's maps explain, by level.
-    """
-
-    student: str
+    student: str  # which of its students is shown, see `StageStudent.title`
     images: Sequence[ImageMaps]
-    explained: Mapping[str, float]
+    explained: Mapping[str, float]  # level -> share of the teacher's variance that the student's maps explain
 
 
 @torch.no_grad()
@@ -80,57 +70,85 @@ def stage_maps(
     if stage.settings.get('cache') is None:
         raise InputError('the stage did not use a cache')
     stage_files = stage_folder(run.folder, stage.number)
-    shown_student = find_student(stage_files)
-    if shown_student is None:
+    found = find_student(stage_files)
+    if found is None:
         raise InputError(why_none(stage_files))
-    cache = _own_cache(stage)
+    cache = mtpd.cache.open(stage.settings['cache'])
+    if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
+        raise CacheMismatchError(f'{cache.path}: is not the cache that the stage was trained with')
     folder, annotations = _train_files(stage)
     coco = read(annotations)
     images = [
         image for image in coco.images if image.id in cache and any(one.is_object for one in coco.annotations[image.id])
     ]
-    target = target_of_run(stage_files, checkpoint=shown_student.checkpoint)
-    student = build_target(target, scale=None, trust_checkpoint=False, device=device)
-    pairs = {
-        image.id: _maps(cache, student, image, folder, device=device)
-        for image in spread(images, max(num_images, NUM_FITTED))
-    }
+    student = build_student(student_of_run(stage_files, found.checkpoint), device)
     shown = spread(images, num_images)
-    for image in shown:
+    pairs: dict[int, dict[str, Pair]] = {}
+    for image in (*spread(images, max(num_images, NUM_FITTED)), *shown):
         if image.id not in pairs:
             pairs[image.id] = _maps(cache, student, image, folder, device=device)
-    levels = _levels(stage, next(iter(pairs.values()))[1].keys() if pairs else ())
+    levels = _levels(stage, next(iter(pairs.values())) if pairs else ())
     if not levels:
         raise InputError('student and teacher have no common level on any image')
     pictures: dict[str, Sequence[tuple[str, str]]] = {}
     explained = {}
     for level in levels:
-        fitted = fit_adapter([(student_maps[level], maps[level]) for maps, student_maps in pairs.values()])
-        explained[level] = fitted.explained
-        ours = [pairs[image.id] for image in shown]
-        pictures[level] = _pictures([maps[level] for maps, _ in ours], [fitted(own[level]) for _, own in ours])
+        adapt, explained[level] = fit_adapter([maps[level] for maps in pairs.values()])
+        taught = [pairs[image.id][level][0] for image in shown]
+        own = [adapt(pairs[image.id][level][1]) for image in shown]
+        uris = [map_uri(picture) for picture in principal_colours([*taught, *own], fitted_to=taught)]
+        pictures[level] = list(zip(uris[: len(shown)], uris[len(shown) :], strict=True))
     return StageMaps(
-        student=shown_student.title,
+        student=found.title,
         images=[
-            ImageMaps(image.file_name, _photo(image, folder), {level: pictures[level][index] for level in levels})
+            ImageMaps(
+                image.file_name,
+                photo_uri(read_pixels(image, folder), []),
+                {level: pictures[level][index] for level in levels},
+            )
             for index, image in enumerate(shown)
         ],
         explained=explained,
     )
 
 
-def _pictures(taught: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[str, str]]:
-    coloured = map_images.principal_colours([*taught, *own], fitted_to=taught)
-    uris = [map_uri(picture) for picture in coloured]
-    return list(zip(uris[: len(taught)], uris[len(taught) :], strict=True))
+def fit_adapter(pairs: Sequence[Pair]) -> tuple[Callable[[Tensor], Tensor], float]:
+    """The linear map of a student's channels that comes closest to its teacher's, by ridge regression over cells.
+
+    Adapters that are trained are not kept, and a student may order its channels as it likes: only behind such a map can
+    its features be compared with the teacher's.
+
+    Args:
+        pairs: the maps of some images.
+
+    Returns:
+        The map, (S, H, W) -> (C, H, W), and the share of the variance of the teacher's cells that it explains.
+    """
+    cells = []
+    for pair in pairs:
+        num_cells = pair[0][0].numel()
+        chosen = torch.linspace(0, num_cells - 1, min(CELLS_PER_IMAGE, num_cells)).long()
+        cells.append([one.flatten(1)[:, chosen].T for one in pair])
+    taught, own = (torch.cat(one) for one in zip(*cells, strict=True))
+    taught_mean, own_mean = taught.mean(0), own.mean(0)
+    taught, own = taught - taught_mean, own - own_mean
+    among = own.T @ own
+    penalty = RIDGE * float(among.diagonal().mean().clamp(min=1e-12))
+    weights = ridge_weights(among, own.T @ taught, ridge=penalty)
+    left = (taught - own @ weights).square().sum() / taught.square().sum().clamp(min=1e-30)
+
+    def adapt(maps: Tensor) -> Tensor:
+        adapted = (maps.flatten(1).T - own_mean) @ weights + taught_mean
+        return adapted.T.reshape(-1, *maps.shape[1:])
+
+    return adapt, float(1 - left)
 
 
 def _maps(
     cache: CacheReader, student: Student, image: CocoImage, folder: Path, *, device: torch.device
-) -> tuple[Maps, Maps]:
-    """The teacher's and the student's maps of an image, without padding, on the CPU, of the levels that both have."""
-    pixels = read_image(image_path(folder, image.file_name), size=(image.height, image.width))
-    sample = make_sample(pixels, image_id=image.id, path='', geometry=cache.geometry, view='plain')
+) -> dict[str, Pair]:
+    """The teacher's and the student's map of each level that both have, without padding, on the CPU."""
+    sample = make_sample(read_pixels(image, folder), image_id=image.id, path='', geometry=cache.geometry, view='plain')
     inputs = collate([sample], preprocessing=student.preprocessing, device=device)
     hook_point = section(cache.manifest.description.fingerprint, 'teacher').get('hook_point', NECK)
     found = neck_features(student.model, inputs, hook_point=student_hook_point(student.model, str(hook_point)))
@@ -142,14 +160,7 @@ def _maps(
         if level.name in own and own[level.name].shape[1:] == taught[level.name].shape[1:]:
             rows, columns = level.grid(*sample.resized)
             common[level.name] = (taught[level.name][:, :rows, :columns], own[level.name][:, :rows, :columns])
-    return {name: pair[0] for name, pair in common.items()}, {name: pair[1] for name, pair in common.items()}
-
-
-def _own_cache(stage: StageLog) -> CacheReader:
-    cache = mtpd.cache.open(stage.settings['cache'])
-    if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
-        raise CacheMismatchError(f'{cache.path}: is not the cache that the stage was trained with')
-    return cache
+    return common
 
 
 def _train_files(stage: StageLog) -> tuple[Path, Path]:
@@ -158,8 +169,7 @@ def _train_files(stage: StageLog) -> tuple[Path, Path]:
     train: Any = data.get('train')
     if isinstance(train, Mapping):
         return Path(str(train.get('images'))), Path(str(train.get('annotations')))
-    coco = Path(str(data.get('coco')))
-    return coco / str(train), coco / 'annotations' / f'instances_{train}.json'
+    return coco_paths(Path(str(data.get('coco'))), str(train))
 
 
 def _levels(stage: StageLog, common: Iterable[str]) -> list[str]:
@@ -173,8 +183,3 @@ def _levels(stage: StageLog, common: Iterable[str]) -> list[str]:
     names = list(common)
     chosen = sorted(names, key=lambda name: name not in named)[:MAX_LEVELS]
     return [name for name in names if name in chosen]
-
-
-def _photo(image: CocoImage, folder: Path) -> str:
-    pixels = read_image(image_path(folder, image.file_name), size=(image.height, image.width))
-    return photo_uri(np.ascontiguousarray(pixels[..., ::-1]), [])

@@ -4,11 +4,15 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtpd.map_images import Picture
+from mtpd.cache.map_images import Picture
+from mtpd.data.coco import CocoImage, image_path
+from mtpd.data.images import read_image
 
 # Of the longer side in px; small images are enlarged, so that names of classes can be read on them.
 PHOTO_SIZE = 420
@@ -16,6 +20,7 @@ MAX_ENLARGEMENT = 4
 FONT_SIZE, LINE_WIDTH = 16, 3
 # With more boxes than this, letters and lines are smaller, and small boxes go without a label.
 MANY_BOXES, SMALL_FONT_SIZE, SMALL_LINE_WIDTH, LABELLED_SIDE = 8, 12, 2, 32
+DASH = 6.0
 JPEG_QUALITY = 82
 
 Box = tuple[float, float, float, float]
@@ -23,27 +28,25 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box on a photograph.
+    """A box on a photograph, with a label at its upper left corner."""
 
-    Attributes:
-        box: xyxy in px of the photograph.
-        label: written at its upper left corner.
-        colour: of line and label.
-        is_dashed: how the line looks without colour.
-    """
-
-    box: Box
+    box: Box  # xyxy in px of the photograph
     label: str
-    colour: str
+    colour: str  # of line and label
     is_dashed: bool = False
 
 
+def read_pixels(image: CocoImage, folder: Path) -> Picture:
+    """The pixels (H, W, 3) BGR of an image in a folder."""
+    return read_image(image_path(folder, image.file_name), size=(image.height, image.width))
+
+
 def photo_uri(pixels: Picture, boxes: Sequence[DrawnBox]) -> str:
-    """A photograph (H, W, 3) RGB with boxes on it, as a JPEG in a data URI."""
+    """A photograph (H, W, 3) BGR with boxes on it, as a JPEG in a data URI."""
     height, width = pixels.shape[:2]
     factor = min(PHOTO_SIZE / max(height, width), MAX_ENLARGEMENT)
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1])).resize(size, Image.Resampling.BICUBIC)
     is_crowded = len(boxes) > MANY_BOXES
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(SMALL_FONT_SIZE if is_crowded else FONT_SIZE)
     line_width = SMALL_LINE_WIDTH if is_crowded else LINE_WIDTH
@@ -59,16 +62,18 @@ def photo_uri(pixels: Picture, boxes: Sequence[DrawnBox]) -> str:
         y = min(max(one.box[1] * factor - (bottom - top) - 4, 0), max(size[1] - (bottom - top) - 4, 0))
         draw.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=one.colour)
         draw.text((x + 2 - left, y + 2 - top), one.label, 'white', font)
-    content = io.BytesIO()
-    image.save(content, format='JPEG', quality=JPEG_QUALITY)
-    return data_uri(content.getvalue(), 'image/jpeg')
+    return _image_uri(image, 'jpeg', quality=JPEG_QUALITY)
 
 
 def map_uri(picture: Picture) -> str:
     """A small picture (H, W, 3) RGB, pixel for pixel, as a PNG in a data URI; the page enlarges it."""
+    return _image_uri(Image.fromarray(np.ascontiguousarray(picture)), 'png', optimize=True)
+
+
+def _image_uri(image: Image.Image, kind: str, **options: Any) -> str:
     content = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(content, format='PNG', optimize=True)
-    return data_uri(content.getvalue(), 'image/png')
+    image.save(content, format=kind, **options)
+    return data_uri(content.getvalue(), f'image/{kind}')
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -81,10 +86,9 @@ def _rectangle(draw: ImageDraw.ImageDraw, box: Box, colour: str, *, width: int, 
     if not is_dashed:
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
         return
-    dash = 6.0
     for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
         length = abs(end[0] - start[0]) + abs(end[1] - start[1])
-        for number in range(0, int(length // dash) + 1, 2):
-            shares = (min(number * dash / max(length, 1), 1), min((number + 1) * dash / max(length, 1), 1))
+        for number in range(0, int(length // DASH) + 1, 2):
+            shares = (min(number * DASH / max(length, 1), 1), min((number + 1) * DASH / max(length, 1), 1))
             points = [tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)) for share in shares]
             draw.line([points[0], points[1]], fill=colour, width=width)

@@ -1,142 +1,217 @@
-"""A run as one self-contained HTML page: no network, no script, no other file."""
+"""Self-contained HTML pages, of a run and of runs side by side: no network, no script, no other file."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache as cached
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
-from typing import Any, Generic, TypeVar
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
-import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mtpd.data.coco import read_annotations
 from mtpd.errors import MtpdError
-from mtpd_train.report import curves
-from mtpd_train.report.feature_maps import StageMaps, stage_maps
+from mtpd.system.console import say
+from mtpd.system.environment import choose_device
+from mtpd.system.files import canonical_json, sha256_bytes, write_output
+from mtpd.system.text import format_bytes, table
+from mtpd_train.report.charts import ap_line, line_chart, run_charts
+from mtpd_train.report.feature_maps import stage_maps
 from mtpd_train.report.images import data_uri
-from mtpd_train.report.predictions import Predictions, predictions
-from mtpd_train.report.run_log import RunLog, section
-from mtpd_train.report.summary import SHOWN, StageSummary, summarise
-from mtpd_train.report.tables import cache_facts, class_rows
+from mtpd_train.report.predictions import predictions
+from mtpd_train.report.run_log import RunLog, StageSummary, entries, read_run, section, summarise
+from mtpd_train.run_folder import METRICS_FILE
 
+PAGE_FILE = 'report.html'
+SHOWN = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+COMPARED = ('AP', 'AP50', 'APs', 'APm', 'APl')
+TEXT_HEADINGS = ('run', 'stage', 'teacher', 'codec', 'losses')
+HEADINGS = (
+    *TEXT_HEADINGS, 'epochs', *COMPARED, 'mask AP', 'best AP', 'time', 'images/s', 'wait', 'memory',
+)  # fmt: skip
 UNKNOWN = '-'
-
-Found = TypeVar('Found')
 
 
 @dataclass(frozen=True)
-class Attempt(Generic[Found]):
+class Attempt:
     """What was found, or why it was not."""
 
-    found: Found | None
+    found: Any
     reason: str = ''
 
 
-def run_page(run: RunLog, *, num_images: int, min_score: float, device: torch.device) -> str:
-    """The page of a run.
+@dataclass(frozen=True)
+class ClassRow:
+    """AP of a class at the end of each stage, 0 to 100, and its change from the stage before; None: not known."""
+
+    name: str
+    values: tuple[float | None, ...]
+    changes: tuple[float | None, ...]
+
+
+def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: float, device: str) -> None:
+    """`mtpd-report RUN`: writes the page of a run.
 
     Args:
-        run: finished or not.
+        folder: of the run, finished or not.
+        out: the page; None: in the folder.
         num_images: how many images predictions and maps are shown on; 0: none.
         min_score: of detections that are shown.
-        device: where students run.
+        device: where students run: `auto`, `cpu` or `cuda`.
     """
+    run, on = read_run(folder), choose_device(device)
     summaries = summarise(run)
     evaluated = [one for one in summaries if one.metrics]
     kinds = [kind for kind in ('box', 'mask') if any(f'{kind}/AP' in one.metrics for one in summaries)]
+    detections = partial(predictions, run, num_images=num_images, min_score=min_score, device=on)
+    read = cache(read_annotations)  # stages mostly share their data
+    maps = partial(stage_maps, run, num_images=num_images, device=on, read=read)
     context = {
         'run': run,
         'summaries': summaries,
         'evaluated': evaluated,
         'kinds': kinds,
         'shown': SHOWN,
-        'charts': _charts(run, evaluated, kinds),
+        'charts': {name: data_uri(svg, 'image/svg+xml') for name, svg in run_charts(run, evaluated).items()},
         'classes': {kind: rows for kind in kinds if (rows := class_rows(evaluated, kind=kind))},
-        'predictions': _predictions(run, num_images=num_images, min_score=min_score, device=device),
+        'predictions': _attempt(detections, num_images),
         'min_score': min_score,
-        'maps': _maps(run, num_images=num_images, device=device),
+        'maps': {stage.number: _attempt(partial(maps, stage), num_images) for stage in run.stages},
         'sources': cache_facts(run),
         'versions': section(run.facts, 'versions'),
         'device': run.facts.get('device', 'unknown'),
         'settings': {stage.number: _yaml(stage.settings) for stage in run.stages},
     }
-    return render('run.html', context)
+    _write(out or folder / PAGE_FILE, 'run.html', context)
 
 
-def render(template: str, context: dict[str, Any]) -> str:
-    """A template of this package, with everything that comes from files escaped."""
-    environment = Environment(
-        loader=PackageLoader('mtpd_train.report'),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        'breakable': breakable,
-        'percent': lambda value: known(value, lambda share: f'{100 * share:.1f}'),
-        'number': lambda value: known(value, lambda number: f'{number:.1f}'),
-        'signed': lambda value: known(value, lambda number: f'{number:+.1f}'),
-        'gigabytes': lambda value: known(value, lambda num_bytes: f'{num_bytes / 1e9:.2f} GB'),
-        'duration': lambda value: known(value, duration),
+def compare_runs(folders: Sequence[Path], *, as_json: bool, html: Path | None) -> None:
+    """`mtpd-report compare RUN...`: prints runs side by side, a row for each stage.
+
+    Args:
+        folders: of the runs.
+        as_json: print plain values instead: AP from 0 to 1, bytes, seconds, null for what is not known.
+        html: a page to write with the table and the AP curves; None: none.
+    """
+    runs = [read_run(folder) for folder in folders]
+    # A column that is empty but for its heading is left out.
+    columns = [one for one in zip(HEADINGS, *_compared_rows(runs), strict=True) if not set(one[1:]) <= {'', UNKNOWN}]
+    headings, *rows = zip(*columns, strict=True)
+    if html is not None:
+        lines = [line for run in runs if (line := ap_line(run, 'box/AP', name=str(run.folder))).points]
+        svg = line_chart(lines, y_label='box AP, %', from_zero=True) if lines else None
+        chart = None if svg is None else data_uri(svg, 'image/svg+xml')
+        context = {'headings': headings, 'texts': TEXT_HEADINGS, 'rows': rows, 'chart': chart, 'runs': runs}
+        _write(html, 'compare.html', context)
+    if as_json:
+        records = [
+            {
+                'run': str(run.folder),
+                'finished': run.is_finished,
+                'device': run.facts.get('device'),
+                'stages': [asdict(one) for one in summarise(run)],
+            }
+            for run in runs
+        ]
+        print(json.dumps(records, indent=1))
+    else:
+        num_texts = sum(heading in TEXT_HEADINGS for heading in headings)
+        print('\n'.join(table(headings, rows, num_texts=num_texts)))
+
+
+def _compared_rows(runs: Sequence[RunLog]) -> Iterator[list[str]]:
+    """The cells of each stage, below `HEADINGS`. The name of a run appears once; AP and wait are in percent."""
+    for run in runs:
+        name = str(run.folder)
+        for one in summarise(run):
+            epochs = str(one.epoch) if one.is_finished or one.epochs is None else f'{one.epoch} of {one.epochs}'
+            yield [
+                name,
+                str(one.number),
+                one.teacher,
+                one.codec,
+                ', '.join(one.losses) or 'none',
+                f'{epochs}, diverged' if one.has_diverged else epochs,
+                *(percent(one.metrics.get(f'box/{metric}')) for metric in COMPARED),
+                percent(one.metrics.get('mask/AP')),
+                percent(one.best_ap),
+                duration(one.seconds),
+                number(one.images_per_second),
+                percent(one.data_wait),
+                gigabytes(one.peak_memory),
+            ]
+            name = ''
+        if name:
+            why = 'nothing recorded yet'
+            if run.is_finished:
+                why = f'finished, but its {METRICS_FILE} is missing or empty'
+            elif any(one.has_diverged for one in run.stages):
+                why = 'diverged before its first record'
+            yield [name, UNKNOWN, why, *[''] * (len(HEADINGS) - 3)]
+
+
+def class_rows(summaries: Sequence[StageSummary], *, kind: str) -> list[ClassRow]:
+    """A row for each class, the one that gained most in the last stage first; what is unknown comes last."""
+    names = dict.fromkeys(name for one in summaries for name in one.class_ap.get(kind, {}))
+    rows = []
+    for name in names:
+        aps = [one.class_ap.get(kind, {}).get(name) for one in summaries]
+        values = [None if ap is None else 100 * ap for ap in aps]
+        changes = [None if one is None or other is None else other - one for one, other in pairwise(values)]
+        rows.append(ClassRow(name, tuple(values), (None, *changes)))
+    return sorted(rows, key=lambda row: (_descending(row.changes[-1]), _descending(row.values[-1])))
+
+
+def _descending(value: float | None) -> tuple[bool, float]:
+    return value is None, -(value or 0.0)
+
+
+def cache_facts(run: RunLog) -> list[tuple[str, dict[str, str]]]:
+    """For each cache or teacher of the run its name, and what run.json says of it, by heading."""
+    return [
+        (str(name), _facts(description))
+        for kind in ('caches', 'teachers')
+        for name, description in section(run.facts, kind).items()
+        if isinstance(description, Mapping)
+    ]
+
+
+def _facts(description: Mapping[str, Any]) -> dict[str, str]:
+    provenance, fingerprint = section(description, 'provenance'), section(description, 'fingerprint')
+    teacher, geometry = section(fingerprint, 'teacher'), section(description, 'geometry')
+    codec, error = description.get('codec'), description.get('target_error')
+    levels = [
+        f'{level.get("name")} ({level.get("channels")} channels, stride {level.get("stride")})'
+        for level in entries(description, 'levels')
+        if isinstance(level, Mapping)
+    ]
+    scale = 'x'.join(map(str, entries(geometry, 'scale')))
+    ratio = 'aspect ratio kept' if geometry.get('keep_ratio') else 'aspect ratio not kept'
+    facts: dict[str, Any] = {
+        'teacher': provenance.get('teacher'),
+        'weights (sha256)': teacher.get('weights'),
+        'hook point': teacher.get('hook_point'),
+        'levels': ', '.join(levels),
+        'codec': codec if error is None else f'{codec}, relative squared error {error}',
+        'views': ', '.join(map(str, entries(description, 'views'))),
+        'input': f'{scale}, {ratio}, padded to multiples of {geometry.get("pad_divisor")} px' if geometry else None,
+        'annotations': provenance.get('annotations'),
+        'made on': provenance.get('device'),
+        'with': ', '.join(f'{name} {version}' for name, version in section(provenance, 'versions').items()),
+        'fingerprint (sha256)': sha256_bytes(canonical_json(fingerprint)) if fingerprint else None,
     }
-    made = {'made_by': f'mtpd {version("mtpd")}', 'made_at': f'{datetime.now(UTC):%Y-%m-%d %H:%M} UTC'}
-    return environment.get_template(template).render(context | made)
+    return {name: str(value) for name, value in facts.items() if value}
 
 
-def breakable(text: str) -> Markup:
-    """A path that may wrap after a slash."""
-    return Markup('/<wbr>').join(text.split('/'))
-
-
-def known(value: float | None, text: Callable[[float], str]) -> str:
-    """A value as text; a dash for what is not known."""
-    return UNKNOWN if value is None else text(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 60:
-        return f'{seconds:.0f} s'
-    minutes = round(seconds / 60)
-    return f'{minutes} min' if minutes < 120 else f'{minutes // 60} h {minutes % 60:02d} min'
-
-
-def _charts(run: RunLog, evaluated: Sequence[StageSummary], kinds: Sequence[str]) -> dict[str, str]:
-    """Name -> data URI, of those charts that there is something for."""
-    drawn = {
-        'ap': curves.ap_chart(run),
-        'loss': curves.loss_chart(run),
-        'lr': curves.learning_rate_chart(run),
-        'speed': curves.speed_chart(run),
-        'wait': curves.wait_chart(run),
-        **{f'size_{kind}': curves.size_chart(evaluated, kind=kind) for kind in kinds},
-    }
-    return {name: data_uri(svg, 'image/svg+xml') for name, svg in drawn.items() if svg is not None}
-
-
-def _predictions(run: RunLog, *, num_images: int, min_score: float, device: torch.device) -> Attempt[Predictions]:
+def _attempt(make: Callable[[], object], num_images: int) -> Attempt:
+    """Data, caches or weights may be gone by now: the rest of the page is worth having all the same."""
     if num_images == 0:
         return Attempt(None, 'disabled by --images 0')
-    return _attempt(
-        lambda: predictions(run, num_images=num_images, min_score=min_score, device=device, read=read_annotations)
-    )
-
-
-def _maps(run: RunLog, *, num_images: int, device: torch.device) -> dict[int, Attempt[StageMaps]]:
-    if num_images == 0:
-        return {stage.number: Attempt(None, 'disabled by --images 0') for stage in run.stages}
-    read = cached(read_annotations)  # stages mostly share their data
-    draw = partial(stage_maps, run, num_images=num_images, device=device, read=read)
-    return {stage.number: _attempt(partial(draw, stage)) for stage in run.stages}
-
-
-def _attempt(make: Callable[[], Found]) -> Attempt[Found]:
-    """Data, caches or weights may be gone by now: the rest of the page is worth having all the same."""
     try:
         return Attempt(make())
     except (MtpdError, OSError) as error:
@@ -146,3 +221,52 @@ def _attempt(make: Callable[[], Found]) -> Attempt[Found]:
 def _yaml(settings: Any) -> str:
     text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
     return text
+
+
+def _write(out: Path, template: str, context: Mapping[str, Any]) -> None:
+    """Writes a template of this package, with everything that comes from files escaped."""
+    environment = Environment(
+        loader=PackageLoader('mtpd_train.report'),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        'breakable': lambda text: Markup('/<wbr>').join(text.split('/')),  # a path may wrap after a slash
+        'percent': percent,
+        'number': number,
+        'signed': partial(number, form='+.1f'),
+        'gigabytes': gigabytes,
+        'duration': duration,
+    }
+    made = {'made_by': f'mtpd {version("mtpd")}', 'made_at': f'{datetime.now(UTC):%Y-%m-%d %H:%M} UTC'}
+    page = environment.get_template(template).render({**context, **made})
+    content = page.encode(errors='replace')  # Names in JSON may hold halves of characters.
+    write_output(out, content)
+    say(f'{out}: {format_bytes(len(content))}; open it in a browser')
+
+
+def number(value: float | None, form: str = '.1f') -> str:
+    """A number as text; a dash for what is not known, as below."""
+    return UNKNOWN if value is None else format(value, form)
+
+
+def percent(value: float | None) -> str:
+    """0 to 1 as 0.0 to 100.0."""
+    return number(None if value is None else 100 * value)
+
+
+def gigabytes(num_bytes: int | None) -> str:
+    """Bytes as text."""
+    return UNKNOWN if num_bytes is None else f'{num_bytes / 1e9:.2f} GB'
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as text, such as `27 h 05 min`."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 60:
+        return f'{seconds:.0f} s'
+    minutes = round(seconds / 60)
+    return f'{minutes} min' if minutes < 120 else f'{minutes // 60} h {minutes % 60:02d} min'

@@ -1,49 +1,44 @@
-"""A run on disk: its settings and its measurements, stage by stage."""
+"""A run on disk: its settings and records, stage by stage, and each stage in numbers."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mtpd.errors import InputError
 from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
-from mtpd_train.report.records import Record, read_records
 from mtpd_train.run_folder import DIVERGED_FILE, METRICS_FILE, RUN_FILE, STUDENT_FILE, stage_folder
+
+Record = TrainRecord | EvaluationRecord
+KINDS: Mapping[str, type[Record]] = {one.kind: one for one in (TrainRecord, EvaluationRecord)}
 
 
 @dataclass(frozen=True)
 class StageLog:
-    """One stage of a run.
+    """One stage of a run, begun or not."""
 
-    Attributes:
-        number: counts from 1.
-        settings: its stage file with all defaults, as in run.json.
-        teaching: description of its cache or teacher, as in run.json; None in plain training.
-        train, evaluations: what was recorded, in order.
-        first_step: optimizer steps of all stages before.
-        is_finished: whether its student is there.
-        has_diverged: whether it was stopped by losses that are not finite or have exploded.
-    """
-
-    number: int
-    settings: Mapping[str, Any]
-    teaching: Mapping[str, Any] | None
+    number: int  # from 1
+    settings: Mapping[str, Any]  # its stage file with all defaults, as in run.json
+    teaching: Mapping[str, Any] | None  # description of its cache or teacher in run.json; None in plain training
     train: tuple[TrainRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
-    first_step: int
-    is_finished: bool
-    has_diverged: bool
+    first_step: int  # optimizer steps of all stages before
+    is_finished: bool  # its student is there
+    has_diverged: bool  # it was stopped by losses that are not finite or have exploded
 
     @property
-    def num_steps(self) -> int:
-        """Optimizer steps so far."""
-        return max([0, *(one.step for one in self.train), *(one.step for one in self.evaluations)])
+    def records(self) -> list[Record]:
+        """All records, by their steps."""
+        records: list[Record] = [*self.train, *self.evaluations]
+        return sorted(records, key=lambda one: one.step)
 
     @property
     def epoch(self) -> int:
         """The epoch that was last recorded, from 1; 0 before any."""
-        return max([0, *(one.epoch for one in self.train), *(one.epoch for one in self.evaluations)])
+        return max((one.epoch for one in self.records), default=0)
 
     @property
     def epochs(self) -> int | None:
@@ -54,27 +49,21 @@ class StageLog:
 
 @dataclass(frozen=True)
 class RunLog:
-    """A run.
-
-    Attributes:
-        folder: where it is.
-        facts: run.json.
-        stages: those planned, in order, begun or not.
-    """
+    """A run."""
 
     folder: Path
-    facts: Mapping[str, Any]
-    stages: tuple[StageLog, ...]
+    facts: Mapping[str, Any]  # run.json
+    stages: tuple[StageLog, ...]  # all that are planned, in order
 
     @property
     def begun(self) -> tuple[StageLog, ...]:
         """The stages that recorded something."""
-        return tuple(stage for stage in self.stages if stage.train or stage.evaluations)
+        return tuple(stage for stage in self.stages if stage.records)
 
     @property
     def is_finished(self) -> bool:
-        """Whether its last student is there."""
-        return bool(self.stages) and all(stage.is_finished for stage in self.stages)
+        """Whether all stages have finished."""
+        return all(stage.is_finished for stage in self.stages)
 
 
 def read_run(folder: Path) -> RunLog:
@@ -94,10 +83,35 @@ def read_run(folder: Path) -> RunLog:
         raise InputError(f'{folder / RUN_FILE}: lists no stages; restore it')
     records = read_records(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
     stages: list[StageLog] = []
+    first_step = 0
     for number in sorted(map(int, planned)):
-        first_step = stages[-1].first_step + stages[-1].num_steps if stages else 0
-        stages.append(_stage(folder, facts, records, number=number, first_step=first_step))
+        own = [record for record in records if record.stage == number]
+        files, settings = stage_folder(folder, number), section(planned, str(number))
+        is_finished = (files / STUDENT_FILE).is_file()
+        stages.append(
+            StageLog(
+                number=number,
+                settings=settings,
+                teaching=_teaching(facts, settings),
+                train=tuple(record for record in own if isinstance(record, TrainRecord)),
+                evaluations=tuple(record for record in own if isinstance(record, EvaluationRecord)),
+                first_step=first_step,
+                is_finished=is_finished,
+                has_diverged=not is_finished and (files / DIVERGED_FILE).is_file(),
+            )
+        )
+        first_step += max((record.step for record in own), default=0)
     return RunLog(folder, facts, tuple(stages))
+
+
+def _teaching(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    cache, teacher, checkpoint = (settings.get(name) for name in ('cache', 'teacher', 'checkpoint'))
+    if cache is not None:
+        return section(section(facts, 'caches'), str(cache))
+    if teacher is None:
+        return None
+    # The name of a live teacher holds its checkpoint, where it has one.
+    return section(section(facts, 'teachers'), str(teacher) if checkpoint is None else f'{teacher} from {checkpoint}')
 
 
 def section(content: Any, name: str) -> Mapping[str, Any]:
@@ -112,29 +126,119 @@ def entries(content: Any, name: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _stage(folder: Path, facts: Mapping[str, Any], records: list[Record], *, number: int, first_step: int) -> StageLog:
-    settings = section(section(facts, 'stages'), str(number))
-    own = [record for record in records if record.stage == number]
-    files = stage_folder(folder, number)
-    is_finished = (files / STUDENT_FILE).is_file()
-    return StageLog(
-        number=number,
-        settings=settings,
-        teaching=_teaching(facts, settings),
-        train=tuple(record for record in own if isinstance(record, TrainRecord)),
-        evaluations=tuple(record for record in own if isinstance(record, EvaluationRecord)),
-        first_step=first_step,
-        is_finished=is_finished,
-        has_diverged=not is_finished and (files / DIVERGED_FILE).is_file(),
+def read_records(path: Path) -> list[Record]:
+    """Reads the records of a run in their order; kinds and fields that this version does not know are left out.
+
+    A number that is null, because it was not finite, is NaN. The last line may be partial.
+
+    Raises:
+        InputError: there is no such file, or a line other than the last is not a record.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); give the folder of a run of mtpd-train') from None
+    found: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+            kind = KINDS.get(content['kind'])
+            if kind is not None:
+                given = [field for field in fields(kind) if field.name in content]
+                found.append(kind(**{field.name: _value(content[field.name], field.type) for field in given}))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if number == len(lines):
+                break
+            raise InputError(f'{path} line {number} is not a metrics record; remove the line from the file') from None
+    return found
+
+
+def _value(value: Any, kind: Any) -> Any:
+    """The value of a field of this type: an int, a float (null is NaN), an optional float, or numbers by name."""
+    if kind is int:
+        is_valid = type(value) is int
+    elif kind in (float, float | None):
+        is_valid = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    else:
+        is_valid = isinstance(value, dict)
+    if not is_valid:
+        raise TypeError(f'expected {kind}')
+    if isinstance(value, dict):
+        return {name: _value(one, dict if isinstance(one, dict) else float) for name, one in value.items()}
+    return math.nan if value is None and kind is float else value
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """A stage in numbers; AP from 0 to 1. None: not known, not yet, or nothing of that kind to find."""
+
+    number: int
+    teacher: str  # what it learned from; 'none' in plain training
+    codec: str  # how that was stored; '-' in plain training
+    losses: tuple[str, ...]  # its distillation losses
+    epoch: int  # the last one recorded
+    epochs: int | None  # all that are planned
+    is_finished: bool
+    has_diverged: bool
+    metrics: Mapping[str, float | None]  # COCO's numbers of its last evaluation, by name such as `box/AP`
+    best_ap: float | None  # the highest box AP of its evaluations
+    best_epoch: int | None  # the number of epochs before that evaluation
+    class_ap: Mapping[str, Mapping[str, float | None]]  # of its last evaluation that recorded it, by kind and class
+    images_per_second: float | None  # median over its records
+    data_wait: float | None  # share of the time in which it waited for data, mean over its records
+    peak_memory: int | None  # bytes
+    seconds: float | None  # in training steps and evaluations; runs of earlier versions do not say
+    final_losses: Mapping[str, float]  # each loss in the last record
+
+
+def summarise(run: RunLog) -> list[StageSummary]:
+    """The stages of a run that have begun, in numbers."""
+    return [_summarise(stage) for stage in run.begun]
+
+
+def known(value: float | None) -> float | None:
+    """The value, or None for what is not finite and for -1, COCO's word for nothing to find."""
+    return None if value is None or not math.isfinite(value) or value < 0 else value
+
+
+def _summarise(stage: StageLog) -> StageSummary:
+    metrics = stage.evaluations[-1].metrics if stage.evaluations else {}
+    aps = [(known(one.metrics.get('box/AP')), -one.epoch) for one in stage.evaluations]
+    best_ap, best_epoch = max(((ap, epoch) for ap, epoch in aps if ap is not None), default=(None, None))
+    class_ap = next((one.class_ap for one in reversed(stage.evaluations) if one.class_ap), {})
+    teacher = section(stage.teaching, 'provenance').get('teacher') or stage.settings.get('teacher')
+    times = [one.seconds for one in stage.records if one.seconds is not None]
+    is_timed = stage.train and len(times) == len(stage.records)
+    return StageSummary(
+        number=stage.number,
+        teacher=str(teacher or stage.settings.get('cache') or 'none'),
+        codec=_codec(stage.teaching),
+        losses=tuple(str(one.get('loss')) for one in entries(stage.settings, 'distill') if isinstance(one, dict)),
+        epoch=stage.epoch,
+        epochs=stage.epochs,
+        is_finished=stage.is_finished,
+        has_diverged=stage.has_diverged,
+        metrics={name: known(value) for name, value in metrics.items()},
+        best_ap=best_ap,
+        best_epoch=None if best_epoch is None else -best_epoch,
+        class_ap={kind: {name: known(ap) for name, ap in classes.items()} for kind, classes in class_ap.items()},
+        images_per_second=_over(statistics.median, (one.images_per_second for one in stage.train)),
+        data_wait=_over(statistics.fmean, (one.data_wait for one in stage.train)),
+        peak_memory=max((one.peak_memory for one in stage.train), default=None),
+        seconds=math.fsum(times) if is_timed else None,
+        final_losses=dict(stage.train[-1].losses) if stage.train else {},
     )
 
 
-def _teaching(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    if settings.get('cache') is not None:
-        return section(section(facts, 'caches'), str(settings['cache']))
-    if settings.get('teacher') is None:
-        return None
-    # The name of a live teacher holds its checkpoint, where it has one.
-    teachers = section(facts, 'teachers')
-    name, checkpoint = str(settings['teacher']), settings.get('checkpoint')
-    return section(teachers, name if checkpoint is None else f'{name} from {checkpoint}')
+def _over(mean: Callable[[list[float]], float], values: Iterable[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return mean(finite) if finite else None
+
+
+def _codec(teaching: Mapping[str, Any] | None) -> str:
+    if teaching is None:
+        return '-'
+    codec, error = teaching.get('codec'), teaching.get('target_error')
+    if codec is None:
+        return 'in the loop'
+    return f'{codec} {error:g}' if isinstance(error, float) else str(codec)

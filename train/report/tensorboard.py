@@ -6,20 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from mtpd.errors import InputError, UnavailableError
-from mtpd_train.report.records import Record
-from mtpd_train.report.run_log import RunLog
-from mtpd_train.report.summary import known
+from mtpd.system.console import say
+from mtpd.system.files import unwritable
+from mtpd_train.report.run_log import Record, RunLog, known, read_run
 
 EVENTS = 'events.out.tfevents.'
+FOLDER = 'tensorboard'
 
 
-def export(run: RunLog, out: Path) -> int:
-    """Writes the event files, in place of those that are in `out`; returns the number of values.
+def export(folder: Path, *, out: Path | None) -> None:
+    """`mtpd-report tensorboard RUN`: writes event files, in place of those that are there.
+
+    Args:
+        folder: of the run.
+        out: folder of the event files; None: in that of the run.
 
     Raises:
         InputError: `out` holds something else.
-        UnavailableError: the package tensorboard is not installed.
+        UnavailableError: the package tensorboard is not installed, or `out` cannot be written.
     """
+    run, out = read_run(folder), out or folder / FOLDER
+    try:
+        count = _export(run, out)
+    except OSError as error:
+        raise unwritable(out, error, option='--out') from error
+    way = f'{count} values; view them with tensorboard --logdir {out}' if count else 'nothing to export yet'
+    say(f'{out}: {way}')
+
+
+def _export(run: RunLog, out: Path) -> int:
+    """Writes the event files; returns the number of values."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -35,11 +51,9 @@ def export(run: RunLog, out: Path) -> int:
     writer: Any = SummaryWriter(log_dir=str(out))
     with writer:
         for stage in run.begun:
-            records: list[Record] = [*stage.train, *stage.evaluations]
-            for record in sorted(records, key=lambda one: one.step):
-                step = stage.first_step + int(record.step)
+            for record in stage.records:
                 for tag, value in _scalars(record):
-                    writer.add_scalar(tag, value, global_step=step)
+                    writer.add_scalar(tag, value, global_step=stage.first_step + record.step)
                     count += 1
     return count
 

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from mtpd.errors import InputError
-from mtpd_train.settings.stage_problems import Problem, explain, line_of, table
+from mtpd_train.settings.problems import Problem, explain, line_of, table
 from mtpd_train.settings.stage_settings import StageSettings
 
 
@@ -68,13 +68,14 @@ def _load_stage(path: Path, overrides: Sequence[str], *, is_first: bool) -> Stag
     except OmegaConfBaseException as error:
         raise InputError(f'{path}: {_first_line(error)}') from None
     except ValidationError as error:
-        raise InputError(table(path, explain(error, content, root=root, overridden=changed))) from None
+        raise InputError(table(f'{path} has', explain(error, content, root=root, overridden=changed))) from None
     if stage.init.inherit and not is_first and stage.init.checkpoint is None and stage.init.fine_tune is None:
         text = (
             "would overwrite the weights of the previous stage with the teacher's; "
             'remove it, or set init.checkpoint to start from other weights'
         )
-        raise InputError(table(path, [Problem(line_of(root, ('init', 'inherit')), 'init.inherit', text)]))
+        place = f'line {line_of(root, ("init", "inherit"))}'
+        raise InputError(table(f'{path} has', [Problem(place, 'init.inherit', text)]))
     return stage
 
 

@@ -1,61 +1,35 @@
 """A teacher that runs in the loop, on the very pixels that the student gets."""
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.codecs import require_finite
-from mtpd.detectors.teacher_fingerprint import teacher_fingerprint
-from mtpd.detectors.teachers import Teacher, neck_and_head_weights
+from mtpd.cache.format.codecs import EncodedMaps, require_finite
+from mtpd.detectors.teachers import Teacher, neck_and_head_weights, teacher_fingerprint
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
-from mtpd.files import canonical_json
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHead
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
-from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.data.sampling import Request
-from mtpd_train.teachers.teacher_source import ReadAhead
+from mtpd.system.files import canonical_json
+from mtpd_train.teachers.teacher_source import ReadAhead, TeacherSource
 
 
 @dataclass(frozen=True)
-class LiveTeacher:
-    """The `TeacherSource` of a network; computes what extraction computes, and stores nothing.
+class LiveTeacher(TeacherSource):
+    """The source of a network; computes what extraction computes, and stores nothing.
 
     Attributes:
         teacher: the network with its preprocessing. It is part of no other module, so nothing trains or saves it.
-        name: what the user calls it.
-        description: see `TeacherSource`.
     """
 
     teacher: Teacher
-    name: str
-    description: Mapping[str, Any]
 
     kind: ClassVar[Literal['teachers']] = 'teachers'
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return self.teacher.levels
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.teacher.preprocessing.geometry
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        return self.teacher.classes
-
-    @property
-    def hook_point(self) -> str:
-        return self.teacher.hook_point
 
     def __str__(self) -> str:
         return f'teacher {self.name} in the loop'
@@ -77,23 +51,8 @@ class LiveTeacher:
             'head_on_gpu, or train from a cache that was extracted with --rois'
         )
 
-    def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
-        """It can see any image, and any view of it."""
-        del train_set, flip
-
     def to(self, device: torch.device) -> None:
         self.teacher.module.to(device)
-
-    def read_ahead(
-        self,
-        batches: Sequence[Sequence[Request]],
-        *,
-        levels: Sequence[str],
-        with_rois: bool = False,
-        device: torch.device,
-    ) -> Iterator[ReadAhead]:
-        del levels, with_rois, device
-        return itertools.repeat(ReadAhead(), len(batches))
 
     def maps(
         self,
@@ -103,8 +62,7 @@ class LiveTeacher:
         levels: Sequence[Level],
         padded: Size,
         device: torch.device,
-    ) -> dict[str, TeacherMap]:
-        del ahead
+    ) -> dict[str, EncodedMaps]:
         # A forward pass for each padded size, as in extraction: with more padding the cells at the edge would differ.
         groups: dict[Size, list[int]] = {}
         for number, sample in enumerate(samples):
@@ -124,7 +82,7 @@ class LiveTeacher:
                     found[level.name] = torch.zeros(shape, device=device)
                 for number, one in zip(numbers, values, strict=True):
                     found[level.name][number, :, : one.shape[1], : one.shape[2]] = one
-        return {name: TeacherMap(values) for name, values in found.items()}
+        return {name: EncodedMaps(values) for name, values in found.items()}
 
     def _require_sound(self, values: Tensor, level: Level, samples: Sequence[Sample], size: Size) -> None:
         """Refuses maps of other sizes than the stride says, or that are not finite."""
@@ -146,10 +104,19 @@ def teacher_name(teacher: str | None, checkpoint: Path | str | None) -> str | No
 
 def live_teacher(teacher: Teacher, *, name: str) -> LiveTeacher:
     """A teacher to learn from, with what identifies it."""
+    geometry = teacher.preprocessing.geometry
     description = {
         'fingerprint': teacher_fingerprint(teacher),
         'levels': [asdict(level) for level in teacher.levels],
-        'geometry': teacher.preprocessing.geometry.to_dict(),
+        'geometry': geometry.to_dict(),
     }
-    # As it comes back from a file: lists for tuples.
-    return LiveTeacher(teacher, name, json.loads(canonical_json(description)))
+    return LiveTeacher(
+        name=name,
+        # As it comes back from a file: lists for tuples.
+        description=json.loads(canonical_json(description)),
+        levels=teacher.levels,
+        geometry=geometry,
+        classes=teacher.classes,
+        hook_point=teacher.hook_point,
+        teacher=teacher,
+    )

@@ -10,15 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.roi_capture import CapturedRois, predict_rois
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.detectors.detector_heads import CapturedRois, predict_rois
 from mtpd.detectors.transforms import Sample
-from mtpd.heads.boxes import BoxCoder
+from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
-from mtpd.heads.rois import ImageRois, mirrored, scaled
-from mtpd.losses.responses.roi_matching import LabelledBoxes, match_rois
-from mtpd.losses.responses.tar_head import TarHeadOptions, answers_of_cache, answers_of_head, tar_head_losses
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
+from mtpd.heads.rois import BoxCoder, ImageRois, mirrored, scaled
+from mtpd.losses.tar_head import (
+    LabelledBoxes,
+    TarHeadOptions,
+    answers_of_cache,
+    answers_of_head,
+    match_rois,
+    tar_head_losses,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def shared_rois(
 def response_losses(
     responses: Responses,
     shared: SharedRois,
-    teacher: Mapping[str, TeacherMap],
+    teacher: Mapping[str, EncodedMaps],
     samples: Sequence[Sample],
     *,
     progress: float,

@@ -1,73 +1,60 @@
 """What a stage learns from: a teacher's maps, out of its cache or from the teacher itself."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
-from mtpd.losses.teacher_map import TeacherMap
-from mtpd.pyramid import Level
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import Request
-
-# The codes of one image by level name.
-Encoded = Mapping[str, EncodedMaps]
 
 
 class ReadAhead(NamedTuple):
     """What is read ahead for a batch.
 
     Attributes:
-        maps: the codes of each of its images, or nothing where there is nothing to read.
+        maps: level name -> the teacher's maps (B, C, H, W), or nothing where there is nothing to read.
         rois: the teacher's proposals on each of its images, in px of the original image, or nothing.
     """
 
-    maps: Sequence[Encoded] = ()
+    maps: Mapping[str, EncodedMaps] = {}
     rois: Sequence[ImageRois] = ()
 
 
-class TeacherSource(Protocol):
-    """A teacher as the trainer sees it."""
+@dataclass(frozen=True)
+class TeacherSource:
+    """A teacher as the trainer sees it: what both kinds have in common, and what one that reads nothing ahead does.
 
-    @property
-    def name(self) -> str:
-        """What the user calls it: the folder of a cache, the name of a teacher."""
+    Attributes:
+        name: what the user calls it: the folder of a cache, the name of a teacher.
+        description: what it is, as JSON values; a run is not resumed with another one.
+        levels: all levels that it can give.
+        geometry: resize and padding of its inputs, which are those of the student too.
+        classes: what its labels mean, in their order; None where it does not say.
+        hook_point: where in the network its maps were taken.
+        kind: the part of run.json that records it.
+    """
 
-    @property
-    def kind(self) -> Literal['caches', 'teachers']:
-        """The part of run.json that records it."""
+    name: str
+    description: Mapping[str, Any]
+    levels: tuple[Level, ...]
+    geometry: Geometry
+    classes: tuple[str, ...] | None
+    hook_point: str
 
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """What it is, as JSON values; a run is not resumed with another one."""
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """All levels that it can give."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Resize and padding of its inputs, which are those of the student too."""
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """What its labels mean, in their order; None where it does not say."""
-
-    @property
-    def hook_point(self) -> str:
-        """Where in the network its maps were taken."""
-
-    def __str__(self) -> str:
-        """For the summary of a stage."""
+    kind: ClassVar[Literal['caches', 'teachers']]
 
     def weights(self) -> dict[str, Tensor]:
         """The teacher's neck and head parameters by their name in the teacher, on the CPU."""
+        raise NotImplementedError
 
     def roi_head(self) -> RoiHead:
         """The teacher's RoI head, in float32 on the CPU, for maps that this source gives.
@@ -75,6 +62,7 @@ class TeacherSource(Protocol):
         Raises:
             MtpdError: the teacher has none that mtpd can run; the message states why.
         """
+        raise NotImplementedError
 
     def num_roi_classes(self) -> int:
         """Object classes of the teacher's proposals that are stored.
@@ -82,6 +70,7 @@ class TeacherSource(Protocol):
         Raises:
             MtpdError: none are.
         """
+        raise NotImplementedError
 
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
         """Checks that it can teach on all images of a data set, in every view that training draws.
@@ -111,6 +100,7 @@ class TeacherSource(Protocol):
             with_rois: whether the proposals are wanted too, if `num_roi_classes` says that there are some.
             device: where `maps` will compute; a GPU is copied to while it computes.
         """
+        return itertools.repeat(ReadAhead(), len(batches))
 
     def maps(
         self,
@@ -120,7 +110,7 @@ class TeacherSource(Protocol):
         levels: Sequence[Level],
         padded: Size,
         device: torch.device,
-    ) -> dict[str, TeacherMap]:
+    ) -> Mapping[str, EncodedMaps]:
         """Level name -> maps (B, C, H, W) on `device`, without gradient; call it outside of autocast.
 
         An image's map covers its own padded input; the batch may be padded further, and the values beyond are zero.
@@ -133,3 +123,4 @@ class TeacherSource(Protocol):
             padded: (height, width) of the student's input, px.
             device: where to compute.
         """
+        return ahead.maps

@@ -1,81 +1,71 @@
 """Training one stage, from top to bottom."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from mtpd.console import progress_bar
 from mtpd.detectors.detection import tell_progress
-from mtpd.interrupt import StopFlag, StopRequested
-from mtpd.outcome import Interrupted
+from mtpd.errors import Interrupted
+from mtpd.system.console import progress_bar
+from mtpd.system.interrupt import StopFlag, StopRequested
 from mtpd_train.data.sampling import share_of
 from mtpd_train.evaluation import evaluate_stage
+from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
+from mtpd_train.records.meter import Meter
 from mtpd_train.records.metrics import append_record
-from mtpd_train.saving.progress import Position
-from mtpd_train.saving.saver import Saver
-from mtpd_train.saving.trainables import build_trainables, optimizer_step
-from mtpd_train.seeding import seed_everything
 from mtpd_train.stage import Stage
 from mtpd_train.training.data_parallel import build_network
-from mtpd_train.training.step import add_gradient, loaded
-from mtpd_train.training.teacher_check import check_teacher
+from mtpd_train.training.saving import Position, Saver
+from mtpd_train.training.step import add_gradient, check_teacher, loaded
 
 LOG_EVERY = 20
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a stage runs.
+def train_stage(
+    stage: Stage, *, device: torch.device, progress_file: Path, metrics_file: Path, stop: StopFlag, world: World = ALONE
+) -> None:
+    """Trains the stage's student in place, resuming from `progress_file` if it exists.
 
-    Attributes:
+    With `optim.ema` the student has the averaged weights in the end.
+
+    Args:
+        stage: what to train.
         device: of this process.
-        progress_file: the stage's training state.
+        progress_file: the stage's training state; kept students are saved beside it.
         metrics_file: the run's log.
-        stop: the user's wish to stop.
+        stop: set when the user wants to stop.
         world: the processes that train together.
-    """
-
-    device: torch.device
-    progress_file: Path
-    metrics_file: Path
-    stop: StopFlag
-    world: World = ALONE
-
-
-def train_stage(stage: Stage, place: Place) -> None:
-    """Trains the stage's student in place, resuming from `place.progress_file` if it exists.
-
-    Where the recipe asks for a moving average the student has the averaged weights in the end.
 
     Raises:
         Interrupted: the user stopped it; the last optimizer step is saved.
         MtpdError: the training has diverged, an image cannot be read, the cache is damaged, the disk is full.
     """
-    device, recipe, stop, world = place.device, stage.recipe, place.stop, place.world
     stage.to(device)
-    model = stage.student.model
+    model, optim = stage.student.model, stage.settings.optim
     num_batches, steps_per_epoch = len(stage.epoch_batches(0)), stage.steps_per_epoch
-    num_steps = recipe.epochs * steps_per_epoch
+    num_steps = optim.epochs * steps_per_epoch
     # First, since it brings the weights to all processes.
     network = build_network(stage, world)
-    trainables = build_trainables(stage, device=device, world=world)
-    student = replace(stage.student, model=trainables.student)
-    meter = trainables.meter
-    saver = Saver(stage, trainables, progress_file=place.progress_file, world=world)
-    start = saver.go_on(place.metrics_file)
+    optimization = Optimization(model, stage.distiller, optim, steps_per_epoch=steps_per_epoch, device=device)
+    student = replace(stage.student, model=optimization.student)
+    meter = Meter(stage=stage.number, device=device, world=world)
+    saver = Saver(stage, optimization, meter, progress_file=progress_file, world=world)
+    start = saver.restore(metrics_file)
     if start == Position():
         check_teacher(stage, device)
     step = start.step
 
-    for epoch in range(start.epoch, recipe.epochs):
+    for epoch in range(start.epoch, optim.epochs):
         batches = stage.epoch_batches(epoch)
         shares = [share_of(batch, rank=world.rank, size=world.size) for batch in batches]
         # Batches are known without those before them, so a resumed epoch begins in its middle.
-        done = (step - epoch * steps_per_epoch) * recipe.accumulate
+        done = (step - epoch * steps_per_epoch) * optim.accumulate
         model.train()
         with _progress_bar(stage, epoch, num_images=[len(batch) for batch in batches], done=done) as bar:
             requests = [share.requests for share in shares[done:]]
@@ -83,8 +73,8 @@ def train_stage(stage: Stage, place: Place) -> None:
                 seed_everything((*stage.epoch_seed(epoch), number, world.rank))
                 weight = shares[number].weight
                 # The last step of an epoch may have fewer batches than the others.
-                begun = number // recipe.accumulate * recipe.accumulate
-                batches_of_step = min(recipe.accumulate, num_batches - begun)
+                begun = number // optim.accumulate * optim.accumulate
+                batches_of_step = min(optim.accumulate, num_batches - begun)
                 ends_step = number + 1 == begun + batches_of_step
                 progress = step / num_steps
                 tell_progress(epoch=epoch, step=step)
@@ -96,7 +86,7 @@ def train_stage(stage: Stage, place: Place) -> None:
                     share=weight * world.size / batches_of_step,
                     progress=progress,
                     epoch=epoch,
-                    scaler=trainables.scaler,
+                    scaler=optimization.scaler,
                     device=device,
                     network=network,
                     ends_step=ends_step,
@@ -107,45 +97,57 @@ def train_stage(stage: Stage, place: Place) -> None:
                     continue
 
                 step += 1
-                lr, meter.grad_norm = optimizer_step(trainables, recipe, step=step)
+                lr, meter.grad_norm = optimization.step(step)
                 if step % LOG_EVERY == 0 or number + 1 == num_batches:
-                    record = meter.record(
-                        step=step, epoch=epoch + 1, lr=lr, decay=stage.decay_factors(progress=progress)
-                    )
+                    decay = stage.decay_factors(progress=progress)
+                    record = meter.record(step=step, epoch=epoch + 1, lr=lr, decay=decay)
                     if world.is_main:
-                        append_record(place.metrics_file, record)
+                        append_record(metrics_file, record)
                     bar.set_postfix_str(f'loss {record.losses["total"]:.3f}', refresh=False)
                 stopped, is_due = world.any(bool(stop), saver.is_due)
                 if stopped or is_due:
                     saver.save(Position(epoch, step))
                 if stopped:
-                    raise Interrupted(_how_to_go_on(stage, epoch, step))
+                    raise _interrupted(stage, epoch, step)
 
         world.share_buffers(model, student.model)
         metrics: Mapping[str, float] = {}
-        if stage.val_set is not None and ((epoch + 1) % stage.evaluate_every == 0 or epoch + 1 == recipe.epochs):
+        is_last = epoch + 1 == optim.epochs
+        if stage.val_set is not None and (is_last or (epoch + 1) % stage.settings.evaluate.every == 0):
             try:
                 evaluation = evaluate_stage(
                     stage, student, step=step, epoch=epoch + 1, device=device, stop=stop, world=world
                 )
             except StopRequested:
                 saver.save(Position(epoch, step))
-                raise Interrupted(_how_to_go_on(stage, epoch, step)) from None
+                raise _interrupted(stage, epoch, step) from None
             if world.is_main:
-                append_record(place.metrics_file, evaluation)
+                append_record(metrics_file, evaluation)
             metrics = evaluation.metrics
         saver.finish_epoch(Position(epoch + 1, step), metrics)
     if student.model is not model:
         model.load_state_dict(student.model.state_dict())
 
 
+def seed_everything(seed: Sequence[int]) -> None:
+    """Seeds every generator that a training step may draw from, on all devices.
+
+    So what is drawn depends on the position in the run alone, not on what was drawn before.
+    """
+    number = int(np.random.default_rng(seed).integers(2**63))
+    torch.manual_seed(number)
+    # Some samplers of mmdet draw from these.
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
 def _progress_bar(stage: Stage, epoch: int, *, num_images: list[int], done: int) -> Any:
-    title = f'stage {stage.number} epoch {epoch + 1}/{stage.recipe.epochs}'
+    title = f'stage {stage.number} epoch {epoch + 1}/{stage.settings.optim.epochs}'
     return progress_bar(total=sum(num_images), initial=sum(num_images[:done]), unit='image', desc=title)
 
 
-def _how_to_go_on(stage: Stage, epoch: int, step: int) -> str:
-    return (
+def _interrupted(stage: Stage, epoch: int, step: int) -> Interrupted:
+    return Interrupted(
         f'stopped in epoch {epoch + 1} of stage {stage.number}, step {step}; everything is saved; '
         'run the same command with --resume to continue'
     )

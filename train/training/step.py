@@ -11,12 +11,17 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.detection import collate, detection_losses
-from mtpd.detectors.hook_point import captured_maps
-from mtpd.detectors.roi_capture import CapturedRois, captured_rois
+from mtpd.detectors.detector_heads import CapturedRois, captured_rois
+from mtpd.detectors.features import captured_maps
+from mtpd.detectors.map_statistics import MapStatistics
+from mtpd.detectors.teacher_maps import require_repeated
 from mtpd.detectors.transforms import Sample
-from mtpd.losses.responses.tar_head import no_losses
-from mtpd.losses.valid_mask import on_full_grid
+from mtpd.geometry import Level, Size
+from mtpd.heads.rois import ImageRois
+from mtpd.losses.maps import on_full_grid, valid_cells
+from mtpd.losses.tar_head import no_losses
 from mtpd_train.data.dataset import load_batches
 from mtpd_train.data.photometric import distorted
 from mtpd_train.data.sampling import Request
@@ -24,20 +29,23 @@ from mtpd_train.stage import Stage
 from mtpd_train.student import named_failures
 from mtpd_train.teachers.responses import Responses, response_losses, shared_rois
 from mtpd_train.teachers.teacher_source import ReadAhead
-from mtpd_train.training.targets import Targets, teacher_targets
 
+# Of a teacher that are looked at before the training starts.
+CHECKED_IMAGES = 4
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
-def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sample], ReadAhead]]:
+def loaded(
+    stage: Stage, batches: list[list[Request]], *, num_workers: int | None = None
+) -> Iterator[tuple[list[Sample], ReadAhead]]:
     """Samples from worker processes, and what threads read of the teacher, both ahead of time.
 
-    What is read of the teacher for a batch is valid until the next batch is requested.
+    What is read of the teacher for a batch is valid until the next batch is requested. `num_workers` replaces that of
+    the stage.
     """
     # In this order: the processes are forked before the threads start.
-    samples = load_batches(
-        stage.train_set, batches, num_workers=stage.num_workers, pin_memory=stage.device.type == 'cuda'
-    )
+    num_workers = stage.settings.data.workers if num_workers is None else num_workers
+    samples = load_batches(stage.train_set, batches, num_workers=num_workers, pin_memory=stage.device.type == 'cuda')
     source, names = stage.source, [level.name for level in stage.teacher_levels]
     ahead: Iterable[ReadAhead] = itertools.repeat(ReadAhead(), len(batches))
     with_rois = stage.responses is not None and stage.responses.head is None
@@ -47,6 +55,23 @@ def loaded(stage: Stage, batches: list[list[Request]]) -> Iterator[tuple[list[Sa
         # A teacher's maps of another image would train without an error, to no use.
         assert [(image.image_id, image.view) for image in images] == batch
         yield images, one
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The teacher's side of a batch.
+
+    Attributes:
+        maps: level name -> the teacher's maps (B, C, H, W).
+        masks: level name -> bool (B, 1, H, W), true at cells that see the image; of the student's levels too.
+        boxes: the objects of each image, (N, 4) xyxy in px of the network input.
+        rois: the teacher's stored proposals on each image, in px of the original image; none where no loss asks.
+    """
+
+    maps: Mapping[str, EncodedMaps]
+    masks: Mapping[str, Tensor]
+    boxes: Sequence[Tensor]
+    rois: Sequence[ImageRois]
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,37 @@ def step_losses(
     return outputs.losses | distillation_losses(stage, samples, outputs, targets, progress=progress)
 
 
+def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, images: Tensor) -> Targets | None:
+    """What the student is compared with; None in plain training.
+
+    Args:
+        stage: what is trained.
+        samples: images of the batch, after `collate`.
+        ahead: what was read of the teacher for them.
+        images: the student's inputs (B, 3, H, W).
+    """
+    if stage.source is None or not stage.is_taught:
+        return None
+    padded, device = (images.shape[2], images.shape[3]), images.device
+    levels = {level.name: level for level in (*stage.student.levels, *stage.teacher_levels)}.values()
+    return Targets(
+        maps=stage.source.maps(samples, ahead, levels=stage.teacher_levels, padded=padded, device=device),
+        masks=batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device),
+        boxes=[one.data_sample.gt_instances.bboxes.to(device, non_blocking=True) for one in samples],
+        rois=ahead.rois,
+    )
+
+
+def batch_masks(
+    resized: Sequence[Size], *, levels: Iterable[Level], padded: Size, device: torch.device
+) -> dict[str, Tensor]:
+    """Level name -> bool (B, 1, H, W), true at cells that see the image."""
+    return {
+        level.name: valid_cells(resized, stride=level.stride, grid=level.grid(*padded), device=device)
+        for level in levels
+    }
+
+
 def to_device(samples: Sequence[Sample], device: torch.device) -> list[Sample]:
     """The samples with their pixels on `device`, where student and teacher take them from."""
     return [replace(one, image=one.image.to(device, non_blocking=True)) for one in samples]
@@ -109,7 +165,7 @@ def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> Stu
     """The student's forward pass over `images`, which `collate` has made of the samples."""
     student = stage.student
     named = named_failures(student.name, 'compute its losses', image_ids=[one.image_id for one in samples])
-    if stage.recipe.channels_last:
+    if stage.settings.optim.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with _autocast(stage, images.device):
         if not stage.is_taught:
@@ -162,7 +218,7 @@ def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
 
 
 def _autocast(stage: Stage, device: torch.device) -> torch.autocast:
-    precision = stage.recipe.precision
+    precision = stage.settings.optim.precision
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'fp32')
 
 
@@ -193,3 +249,33 @@ def add_gradient(
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         torch.autograd.backward(scaler.scale(total * share))
     return losses
+
+
+def check_teacher(stage: Stage, device: torch.device) -> None:
+    """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares.
+
+    Args:
+        stage: about to be trained, on `device`.
+        device: where to compute.
+
+    Raises:
+        MtpdError: it names the level; or an image or a map cannot be read.
+    """
+    if stage.source is None or not stage.teacher_levels:
+        return
+    # The same in all processes, so that they end together; without processes that read, which start with the training.
+    requests = stage.epoch_batches(0)[0][:CHECKED_IMAGES]
+    for samples, ahead in loaded(stage, [requests], num_workers=0):
+        moved = to_device(samples, device)
+        images = collate(moved, preprocessing=stage.student.preprocessing, device=device)
+        targets = teacher_targets(stage, moved, ahead, images)
+        assert targets is not None
+        if stage.source.kind == 'teachers':
+            again = teacher_targets(stage, moved, ahead, images)
+            assert again is not None
+            first, second = ([one.values() for one in each.maps.values()] for each in (targets, again))
+            require_repeated(first, second, name=stage.source.name)
+        for level in stage.teacher_levels:
+            statistics = MapStatistics(level.name)
+            statistics.add(targets.maps[level.name].values(), targets.masks[level.name])
+            statistics.require_varied(name=stage.source.name, advice='exclude the level with `levels`')

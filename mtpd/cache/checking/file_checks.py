@@ -1,7 +1,6 @@
 """Checking one file of a cache from its first byte to its last."""
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -88,7 +87,7 @@ def _read_shard(files: CacheFiles, check: FileCheck, file: BinaryIO, *, size: in
         file.read(tail_bytes),
         chunks_per_shard=check.spec.rows_per_file,
         num_chunks=check.num_rows,
-        chunk_bytes=math.prod(check.spec.row_shape) * codes.itemsize,
+        chunk_bytes=check.spec.row_bytes,
         shard_bytes=size,
         name=name,
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mtpd.cache.format.strict_json import read_json, short
-from mtpd.differences import differences
 from mtpd.errors import CacheDamagedError
+from mtpd.system.files import differences
 
 _FOLDERS_OF_ARRAYS = re.compile(r'index|heads|\d+x\d+')
 

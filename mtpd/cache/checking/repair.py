@@ -14,7 +14,7 @@ from mtpd.cache.writing.journal import JournalEntry
 from mtpd.cache.writing.locks import CacheLock
 from mtpd.cache.writing.plan_file import PlanRecord, plan_record, read_plan_file, write_plan_file
 from mtpd.cache.writing.writer import disk_errors
-from mtpd.files import fsync_directory, write_atomically
+from mtpd.system.files import fsync_directory, write_atomically
 
 
 @contextmanager

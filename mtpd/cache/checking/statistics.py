@@ -8,7 +8,7 @@ from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import TEACHER_FILE, BucketRecord
 from mtpd.cache.format.plan import ShardKey
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from mtpd.cache.checking.state import CacheState
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
-from mtpd.cache.format.roi_arrays import HEADS, roi_specs
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
 from mtpd.cache.reading.roi_rows import RoiReader
 from mtpd.errors import REPAIR, CacheDamagedError
-from mtpd.prefetch import prefetched
+from mtpd.system.prefetch import prefetched
 
 Kind = Literal['shard', 'head', 'metadata', 'stray']
 
@@ -104,7 +103,7 @@ def _damages_of_rois(
             for row in bucket.rows(key.shard):
                 reader.read(bucket, row, bucket.images[row].image_id)
         except CacheDamagedError as error:
-            yield _damage(state, FileCheck(f'{HEADS}/{key.bucket}', key=key), error)
+            yield _damage(state, FileCheck(f'{arrays.HEADS}/{key.bucket}', key=key), error)
 
 
 def _damage(state: CacheState, check: FileCheck, error: CacheDamagedError) -> Damage:
@@ -126,8 +125,9 @@ def _layout_without_images(state: CacheState) -> CachePlan:
 def _specs(state: CacheState, bucket: Bucket) -> list[ArraySpec]:
     description = state.description
     levels = [level.to_level() for level in description.levels]
-    of_maps = arrays.bucket_specs(bucket, views=description.views, levels=levels, codec=description.codec)
-    return of_maps + roi_specs(bucket, description.rois)
+    return arrays.bucket_specs(
+        bucket, views=description.views, levels=levels, codec=description.codec, rois=description.rois
+    )
 
 
 def _checks(state: CacheState, layout: CachePlan, *, has_ids: bool) -> Iterator[FileCheck]:
@@ -139,15 +139,15 @@ def _checks(state: CacheState, layout: CachePlan, *, has_ids: bool) -> Iterator[
             continue
         bucket, images = layout.by_name[key.bucket], layout.images(key)
         image_ids = tuple(image.image_id for image in images) if has_ids else None
-        for spec in _specs(state, bucket):
-            _, view, array = spec.path.split('/')
-            table = arrays.checksum_spec(bucket, view=view, num_levels=len(level_names))
+        specs = {spec.path: spec for spec in _specs(state, bucket)}
+        for path, spec in specs.items():
+            folder, array = path.rsplit('/', 1)
             yield FileCheck(
                 spec.file(key.shard),
                 key=key,
                 spec=spec,
                 num_rows=len(images),
-                checksums=(table, level_names.index(array)) if spec.sharded else None,
+                checksums=(specs[f'{folder}/crc32c'], level_names.index(array)) if spec.sharded else None,
                 image_ids=image_ids if array == 'image_id' else None,
             )
 

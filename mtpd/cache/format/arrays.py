@@ -15,15 +15,16 @@ follows from the manifest; the `zarr.json` files are for other programs and are 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from mtpd.cache.format.codecs import CodecName, has_scale
 from mtpd.cache.format.plan import Bucket, ShardKey
 from mtpd.errors import CacheDamagedError
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
 
 CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8', 'lean': 'int8'}
 SCALE_DTYPES: dict[CodecName, str] = {'int8': 'float32', 'lean': 'float16'}
@@ -34,7 +35,18 @@ ZSTD_LEVELS: dict[CodecName, int] = {'fp16': 1, 'int8': 1, 'lean': 6}
 _SHARD_FILE = re.compile(r'(?:(\d+x\d+)/(\w+)|heads/(\d+x\d+))/([^/]+)/c/(\d{1,9})(?:/0)*')
 # A table is read whole. COCO's longest, a column of its index, takes 1 MB.
 MAX_PLAIN_BYTES = 2**30
+HEADS = 'heads'
+MAX_ROIS = 4096
 INDEX_COLUMNS = ('image_id', 'bucket', 'row', 'original', 'resized', 'padded')
+
+
+class RoisRecord(BaseModel):
+    """How many RoIs of an image a cache holds at most, and of how many object classes."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True, strict=True)
+
+    num_rois: Annotated[int, Field(gt=0, le=MAX_ROIS)]
+    num_classes: Annotated[int, Field(gt=0, le=2**14)]
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,16 @@ class ArraySpec:
         """Shape of one row."""
         return self.shape[1:]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row before compression."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of a file before compression."""
+        return self.rows_per_file * self.row_bytes
+
 
 class FilePlace(NamedTuple):
     """What a file of a shard group holds: rows of one array of one view, or of the RoIs, which are of none ('')."""
@@ -91,53 +113,53 @@ def file_place(file: str) -> FilePlace | None:
     return FilePlace(ShardKey(bucket or of_rois, int(shard)), view or '', array)
 
 
-def level_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:
-    """The array of a level's codes."""
-    return ArraySpec(
-        f'{bucket.name}/{view}/{level.name}',
-        (len(bucket.images), level.channels, *level.grid(*bucket.padded)),
-        CODE_DTYPES[codec],
-        bucket.rows_per_shard,
-        zstd_level=ZSTD_LEVELS[codec],
-    )
+def view_specs(bucket: Bucket, *, view: str, levels: Sequence[Level], codec: CodecName) -> dict[str, ArraySpec]:
+    """The arrays of a bucket and view by their names: see the module."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+        level.name: ((level.channels, *level.grid(*bucket.padded)), CODE_DTYPES[codec]) for level in levels
+    }
+    if has_scale(codec):
+        shapes |= {f'{level.name}.scale': ((2, level.channels), SCALE_DTYPES[codec]) for level in levels}
+    shapes |= {'image_id': ((), 'int64'), 'crc32c': ((len(levels),), 'uint32'), 'error': ((len(levels),), 'float32')}
+    specs = _specs(f'{bucket.name}/{view}', bucket, shapes)
+    return specs | {level.name: replace(specs[level.name], zstd_level=ZSTD_LEVELS[codec]) for level in levels}
 
 
-def scale_spec(bucket: Bucket, *, view: str, level: Level, codec: CodecName) -> ArraySpec:
-    """The array of a level's steps and offsets."""
-    shape = (len(bucket.images), 2, level.channels)
-    return ArraySpec(f'{bucket.name}/{view}/{level.name}.scale', shape, SCALE_DTYPES[codec], bucket.rows_per_shard)
+def roi_specs(bucket: Bucket, rois: RoisRecord | None) -> dict[str, ArraySpec]:
+    """The arrays of a bucket's RoIs by their names, see `mtpd.cache.format.roi_arrays`; none without a record."""
+    if rois is None:
+        return {}
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+        'image_id': ((), 'int64'),
+        'num_rois': ((), 'int32'),
+        'crc32c': ((), 'uint32'),
+        'boxes': ((rois.num_rois, 4), 'float32'),
+        'probabilities': ((rois.num_rois, rois.num_classes + 1), 'float16'),
+        'labels': ((rois.num_rois,), 'int32'),
+        'deltas': ((rois.num_rois, 4), 'float32'),
+    }
+    return _specs(f'{HEADS}/{bucket.name}', bucket, shapes)
 
 
-def image_id_spec(bucket: Bucket, *, view: str) -> ArraySpec:
-    """The array that says which image a row is."""
-    return ArraySpec(f'{bucket.name}/{view}/image_id', (len(bucket.images),), 'int64', bucket.rows_per_shard)
-
-
-def checksum_spec(bucket: Bucket, *, view: str, num_levels: int) -> ArraySpec:
-    """The array of inner chunk checksums."""
-    shape = (len(bucket.images), num_levels)
-    return ArraySpec(f'{bucket.name}/{view}/crc32c', shape, 'uint32', bucket.rows_per_shard)
-
-
-def error_spec(bucket: Bucket, *, view: str, num_levels: int) -> ArraySpec:
-    """The array of relative squared errors."""
-    shape = (len(bucket.images), num_levels)
-    return ArraySpec(f'{bucket.name}/{view}/error', shape, 'float32', bucket.rows_per_shard)
-
-
-def bucket_specs(bucket: Bucket, *, views: Sequence[str], levels: Sequence[Level], codec: CodecName) -> list[ArraySpec]:
+def bucket_specs(
+    bucket: Bucket,
+    *,
+    views: Sequence[str],
+    levels: Sequence[Level],
+    codec: CodecName,
+    rois: RoisRecord | None = None,
+) -> list[ArraySpec]:
     """Every array of a bucket."""
-    specs = []
-    for view in views:
-        specs += [level_spec(bucket, view=view, level=level, codec=codec) for level in levels]
-        if has_scale(codec):
-            specs += [scale_spec(bucket, view=view, level=level, codec=codec) for level in levels]
-        specs += [
-            image_id_spec(bucket, view=view),
-            checksum_spec(bucket, view=view, num_levels=len(levels)),
-            error_spec(bucket, view=view, num_levels=len(levels)),
-        ]
-    return specs
+    of_views = [view_specs(bucket, view=view, levels=levels, codec=codec) for view in views]
+    return [spec for specs in (*of_views, roi_specs(bucket, rois)) for spec in specs.values()]
+
+
+def _specs(folder: str, bucket: Bucket, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, ArraySpec]:
+    """Arrays of a bucket by name, from the shape of a row and the dtype of each."""
+    return {
+        name: ArraySpec(f'{folder}/{name}', (len(bucket.images), *row_shape), dtype, bucket.rows_per_shard)
+        for name, (row_shape, dtype) in shapes.items()
+    }
 
 
 def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
@@ -164,10 +186,9 @@ def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:
     Raises:
         CacheDamagedError: it is another than its shape makes it, or too large to be read whole.
     """
-    expected = math.prod((spec.rows_per_file, *spec.row_shape)) * np.dtype(spec.dtype).itemsize
-    if num_bytes != expected or expected > MAX_PLAIN_BYTES:
+    if num_bytes != spec.file_bytes or num_bytes > MAX_PLAIN_BYTES:
         raise CacheDamagedError(
-            f'{name}: has {num_bytes} bytes, expected {expected} by its shape and at most {MAX_PLAIN_BYTES}; '
+            f'{name}: has {num_bytes} bytes, expected {spec.file_bytes} by its shape and at most {MAX_PLAIN_BYTES}; '
             'extract it again'
         )
 

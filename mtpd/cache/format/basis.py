@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mtpd.errors import CacheDamagedError
-from mtpd.files import canonical_json, sha256_bytes
-from mtpd.pyramid import Level
+from mtpd.geometry import Level
+from mtpd.system.files import canonical_json, sha256_bytes
 
 BASIS_FILE = 'basis.safetensors'
 METADATA_KEY = 'mtpd'

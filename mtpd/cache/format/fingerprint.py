@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mtpd.differences import differences
 from mtpd.errors import CacheMismatchError
+from mtpd.system.files import differences
 
 # Names and versions are recorded for people; an extraction may be resumed under another version of a library.
 INFORMATIONAL = ('provenance',)

@@ -21,14 +21,13 @@ from pydantic import (
     model_validator,
 )
 
+from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, RoisRecord, roi_specs
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
-from mtpd.cache.format.roi_arrays import MAX_PROBABILITIES, RoisRecord, fits, roi_specs
 from mtpd.cache.format.strict_json import read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
-from mtpd.files import canonical_json, sha256_bytes, write_atomically
-from mtpd.geometry import Geometry
-from mtpd.pyramid import Level
+from mtpd.geometry import Geometry, Level
+from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
 
 FORMAT: Final = 'mtpd-cache'
 VERSION: Final = 1
@@ -37,6 +36,7 @@ TEACHER_FILE = 'teacher.safetensors'
 
 MAX_IMAGES = 2**24
 MAX_FILES = 2**20  # COCO in shards of 24 images, five levels and two views: 0.13 million
+MAX_PROBABILITIES = 2**23  # of an image: the 1,203 classes of LVIS for as many RoIs as there may be
 MAX_MAP_ELEMENTS = 2**28  # of one level of one image: 256 channels at stride 4 of 4096 x 4096 px
 
 # No network or data set is near these; a manifest beyond them is an attempt to make the reader allocate without end.
@@ -59,7 +59,7 @@ class _Record(BaseModel):
 
 
 class LevelRecord(_Record):
-    """A stored level; see `mtpd.pyramid.Level`."""
+    """A stored level; see `mtpd.geometry.Level`."""
 
     name: LevelName
     stride: Pixels
@@ -248,7 +248,8 @@ def require_publishable(description: Description, plan: CachePlan) -> None:
         raise InputError(
             f'the cache would have up to {num_files} files, at most {MAX_FILES} are supported: increase --shard-mb'
         )
-    if description.rois is not None and not all(fits(bucket, description.rois) for bucket in plan.buckets):
+    of_rois = (spec for bucket in plan.buckets for spec in roi_specs(bucket, description.rois).values())
+    if any(spec.file_bytes > MAX_PLAIN_BYTES for spec in of_rois):
         raise InputError('the proposals of a shard would need more than 1 GB: lower --rois or --shard-mb')
     try:
         _manifest(description, [bucket_record(bucket) for bucket in plan.buckets], {})

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from mtpd.geometry import Geometry, Size
-from mtpd.pyramid import Level
+from mtpd.geometry import Geometry, Level, Size
 
 DEFAULT_SHARD_BYTES = 96 * 2**20
 

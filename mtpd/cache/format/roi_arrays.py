@@ -11,63 +11,17 @@
 N rows, R places for RoIs of an image, C object classes. They belong to the plain view.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import google_crc32c
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
-from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec
-from mtpd.cache.format.plan import Bucket
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.heads.rois import ImageRois
 
-HEADS = 'heads'
 TABLES = ('image_id', 'num_rois', 'crc32c')
 VALUES = ('boxes', 'probabilities', 'labels', 'deltas')
-MAX_ROIS = 4096
-MAX_PROBABILITIES = 2**23  # of an image: the 1,203 classes of LVIS for as many RoIs as there may be
-
-
-class RoisRecord(BaseModel):
-    """How many RoIs of an image a cache holds at most, and of how many object classes."""
-
-    model_config = ConfigDict(extra='forbid', frozen=True, strict=True)
-
-    num_rois: Annotated[int, Field(gt=0, le=MAX_ROIS)]
-    num_classes: Annotated[int, Field(gt=0, le=2**14)]
-
-
-def roi_specs(bucket: Bucket, rois: RoisRecord | None) -> list[ArraySpec]:
-    """Every array of a bucket's RoIs, those of `TABLES` and of `VALUES`; none without a record."""
-    if rois is None:
-        return []
-    rows, places = len(bucket.images), rois.num_rois
-    columns: dict[str, tuple[tuple[int, ...], str]] = {
-        'image_id': ((rows,), 'int64'),
-        'num_rois': ((rows,), 'int32'),
-        'crc32c': ((rows,), 'uint32'),
-        'boxes': ((rows, places, 4), 'float32'),
-        'probabilities': ((rows, places, rois.num_classes + 1), 'float16'),
-        'labels': ((rows, places), 'int32'),
-        'deltas': ((rows, places, 4), 'float32'),
-    }
-    return [
-        ArraySpec(f'{HEADS}/{bucket.name}/{name}', shape, dtype, bucket.rows_per_shard)
-        for name, (shape, dtype) in columns.items()
-    ]
-
-
-def row_bytes(spec: ArraySpec) -> int:
-    """Bytes of one row of a plain array."""
-    return math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize
-
-
-def fits(bucket: Bucket, rois: RoisRecord) -> bool:
-    """Whether every file is one that a reader takes."""
-    return all(row_bytes(spec) * spec.rows_per_file <= MAX_PLAIN_BYTES for spec in roi_specs(bucket, rois))
 
 
 def encode_row(rois: ImageRois, record: RoisRecord) -> dict[str, np.ndarray]:

@@ -13,9 +13,8 @@ from mtpd.cache.format.basis import METADATA_KEY
 from mtpd.cache.format.manifest import first_problem
 from mtpd.cache.format.strict_json import short
 from mtpd.errors import CacheDamagedError, CacheMismatchError
-from mtpd.files import canonical_json
-from mtpd.heads.record import RoiHeadRecord
-from mtpd.heads.roi_head import RoiHead
+from mtpd.heads.roi_head import RoiHead, RoiHeadRecord
+from mtpd.system.files import canonical_json
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from mtpd.cache.format.arrays import ArraySpec
-from mtpd.files import write_atomically
+from mtpd.system.files import write_atomically
 
 
 def create_arrays(root: Path, specs: Iterable[ArraySpec], *, owner: str = '') -> None:

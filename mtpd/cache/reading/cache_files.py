@@ -10,7 +10,7 @@ from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.manifest import FileRecord
 from mtpd.errors import REPAIR, CacheDamagedError
-from mtpd.files import sha256_bytes
+from mtpd.system.files import sha256_bytes
 
 
 class CacheFiles:

@@ -4,33 +4,41 @@ The chain of trust: the manifest's digest; the size of every file and the sha256
 tables) in the manifest; the checksum of every inner chunk and the image id of every row in those tables. So a shard
 that was damaged, truncated, swapped with another or put back from an older cache is refused on the first read of what
 it touches.
+
+Reading maps is the hot path of training: per map one `pread`, one checksum and one decompression, each without the
+interpreter lock, straight into the caller's memory. All that can be known of a shard group beforehand is in its
+`RowTable`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.arrays import CODE_DTYPES
+from mtpd.cache.format.arrays import CODE_DTYPES, ArraySpec, view_specs
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, max_basis_bytes
-from mtpd.cache.format.codecs import EncodedMaps, decode
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
 from mtpd.cache.format.plan import Bucket, ShardKey, num_elements
+from mtpd.cache.format.shard import decode_chunk, decode_index, index_bytes
 from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
-from mtpd.cache.reading.map_rows import MapReader
 from mtpd.cache.reading.roi_rows import RoiReader
-from mtpd.errors import CacheMismatchError, InputError
-from mtpd.geometry import Geometry, Size
+from mtpd.errors import REPAIR, CacheDamagedError, CacheMismatchError, InputError
+from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
-from mtpd.pyramid import Level
 
 # Neck and head of Swin-L's Cascade R-CNN take 0.3 GB.
 MAX_TEACHER_BYTES = 2**32
+# Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
+TABLES_KEPT = 256
 
 
 class ImageSizes(NamedTuple):
@@ -46,6 +54,27 @@ class Location(NamedTuple):
 
     bucket: Bucket
     row: int
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The small arrays of one shard group and view, already verified.
+
+    Attributes:
+        image_ids: (rows_per_shard,) int64.
+        checksums: (rows_per_shard, L) uint32.
+        errors: (rows_per_shard, L) float32.
+        scales: per level (rows_per_shard, 2, C), or None.
+        chunks: per level (rows_per_shard, 2) uint64, offset and length of each inner chunk.
+        files: per level the shard, below the cache's root.
+    """
+
+    image_ids: np.ndarray
+    checksums: np.ndarray
+    errors: np.ndarray
+    scales: tuple[np.ndarray | None, ...]
+    chunks: tuple[np.ndarray, ...]
+    files: tuple[str, ...]
 
 
 class CacheReader:
@@ -66,24 +95,24 @@ class CacheReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest: Manifest = read_manifest(path)
-        self.levels: tuple[Level, ...] = tuple(level.to_level() for level in self.manifest.description.levels)
-        self.geometry: Geometry = self.manifest.description.geometry.to_geometry()
-        self.views: tuple[ViewName, ...] = self.manifest.description.views
-        self.code_dtype: torch.dtype = getattr(torch, CODE_DTYPES[self.manifest.description.codec])
+        description = self.manifest.description
+        self.levels: tuple[Level, ...] = tuple(level.to_level() for level in description.levels)
+        self.geometry: Geometry = description.geometry.to_geometry()
+        self.views: tuple[ViewName, ...] = description.views
+        self.code_dtype: torch.dtype = getattr(torch, CODE_DTYPES[description.codec])
         self._files = CacheFiles(path, self.manifest.files)
-        plan = read_index(self._files, self.manifest)
+        self._plan = read_index(self._files, self.manifest)
         self._locations: dict[int, Location] = {}
-        for bucket in plan.buckets:
+        for bucket in self._plan.buckets:
             for row, image in enumerate(bucket.images):
                 self._locations[image.image_id] = Location(bucket, row)
         self.image_ids: tuple[int, ...] = tuple(self._locations)
         self.bases: dict[str, Tensor] = {}
-        if self.manifest.description.codec == 'lean':
+        if description.codec == 'lean':
             content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
             self.bases = load_basis(content, self.levels, name=str(path / BASIS_FILE))
-        description, buckets = self.manifest.description, plan.by_name
-        self._maps = MapReader(self._files, description, self.levels, buckets, bases=self.bases)
-        self._rois = None if description.rois is None else RoiReader(self._files, description.rois, buckets)
+        self._table = lru_cache(TABLES_KEPT)(self._load_table)
+        self._rois = None if description.rois is None else RoiReader(self._files, description.rois, self._plan.by_name)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -111,7 +140,7 @@ class CacheReader:
             CacheDamagedError: the bytes are not the ones that were written for this image.
         """
         encoded = self.read_encoded(image_id, view, levels=levels)
-        return {name: decode(maps) for name, maps in encoded.items()}
+        return {name: maps.values()[0] for name, maps in encoded.items()}
 
     def read_encoded(
         self,
@@ -121,7 +150,7 @@ class CacheReader:
         levels: Sequence[str] | None = None,
         out: Tensor | None = None,
     ) -> dict[str, EncodedMaps]:
-        """Like `read`, but the codes as they are stored, to be decoded on another device.
+        """Like `read`, but the codes as they are stored, a batch of one image, to be decoded on another device.
 
         Args:
             image_id: of the image.
@@ -131,12 +160,42 @@ class CacheReader:
                 after another are written; what is given back are views of it. None: new memory for every map, which
                 costs a third of the speed.
         """
-        wanted, place = self._wanted(levels), self._place(image_id, view)
+        wanted, (table, position, padded) = self._wanted(levels), self._row(image_id, view)
         if out is None:
-            out = torch.empty(num_elements(wanted, place.bucket.padded), dtype=self.code_dtype)
+            out = torch.empty(num_elements(wanted, padded), dtype=self.code_dtype)
         else:
-            self._require_room(out, num_elements(wanted, place.bucket.padded))
-        return self._maps.read(*place, image_id, view, levels=wanted, out=out)
+            self._require_room(out, num_elements(wanted, padded))
+        numbers = [self.levels.index(level) for level in wanted]
+        # What torch does comes first and together: after a decompression, which leaves nothing of it in the
+        # processor's caches, each of its calls takes many times as long, together a tenth of the whole.
+        encoded, start = {}, 0
+        errors = torch.tensor(table.errors[position, :, None]).unbind()
+        for number, level in zip(numbers, wanted, strict=True):
+            scale, (height, width) = table.scales[number], level.grid(*padded)
+            num_codes = level.channels * height * width
+            encoded[level.name] = EncodedMaps(
+                codes=out.as_strided(
+                    (1, level.channels, height, width),
+                    (num_codes, height * width, width, 1),
+                    out.storage_offset() + start,
+                ),
+                scale=None if scale is None else torch.tensor(scale[position : position + 1]),
+                basis=self.bases.get(level.name),
+                error=errors[number],
+            )
+            start += num_codes
+        codes, start = out.numpy(), 0
+        for number, level in zip(numbers, wanted, strict=True):
+            end = start + num_elements([level], padded)
+            file, (offset, length) = table.files[number], table.chunks[number][position].tolist()
+            decode_chunk(
+                self._files.read_range(file, offset=offset, length=length),
+                out=codes[start:end],
+                checksum=int(table.checksums[position, number]),
+                name=f'{self.path}/{file}: row {position}',
+            )
+            start = end
+        return encoded
 
     def num_codes(self, image_id: int, *, levels: Sequence[str] | None = None) -> int:
         """How many codes the maps of an image have together."""
@@ -153,8 +212,8 @@ class CacheReader:
 
     def errors(self, image_id: int, view: ViewName = 'plain') -> dict[str, float]:
         """||stored - live||^2 / ||live||^2 of an image's maps by level name, as measured when they were encoded."""
-        values = self._maps.errors(*self._place(image_id, view), image_id, view)
-        return {level.name: value for level, value in zip(self.levels, values, strict=True)}
+        table, position, _ = self._row(image_id, view)
+        return {level.name: value for level, value in zip(self.levels, table.errors[position].tolist(), strict=True)}
 
     def rois(self, image_id: int) -> ImageRois:
         """The teacher's best proposals of one image, in px of the original image, and what it says about them.
@@ -195,13 +254,49 @@ class CacheReader:
                 f'{self.path}: image {image_id} is not among its {len(self)} images; extract the data set you train on'
             ) from None
 
-    def _place(self, image_id: int, view: ViewName) -> Location:
-        """Where a view of an image is."""
+    def _row(self, image_id: int, view: ViewName) -> tuple[RowTable, int, Size]:
+        """The table of an image's shard group, which must agree, the image's row in it, and its padded size."""
         if view not in self.views:
             raise CacheMismatchError(
                 f'{self.path}: holds the views {", ".join(self.views)}, not {view}; extract it with --views'
             )
-        return self._locate(image_id)
+        bucket, row = self._locate(image_id)
+        shard, position = divmod(row, bucket.rows_per_shard)
+        table = self._table(bucket.name, view, shard)
+        found = table.image_ids[position]
+        if found != image_id:
+            raise CacheDamagedError(
+                f'{self.path}: row {row} of {bucket.name}/{view} belongs to image {found}, not {image_id}'
+            )
+        return table, position, bucket.padded
+
+    def _load_table(self, bucket_name: str, view: ViewName, shard: int) -> RowTable:
+        bucket, codec = self._plan.by_name[bucket_name], self.manifest.description.codec
+        specs = view_specs(bucket, view=view, levels=self.levels, codec=codec)
+        of_levels = [specs[level.name] for level in self.levels]
+        tables = {name: self._files.read_array(spec, shard=shard) for name, spec in specs.items() if not spec.sharded}
+        return RowTable(
+            image_ids=tables['image_id'],
+            checksums=tables['crc32c'],
+            errors=tables['error'],
+            scales=tuple(tables.get(f'{level.name}.scale') for level in self.levels),
+            chunks=tuple(self._read_shard_index(spec, shard) for spec in of_levels),
+            files=tuple(spec.file(shard) for spec in of_levels),
+        )
+
+    def _read_shard_index(self, spec: ArraySpec, shard: int) -> np.ndarray:
+        file = spec.file(shard)
+        size, length, name = self._files.size(file), index_bytes(spec.rows_per_file), str(self.path / file)
+        if size < length:
+            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone needs {length}; {REPAIR}')
+        return decode_index(
+            self._files.read_range(file, offset=size - length, length=length),
+            chunks_per_shard=spec.rows_per_file,
+            num_chunks=min(spec.rows_per_file, spec.shape[0] - shard * spec.rows_per_file),
+            chunk_bytes=spec.row_bytes,
+            shard_bytes=size,
+            name=name,
+        )
 
     def _require_room(self, out: Tensor, num_codes: int) -> None:
         if (out.dtype, out.dim(), out.is_contiguous()) != (self.code_dtype, 1, True) or out.numel() < num_codes:

@@ -6,9 +6,9 @@ from functools import lru_cache
 import numpy as np
 
 from mtpd.cache.format import arrays
-from mtpd.cache.format.arrays import ArraySpec
+from mtpd.cache.format.arrays import ArraySpec, RoisRecord, roi_specs
 from mtpd.cache.format.plan import Bucket
-from mtpd.cache.format.roi_arrays import TABLES, VALUES, RoisRecord, decode_row, roi_specs, row_bytes, row_checksum
+from mtpd.cache.format.roi_arrays import TABLES, VALUES, decode_row, row_checksum
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.heads.rois import ImageRois
@@ -38,7 +38,7 @@ class RoiReader:
         found = int(tables['image_id'][position])
         if found != image_id:
             raise CacheDamagedError(f'{name} belongs to image {found}, not {image_id}')
-        rows = [self._row(self._specs(bucket)[array], shard, position) for array in VALUES]
+        rows = [self._row(roi_specs(bucket, self._record)[array], shard, position) for array in VALUES]
         if row_checksum(rows) != tables['crc32c'][position]:
             raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
         try:
@@ -47,13 +47,10 @@ class RoiReader:
             raise CacheDamagedError(f'{name}: holds {error}; {REPAIR}') from error
 
     def _row(self, spec: ArraySpec, shard: int, position: int) -> bytes:
-        file, length = spec.file(shard), row_bytes(spec)
+        file, length = spec.file(shard), spec.row_bytes
         arrays.require_plain_bytes(spec, self._files.size(file), name=str(self._files.root / file))
         return self._files.read_range(file, offset=position * length, length=length)
 
     def _load_tables(self, bucket_name: str, shard: int) -> dict[str, np.ndarray]:
-        specs = self._specs(self._buckets[bucket_name])
+        specs = roi_specs(self._buckets[bucket_name], self._record)
         return {name: self._files.read_array(specs[name], shard=shard) for name in TABLES}
-
-    def _specs(self, bucket: Bucket) -> dict[str, ArraySpec]:
-        return {spec.path.rsplit('/', 1)[1]: spec for spec in roi_specs(bucket, self._record)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from mtpd.cache.format.manifest import FileRecord
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
-from mtpd.files import canonical_json, fsync_directory, sha256_bytes, sha256_file, write_atomically
+from mtpd.system.files import canonical_json, fsync_directory, sha256_bytes, sha256_file, write_atomically
 
 JOURNAL_FILE = 'journal.jsonl'
 PART_JOURNALS = 'journal.*-of-*.jsonl'

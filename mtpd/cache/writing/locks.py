@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.errors import UnavailableError
-from mtpd.locks import HolderLock, LockHeldError
+from mtpd.system.locks import HolderLock, LockHeldError
 
 LOCK_FILE = '.lock'
 GATE_FILE = '.lock.gate'

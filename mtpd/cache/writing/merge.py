@@ -17,7 +17,7 @@ from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file, 
 from mtpd.cache.writing.publish import committed, is_published, publish, remove_leftovers
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
-from mtpd.files import fsync_directory, sha256_bytes, sha256_file, write_atomically
+from mtpd.system.files import fsync_directory, sha256_bytes, sha256_file, write_atomically
 
 
 def publish_parts(root: Path) -> None:

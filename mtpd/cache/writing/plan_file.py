@@ -18,10 +18,9 @@ from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.fingerprint import INFORMATIONAL
 from mtpd.cache.format.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
 from mtpd.cache.format.plan import Bucket, ShardKey, SourceImage
-from mtpd.cache.format.roi_arrays import roi_specs
 from mtpd.cache.format.strict_json import read_json
 from mtpd.errors import CacheDamagedError, CacheIncompleteError
-from mtpd.files import canonical_json, sha256_bytes, write_atomically
+from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
 
 PLAN_FILE = 'plan.json'
 
@@ -69,8 +68,7 @@ class PlanRecord(Description):
 
     def _bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
         levels = [level.to_level() for level in self.levels]
-        of_maps = arrays.bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec)
-        return of_maps + roi_specs(bucket, self.rois)
+        return arrays.bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec, rois=self.rois)
 
 
 def plan_record(

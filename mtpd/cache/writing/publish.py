@@ -9,7 +9,7 @@ from mtpd.cache.writing.journal import GroupFiles, committed_groups, remove_jour
 from mtpd.cache.writing.parts import Part
 from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file
 from mtpd.errors import CacheError
-from mtpd.files import TEMPORARY, sha256_file
+from mtpd.system.files import TEMPORARY, sha256_file
 
 
 def is_published(root: Path) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mtpd.cache.format.arrays import encode_plain
+from mtpd.cache.format.arrays import RoisRecord, encode_plain, roi_specs
 from mtpd.cache.format.plan import Bucket, ShardKey
-from mtpd.cache.format.roi_arrays import VALUES, RoisRecord, encode_row, require_rois, roi_specs, row_checksum
+from mtpd.cache.format.roi_arrays import VALUES, encode_row, require_rois, row_checksum
 from mtpd.errors import InputError
 from mtpd.heads.rois import ImageRois
 
@@ -48,6 +48,6 @@ class RoiRows:
         wanted = len(self._bucket.rows(self._key.shard))
         if self._num_rows != wanted:
             raise RuntimeError(f'shard {self._key}: {self._num_rows} of {wanted} images have RoIs')
-        for spec in roi_specs(self._bucket, self._record):
-            values = np.stack([np.asarray(one) for one in self._columns[spec.path.rsplit('/', 1)[1]]])
+        for name, spec in roi_specs(self._bucket, self._record).items():
+            values = np.stack([np.asarray(one) for one in self._columns[name]])
             yield spec.file(self._key.shard), encode_plain(values, spec)

@@ -6,15 +6,14 @@ from concurrent.futures import Executor, Future
 import numpy as np
 
 from mtpd.cache.format import arrays
-from mtpd.cache.format.arrays import ZSTD_LEVELS
+from mtpd.cache.format.arrays import ZSTD_LEVELS, RoisRecord
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, has_scale, require_storable
 from mtpd.cache.format.plan import Bucket, ShardKey
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.format.shard import chunk_checksum, encode_chunk, encode_shard
 from mtpd.cache.writing.roi_rows import RoiRows
 from mtpd.errors import InputError
+from mtpd.geometry import Level
 from mtpd.heads.rois import ImageRois
-from mtpd.pyramid import Level
 
 
 class ShardGroup:
@@ -46,7 +45,7 @@ class ShardGroup:
         }
         self._scales: dict[tuple[str, str], list[np.ndarray]] = {slot: [] for slot in self._chunks}
         self._errors: dict[tuple[str, str], list[float]] = {slot: [] for slot in self._chunks}
-        self._views = views
+        self._specs = {view: arrays.view_specs(bucket, view=view, levels=levels, codec=codec) for view in views}
         self._roi_rows = None if rois is None else RoiRows(bucket=bucket, key=key, record=rois)
 
     def append(self, view: str, maps: Mapping[str, EncodedMaps]) -> None:
@@ -63,7 +62,7 @@ class ShardGroup:
         for level in self._levels:
             encoded = maps[level.name]
             codes = encoded.codes.numpy()
-            spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
+            spec = self._specs[view][level.name]
             if codes.shape[1:] != spec.row_shape:
                 raise InputError(
                     f'level {level.name} of the teacher is {codes.shape[1:]} for a {self._bucket.name} input, expected '
@@ -72,6 +71,7 @@ class ShardGroup:
             start = self._rows.start + len(self._chunks[view, level.name])
             images = self._bucket.images[start : start + len(codes)]
             require_storable(encoded, level=level.name, view=view, image_ids=[image.image_id for image in images])
+            assert encoded.error is not None
             zstd_level = ZSTD_LEVELS[self._codec]
             chunks[level.name] = [self._compressors.submit(encode_chunk, one, level=zstd_level) for one in codes]
             self._errors[view, level.name] += encoded.error.tolist()
@@ -91,37 +91,21 @@ class ShardGroup:
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Path below the cache's root and content of each of the group's files. The group must be full."""
-        for view in self._views:
+        shard = self.key.shard
+        image_ids = [self._bucket.images[row].image_id for row in self._rows]
+        for view, specs in self._specs.items():
             for level in self._levels:
-                yield from self._level_files(view, level)
-            yield self._image_id_file(view)
-            yield self._checksum_file(view)
-            yield self._error_file(view)
+                chunks, spec = self._chunks[view, level.name], specs[level.name]
+                if len(chunks) != len(self._rows):
+                    raise RuntimeError(f'shard {self.key}: {view} holds {len(chunks)} of {len(self._rows)} images')
+                yield spec.file(shard), encode_shard(chunks, chunks_per_shard=self._bucket.rows_per_shard)
+                if has_scale(self._codec):
+                    scale = specs[f'{level.name}.scale']
+                    yield scale.file(shard), arrays.encode_plain(np.stack(self._scales[view, level.name]), scale)
+            checksums = [[chunk_checksum(chunk) for chunk in self._chunks[view, level.name]] for level in self._levels]
+            errors = [self._errors[view, level.name] for level in self._levels]
+            tables = {'image_id': np.array(image_ids), 'crc32c': np.array(checksums).T, 'error': np.array(errors).T}
+            for name, values in tables.items():
+                yield specs[name].file(shard), arrays.encode_plain(values, specs[name])
         if self._roi_rows is not None:
             yield from self._roi_rows.files()
-
-    def _level_files(self, view: str, level: Level) -> Iterator[tuple[str, bytes]]:
-        chunks = self._chunks[view, level.name]
-        if len(chunks) != len(self._rows):
-            raise RuntimeError(f'shard {self.key}: {view} holds {len(chunks)} of {len(self._rows)} images')
-        spec = arrays.level_spec(self._bucket, view=view, level=level, codec=self._codec)
-        yield spec.file(self.key.shard), encode_shard(chunks, chunks_per_shard=self._bucket.rows_per_shard)
-        if has_scale(self._codec):
-            scale = arrays.scale_spec(self._bucket, view=view, level=level, codec=self._codec)
-            values = np.stack(self._scales[view, level.name])
-            yield scale.file(self.key.shard), arrays.encode_plain(values, scale)
-
-    def _image_id_file(self, view: str) -> tuple[str, bytes]:
-        spec = arrays.image_id_spec(self._bucket, view=view)
-        image_ids = [self._bucket.images[row].image_id for row in self._rows]
-        return spec.file(self.key.shard), arrays.encode_plain(np.array(image_ids), spec)
-
-    def _checksum_file(self, view: str) -> tuple[str, bytes]:
-        spec = arrays.checksum_spec(self._bucket, view=view, num_levels=len(self._levels))
-        columns = [[chunk_checksum(chunk) for chunk in self._chunks[view, level.name]] for level in self._levels]
-        return spec.file(self.key.shard), arrays.encode_plain(np.array(columns).T, spec)
-
-    def _error_file(self, view: str) -> tuple[str, bytes]:
-        spec = arrays.error_spec(self._bucket, view=view, num_levels=len(self._levels))
-        columns = [self._errors[view, level.name] for level in self._levels]
-        return spec.file(self.key.shard), arrays.encode_plain(np.array(columns).T, spec)

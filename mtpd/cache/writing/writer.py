@@ -31,7 +31,7 @@ from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json,
 from mtpd.cache.writing.publish import committed, is_published, publish, remove_leftovers
 from mtpd.cache.writing.shard_group import ShardGroup
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
-from mtpd.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
+from mtpd.system.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
 # Threads that compress: one for each core, but a disk takes no more than these make.
 MAX_COMPRESSORS = 8

@@ -15,40 +15,52 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-from mtpd.detectors.mmcv_ext import attention, carafe, deform, deform_roi, focal, info, masked_conv, nms, roi_align
-from mtpd.detectors.mmcv_ext import roi_pool as roi_pool_ops
+import torch
+
+from mtpd.detectors.mmcv_ext import attention, carafe, convolution, focal, nms, roi
 
 NAME = 'mmcv._ext'
 
+
+def get_compiler_version() -> str:
+    """Nothing was compiled: names the replacement."""
+    return 'none (mtpd.detectors.mmcv_ext)'
+
+
+def get_compiling_cuda_version() -> str:
+    """The CUDA version of PyTorch and torchvision, which do the work."""
+    return str(torch.version.cuda or 'not available')
+
+
 OPERATORS: tuple[Callable[..., Any], ...] = (
-    info.get_compiler_version,
-    info.get_compiling_cuda_version,
+    get_compiler_version,
+    get_compiling_cuda_version,
     nms.nms,
     nms.nms_match,
     nms.softnms,
-    roi_align.roi_align_forward,
-    roi_align.roi_align_backward,
-    roi_pool_ops.roi_pool_forward,
-    roi_pool_ops.roi_pool_backward,
+    roi.roi_align_forward,
+    roi.roi_align_backward,
+    roi.roi_pool_forward,
+    roi.roi_pool_backward,
     focal.sigmoid_focal_loss_forward,
     focal.sigmoid_focal_loss_backward,
     focal.softmax_focal_loss_forward,
     focal.softmax_focal_loss_backward,
-    deform.deform_conv_forward,
-    deform.deform_conv_backward_input,
-    deform.deform_conv_backward_parameters,
-    deform.modulated_deform_conv_forward,
-    deform.modulated_deform_conv_backward,
-    deform_roi.deform_roi_pool_forward,
-    deform_roi.deform_roi_pool_backward,
+    convolution.deform_conv_forward,
+    convolution.deform_conv_backward_input,
+    convolution.deform_conv_backward_parameters,
+    convolution.modulated_deform_conv_forward,
+    convolution.modulated_deform_conv_backward,
+    roi.deform_roi_pool_forward,
+    roi.deform_roi_pool_backward,
     attention.ms_deform_attn_forward,
     attention.ms_deform_attn_backward,
     carafe.carafe_forward,
     carafe.carafe_backward,
     carafe.carafe_naive_forward,
     carafe.carafe_naive_backward,
-    masked_conv.masked_im2col_forward,
-    masked_conv.masked_col2im_forward,
+    convolution.masked_im2col_forward,
+    convolution.masked_col2im_forward,
 )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mtpd.detectors.mmcv_ext.dtypes import at_least_float32
+from mtpd.detectors.mmcv_ext.numerics import at_least_float32
 
 
 def sigmoid_focal_loss_forward(

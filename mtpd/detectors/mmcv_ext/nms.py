@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.ops import nms as torchvision_nms
 
-from mtpd.detectors.mmcv_ext.dtypes import common
+from mtpd.detectors.mmcv_ext.numerics import common
 
 NAIVE, LINEAR, GAUSSIAN = 0, 1, 2
 

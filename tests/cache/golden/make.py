@@ -16,14 +16,13 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, expected_bytes
 from mtpd.cache.format.manifest import Description, ViewName, describe
 from mtpd.cache.format.plan import SourceImage, plan_cache
-from mtpd.cache.format.roi_arrays import RoisRecord
 from mtpd.cache.writing.writer import CacheWriter
-from mtpd.geometry import Geometry
+from mtpd.geometry import Geometry, Level
 from mtpd.heads.rois import ImageRois
-from mtpd.pyramid import Level
 
 LEVELS = (Level('p3', 8, 2), Level('p4', 16, 4))
 GEOMETRY = Geometry((32, 16), pad_divisor=16)
@@ -63,10 +62,10 @@ def encoded_and_expected(image_id: int, view: str, level: Level, codec: CodecNam
     expected: np.ndarray = stored.astype(np.float32) * scale[0][:, None, None] + scale[1][:, None, None]
     error = torch.full((1,), ERROR)
     if codec == 'fp16':
-        return EncodedMaps(codes=torch.from_numpy(expected).half()[None], error=error), expected
+        return EncodedMaps(torch.from_numpy(expected).half()[None], error=error), expected
     if codec == 'lean':
         expected = (BASES[level.name] @ expected.reshape(level.channels, -1)).reshape(expected.shape)
-    return EncodedMaps(torch.from_numpy(stored)[None], error, torch.from_numpy(scale)[None]), expected
+    return EncodedMaps(torch.from_numpy(stored)[None], torch.from_numpy(scale)[None], error=error), expected
 
 
 def proposals(image_id: int) -> ImageRois:

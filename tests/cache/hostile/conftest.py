@@ -1,27 +1,24 @@
 """Forged caches whose hashes all fit, read where they can do no harm."""
 
 import json
-import multiprocessing
-import resource
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import pytest
-import torch
 
 import mtpd.cache
 from mtpd.errors import MtpdError
-from mtpd.files import canonical_json, sha256_bytes
+from mtpd.system.files import sha256_bytes
+from stress.damages import sign
+from stress.processes import ProcessDiedError, in_limits
 
 MEMORY = 192 * 2**20  # bytes that refusing or reading a cache may take
-TIMEOUT = 60  # seconds
 SHARD = '64x96/plain/p3/c/0/0/0/0'
 
 
@@ -34,10 +31,8 @@ class Forgery:
     def sign(self, edit: Callable[[dict[str, Any]], object]) -> None:
         """Edits the manifest and makes its digest fit."""
         content = self.manifest()
-        del content['digest']
         edit(content)
-        content['digest'] = sha256_bytes(canonical_json(content))
-        (self.root / 'manifest.json').write_text(json.dumps(content))
+        (self.root / 'manifest.json').write_text(json.dumps(sign(content)))
 
     def manifest(self) -> Any:
         """The manifest as it is."""
@@ -75,7 +70,10 @@ class Forgery:
 
         Anything else that happens comes back as another text: an exception of another kind, or the end of the process.
         """
-        return read_safely(root or self.root)
+        try:
+            return in_limits(partial(_read_all, root or self.root), memory=MEMORY)
+        except ProcessDiedError as error:
+            return str(error)
 
     def require_refused(self, message: str) -> None:
         """It is refused by an error of ours, in one short line that names the cache."""
@@ -131,28 +129,7 @@ def crc(content: bytes) -> bytes:
     return int(google_crc32c.value(content)).to_bytes(4, 'little')
 
 
-def read_safely(root: Path) -> str:
-    """See `Forgery.read`."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context('fork').Process(target=_read_all, args=(root, sender))
-    process.start()
-    sender.close()
-    try:
-        result: str = receiver.recv()
-    except EOFError:
-        process.join()
-        result = f'the process ended with {process.exitcode}'
-    process.join()
-    process.close()
-    receiver.close()
-    return result
-
-
-def _read_all(root: Path, sender: Connection) -> None:
-    torch.set_num_threads(1)
-    signal.alarm(TIMEOUT)
-    pages = int(Path('/proc/self/statm').read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+def _read_all(root: Path) -> str:
     try:
         cache = mtpd.cache.open(root)
         for image_id in cache.image_ids:
@@ -161,9 +138,8 @@ def _read_all(root: Path, sender: Connection) -> None:
             if cache.manifest.description.rois is not None:
                 cache.rois(image_id)
         cache.teacher_weights()
-        result = 'read'
     except MtpdError as error:
-        result = str(error)
+        return str(error)
     except BaseException as error:
-        result = f'not our error, {type(error).__name__}: {error}'
-    sender.send(result)
+        return f'not our error, {type(error).__name__}: {error}'
+    return 'read'

@@ -68,33 +68,33 @@ def test_hostile_numbers_do_not_end_the_process() -> None:
     """torchvision's own CPU kernels crash on most of these."""
     code = """
 import itertools, torch
-from mtpd.detectors.mmcv_ext import deform, deform_roi, roi_align, roi_pool
+from mtpd.detectors.mmcv_ext import convolution, roi
 image = torch.randn(2, 4, 64, 64)
 hostile = [torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e12, 2147483648.0, -2147483649.0]
-shape = deform.Shape((1, 1), (1, 1), (1, 1), 1, 1)
+sizes = (1, 1, 1, 1, 1, 1, 1, 1)
 for value, mask in itertools.product(hostile, (None, torch.rand(2, 9, 64, 64))):
     offset = torch.randn(2, 18, 64, 64)
     offset[:, ::3] = value
     weight = torch.randn(4, 4, 3, 3)
-    output = deform._forward(image, weight, offset, mask, None, shape)
-    deform._backward(torch.ones_like(output), image, weight, offset, mask, shape)
+    output = convolution._forward(image, weight, offset, mask, None, sizes)
+    convolution._backward(torch.ones_like(output), image, weight, offset, mask, sizes)
 for value, column, ratio in itertools.product(hostile, (1, 2, 3, 4), (0, 2)):
     rois = torch.tensor([[0, 4, 4, 30, 30], [1, 0, 0, 63, 63]], dtype=torch.float32)
     rois[0, column] = value
     output = torch.zeros(2, 4, 7, 7)
     bins = dict(aligned_height=7, aligned_width=7)
     rest = dict(spatial_scale=0.5, sampling_ratio=ratio, pool_mode=1, aligned=True)
-    roi_align.roi_align_forward(image, rois, output, output, output, **bins, **rest)
-    roi_align.roi_align_backward(output, rois, output, output, torch.zeros_like(image), **bins, **rest)
+    roi.roi_align_forward(image, rois, output, output, output, **bins, **rest)
+    roi.roi_align_backward(output, rois, output, output, torch.zeros_like(image), **bins, **rest)
     bins = dict(pooled_height=7, pooled_width=7, spatial_scale=0.5)
-    deform_roi.deform_roi_pool_forward(image, rois, image[:0], output, sampling_ratio=ratio, gamma=0.1, **bins)
+    roi.deform_roi_pool_forward(image, rois, image[:0], output, sampling_ratio=ratio, gamma=0.1, **bins)
     argmax = torch.zeros(2, 4, 7, 7, dtype=torch.int)
-    roi_pool.roi_pool_forward(image, rois, output, argmax, **bins)
-    roi_pool.roi_pool_backward(output, rois, argmax, torch.zeros_like(image), **bins)
+    roi.roi_pool_forward(image, rois, output, argmax, **bins)
+    roi.roi_pool_backward(output, rois, argmax, torch.zeros_like(image), **bins)
 for index in (-1, 2, 1e9, torch.nan, torch.inf):
     rois = torch.tensor([[index, 4, 4, 30, 30]])
     try:
-        roi_align.roi_align_forward(
+        roi.roi_align_forward(
             image, rois, torch.zeros(1, 4, 7, 7), image, image, aligned_height=7, aligned_width=7, **rest
         )
     except IndexError:

@@ -13,7 +13,7 @@ from click.testing import Result
 from PIL import Image
 
 import mtpd.cache
-from mtpd.ordering.measure import Sampling, adaptation_costs
+from mtpd.ordering import Sampling, adaptation_costs
 
 Run = Callable[..., Result]
 

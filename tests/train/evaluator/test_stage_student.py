@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mtpd_train.evaluator.stage_student import StageStudent, find_student, without_student
+from mtpd_train.evaluator.detector import StageStudent, find_student, without_student
 
 
 def test_the_latest_stage_that_has_a_student_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The tables of `mtpd-eval`."""
 
 from mtpd.evaluation import METRICS, Evaluation
-from mtpd_train.evaluator.text import class_table, metrics_table
+from mtpd_train.evaluator.run import class_table, metrics_table
 
 FOUND = {
     'box': Evaluation({name: index / 100 for index, name in enumerate(METRICS)}, {'cat': -1.0, 'dog': 0.0, 'cow': 0.5}),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from mtpd_train.optimization.averaging import build_average, update_average
+from mtpd_train.optimization import update_average
 from mtpd_train.training.step import add_gradient
 
 
@@ -18,7 +19,7 @@ def test_against_a_float64_loop() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     model[0].weight.requires_grad_(False)
-    average = build_average(model)
+    average = AveragedModel(model, use_buffers=True)
     wanted: dict[str, Tensor] = {}
     for step in range(1, 301):
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Learning rates at the steps that matter, and what the optimizer is given."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +10,23 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from mtpd.errors import InputError
-from mtpd_train.optimization.optimizer import build_optimizer, build_schedule
+from mtpd_train.optimization import build_optimizer, build_schedule
+from mtpd_train.settings.stage_settings import OptimSettings
 
 LR = 0.01
+
+
+def schedule_of(
+    optimizer: Optimizer, schedule: Any, *, epochs: int, steps_per_epoch: int, **settings: Any
+) -> LRScheduler:
+    optim = OptimSettings(lr=LR, schedule=schedule, epochs=epochs, **settings)
+    return build_schedule(optimizer, optim, steps_per_epoch=steps_per_epoch)
 
 
 def sgd() -> Optimizer:
     parameter = Parameter(torch.ones(3))
     parameter.grad = torch.ones(3)
-    return build_optimizer([parameter], kind='sgd', lr=LR)
+    return build_optimizer([parameter], OptimSettings(lr=LR, epochs=1))
 
 
 def step(optimizer: Optimizer, schedule: LRScheduler) -> float:
@@ -35,7 +44,7 @@ def all_lrs(optimizer: Optimizer, schedule: LRScheduler, num_steps: int) -> list
 
 def test_mmdets_1x_recipe() -> None:
     optimizer = sgd()
-    schedule = build_schedule(optimizer, kind='multistep', epochs=12, steps_per_epoch=600, milestones=[8, 11])
+    schedule = schedule_of(optimizer, 'multistep', epochs=12, steps_per_epoch=600, milestones=(8, 11))
     lrs = all_lrs(optimizer, schedule, 7200)
     # Linear from lr / 1000, 500 steps, as in mmdet's schedule_1x.
     assert lrs[:501] == pytest.approx([LR * (1e-3 + (1 - 1e-3) * i / 500) for i in range(501)])
@@ -46,14 +55,14 @@ def test_mmdets_1x_recipe() -> None:
 
 def test_a_short_training_warms_up_for_a_tenth() -> None:
     optimizer = sgd()
-    lrs = all_lrs(optimizer, build_schedule(optimizer, kind='multistep', epochs=4, steps_per_epoch=10), 40)
+    lrs = all_lrs(optimizer, schedule_of(optimizer, 'multistep', epochs=4, steps_per_epoch=10), 40)
     assert lrs[0] == pytest.approx(LR * 1e-3)
     assert lrs[4:] == pytest.approx([LR] * 36)
 
 
 def test_cosine() -> None:
     optimizer = sgd()
-    schedule = build_schedule(optimizer, kind='cosine', epochs=2, steps_per_epoch=50, warmup_steps=10, warmup_ratio=0.1)
+    schedule = schedule_of(optimizer, 'cosine', epochs=2, steps_per_epoch=50, warmup_iters=10, warmup_ratio=0.1)
     lrs = all_lrs(optimizer, schedule, 100)
     want = [LR * (1 + math.cos(math.pi * i / 100)) / 2 * min(1, 0.1 + 0.9 * i / 10) for i in range(100)]
     assert lrs == pytest.approx(want)
@@ -61,8 +70,8 @@ def test_cosine() -> None:
 
 def test_linear_with_a_floor() -> None:
     optimizer = sgd()
-    schedule = build_schedule(
-        optimizer, kind='linear', epochs=2, steps_per_epoch=50, min_lr=LR / 5, warmup_steps=10, warmup_ratio=0.1
+    schedule = schedule_of(
+        optimizer, 'linear', epochs=2, steps_per_epoch=50, min_lr=LR / 5, warmup_iters=10, warmup_ratio=0.1
     )
     want = [LR * (0.2 + 0.8 * (1 - i / 100)) * min(1, 0.1 + 0.9 * i / 10) for i in range(100)]
     assert all_lrs(optimizer, schedule, 100) == pytest.approx(want)
@@ -71,16 +80,14 @@ def test_linear_with_a_floor() -> None:
 
 def test_cosine_with_a_floor_is_torchs() -> None:
     optimizer, reference = sgd(), sgd()
-    schedule = build_schedule(optimizer, kind='cosine', epochs=2, steps_per_epoch=50, min_lr=LR / 20, warmup_steps=0)
+    schedule = schedule_of(optimizer, 'cosine', epochs=2, steps_per_epoch=50, min_lr=LR / 20, warmup_iters=0)
     want = CosineAnnealingLR(reference, T_max=100, eta_min=LR / 20)
     assert all_lrs(optimizer, schedule, 100) == pytest.approx(all_lrs(reference, want, 100))
 
 
 def test_one_cycle() -> None:
     optimizer = sgd()
-    schedule = build_schedule(
-        optimizer, kind='onecycle', epochs=2, steps_per_epoch=50, warmup_steps=20, warmup_ratio=0.1
-    )
+    schedule = schedule_of(optimizer, 'onecycle', epochs=2, steps_per_epoch=50, warmup_iters=20, warmup_ratio=0.1)
     lrs = all_lrs(optimizer, schedule, 100)
     rise = [0.1 + 0.9 * (1 - math.cos(math.pi * i / 20)) / 2 for i in range(20)]
     fall = [(1 + math.cos(math.pi * i / 79)) / 2 for i in range(80)]
@@ -90,17 +97,17 @@ def test_one_cycle() -> None:
 
 def test_one_cycle_by_default_peaks_at_30_percent() -> None:
     optimizer = sgd()
-    lrs = all_lrs(optimizer, build_schedule(optimizer, kind='onecycle', epochs=10, steps_per_epoch=10), 100)
+    lrs = all_lrs(optimizer, schedule_of(optimizer, 'onecycle', epochs=10, steps_per_epoch=10), 100)
     assert lrs[0] == pytest.approx(LR / 25)
     assert lrs.index(max(lrs)) == 29
 
 
 @pytest.mark.parametrize('kind', ['multistep', 'cosine', 'linear', 'onecycle'])
 @pytest.mark.parametrize('num_steps', [1, 2, 3, 10])
-@pytest.mark.parametrize('warmup_steps', [None, 0])
-def test_tiny_trainings_keep_a_positive_rate(kind: str, num_steps: int, warmup_steps: int | None) -> None:
+@pytest.mark.parametrize('warmup_iters', [None, 0])
+def test_tiny_trainings_keep_a_positive_rate(kind: str, num_steps: int, warmup_iters: int | None) -> None:
     optimizer = sgd()
-    schedule = build_schedule(optimizer, kind=kind, epochs=1, steps_per_epoch=num_steps, warmup_steps=warmup_steps)  # type: ignore[arg-type]
+    schedule = schedule_of(optimizer, kind, epochs=1, steps_per_epoch=num_steps, warmup_iters=warmup_iters)
     assert all(0 < lr <= LR * (1 + 1e-12) for lr in all_lrs(optimizer, schedule, num_steps))
 
 
@@ -108,13 +115,13 @@ def test_tiny_trainings_keep_a_positive_rate(kind: str, num_steps: int, warmup_s
 def test_resume_goes_on_exactly(kind: str) -> None:
     def build() -> tuple[Optimizer, LRScheduler]:
         optimizer = sgd()
-        return optimizer, build_schedule(
+        return optimizer, schedule_of(
             optimizer,
-            kind=kind,  # type: ignore[arg-type]
+            kind,
             epochs=4,
             steps_per_epoch=5,
-            milestones=[2],
-            warmup_steps=6,
+            milestones=(2,) if kind == 'multistep' else (),
+            warmup_iters=6,
         )
 
     whole = all_lrs(*build(), 20)
@@ -126,15 +133,17 @@ def test_resume_goes_on_exactly(kind: str) -> None:
     assert first + all_lrs(resumed_optimizer, resumed_schedule, 15) == whole
 
 
-@pytest.mark.parametrize('warmup_steps', [9, 10, 500])
-def test_a_warmup_longer_than_the_training(warmup_steps: int) -> None:
-    with pytest.raises(InputError, match=f'warmup_iters is {warmup_steps}, but the training has only 10'):
-        build_schedule(sgd(), kind='multistep', epochs=2, steps_per_epoch=5, warmup_steps=warmup_steps)
+@pytest.mark.parametrize('warmup_iters', [9, 10, 500])
+def test_a_warmup_longer_than_the_training(warmup_iters: int) -> None:
+    with pytest.raises(InputError, match=f'warmup_iters is {warmup_iters}, but the training has only 10'):
+        schedule_of(sgd(), 'multistep', epochs=2, steps_per_epoch=5, warmup_iters=warmup_iters)
 
 
 def test_frozen_parameters_are_left_out() -> None:
     frozen, trained = Parameter(torch.ones(2), requires_grad=False), Parameter(torch.ones(2))
-    optimizer = build_optimizer([frozen, trained], kind='adamw', lr=1e-3, momentum=0.8, weight_decay=0.05)
+    optimizer = build_optimizer(
+        [frozen, trained], OptimSettings(type='adamw', lr=1e-3, momentum=0.8, weight_decay=0.05, epochs=1)
+    )
     assert isinstance(optimizer, AdamW)
     (group,) = optimizer.param_groups
     assert [id(parameter) for parameter in group['params']] == [id(trained)]
@@ -143,7 +152,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 def test_sgd_against_its_update_rule() -> None:
     parameter = Parameter(torch.tensor([2.0]))
-    optimizer = build_optimizer([parameter], kind='sgd', lr=0.1, momentum=0.5, weight_decay=0.01)
+    optimizer = build_optimizer([parameter], OptimSettings(lr=0.1, momentum=0.5, weight_decay=0.01, epochs=1))
     assert isinstance(optimizer, SGD)
     value, velocity = 2.0, 0.0
     for gradient in (1.0, -3.0, 0.5):

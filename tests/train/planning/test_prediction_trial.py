@@ -11,10 +11,9 @@ import torch
 
 from mtpd.detectors.runtime import prepare
 from mtpd.errors import InputError, UnavailableError
-from mtpd_train.building.stages import build_stages
-from mtpd_train.planning.prediction_trial import try_predictions
+from mtpd_train.planning import try_predictions
 from mtpd_train.settings.stage_file import load_stages
-from mtpd_train.stage import Stage
+from mtpd_train.stage import Stage, build_stages
 from mtpd_train.student import named_failures
 
 CPU = torch.device('cpu')
@@ -97,7 +96,7 @@ def test_each_student_is_tried_once(write_stage: WriteStage, tmp_path: Path, mon
     other = write_stage(tmp_path / 'other.yaml', model={'test_cfg.score_thr': 0.3})
     stages = build_stages(load_stages([one, one, other]))
     tried: list[Any] = []
-    monkeypatch.setattr('mtpd_train.planning.prediction_trial.detect', lambda student, *_, **__: tried.append(student))
+    monkeypatch.setattr('mtpd_train.planning.detect', lambda student, *_, **__: tried.append(student))
     try_predictions(stages, CPU)
     assert tried == [stages[0].student, stages[2].student]
 

@@ -10,8 +10,16 @@ import pytest
 from PIL import Image
 
 from mtpd.data.coco import CocoAnnotation, read_annotations
-from mtpd_train.report.boxes import FOUND, MISTAKEN, TRUE, found_boxes, match_detections, surest_first, true_boxes
 from mtpd_train.report.images import DrawnBox, photo_uri
+from mtpd_train.report.predictions import (
+    FOUND,
+    MISTAKEN,
+    TRUE,
+    found_boxes,
+    match_detections,
+    most_certain_first,
+    true_boxes,
+)
 
 
 def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path) -> None:
@@ -46,9 +54,9 @@ def test_a_detection_is_matched_once_and_with_its_class_only(synthetic_set: Path
     assert drawn[3] == DrawnBox((85, 10, 125, 50), f'{square} 0.25', MISTAKEN, is_dashed=True)
 
 
-def test_the_surest_come_first() -> None:
+def test_the_most_certain_come_first() -> None:
     detections = [{'score': score} for score in (0.3, 0.9, 0.4, 0.2)]
-    assert [one['score'] for one in surest_first(detections, min_score=0.3)] == [0.9, 0.4, 0.3]
+    assert [one['score'] for one in most_certain_first(detections, min_score=0.3)] == [0.9, 0.4, 0.3]
 
 
 @pytest.mark.parametrize(('iou', 'is_object'), [(0.49, False), (0.51, True)])
@@ -60,7 +68,7 @@ def test_half_of_the_area_must_be_shared(iou: float, is_object: bool, synthetic_
 
 
 def test_a_photograph_is_enlarged_with_its_boxes() -> None:
-    pixels = np.full((50, 100, 3), (200, 100, 0), np.uint8)
+    pixels = np.full((50, 100, 3), (0, 100, 200), np.uint8)  # BGR
     uri = photo_uri(pixels, [DrawnBox((50.0, 20.0, 90.0, 40.0), 'x', '#0000ff')])
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(',')[1]))).convert('RGB')).astype(int)
     assert image.shape == (200, 400, 3)

@@ -7,10 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mtpd_train.report import curves
-from mtpd_train.report.charts import MAX_POINTS, Line, bar_chart, line_chart, thinned
-from mtpd_train.report.run_log import read_run
-from mtpd_train.report.summary import summarise
+from mtpd_train.report.charts import MAX_POINTS, Line, ap_line, bar_chart, line_chart, loss_lines, run_charts, thinned
+from mtpd_train.report.run_log import read_run, summarise
 
 WriteRun = Callable[..., Path]
 HOSTILE = '<script>alert("$\\frac")</script>'
@@ -79,10 +77,9 @@ def test_thinned() -> None:
 
 def test_charts_of_a_run(write_run: WriteRun, tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / 'run'))
-    ap, loss, size = curves.ap_chart(run), curves.loss_chart(run), curves.size_chart(summarise(run), kind='box')
-    assert ap is not None
-    assert loss is not None
-    assert size is not None
+    charts = run_charts(run, summarise(run))
+    assert list(charts) == ['ap', 'loss', 'lr', 'speed', 'wait', 'size_box']
+    ap, loss, size = (charts[name] for name in ('ap', 'loss', 'size_box'))
     assert {'box AP', 'box AP50', 'stage 1', 'stage 2'} <= texts(ap)
     assert {'loss_cls', 'distill/mgd/p3', 'total'} <= texts(loss)
     assert {'small', 'medium', '20.0'} <= texts(size)
@@ -90,19 +87,17 @@ def test_charts_of_a_run(write_run: WriteRun, tmp_path: Path) -> None:
     assert size.rindex(b'>5.0<') < size.rindex(b'>20.0<')  # those of small objects come first, and are lower
     assert '0.5' in texts(loss)
     assert '0.4' not in texts(loss)  # as it would be on a scale that is not logarithmic
-    wait = curves.wait_chart(run)
-    assert wait is not None
-    assert not any(text.startswith('0.') for text in texts(wait))  # 10 and 20, in percent
+    assert not any(text.startswith('0.') for text in texts(charts['wait']))  # 10 and 20, in percent
 
 
 def test_lines_of_a_run(write_run: WriteRun, tmp_path: Path) -> None:
     """Steps count over all stages; where a stage begins, a line of losses is broken."""
     run = read_run(write_run(tmp_path / 'run'))
-    assert curves.stage_borders(run) == {'stage 1': 0, 'stage 2': 20}
-    ap = {line.name: [(x, round(y, 9)) for x, y in line.points] for line in curves.ap_lines(run)}
-    assert ap['box AP'] == [(10, 15), (20, 10), (30, 25), (40, 20)]
-    assert ap['box AP50'] == [(10, 30), (20, 20), (30, 50), (40, 40)]
-    losses = {line.name: line.points for line in curves.loss_lines(run)}
+    assert [stage.first_step for stage in run.stages] == [0, 20]
+    for metric, expected in (('box/AP', [15, 10, 25, 20]), ('box/AP50', [30, 20, 50, 40])):
+        points = ap_line(run, metric, name='AP').points
+        assert [(x, round(y, 9)) for x, y in points] == list(zip((10, 20, 30, 40), expected, strict=True))
+    losses = {line.name: line.points for line in loss_lines(run)}
     assert [x for x, _ in losses['loss_cls']] == [5, 10, 15, 20, 20, 25, 30, 35, 40]
     assert [y for _, y in losses['loss_cls']] == pytest.approx(
         [1 / 5, 1 / 10, 1 / 15, 1 / 20, math.nan, 1 / 5, 1 / 10, 1 / 15, 1 / 20], nan_ok=True
@@ -114,12 +109,11 @@ def test_many_losses_are_summed_over_levels(write_run: WriteRun, tmp_path: Path)
     log = folder / 'metrics.jsonl'
     more = ', '.join(f'"distill/mgd/p{level}": 0.1' for level in range(5, 12))
     log.write_text(log.read_text().replace('"distill/mgd/p3"', f'{more}, "distill/mgd/p3"'))
-    losses = {line.name: line.points for line in curves.loss_lines(read_run(folder))}
+    losses = {line.name: line.points for line in loss_lines(read_run(folder))}
     assert list(losses) == ['loss_cls', 'distill/mgd', 'total']
     assert losses['distill/mgd'][0] == pytest.approx((5, 0.5 + 0.25 + 7 * 0.1))
 
 
 def test_nothing_to_draw(write_run: WriteRun, tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / 'run', begun=0, finished=0))
-    drawn = [curves.ap_chart(run), curves.loss_chart(run), curves.speed_chart(run), curves.size_chart([], kind='box')]
-    assert drawn == [None] * 4
+    assert run_charts(run, summarise(run)) == {}

@@ -74,7 +74,7 @@ def test_the_page_has_everything(finished: Path) -> None:
 
 
 def test_predictions_are_counted(finished: Path) -> None:
-    found = predictions(read_run(finished), num_images=3, min_score=0.0, device=CPU, read=read_annotations)
+    found = predictions(read_run(finished), num_images=3, min_score=0.0, device=CPU)
     assert (found.titles, found.missing) == ({1: '', 2: ''}, {})
     assert len(found.images) == 3
     for image in found.images:
@@ -89,7 +89,7 @@ def test_predictions_are_counted(finished: Path) -> None:
     for image in found.images:
         photo = np.asarray(Image.open(Path(data['coco']) / data['val'] / image.name).convert('RGB'))
         assert np.abs(pixels(image.truth).mean((0, 1)) - photo.mean((0, 1))).max() < 12
-    nothing = predictions(read_run(finished), num_images=1, min_score=1.0, device=CPU, read=read_annotations)
+    nothing = predictions(read_run(finished), num_images=1, min_score=1.0, device=CPU)
     assert all((one.num_found, one.num_mistaken) == (0, 0) for one in nothing.images[0].found)
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from mtpd.errors import InputError
 from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
-from mtpd_train.report.records import read_records
-from mtpd_train.report.run_log import read_run
+from mtpd_train.report.run_log import read_records, read_run
 
 WriteRun = Callable[..., Path]
 

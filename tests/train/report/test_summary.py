@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from mtpd_train.records.metrics import EvaluationRecord, TrainRecord, append_record
-from mtpd_train.report.run_log import read_run
-from mtpd_train.report.summary import summarise
-from mtpd_train.report.tables import cache_facts, class_rows
+from mtpd_train.report.page import cache_facts, class_rows
+from mtpd_train.report.run_log import read_run, summarise
 
 WriteRun = Callable[..., Path]
 

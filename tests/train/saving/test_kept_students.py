@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mtpd.detectors.checkpoint import load_checkpoint
-from mtpd_train.saving.kept_students import drop_all, drop_old, epoch_file, is_best
+from mtpd_train.training.saving import drop_all, drop_old, epoch_file, is_best
 
 
 def names(folder: Path) -> list[str]:

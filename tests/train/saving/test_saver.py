@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
 from mtpd_train.records.divergence import DivergedError
-from mtpd_train.saving.kept_students import BEST_FILE, epoch_file
-from mtpd_train.saving.progress import Position
-from mtpd_train.saving.saver import Saver
-from mtpd_train.saving.trainables import build_trainables
+from mtpd_train.records.meter import Meter
 from mtpd_train.stage import Stage
+from mtpd_train.training.saving import BEST_FILE, Position, Saver, epoch_file
 
 Start = Callable[..., tuple[Saver, Stage]]
 
@@ -25,15 +24,18 @@ def start(build_stage: Callable[..., Stage], tmp_path: Path) -> Start:
 
     def make(every_minutes: float | None = 15.0, world: World = ALONE) -> tuple[Saver, Stage]:
         stage = build_stage(save={'every_minutes': every_minutes})
-        trainables = build_trainables(stage, device=torch.device('cpu'), world=ALONE)
-        return Saver(stage, trainables, progress_file=tmp_path / 'progress.pth', world=world), stage
+        cpu, networks = torch.device('cpu'), (stage.student.model, stage.distiller)
+        steps = stage.steps_per_epoch
+        optimization = Optimization(*networks, stage.settings.optim, steps_per_epoch=steps, device=cpu)
+        meter = Meter(stage=stage.number, device=cpu)
+        return Saver(stage, optimization, meter, progress_file=tmp_path / 'progress.pth', world=world), stage
 
     return make
 
 
 def test_minutes_count_from_the_last_saving(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock: Any = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr('mtpd_train.saving.saver.time', SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr('mtpd_train.training.saving.time', SimpleNamespace(monotonic=lambda: clock.now))
     (saver, _), (never, _), (other, _) = start(), start(None), start(world=World(rank=1, size=2))
     for step in (1, 2):
         clock.now += 15 * 60 - 1
@@ -62,5 +64,5 @@ def test_a_stage_without_a_state_starts_anew(start: Start, tmp_path: Path) -> No
     saver, _ = start()
     for path in (epoch_file(tmp_path, 1), tmp_path / BEST_FILE):
         path.write_bytes(b'')
-    assert saver.go_on(tmp_path / 'metrics.jsonl') == Position()
+    assert saver.restore(tmp_path / 'metrics.jsonl') == Position()
     assert not list(tmp_path.glob('*.pth'))

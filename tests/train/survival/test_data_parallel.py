@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd_train.building.stages import build_stages
 from mtpd_train.evaluation import evaluate_stage
 from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.stage import build_stages
 from mtpd_train.student import load_student
 
 Records = Callable[..., list[dict[str, Any]]]
@@ -25,9 +25,9 @@ DUMP = """
 import os
 from mtpd_train import run
 train = run.train_stage
-def train_stage(stage, place):
-    train(stage, place)
-    torch.save(stage.student.model.state_dict(), os.environ['DUMP'] + f'-{stage.number}-{place.world.rank}.pth')
+def train_stage(stage, **options):
+    train(stage, **options)
+    torch.save(stage.student.model.state_dict(), os.environ['DUMP'] + f'-{stage.number}-{options["world"].rank}.pth')
 run.train_stage = train_stage
 """
 

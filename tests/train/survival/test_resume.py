@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mtpd_train.saving.saver import Saver
+from mtpd_train.training.saving import Saver
 
 EVERY_STEP = ('--set', 'save.every_minutes=1e-9')
 
@@ -116,13 +116,13 @@ def test_finished_stages_are_skipped(
     pixels = image.read_bytes()
     calls = itertools.count()
 
-    def train_stage(*arguments: Any) -> None:
+    def train_stage(stage: Any, **options: Any) -> None:
         from mtpd_train.training.loop import train_stage
 
         if next(calls) == 1:
             image.write_bytes(pixels[:-99])
         try:
-            train_stage(*arguments)
+            train_stage(stage, **options)
         finally:
             image.write_bytes(pixels)
 

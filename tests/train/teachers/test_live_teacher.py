@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd.interrupt import StopFlag
-from mtpd.losses.teacher_map import TeacherMap
+from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import LiveTeacher
-from mtpd_train.training.loop import Place, train_stage
+from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import loaded, step_losses
 
 CPU = torch.device('cpu')
@@ -89,7 +89,8 @@ def test_training_leaves_the_teacher_alone(
     assert isinstance(stage.source, LiveTeacher)
     module = stage.source.teacher.module
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    train_stage(stage, Place(CPU, tmp_path / 'progress.pth', tmp_path / 'metrics.jsonl', StopFlag()))
+    files: dict[str, Any] = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
+    train_stage(stage, device=CPU, stop=StopFlag(), **files)
     assert not any(one.training for one in module.modules())
     assert not any(one.requires_grad or one.grad is not None for one in module.parameters())
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
@@ -109,7 +110,7 @@ def test_its_maps_are_float32_in_half_precision_training_too(
     given = []
     maps_of = LiveTeacher.maps
 
-    def watched(self: LiveTeacher, *arguments: Any, **options: Any) -> dict[str, TeacherMap]:
+    def watched(self: LiveTeacher, *arguments: Any, **options: Any) -> dict[str, EncodedMaps]:
         maps = maps_of(self, *arguments, **options)
         with torch.autocast('cpu', torch.bfloat16):
             inside = maps_of(self, *arguments, **options)

@@ -4,7 +4,9 @@ The teacher is run on one sample after another, and must give what its cache and
 shuffled batches of images of several sizes, resized, in both views, with padding of the image's own and of the batch.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,18 @@ import torch
 from torch import Tensor
 
 import mtpd.cache
-from mtpd.cache.format.codecs import EncodedMaps, decode, encode
+from mtpd.cache.format.codecs import EncodedMaps, batch_images, encode
 from mtpd.detectors.detection import collate
 from mtpd.detectors.preprocessing import normalise
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import MtpdError
 from mtpd.geometry import Size
-from mtpd.pyramid import Level
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import WINDOW, Request
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.code_batch import teacher_maps
-from mtpd_train.teachers.teacher_source import Encoded, ReadAhead
-from mtpd_train.training.step import loaded, step_losses
-from mtpd_train.training.targets import batch_masks
+from mtpd_train.teachers.teacher_source import ReadAhead
+from mtpd_train.training.step import batch_masks, loaded, step_losses
 
 CPU = torch.device('cpu')
 GEOMETRIES = {16: {'scale': '150x112'}, 24: {'scale': '150x112', 'pad_size': [112, 150]}}
@@ -160,19 +159,17 @@ def test_the_students_maps_lie_on_the_teachers_grid(either: Stage) -> None:
 def test_only_image_cells_count_in_a_step(stage: Stage) -> None:
     """What the teacher made of padding changes no loss; what it made of the last image cells does."""
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
-    changed: dict[str, list[Encoded]] = {'padding': [], 'image': []}
-    for sample, maps in zip(samples, encoded.maps, strict=True):
-        for where, list_of_maps in changed.items():
-            copies = {}
-            for level in stage.teacher_levels:
-                codes = maps[level.name].codes.clone()
-                rows, columns = (-(-side // level.stride) for side in sample.resized)
-                if where == 'padding':
-                    codes[:, rows:], codes[:, :, columns:] = 99, 99
-                else:
-                    codes[:, rows - 1, columns - 1] += 1
-                copies[level.name] = EncodedMaps(codes, maps[level.name].error)
-            list_of_maps.append(copies)
+    changed: dict[str, dict[str, EncodedMaps]] = {'padding': {}, 'image': {}}
+    for where, level in itertools.product(changed, stage.teacher_levels):
+        maps = encoded.maps[level.name]
+        batch = maps.codes.clone()
+        for sample, codes in zip(samples, batch, strict=True):
+            rows, columns = (-(-side // level.stride) for side in sample.resized)
+            if where == 'padding':
+                codes[:, rows:], codes[:, :, columns:] = 99, 99
+            else:
+                codes[:, rows - 1, columns - 1] += 1
+        changed[where][level.name] = replace(maps, codes=batch)
     before, padding, image = (
         {name: loss.item() for name, loss in step_losses(stage, samples, codes, device=CPU).items()}
         for codes in (encoded, ReadAhead(changed['padding']), ReadAhead(changed['image']))
@@ -187,7 +184,7 @@ def test_a_batch_of_one_view_only(build_stage: Callable[..., Stage], exact_cache
     stage = build_stage(cache=exact_cache, distill=[{'loss': 'masked_mse', 'levels': ['p4']}], data={'flip': 1.0})
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     assert {sample.view for sample in samples} == {'flip'}
-    assert [set(one) for one in encoded.maps] == [{'p4'}] * len(samples)
+    assert set(encoded.maps) == {'p4'}
     sizes = [stage.student.preprocessing.geometry.padded(one.data_sample.ori_shape) for one in samples]
     padded = max(size[0] for size in sizes), max(size[1] for size in sizes)
     (maps,) = batch_maps(stage, samples, encoded, padded=padded).values()
@@ -226,17 +223,13 @@ def test_shuffle_by_the_shards_of_the_cache(build_stage: Callable[..., Stage], e
 
 
 def test_rotated_codes_come_back_in_the_teachers_channels() -> None:
-    level = Level('p3', 8, 6)
     basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
     maps = [torch.randn(6, *grid, generator=torch.Generator().manual_seed(1)) for grid in ((3, 5), (4, 4))]
-    encoded: list[Encoded] = []
-    for one in maps:
-        batch = encode(one[None], 'lean', basis=basis)
-        assert batch.scale is not None
-        encoded.append({'p3': EncodedMaps(batch.codes[0], batch.error[0], batch.scale[0], batch.basis)})
-    found = teacher_maps(encoded, levels=[level], padded=(32, 40), device=CPU)['p3'].values()
-    for number, codes in enumerate(encoded):
+    encoded = [encode(one[None], 'lean', basis=basis) for one in maps]
+    found = batch_images(encoded).values()
+    assert found.shape == (2, 6, 4, 5)
+    for number, one in enumerate(encoded):
         height, width = maps[number].shape[1:]
-        torch.testing.assert_close(found[number, :, :height, :width], decode(codes['p3']))
+        torch.testing.assert_close(found[number, :, :height, :width], one.values()[0])
         assert not found[number, :, height:].any()
         assert not found[number, :, :, width:].any()

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from mtpd.interrupt import StopFlag
+from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.cached_teacher import CachedTeacher
-from mtpd_train.training.loop import Place, train_stage
+from mtpd_train.teachers.cached_teacher import cached_teacher
+from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import loaded, step_losses
 
 CPU = torch.device('cpu')
@@ -27,10 +28,10 @@ def run_stage(tmp_path: Path) -> Callable[[Stage], list[dict[str, Any]]]:
     """Trains a stage in place and returns its records."""
 
     def run(stage: Stage) -> list[dict[str, Any]]:
-        files = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
+        files: dict[str, Any] = {'progress_file': tmp_path / 'progress.pth', 'metrics_file': tmp_path / 'metrics.jsonl'}
         for file in files.values():
             file.unlink(missing_ok=True)
-        train_stage(stage, Place(CPU, files['progress_file'], files['metrics_file'], StopFlag()))
+        train_stage(stage, device=CPU, stop=StopFlag(), **files)
         return [json.loads(line) for line in files['metrics_file'].read_text().splitlines()]
 
     return run
@@ -160,7 +161,9 @@ def test_a_students_maps_are_taken_where_its_teachers_are(
     hook_point: str, build_stage: BuildStage, caches: dict[int, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Norms that double their output change nothing before them."""
-    monkeypatch.setattr(CachedTeacher, 'hook_point', hook_point)
+    monkeypatch.setattr(
+        'mtpd_train.building.source.cached_teacher', lambda one: replace(cached_teacher(one), hook_point=hook_point)
+    )
     student = {'student': 'reppoints-moment_r50_fpn-gn_head-gn_1x_coco', 'model': REPPOINTS}
     stage = build_stage(**student, cache=caches[16], distill=[{'loss': 'masked_mse'}])
     assert stage.hook_point == hook_point

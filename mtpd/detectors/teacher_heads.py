@@ -1,0 +1,149 @@
+"""A teacher's own heads on given maps: its detections, and the proposals and predictions of its RoI head.
+
+Letters: B images, C channels, H W grid of a level, N boxes, K proposals.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtpd.detectors.detection import category_of, predict
+from mtpd.detectors.features import NECK, neck_outputs
+from mtpd.detectors.runtime import prepare
+from mtpd.detectors.teachers import Teacher, neck_and_head_weights
+from mtpd.detectors.transforms import Sample
+from mtpd.errors import InputError
+from mtpd.geometry import Size
+from mtpd.heads.roi_head import RoiHead
+from mtpd.heads.rois import BoxCoder, ImageRois, class_slice, scaled
+
+# The method by which a teacher from `file.py:callable` offers its head: (maps, (height, width) of the input in px) ->
+# for each image boxes (N, 4) absolute xyxy in px of the input, scores (N,) and labels (N,), which count the categories
+# of the annotation file in the order of their ids.
+METHOD = 'predict_from_features'
+
+
+def require_head(teacher: Teacher) -> None:
+    """Refuses a teacher whose head cannot be given maps.
+
+    Raises:
+        InputError: it is neither an mmdet detector nor a module with `predict_from_features`.
+    """
+    if not hasattr(teacher.module, METHOD) and not hasattr(teacher.module, 'extract_feat'):
+        raise InputError(
+            f'teacher {teacher.name}: has no head to evaluate; add a method {METHOD}(maps, input_size) to its module, '
+            'or skip the AP with --no-ap'
+        )
+
+
+def head_detections(
+    teacher: Teacher, maps: Sequence[Tensor], *, inputs: Tensor, samples: Sequence[Sample], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """What the teacher's head finds in `maps`, as COCO box results in px of the original images.
+
+    Args:
+        teacher: one that `require_head` lets pass.
+        maps: (B, C, H, W) of each of the teacher's levels, in their order, from its hook point; norms that the neck has
+            behind it are put to them.
+        inputs: the normalised inputs (B, 3, H, W) of the same images, of which only the size counts.
+        samples: the same images, after `collate`.
+        category_ids: COCO category id of each label.
+    """
+    if hasattr(teacher.module, METHOD):
+        return _from_method(teacher, maps, inputs=inputs, samples=samples, category_ids=category_ids)
+    model: Any = teacher.module
+    features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
+    # The instance's attribute hides the class's method: the maps stand for what backbone and neck make of any input.
+    model.extract_feat = lambda inputs: features
+    try:
+        boxes, _ = predict(model, inputs, samples, category_ids=category_ids, with_masks=False)
+    finally:
+        del model.extract_feat
+    return boxes
+
+
+def _from_method(
+    teacher: Teacher, maps: Sequence[Tensor], *, inputs: Tensor, samples: Sequence[Sample], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    method: Any = getattr(teacher.module, METHOD)
+    results = []
+    found = method(list(maps), tuple(inputs.shape[-2:]))
+    for (boxes, scores, labels), sample in zip(found, samples, strict=True):
+        height, width = sample.data_sample.ori_shape
+        scale_y, scale_x = height / sample.resized[0], width / sample.resized[1]
+        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+            box = [x1 * scale_x, y1 * scale_y, (x2 - x1) * scale_x, (y2 - y1) * scale_y]
+            category_id = category_of(label, category_ids)
+            results.append({'image_id': sample.image_id, 'category_id': category_id, 'bbox': box, 'score': score})
+    return results
+
+
+def proposing_head(teacher: Teacher) -> RoiHead:
+    """The RoI head of a teacher that has proposals of its own, on the CPU.
+
+    Raises:
+        InputError: it has none that can be stored.
+    """
+    if teacher.hook_point != NECK:
+        raise InputError(
+            f'--rois: the maps of {teacher.name} are taken before the norms of its neck, but its RoI head needs '
+            'those after; add --hook neck, or remove --rois'
+        )
+    if teacher.roi_head is None or not hasattr(teacher.module, 'rpn_head'):
+        raise InputError(
+            f'--rois: teacher {teacher.name} has no proposals, or a RoI head that mtpd cannot run; use a '
+            'Faster, Mask or Cascade R-CNN, or remove --rois'
+        )
+    return RoiHead(teacher.roi_head, neck_and_head_weights(teacher))
+
+
+@torch.no_grad()
+def teacher_rois(
+    teacher: Teacher,
+    head: RoiHead,
+    maps: Mapping[str, Tensor],
+    *,
+    originals: Sequence[Size],
+    num_rois: int,
+) -> list[ImageRois]:
+    """The best proposals of each image of a batch in px of the original image, on the CPU.
+
+    Args:
+        teacher: with an RPN.
+        head: from `proposing_head`, on the teacher's device.
+        maps: level name -> (B, C, H, W) of all levels of the teacher.
+        originals: (height, width) of each image before its resize.
+        num_rois: how many are wanted; the RPN may give fewer.
+    """
+    geometry = teacher.preprocessing.geometry
+    resized = [geometry.resized(size) for size in originals]
+    ordered = [maps[level.name] for level in teacher.levels]
+    proposals = _proposals(teacher.module, ordered, resized=resized, num_rois=num_rois)
+    rois = torch.cat(
+        [torch.cat([boxes.new_full((len(boxes), 1), number), boxes], dim=1) for number, boxes in enumerate(proposals)]
+    )
+    logits, deltas = head(ordered[: len(head.record.strides)], rois)
+    probabilities = logits.softmax(1)
+    labels = probabilities[:, :-1].argmax(1)
+    raw = BoxCoder(head.record.means, head.record.stds).to_raw(class_slice(deltas, labels))
+    counts = [len(boxes) for boxes in proposals]
+    columns = [one.cpu().split(counts) for one in (rois[:, 1:], probabilities, labels, raw)]
+    return [
+        scaled(ImageRois(*row), source=size, target=original)
+        for row, size, original in zip(zip(*columns, strict=True), resized, originals, strict=True)
+    ]
+
+
+def _proposals(module: Any, maps: Sequence[Tensor], *, resized: Sequence[Size], num_rois: int) -> list[Tensor]:
+    """The RPN's boxes (K, 4) of each image in px of the resized image, best first."""
+    prepare()
+    from mmdet.structures import DetDataSample
+
+    samples = [DetDataSample(metainfo={'img_shape': size, 'scale_factor': (1.0, 1.0)}) for size in resized]
+    boxes = []
+    for result in module.rpn_head.predict(tuple(maps), samples, rescale=False):
+        best = result.scores.argsort(descending=True, stable=True)[:num_rois]
+        boxes.append(result.bboxes[best].float())
+    return boxes

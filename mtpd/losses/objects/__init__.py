@@ -1,1 +1,0 @@
-"""Losses on maps that look at the annotated objects."""

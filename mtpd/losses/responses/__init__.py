@@ -1,1 +1,0 @@
-"""Losses on the predictions of RoI heads for proposals."""

@@ -1,0 +1,1 @@
+"""What programs and library need of the machine: files, locks, signals, threads, devices, the terminal."""

@@ -1,1 +1,0 @@
-"""What `bench_cache_read.py` reads, and how."""

@@ -1,1 +1,0 @@
-"""The generated pages of the documentation; see scripts/build_reference.py."""

@@ -1,1 +1,0 @@
-"""The parts of `bench_step.py` and `bench_memory.py`."""

@@ -1,1 +1,0 @@
-"""What `student_sweep.py` is made of: the families, what they learn from, and the trial of one."""

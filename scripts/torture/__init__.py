@@ -1,1 +1,0 @@
-"""What `scripts/torture_cache.py` does to caches, one file for each kind of harm."""

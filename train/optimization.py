@@ -1,0 +1,166 @@
+"""How a stage is optimised: optimizer, learning rate, loss scale, averaged weights, and the step of all of them.
+
+`OptimSettings` describes every setting.
+"""
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mtpd.errors import InputError
+from mtpd_train.settings.stage_settings import OptimSettings
+
+
+class Optimization:
+    """What a stage is optimised with.
+
+    Attributes:
+        optimizer, schedule, scaler: see `build_optimizer` and `build_schedule`; the scaler does something in fp16 only.
+        average: the moving average of the student's weights; None without `ema`.
+        student: the network to evaluate and to save: the average where there is one, else the one that is trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        distiller: nn.Module,
+        optim: OptimSettings,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+    ) -> None:
+        """Has made no step yet.
+
+        Args:
+            model: the student with its first weights, on `device`.
+            distiller: the layers of the distillation losses, on `device`.
+            optim: how to train.
+            steps_per_epoch: optimizer steps per epoch.
+            device: of this process.
+        """
+        self._model, self._optim = model, optim
+        self.optimizer = build_optimizer(itertools.chain(model.parameters(), distiller.parameters()), optim)
+        self.schedule = build_schedule(self.optimizer, optim, steps_per_epoch=steps_per_epoch)
+        self.scaler = GradScaler(device.type, enabled=optim.precision == 'fp16')
+        self.average = None if optim.ema is None else AveragedModel(model, use_buffers=True)
+        self.student: nn.Module = model if self.average is None else self.average.module
+
+    def step(self, number: int) -> tuple[float, Tensor | None]:
+        """Makes step `number`, from 1, along the gradient that the parameters hold, scaled, and clears it.
+
+        Returns:
+            the learning rate, and the gradient's L2 norm before clipping; None where it is not clipped.
+        """
+        scaler, optim, grad_norm = self.scaler, self._optim, None
+        loss_scale = scaler.get_scale()
+        if optim.grad_clip is not None:
+            scaler.unscale_(self.optimizer)
+            trained = [one for group in self.optimizer.param_groups for one in group['params']]
+            grad_norm = clip_grad_norm_(trained, optim.grad_clip)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        lr = float(self.schedule.get_last_lr()[0])
+        # A scale that fell means that the gradient overflowed and the optimizer took no step.
+        if scaler.get_scale() >= loss_scale:
+            self.schedule.step()
+        if self.average is not None and optim.ema is not None:
+            update_average(self.average, self._model, decay=optim.ema, step=number)
+        return lr, grad_norm
+
+
+def build_optimizer(parameters: Iterable[Parameter], optim: OptimSettings) -> Optimizer:
+    """SGD or AdamW over the parameters that require a gradient, with one weight decay as in mmdet's 1x recipes."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if optim.type == 'adamw':
+        return AdamW(trained, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay)
+    return SGD(trained, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+
+
+def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoch: int) -> LRScheduler:
+    """Learning rate per optimizer step; call `step()` after each step of the optimizer.
+
+    The warm-up rises from `warmup_ratio * lr` to `lr` and multiplies the rest of the schedule, which runs from step 0:
+    mmdet's recipes combine their linear warm-up and their milestones like this. Its defaults are those of mmdet, with
+    `onecycle` those of torch.
+
+    Args:
+        optimizer: its learning rate is the peak.
+        optim: how to train.
+        steps_per_epoch: optimizer steps per epoch (batches / accumulation).
+
+    Raises:
+        InputError: the warm-up does not end before the training does.
+    """
+    num_steps = optim.epochs * steps_per_epoch
+    require_warmup_ends(optim, steps_per_epoch=steps_per_epoch)
+    if optim.schedule == 'onecycle':
+        # The rise ends at step pct_start * num_steps - 1. One of no steps would divide by zero: a share of 0 omits it.
+        rise = 0.0 if not optim.warmup_iters else (optim.warmup_iters + 1) / num_steps
+        return OneCycleLR(
+            optimizer,
+            max_lr=[group['lr'] for group in optimizer.param_groups],
+            total_steps=num_steps,
+            pct_start=0.3 if optim.warmup_iters is None else rise,
+            div_factor=25 if optim.warmup_ratio is None else 1 / optim.warmup_ratio,
+            cycle_momentum=False,
+        )
+    warmup_iters, ratio = warmup_of(optim, num_steps=num_steps)
+    drops = [milestone * steps_per_epoch for milestone in optim.milestones]
+
+    # In closed form: torch's chained schedulers work from the rate before, which a warm-up and a floor make wrong.
+    def factor(step: int, *, floor: float) -> float:
+        warmup = ratio + (1 - ratio) * step / warmup_iters if step < warmup_iters else 1.0
+        if optim.schedule == 'multistep':
+            return float(warmup * 0.1 ** bisect_right(drops, step))
+        done = step / num_steps
+        left = 1 - done if optim.schedule == 'linear' else (1 + math.cos(math.pi * done)) / 2
+        return warmup * (floor + (1 - floor) * left)
+
+    return LambdaLR(optimizer, [partial(factor, floor=optim.min_lr / group['lr']) for group in optimizer.param_groups])
+
+
+def warmup_of(optim: OptimSettings, *, num_steps: int) -> tuple[int, float]:
+    """Optimizer steps of the warm-up and the ratio it starts from, of all schedules but `onecycle`."""
+    warmup_iters = min(500, num_steps // 10) if optim.warmup_iters is None else optim.warmup_iters
+    return warmup_iters, 1e-3 if optim.warmup_ratio is None else optim.warmup_ratio
+
+
+def require_warmup_ends(optim: OptimSettings, *, steps_per_epoch: int) -> None:
+    """Checks that the warm-up ends before the training does.
+
+    Raises:
+        InputError: it does not.
+    """
+    num_steps = optim.epochs * steps_per_epoch
+    if optim.warmup_iters and optim.warmup_iters + 1 >= num_steps:
+        raise InputError(
+            f'optim.warmup_iters is {optim.warmup_iters}, but the training has only {num_steps} optimizer steps '
+            f'({optim.epochs} epochs of {steps_per_epoch}); lower it'
+        )
+
+
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, *, decay: float, step: int) -> None:
+    """Updates the moving average A with the weights W of `model` after optimizer step `step`, from 1.
+
+    A becomes d A + (1 - d) W, with d = min(decay, (1 + step) / (10 + step)): at first it follows the student closely,
+    else its random start would weigh in for long. The first step sets A to W. Batch statistics are averaged as the
+    weights are; counters are copied.
+    """
+    average.multi_avg_fn = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+    average.update_parameters(model)
+    for own, current in zip(average.module.buffers(), model.buffers(), strict=True):
+        if not own.is_floating_point():
+            own.copy_(current)

@@ -1,1 +1,0 @@
-"""Optimizer, schedule, averaged weights."""

@@ -1,0 +1,340 @@
+"""What a run will take: images, steps, time, disk and memory, known before the first step."""
+
+import itertools
+import math
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtpd.cache.format.arrays import file_place
+from mtpd.detectors.detection import tell_progress
+from mtpd.errors import UnavailableError
+from mtpd.system.files import free_bytes
+from mtpd.system.text import format_bytes, format_duration, table
+from mtpd_train.data.sampling import share_of
+from mtpd_train.evaluation import detect
+from mtpd_train.optimization import Optimization
+from mtpd_train.processes import ALONE, World
+from mtpd_train.stage import Stage
+from mtpd_train.student import inheritance_table
+from mtpd_train.teachers.cached_teacher import CachedTeacher, buffer_bytes
+from mtpd_train.training.data_parallel import build_network
+from mtpd_train.training.step import add_gradient, loaded
+
+# Batches that a worker process has under way (torch's DataLoader).
+PREFETCHED_BATCHES = 2
+# Kept free for logs and other writers to the disk.
+MARGIN_BYTES = 64 * 2**20
+NUM_PREDICTED_IMAGES = 2  # a batch, where one image alone might pass
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will take.
+
+    Attributes:
+        number: of the stage, from 1.
+        num_images: images of an epoch.
+        epochs: passes over them.
+        num_steps: optimizer steps of the stage.
+        cache_bytes: read of the cache in an epoch, on average over the views that are drawn.
+        student_bytes: of a student's checkpoint.
+        progress_bytes: of the state that a stage is resumed from.
+        left_bytes: of all checkpoints that the stage leaves on the disk.
+        host_bytes: of the codes that are read ahead and of the images under way, at most, by all processes of a
+            machine; an estimate.
+    """
+
+    number: int
+    num_images: int
+    epochs: int
+    num_steps: int
+    cache_bytes: int
+    student_bytes: int
+    progress_bytes: int
+    left_bytes: int
+    host_bytes: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial found.
+
+    Attributes:
+        num_steps: optimizer steps on the clock, after some to warm up.
+        seconds_per_step: of an optimizer step, with the reading of its images; evaluations come on top.
+        gpu_bytes: the most that tensors took on the GPU of this process in these steps; None on a CPU.
+    """
+
+    num_steps: int
+    seconds_per_step: float
+    gpu_bytes: int | None
+
+
+def dry_run(
+    stages: Sequence[Stage],
+    plans: Sequence[StagePlan],
+    *,
+    out: Path,
+    device: torch.device,
+    world: World,
+    num_trial_steps: int,
+) -> None:
+    """Prints what the run would take, by a few real steps of each stage unless `num_trial_steps` is 0.
+
+    All processes of `world` take these steps; the first of them prints. Nothing is written.
+
+    Raises:
+        MtpdError: there is no room, or a step of the trial fails.
+    """
+    for stage in stages:
+        if stage.inheritance and world.is_main:
+            print(inheritance_table(stage.inheritance))
+    trials = [run_trial(stage, device, num_steps=num_trial_steps, world=world) for stage in stages if num_trial_steps]
+    if not world.is_main:
+        return
+    print('\n'.join([*plan_lines(plans, trials), *_room_lines(plans, out, device)]))
+    require_room(plans, out)
+    print('Dry run: nothing was trained or written.')
+
+
+def plan_stage(stage: Stage, world: World = ALONE) -> StagePlan:
+    """The plan of a stage that the processes of `world` train; nothing is read but the records of its cache."""
+    sizes, settings, optim = stage.train_set.sizes(with_objects=True), stage.settings, stage.settings.optim
+    student = _num_bytes(stage.student.model.state_dict().values())
+    networks = (stage.student.model, stage.distiller)
+    trained = _num_bytes(one for network in networks for one in network.parameters() if one.requires_grad)
+    moments = 2 if optim.type == 'adamw' else int(optim.momentum > 0)  # of each parameter, in the optimizer
+    # The last one, the best, and those of the last epochs.
+    num_students = 1 + (stage.val_set is not None) + min(settings.save.keep, optim.epochs)
+    return StagePlan(
+        number=stage.number,
+        num_images=len(sizes),
+        epochs=optim.epochs,
+        num_steps=optim.epochs * stage.steps_per_epoch,
+        cache_bytes=_cache_bytes(stage, num_images=len(sizes)),
+        student_bytes=student,
+        progress_bytes=(2 if optim.ema else 1) * student
+        + _num_bytes(stage.distiller.state_dict().values())
+        + moments * trained,
+        left_bytes=num_students * student,
+        host_bytes=world.local_size * _host_bytes(stage, batch_size=-(-settings.data.batch_size // world.size)),
+    )
+
+
+def disk_bytes(plans: Sequence[StagePlan]) -> int:
+    """The most that a run takes on the disk: what its stages leave, and one state beside the next that replaces it."""
+    left = sum(plan.left_bytes for plan in plans) + plans[-1].student_bytes  # The run has a copy of the last student.
+    return left + 2 * max(plan.progress_bytes for plan in plans)
+
+
+def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list[str]:
+    """A table with a row for each stage; with trials of all of them time and GPU memory too, and what they rest on."""
+    header = ['stage', 'images', 'epochs', 'steps', 'read/epoch', 'student', 'state', 'RAM']
+    rows = [
+        [
+            str(plan.number), f'{plan.num_images:,}', str(plan.epochs), f'{plan.num_steps:,}',
+            _size(plan.cache_bytes), _size(plan.student_bytes), _size(plan.progress_bytes), _size(plan.host_bytes),
+        ]
+        for plan in plans
+    ]  # fmt: skip
+    if not trials:
+        return table(header, rows)
+    seconds = [plan.num_steps * trial.seconds_per_step for plan, trial in zip(plans, trials, strict=True)]
+    rows = [
+        [*row, f'{trial.seconds_per_step:.3g}', format_duration(one), _size(trial.gpu_bytes)]
+        for row, trial, one in zip(rows, trials, seconds, strict=True)
+    ]
+    num_steps = min(trial.num_steps for trial in trials)
+    return [
+        *table([*header, 's/step', 'time', 'GPU'], rows),
+        f'time     {format_duration(sum(seconds))} in total, without evaluations; estimated from {num_steps} timed '
+        'steps per stage',
+    ]
+
+
+def require_room(plans: Sequence[StagePlan], out: Path) -> None:
+    """Refuses to start a run that will fill the disk, or whose buffers alone are more than the memory.
+
+    Raises:
+        UnavailableError: names what is needed and what there is.
+    """
+    needed, free = disk_bytes(plans) + MARGIN_BYTES, free_bytes(out)
+    if needed > free:
+        raise UnavailableError(
+            f'{out}: its checkpoints need {format_bytes(needed)}, and the disk has '
+            f'{format_bytes(free)} free; free some space, or choose another --out'
+        )
+    worst = max(plans, key=lambda plan: plan.host_bytes)
+    if worst.host_bytes > _ram_bytes():
+        raise UnavailableError(
+            f'stage {worst.number}: prefetched batches need {format_bytes(worst.host_bytes)} of memory, but '
+            f'this machine has {format_bytes(_ram_bytes())}; lower data.batch_size or data.workers'
+        )
+
+
+def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: World = ALONE) -> Trial:
+    """Trains a stage for some steps and leaves it changed: for dry runs only.
+
+    All processes of `world` do so together, as in training. At least `num_steps` steps are timed, more where processes
+    read images, and fewer where an epoch is shorter.
+
+    Raises:
+        MtpdError: an image or a map cannot be read.
+    """
+    on_gpu, accumulate = device.type == 'cuda', stage.settings.optim.accumulate
+    stage.to(device)
+    stage.student.model.train()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    network = build_network(stage, world)
+    # A rate that changes nothing: untrained networks must not diverge under the trial.
+    optim = stage.settings.optim.model_copy(update={'lr': 1e-3 * stage.settings.optim.lr, 'min_lr': 0.0})
+    steps, model = stage.steps_per_epoch, stage.student.model
+    optimization = Optimization(model, stage.distiller, optim, steps_per_epoch=steps, device=device)
+    num_warm, num_timed = _trial_steps(stage, num_steps)
+    # The whole epoch is asked for, so that images are read ahead to the end of the trial and beyond, as in training.
+    shares = [share_of(batch, rank=world.rank, size=world.size).requests for batch in stage.epoch_batches(0)]
+    num_tried = min(len(shares), (num_warm + num_timed) * accumulate)
+    tell_progress(epoch=0, step=0)
+    moments = [time.perf_counter()]
+    for number, (samples, ahead) in enumerate(itertools.islice(loaded(stage, shares), num_tried), start=1):
+        ends_step = number % accumulate == 0 or number == num_tried
+        add_gradient(
+            stage,
+            samples,
+            ahead,
+            share=1 / accumulate,
+            progress=0.0,
+            scaler=optimization.scaler,
+            device=device,
+            network=network,
+            ends_step=ends_step,
+        )
+        if not ends_step:
+            continue
+        optimization.step(len(moments))
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        moments.append(time.perf_counter())
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
+    stage.to(torch.device('cpu'))
+    # An epoch may be short.
+    timed = moments[min(num_warm, (len(moments) - 1) // 2) :]
+    return Trial(len(timed) - 1, (timed[-1] - timed[0]) / (len(timed) - 1), peak)
+
+
+def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
+    """Lets the student of each stage predict as its evaluations will, so that one that fails does so before training.
+
+    Students of one config are tried once. Weights, batch statistics and random generators stay as they are.
+
+    Raises:
+        MtpdError: a student cannot predict, or an image cannot be read.
+    """
+    of_config: dict[str, Stage] = {}
+    for stage in stages:
+        of_config.setdefault(stage.config_text, stage)
+    for stage in of_config.values():
+        model, before = stage.student.model, stage.device
+        modes = [(module, module.training) for module in model.modules()]
+        model.to(device)
+        with _generators_kept(device):
+            detect(
+                stage.student,
+                stage.train_set if stage.val_set is None else stage.val_set,
+                batch_size=stage.settings.data.batch_size,
+                num_workers=0,
+                device=device,
+                num_images=NUM_PREDICTED_IMAGES,
+            )
+        model.to(before)
+        for module, is_training in modes:
+            module.training = is_training
+
+
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    """Leaves every generator as it was before the block, whatever the block draws."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _trial_steps(stage: Stage, num_steps: int) -> tuple[int, int]:
+    """How many optimizer steps warm up, and how many are then timed."""
+    accumulate, workers = stage.settings.optim.accumulate, stage.settings.data.workers
+    if not workers:
+        return 1, num_steps
+    # What was read ahead while the first step warmed up must be used up, or a trial would not wait for images where the
+    # run does. Workers, which begin together, hand over a batch each at about the same time: all of them are timed.
+    num_rounds = math.ceil(num_steps * accumulate / workers)
+    return math.ceil(PREFETCHED_BATCHES * workers / accumulate), math.ceil(num_rounds * workers / accumulate)
+
+
+def _cache_bytes(stage: Stage, *, num_images: int) -> int:
+    source, names = stage.source, {level.name for level in stage.teacher_levels}
+    if not isinstance(source, CachedTeacher) or not stage.is_taught:
+        return 0
+    flip = stage.settings.data.flip
+    shares = {'plain': 1 - flip, 'flip': flip}
+    with_rois = stage.responses is not None and stage.responses.head is None
+    total = 0.0
+    for name, record in source.reader.manifest.files.items():
+        place = file_place(name)
+        if place is None:
+            continue
+        if not place.view:  # the proposals, which both views share
+            total += record.num_bytes * with_rois
+        elif place.array.split('.')[0] in names:
+            total += record.num_bytes * shares[place.view]
+    return round(total * num_images / len(source.reader))
+
+
+def _host_bytes(stage: Stage, *, batch_size: int) -> int:
+    """What one process holds whose share of a batch has so many images."""
+    geometry = stage.student.preprocessing.geometry
+    pixels = max(height * width for height, width in map(geometry.padded, set(stage.train_set.sizes().values())))
+    images = PREFETCHED_BATCHES * stage.settings.data.workers * batch_size * 3 * pixels
+    if not isinstance(stage.source, CachedTeacher) or not stage.teacher_levels:
+        return images
+    levels = [level.name for level in stage.teacher_levels]
+    return images + buffer_bytes(stage.source.reader, levels=levels, batch_size=batch_size)
+
+
+def _room_lines(plans: Sequence[StagePlan], out: Path, device: torch.device) -> list[str]:
+    """Disk and memory that the run needs, and what is available."""
+    needed = max(plan.host_bytes for plan in plans)
+    lines = [f'disk     {format_bytes(disk_bytes(plans))} at most, {format_bytes(free_bytes(out))} free at {out}']
+    if needed:
+        ram = format_bytes(_ram_bytes())
+        lines.append(f'memory   {format_bytes(needed)} at most for prefetched batches, of {ram}; an estimate')
+    if device.type == 'cuda':
+        free, total = torch.cuda.mem_get_info(device)
+        room = f'{format_bytes(free)} free of {format_bytes(total)}'
+        lines.append(f'GPU      {room}; batches of larger images need more than the trial')
+    return lines
+
+
+def _ram_bytes() -> int:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def _size(num_bytes: int | None) -> str:
+    return format_bytes(num_bytes) if num_bytes else '-'
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors)

@@ -1,1 +1,0 @@
-"""Checkpoints of a run, to resume from and to use."""
