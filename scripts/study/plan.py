@@ -38,7 +38,7 @@ class Stage:
         inherit: whether the student starts from the teacher's neck and head.
         adapter: whether masked_mse has a 1x1 adapter although the channels agree.
         weight_decay: of the optimizer; None: 0.5.
-        two_stage: whether the student is the Faster R-CNN.
+        student: its config in configs/demo.
     """
 
     teacher: str | None = None
@@ -52,7 +52,7 @@ class Stage:
     inherit: bool = False
     adapter: bool = False
     weight_decay: float | None = None
-    two_stage: bool = False
+    student: str = 'student'
 
     @property
     def name(self) -> str:
@@ -64,7 +64,8 @@ class Stage:
         parts += [f'lr{self.lr:g}'] if self.lr != 1 else []
         parts += [f'warmup{self.warmup:g}'] if self.warmup is not None else []
         parts += [f'wd{self.weight_decay:g}'] if self.weight_decay is not None else []
-        parts += [key for key in ('decay', 'inherit', 'adapter', 'two_stage') if getattr(self, key)]
+        parts += [key for key in ('decay', 'inherit', 'adapter') if getattr(self, key)]
+        parts += [self.student] if self.student != 'student' else []
         return '-'.join(parts)
 
 
@@ -175,10 +176,22 @@ QUESTIONS: Mapping[str, Question] = {
     'two_stage': Question(
         f'Faster R-CNN from its strong teacher, {HALF} epochs',
         {
-            'alone': (Stage(None, HALF, two_stage=True),),
+            'alone': (Stage(None, HALF, student='faster_student'),),
             **{
-                loss: (Stage('faster_strong', HALF, loss=loss, two_stage=True),)
+                loss: (Stage('faster_strong', HALF, loss=loss, student='faster_student'),)
                 for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar')
+            },
+        },
+    ),
+    'small_student': Question(
+        f'A student with half the channels, {FULL} epochs: one stage, or two of {HALF}',
+        {
+            'strong, one stage': (Stage('strong', student='small_student'),),
+            'alone': (Stage(student='small_student'),),
+            'weak, one stage': (Stage('weak', student='small_student'),),
+            **{
+                f'{first}, strong': tuple(Stage(one, HALF, student='small_student') for one in (first, 'strong'))
+                for first in ('weak', 'strong')
             },
         },
     ),

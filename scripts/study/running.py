@@ -153,7 +153,7 @@ def beside(folder: Path, suffix: str) -> Path:
 def stage_file(stage: Stage, seed: int, number: int, before: Path | None, setting: Setting) -> dict[str, Any]:
     """The stage file of stage `number`, counted from 1, of a chain; `before`: the student of the stages before."""
     content: dict[str, Any] = yaml.safe_load((ROOT / 'configs' / 'demo' / 'alone.yaml').read_text())
-    content['student'] = str(ROOT / content['student'])
+    content['student'] = str(ROOT / 'configs' / 'demo' / f'{stage.student}.py')
     content['data']['coco'] = str(setting.work / 'shapes')
     content['seed'] = 100 * (number - 1) + seed  # The second stage sees the images in another order.
     content['evaluate']['every'] = content['optim']['epochs'] = stage.epochs
@@ -166,8 +166,6 @@ def stage_file(stage: Stage, seed: int, number: int, before: Path | None, settin
     content['init'] = {'backbone': 'none'} if before is None else {'checkpoint': str(before)}
     if stage.inherit:
         content['init']['inherit'] = ['neck', 'head']
-    if stage.two_stage:
-        content['student'] = str(ROOT / 'configs' / 'demo' / 'faster_student.py')
     if stage.teacher is not None:
         content['cache'] = str(setting.work / 'cache' / f'{stage.teacher}-{stage.codec}')
         content['distill'] = [distill_entry(one, stage) for one in LOSSES[stage.loss]]
