@@ -30,6 +30,7 @@ python scripts/make_synthetic.py "$work/shapes" --train 6000 --val 1 --seed 1
 teach transformer > "$work/transformer.log" 2>&1 &
 teach strong
 teach weak
+teach faster_strong
 echo "--- waiting for the transformer ($work/transformer.log)"
 wait %1
 tail -n 3 "$work/transformer.log"

@@ -9,7 +9,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
 from study.order import step_costs
-from study.plan import QUESTIONS, Chain, Stage, chain_name
+from study.plan import LOSSES, QUESTIONS, Chain, Stage, chain_name
 from study.plots import save_plot
 from study.running import Setting, beside, read_results, run_folder, stage_file
 from study.tables import Estimate, difference, table
@@ -37,7 +37,9 @@ def test_stage_files_are_understood(stage: Stage, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(stage_file(stage, seed=3, number=1, before=None, setting=SETTING)))
     (settings,) = load_stages([file])
     assert settings.optim.epochs == stage.epochs
-    assert [one.loss for one in settings.distill] == ([stage.loss] if stage.teacher else [])
+    assert [one.loss for one in settings.distill] == (
+        [entry['loss'] for entry in LOSSES[stage.loss]] if stage.teacher else []
+    )
 
 
 def test_questions_compare_equally_many_epochs() -> None:

@@ -1,6 +1,6 @@
 """What the study trains: chains of stages, and the questions that they answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +8,18 @@ FULL = 120  # epochs of a full stage
 HALF = FULL // 2
 # Of scripts/make_synthetic.py.
 DATA = {'train': 300, 'val': 500, 'seed': 0}
-# Entry of `distill` by the name of its loss.
-LOSSES: Mapping[str, Mapping[str, Any]] = {
-    'masked_mse': {'weight': 3.0},
-    'mgd': {'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'},
-    'pkd': {'weight': 3.0},
-    'cwd': {'weight': 3.0},
-    'fgd': {'weight': 1.0, 'normalize': 'mean'},
+# Entries of `distill`.
+LOSSES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    'masked_mse': [{'loss': 'masked_mse', 'weight': 3.0}],
+    'mgd': [{'loss': 'mgd', 'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'}],
+    'pkd': [{'loss': 'pkd', 'weight': 3.0}],
+    'cwd': [{'loss': 'cwd', 'weight': 3.0}],
+    'fgd': [{'loss': 'fgd', 'weight': 1.0, 'normalize': 'mean'}],
+    'tar_feature': [{'loss': 'tar_feature', 'weight': 3.0}],
+    'tar_head': [{'loss': 'tar_head'}],
+    'tar': [{'loss': 'tar_feature', 'weight': 3.0}, {'loss': 'tar_head'}],
 }
+MAP_LOSSES = ('masked_mse', 'mgd', 'pkd', 'cwd', 'fgd')
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Stage:
         teacher: whose cache; None: no teacher.
         epochs: its length.
         loss: one of LOSSES.
-        weight: factor on the weight of LOSSES.
+        weight: factor on the weights of LOSSES.
         codec: of the cache; with the error after a hyphen.
         lr: factor on the peak learning rate.
         warmup: share of the stage until the peak; None: 0.3.
@@ -34,6 +38,7 @@ class Stage:
         inherit: whether the student starts from the teacher's neck and head.
         adapter: whether masked_mse has a 1x1 adapter although the channels agree.
         weight_decay: of the optimizer; None: 0.5.
+        student: its config in configs/demo.
     """
 
     teacher: str | None = None
@@ -47,6 +52,7 @@ class Stage:
     inherit: bool = False
     adapter: bool = False
     weight_decay: float | None = None
+    student: str = 'student'
 
     @property
     def name(self) -> str:
@@ -59,6 +65,7 @@ class Stage:
         parts += [f'warmup{self.warmup:g}'] if self.warmup is not None else []
         parts += [f'wd{self.weight_decay:g}'] if self.weight_decay is not None else []
         parts += [key for key in ('decay', 'inherit', 'adapter') if getattr(self, key)]
+        parts += [self.student] if self.student != 'student' else []
         return '-'.join(parts)
 
 
@@ -164,7 +171,29 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     'losses': Question(
         f'Losses, directly from strong, {HALF} epochs',
-        {'alone': _of('alone', epochs=HALF), **{loss: (Stage('strong', HALF, loss=loss),) for loss in LOSSES}},
+        {'alone': _of('alone', epochs=HALF), **{loss: (Stage('strong', HALF, loss=loss),) for loss in MAP_LOSSES}},
+    ),
+    'two_stage': Question(
+        f'Faster R-CNN from its strong teacher, {HALF} epochs',
+        {
+            'alone': (Stage(None, HALF, student='faster_student'),),
+            **{
+                loss: (Stage('faster_strong', HALF, loss=loss, student='faster_student'),)
+                for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar')
+            },
+        },
+    ),
+    'small_student': Question(
+        f'A student with half the channels, {FULL} epochs: one stage, or two of {HALF}',
+        {
+            'strong, one stage': (Stage('strong', student='small_student'),),
+            'alone': (Stage(student='small_student'),),
+            'weak, one stage': (Stage('weak', student='small_student'),),
+            **{
+                f'{first}, strong': tuple(Stage(one, HALF, student='small_student') for one in (first, 'strong'))
+                for first in ('weak', 'strong')
+            },
+        },
     ),
     'pkd_stages': Question(
         f'`pkd`, {2 * FULL} epochs',
@@ -187,11 +216,11 @@ QUESTIONS: Mapping[str, Question] = {
         f'weight_{loss}': Question(
             f'Weight of `{loss}`, directly from strong, {HALF} epochs',
             {
-                f'{LOSSES[loss]["weight"] * factor:g}': (Stage('strong', HALF, loss=loss, weight=factor),)
+                f'{LOSSES[loss][0]["weight"] * factor:g}': (Stage('strong', HALF, loss=loss, weight=factor),)
                 for factor in (1.0, 0.3, 3.0)
             },
             num_seeds=3,
         )
-        for loss in LOSSES
+        for loss in MAP_LOSSES
     },
 }

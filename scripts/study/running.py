@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,9 @@ def extract(config: Path, checkpoint: Path, name: str, codec: str, setting: Sett
         '--coco',
         setting.work / 'shapes',
     ]
-    command += ['--out', folder, '--levels', 'p3,p4', '--codec', kind, *(['--error', error] if error else [])]
+    # RetinaNet's p5 is constant, since the objects are too small for it; the RoI head of Faster R-CNN uses it.
+    levels = 'p3,p4,p5' if name.startswith('faster') else 'p3,p4'
+    command += ['--out', folder, '--levels', levels, '--codec', kind, *(['--error', error] if error else [])]
     command += ['--batch-size', 16, '--workers', 0, '--device', setting.device]
     call(command, beside(folder, '.log'))
     return folder
@@ -151,7 +153,7 @@ def beside(folder: Path, suffix: str) -> Path:
 def stage_file(stage: Stage, seed: int, number: int, before: Path | None, setting: Setting) -> dict[str, Any]:
     """The stage file of stage `number`, counted from 1, of a chain; `before`: the student of the stages before."""
     content: dict[str, Any] = yaml.safe_load((ROOT / 'configs' / 'demo' / 'alone.yaml').read_text())
-    content['student'] = str(ROOT / content['student'])
+    content['student'] = str(ROOT / 'configs' / 'demo' / f'{stage.student}.py')
     content['data']['coco'] = str(setting.work / 'shapes')
     content['seed'] = 100 * (number - 1) + seed  # The second stage sees the images in another order.
     content['evaluate']['every'] = content['optim']['epochs'] = stage.epochs
@@ -166,14 +168,15 @@ def stage_file(stage: Stage, seed: int, number: int, before: Path | None, settin
         content['init']['inherit'] = ['neck', 'head']
     if stage.teacher is not None:
         content['cache'] = str(setting.work / 'cache' / f'{stage.teacher}-{stage.codec}')
-        content['distill'] = [distill_entry(stage)]
+        content['distill'] = [distill_entry(one, stage) for one in LOSSES[stage.loss]]
     return content
 
 
-def distill_entry(stage: Stage) -> dict[str, Any]:
-    """The entry of the stage file's `distill`."""
-    entry = {'loss': stage.loss, **LOSSES[stage.loss]}
-    entry['weight'] *= stage.weight
+def distill_entry(loss: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
+    """An entry of the stage file's `distill`: that of LOSSES with what the stage changes."""
+    entry = dict(loss)
+    if stage.weight != 1:
+        entry['weight'] *= stage.weight
     if stage.decay:
         entry['decay'] = {'kind': 'linear'}
     if stage.adapter:
