@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def last_line(script: str, *options: object) -> str:
-    command = [sys.executable, ROOT / 'scripts' / script, *map(str, options)]
+    command = [sys.executable, str(ROOT / 'scripts' / script), *map(str, options)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout.splitlines()[-1]
