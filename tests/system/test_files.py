@@ -3,9 +3,11 @@
 import hashlib
 import os
 import resource
+import stat
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mtpd.system.files import (
     sha256_bytes,
     sha256_file,
     write_atomically,
+    write_exclusively,
 )
 
 
@@ -74,6 +77,35 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
         assert path.read_bytes() in contents
         num_reads += 1
     thread.join()
+
+
+@pytest.mark.parametrize(
+    ('write', 'expected'),
+    [
+        (write_atomically, ['fsync file', 'replace', 'fsync folder']),
+        (partial(write_atomically, flush=False), ['replace']),
+        (write_exclusively, ['fsync file', 'link', 'fsync folder']),
+    ],
+)
+def test_the_content_is_flushed_before_the_name_and_the_name_at_last(
+    write: Callable[[Path, bytes], None], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            name = function.__name__
+            if name == 'fsync':
+                name += ' folder' if stat.S_ISDIR(os.fstat(arguments[0]).st_mode) else ' file'
+            events.append(name)
+            return function(*arguments)
+
+        return call
+
+    for owner, name in ((os, 'fsync'), (os, 'link'), (Path, 'replace')):
+        monkeypatch.setattr(owner, name, noted(getattr(owner, name)))
+    write(tmp_path / 'file', b'content')
+    assert events == expected
 
 
 def test_fsync_of_a_folder_that_is_not_there(tmp_path: Path) -> None:

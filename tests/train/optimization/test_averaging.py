@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mtpd_train.optimization import update_average
+from mtpd_train.optimization import Optimization, update_average
+from mtpd_train.settings.stage_settings import OptimSettings
 from mtpd_train.training.step import add_gradient
 
 
@@ -38,6 +39,20 @@ def test_against_a_float64_loop() -> None:
     for name, value in wanted.items():
         torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-6)
         assert name == '1.num_batches_tracked' or not torch.equal(found[name], model.state_dict()[name])
+
+
+def test_steps_count_from_one() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    optim = OptimSettings(lr=0.1, epochs=1, ema=0.95, warmup_iters=0)
+    optimization = Optimization(model, nn.Module(), optim, steps_per_epoch=3, device=torch.device('cpu'))
+    model.weight.sum().backward()
+    optimization.step(1)
+    first = model.weight.item()
+    model.weight.sum().backward()
+    optimization.step(2)
+    assert optimization.student is not model
+    average = optimization.student.state_dict()['weight'].item()
+    assert average == pytest.approx(3 / 12 * first + 9 / 12 * model.weight.item(), rel=1e-6)
 
 
 def load(path: Path) -> Any:
