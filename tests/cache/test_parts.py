@@ -201,6 +201,16 @@ def test_nothing_is_written_into_a_folder_that_has_become_another_extraction(
             writer.finish()
 
 
+def test_another_extraction_is_not_published(tmp_path: Path, recipe: Any, make_recipe: Callable[..., Any]) -> None:
+    root = tmp_path / 'cache'
+    make_recipe(fingerprint={'weights': 'xyz'}).write(tmp_path / 'other', num_groups=1)
+    recipe.write(root, num_groups=len(recipe.plan().shard_keys()))
+    with recipe.writer(root) as writer:
+        (root / 'plan.json').write_bytes((tmp_path / 'other' / 'plan.json').read_bytes())
+        with pytest.raises(CacheMismatchError, match=r'fingerprint\.weights is xyz there and abc here'):
+            writer.finish()
+
+
 def test_a_gate_that_does_not_open(
     tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
