@@ -1,6 +1,6 @@
 """Photometric augmentation: what it draws, what it leaves alone, and that nothing but seed, epoch and image decide."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,22 @@ def test_it_trains(
     write_stage: Callable[..., Path],
     records: Callable[..., list[dict[str, Any]]],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Other colours, other losses; the same settings, the same losses, whatever the number of workers."""
-    losses = []
+    """Other colours in each epoch, other losses; the same settings, the same losses with any number of workers."""
+    losses, seeds = [], []
+
+    def noted(samples: Sequence[Sample], options: PhotometricSettings, *, seed: Sequence[int]) -> list[Sample]:
+        seeds.append(tuple(seed))
+        return distorted(samples, options, seed=seed)
+
+    monkeypatch.setattr('mtpd_train.training.step.distorted', noted)
     for name, photometric, workers in (('clean', None, 0), ('one', {}, 0), ('two', {}, 2)):
         data: dict[str, Any] = {'photometric': photometric, 'workers': workers, 'val': None}
         stage = write_stage(tmp_path / f'{name}.yaml', data=data, optim={'epochs': 2})
         train(stage, '--out', tmp_path / name)
         losses.append([record['losses'] for record in records(tmp_path / name, 'train')])
     assert losses[0] != losses[1] == losses[2]
+    half = len(seeds) // 2
+    assert seeds[:half] == seeds[half:]
+    assert [(stage, epoch) for _, stage, epoch in seeds[:half]] == [(1, 0)] * (half // 2) + [(1, 1)] * (half // 2)
