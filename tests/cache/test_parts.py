@@ -278,3 +278,16 @@ def test_the_basis_of_another_extraction_is_not_taken_over(tmp_path: Path, make_
     lean.write(root)
     assert (root / BASIS_FILE).read_bytes() == content
     assert contents(root) == contents(tmp_path / 'complete')
+
+
+def test_groups_of_another_basis_do_not_count(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
+    """Their codes would come back rotated, with no other sign of it."""
+    lean, root = make_recipe(codec='lean'), tmp_path / 'cache'
+    lean.write(root, num_groups=3)
+    plan, content = read_plan_file(root), (root / BASIS_FILE).read_bytes()
+    assert len(committed(root, plan)) == 3
+    levels = [level.to_level() for level in lean.description().levels]
+    other = {name: -one for name, one in load_basis(content, levels, name='basis').items()}
+    (root / BASIS_FILE).write_bytes(save_basis(other, plan=plan.sha256))
+    assert (root / BASIS_FILE).stat().st_size == len(content)
+    assert committed(root, plan) == {}
