@@ -54,4 +54,5 @@ echo '=== 3 of 3: the student: alone, directly from the strong teacher, and prog
 both direct alone_and_progressive direct
 mtpd-report compare "$folder"/{alone,direct,progressive}
 mtpd-report "$folder/progressive"
+echo "the demo took $((SECONDS / 60)) min $((SECONDS % 60)) s"
 python scripts/demo_table.py "$folder"
