@@ -1,7 +1,7 @@
-"""What an extraction will take, disk space and time, from its plan and from a trial on a few of its batches.
+"""Estimates the disk space and the time of an extraction, from its plan and from a trial on a few of its batches.
 
-The batches of the trial go the way of a real run (read, resize, forward, encode, copy, compress, checksum, hash); only
-nothing is written.
+The batches of the trial take all steps of a real run (read, resize, forward, encode, copy, compress, checksum, hash),
+but nothing is written.
 """
 
 import math

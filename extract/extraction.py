@@ -39,7 +39,7 @@ from mtpd.system.prefetch import BackgroundQueue, prefetched
 from mtpd_extract.fingerprint import fingerprint, provenance
 from mtpd_extract.options import ExtractOptions
 
-# Views of batches that wait to be compressed and written; with the shard group in hand this bounds the memory.
+# Views of batches that wait to be compressed and written; with the current shard group this bounds the memory.
 QUEUE_DEPTH = 4
 # Of the statistics of `lean`. Directions belong to the teacher and not to images: a basis of other images took as many
 # bits on real features.
@@ -172,7 +172,7 @@ def extract_groups(
 ) -> None:
     """Runs the teacher over shard groups, and commits each when it is full.
 
-    When `stop` is set it finishes the group in hand and returns.
+    When `stop` is set it finishes the current group and returns.
 
     Args:
         extraction: teacher, images and codec.

@@ -1,4 +1,4 @@
-"""What an extraction is made from: what must be equal for two to be one, and what is recorded for people.
+"""What an extraction is made from: the fingerprint must be equal to resume it, the provenance is for information.
 
 Levels, views, codec and geometry are next to the fingerprint in the manifest and must be equal too.
 """
@@ -39,7 +39,7 @@ def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) ->
 
 
 def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], device: torch.device) -> dict[str, Any]:
-    """Names and versions, for people; `paths` are those of the images, by id.
+    """Names and versions, for information; `paths` are those of the images, by id.
 
     Of image files only the sizes are recorded: hashing COCO takes minutes. They are not part of the fingerprint, as an
     extraction that stopped at a broken image resumes when the image is repaired.

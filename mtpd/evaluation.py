@@ -1,4 +1,4 @@
-"""COCO average precision of detections, by pycocotools or by its faster twin."""
+"""COCO average precision of detections, by pycocotools or by faster-coco-eval, with the same results."""
 
 import contextlib
 import importlib.util

@@ -236,7 +236,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
 
 
 def ordered(reader: CacheReader, ids: Sequence[int], order: str, *, seed: int) -> list[int]:
-    """The images in random order, or those of a shard together and as they lie in it."""
+    """The images in random order, or those of a shard together and in their order in it."""
     generator = random.Random(seed)
     shuffled = generator.sample(ids, len(ids))
     if order == 'random':

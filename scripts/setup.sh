@@ -17,7 +17,7 @@ setup_environment() {
     if [[ -x .venv/bin/mtpd-train && -f $stamp && $(cat "$stamp") == "$wanted" ]]; then
         return
     fi
-    # A venv knows its own path, so one that was moved or copied here, or left half made, is made anew.
+    # A venv knows its own path, so one that was moved or copied here, or left half made, is made again.
     if [[ $(.venv/bin/python -c 'import pip, sys; print(sys.prefix)' 2> /dev/null) != "$PWD/.venv" ]] ||
         ! grep -qs "^#!$PWD/.venv/" .venv/bin/pip; then
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {

@@ -27,5 +27,5 @@ step() { # NAME COMMAND...
 step 'style (ruff)' ruff check .
 step 'format (ruff)' ruff format --check .
 step 'types (mypy)' mypy
-step 'walls between packages (import-linter)' lint-imports --no-logo
+step 'imports between packages (import-linter)' lint-imports --no-logo
 step 'tests (pytest)' pytest -n 2 --dist loadfile -m "$selection" "$@"

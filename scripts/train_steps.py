@@ -158,7 +158,7 @@ class Trainer:
         batches = self._batches(UNTIMED_STEPS + num_steps + num_steps // 2)
         for samples, ahead in islice(batches, UNTIMED_STEPS):
             self._step(samples, ahead)
-        Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+        Path('/proc/self/clear_refs').write_text('5')  # resets the peak
         start, num_images = self._now(), 0
         for samples, ahead in islice(batches, num_steps):
             self._step(samples, ahead)

@@ -1,7 +1,7 @@
-"""The command lines: what users' scripts rely on is frozen, and every command keeps the same manners.
+"""The command lines: what users' scripts rely on is frozen, and all commands follow the same conventions.
 
 `tests/cli_surface.txt` holds every command with its arguments, options, types and defaults. Whoever changes it on
-purpose runs `python tests/test_cli_surface.py`, which writes it anew, and says in the CHANGELOG what users must change.
+purpose runs `python tests/test_cli_surface.py`, which writes it, and says in the CHANGELOG what users must change.
 """
 
 import difflib

@@ -57,6 +57,17 @@ def options_of(program: click.Command) -> set[str]:
     return {name for one in commands for param in one.params for name in (*param.opts, *param.secondary_opts)}
 
 
+def definitions(path: Path) -> set[str]:
+    """The functions and classes of a module, and its methods as `Class.method`."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f'{node.name}.{one.name}' for one in node.body if isinstance(one, ast.FunctionDef)}
+    return found
+
+
 LINES = {
     f'{page.name}: {shlex.join([name, *words])}': (name, words) for page in PAGES for name, words in command_lines(page)
 }
@@ -64,6 +75,21 @@ LINES = {
 
 def test_readme__is_short() -> None:
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 150
+
+
+def test_code_tour__names_files_and_functions_that_exist() -> None:
+    text = (ROOT / 'docs/code-tour.md').read_text()
+    assert len(text.splitlines()) <= 90
+    path, num_functions = ROOT, 0
+    for code in INLINE.findall(text):
+        if '/' in code:
+            path = ROOT / code
+            assert path.exists(), code
+        elif code.endswith('()'):
+            # A function is named behind its file.
+            assert code[:-2] in definitions(path), f'{path}: {code}'
+            num_functions += 1
+    assert num_functions >= 40
 
 
 def test_generated_pages__are_up_to_date() -> None:

@@ -201,10 +201,10 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
         path = fetch_weights(resolve(reference), offline='set init.fine_tune to a local file instead of the name')
     state = load_checkpoint(path, network=model)
     own = model.state_dict()
-    anew = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
+    initialised = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
     missing = [name for name in own if name not in state and not _NOT_IN_IMAGENET.search(name)]
     # Classes are outputs: the first axis of weights and biases.
-    wrong = [name for name in anew if state[name].shape[1:] != own[name].shape[1:]]
+    wrong = [name for name in initialised if state[name].shape[1:] != own[name].shape[1:]]
     if missing or wrong:
         found = f'has {tuple(state[wrong[0]].shape)} for {wrong[0]}' if wrong else f'lacks {missing[0]}'
         raise InputError(
@@ -212,11 +212,11 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
             'classes; set `student` and `model` to the network of these weights'
         )
     require_kinds(state, own, name=f'init.fine_tune: {reference}')
-    kept = OrderedDict((name, value) for name, value in state.items() if name not in anew)
+    kept = OrderedDict((name, value) for name, value in state.items() if name not in initialised)
     vars(kept)['_metadata'] = vars(state).get('_metadata', {})  # Modules tell old layouts from new ones by it.
     model.load_state_dict(kept, strict=False)
-    started = f', initialised: {", ".join(anew)}' if anew else ''
-    return f'fine-tuned from {reference}: {len(own) - len(anew)} of {len(own)} tensors{started}'
+    started = f', initialised: {", ".join(initialised)}' if initialised else ''
+    return f'fine-tuned from {reference}: {len(own) - len(initialised)} of {len(own)} tensors{started}'
 
 
 def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) -> None:

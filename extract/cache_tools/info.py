@@ -1,4 +1,4 @@
-"""`mtpd-cache info`: what a cache is, holds and takes, from its records alone."""
+"""`mtpd-cache info`: teacher, contents and disk use of a cache, from its records only; maps are not read."""
 
 import json
 from collections import Counter

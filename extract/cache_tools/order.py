@@ -186,7 +186,7 @@ def _by_name(costs: Tensor, names: Sequence[str]) -> Costs:
 
 
 def _lines(report: OrderReport) -> list[str]:
-    """What is printed for people."""
+    """The text that is printed without --json."""
     found = report.found
     text = [
         f'{report.num_images} images, views {", ".join(found.views)}, levels {", ".join(found.levels)}',

@@ -1,4 +1,4 @@
-"""Feature maps as pictures: what of C channels an eye can take in. Letters: C channels, H W grid of a level."""
+"""Feature maps and their errors as pictures: C channels become colours. Letters: C channels, H W grid of a level."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ LEAST_ERROR, MOST_ERROR = 1e-3, 1.0
 def principal_colours(maps: Sequence[Tensor], *, fitted_to: Sequence[Tensor]) -> list[Picture]:
     """The first three principal components of the channels as red, green and blue.
 
-    Beside the magnitude of the features this shows most: outlines and objects, and different things differently.
+    These show the most besides the magnitude of the features: outlines and objects, and different objects differently.
 
     Args:
         maps: (C, H, W) each; they share components and scale, so that equal colours mean equal features.

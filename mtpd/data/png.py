@@ -1,7 +1,7 @@
-"""Checks that PNGs are whole, by their checksums and their rows, and takes out what makes no pixels.
+"""Checks that PNGs are whole, by their checksums and their rows, and removes what makes no pixels.
 
 Texts and colour profiles may be larger than a library's limits, or malformed, in a sound file: OpenCV does not use them
-and libpng complains about them, so they are not passed on. Nothing behind the end chunk is, either. What libpng would
+and libpng complains about them, so they are not passed on. Nothing after the end chunk is, either. What libpng would
 refuse is refused here, where the error can say what it is.
 """
 

@@ -80,7 +80,7 @@ def make_synthetic_set(folder: Path, spec: SyntheticSpec, *, on_image: Callable[
         on_image: called after each image, for a progress bar.
 
     Returns:
-        False if the very same set is there already and nothing was done.
+        False if the same set is there already and nothing was done.
 
     Raises:
         InputError: the folder holds something else.

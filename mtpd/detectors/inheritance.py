@@ -4,7 +4,7 @@ MTPD (Cao et al., ICML 2023; released code, `init_student`): everything outside 
 shape agree, tensor by tensor, a bias also without its weight. Of a cascade teacher the first box head and mask head
 become the single head of the student, and its class-agnostic box regression is repeated for every class. The released
 code takes the path of the checkpoint for the sign of a cascade and 80 for the number of classes; here both are read
-from the tensors, and nothing is left out in silence.
+from the tensors, and everything that is left out is reported.
 """
 
 import re

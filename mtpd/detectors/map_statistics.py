@@ -1,4 +1,4 @@
-"""How much a teacher's maps vary: those that hardly do teach nothing, and losses that divide by their variance explode.
+"""How much a teacher's maps vary: nearly constant maps teach nothing, and losses that divide by their variance explode.
 
 Letters: B images, C channels, H W grid of a level.
 """

@@ -1,4 +1,4 @@
-"""Makes mmdet usable: its compiled operators, its registries, its noise, and what fails in mmdet 3.3's own zoo.
+"""Makes mmdet usable: its compiled operators, its registries, its log output, and what fails in mmdet 3.3's own zoo.
 
 Nothing here changes what a detector computes where mmdet can compute it.
 """

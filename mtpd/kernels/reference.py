@@ -1,4 +1,4 @@
-"""The weighted mean squared error in plain PyTorch: what the kernel is measured by, and what runs where it cannot."""
+"""The weighted mean squared error in plain PyTorch: the reference for the kernel, and the way without it."""
 
 import torch
 from torch import Tensor

@@ -67,7 +67,7 @@ def on_full_grid(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         mask: bool (B, 1, H, W).
 
     Returns:
-        both on the grid (H, W), the very same where nothing lacks; a map of yet another size is left to the losses.
+        both on the grid (H, W); the arguments themselves where they fit, or differ by more, which the losses refuse.
     """
     rows, columns = values.shape[2:]
     lacking = mask.shape[2] - rows, mask.shape[3] - columns

@@ -141,7 +141,7 @@ def squared_error(
         if student.dtype in (torch.float16, torch.bfloat16):
             student = conv2d(student, basis.T[..., None, None].to(student.dtype))
         else:
-            # In full precision products are dear, and the teacher's side needs no second one for its gradient.
+            # In full precision products are expensive, and the teacher's side needs no second one for its gradient.
             codes, scale = teacher.values(), None
     weights = None if weights is None else weights.detach()
     return weighted_mse(student, codes, mask, weights=weights, scale=scale)

@@ -1,1 +1,1 @@
-"""What programs and library need of the machine: files, locks, signals, threads, devices, the terminal."""
+"""What programs and library need from the machine: files, locks, signals, threads, devices, the terminal."""

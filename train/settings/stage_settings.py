@@ -1,4 +1,4 @@
-"""Settings of a stage file, with defaults: frozen values that `stage_file` reads and the code that they are for takes.
+"""Settings of a stage file, with defaults: frozen values that `stage_file` reads and that the code uses as they are.
 
 Paths are relative to the current directory, not to the stage file; `~` is the home directory.
 The text under a field is its description for users. Types are strict: neither '12' nor true is accepted as a number.

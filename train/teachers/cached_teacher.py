@@ -1,5 +1,5 @@
-"""A teacher that has left its maps in a cache, and the stream of its codes: read ahead by threads into reused buffers,
-copied to the GPU while it computes."""
+"""A teacher whose maps are in a cache: threads read its codes ahead into reused buffers, and a GPU gets them while it
+computes."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -141,7 +141,7 @@ class Buffer:
         self.copied: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Waits until a copy from the buffer is through."""
+        """Waits until a copy from the buffer is complete."""
         if self.copied is not None:
             self.copied.synchronize()
 

@@ -1,4 +1,4 @@
-"""A teacher that runs in the loop, on the very pixels that the student gets."""
+"""A teacher that runs in the training loop, on the pixels of every batch."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a stage learns from: a teacher's maps, out of its cache or from the teacher itself."""
+"""What a stage learns from: a teacher's maps, read from its cache or computed by the teacher in the loop."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence

@@ -52,7 +52,7 @@ def loaded(
     if source is not None and (names or with_rois):
         ahead = source.read_ahead(batches, levels=names, with_rois=with_rois, device=stage.device)
     for batch, images, one in zip(batches, samples, ahead, strict=True):
-        # A teacher's maps of another image would train without an error, to no use.
+        # Training with a teacher's maps of another image would raise no error.
         assert [(image.image_id, image.view) for image in images] == batch
         yield images, one
 

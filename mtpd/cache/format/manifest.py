@@ -49,7 +49,7 @@ LevelName = Annotated[str, Field(pattern=r'^[ps][0-9]{1,5}(_[0-9]{1,3})?$')]
 FilePath = Annotated[
     str, Field(pattern=r'^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$', max_length=200)
 ]
-# Free in form, for people and for comparisons.
+# Free in form, for information and for comparisons.
 Facts = Annotated[dict[str, Any], AfterValidator(require_shallow)]
 ViewName = Literal['plain', 'flip']
 
@@ -125,7 +125,7 @@ class Description(_Record):
 
     Attributes:
         fingerprint: what must be equal for two extractions to be one (teacher, preprocessing, data set).
-        provenance: names and versions, for people.
+        provenance: names and versions, for information.
         levels, codec, views, geometry: what is stored.
         target_error: the relative squared error that `lean` was to keep; None with other codecs.
         rois: the teacher's proposals that are stored too; None, and then not in the file, without.

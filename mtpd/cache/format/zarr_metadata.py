@@ -24,8 +24,8 @@ def create_arrays(root: Path, specs: Iterable[ArraySpec], *, owner: str = '') ->
 def metadata_files(specs: Iterable[ArraySpec]) -> dict[str, bytes]:
     """Path below the cache's root -> content of the `zarr.json` of every array and of the groups above them.
 
-    zarr makes it in memory and never sees the folder: what lies there may be torn, or be someone else's, and two
-    processes may start at once.
+    zarr makes it in memory and never sees the folder: files there may be incomplete or foreign, and two processes
+    may start at the same time.
     """
     documents: dict[str, Buffer] = {}
     store = MemoryStore(documents)

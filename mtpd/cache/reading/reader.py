@@ -205,7 +205,7 @@ class CacheReader:
         return max(num_elements(self._wanted(levels), bucket.padded) for bucket in self.manifest.buckets)
 
     def shard(self, image_id: int) -> ShardKey:
-        """The shard group that an image's maps are in: images of one lie side by side on disk."""
+        """The shard group that an image's maps are in: the images of a group are stored together on disk."""
         bucket, row = self._locate(image_id)
         return ShardKey(bucket.name, row // bucket.rows_per_shard)
 

@@ -21,7 +21,7 @@ from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchEr
 from mtpd.system.files import canonical_json, differences, sha256_bytes, write_atomically
 
 PLAN_FILE = 'plan.json'
-# Names and versions are recorded for people; an extraction may be resumed under another version of a library.
+# Names and versions are recorded for information; an extraction may be resumed under another version of a library.
 INFORMATIONAL = ('provenance',)
 DERIVED = ('buckets', 'files')
 
