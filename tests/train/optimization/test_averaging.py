@@ -45,10 +45,10 @@ def test_steps_count_from_one() -> None:
     model = nn.Linear(1, 1, bias=False)
     optim = OptimSettings(lr=0.1, epochs=1, ema=0.95, warmup_iters=0)
     optimization = Optimization(model, nn.Module(), optim, steps_per_epoch=3, device=torch.device('cpu'))
-    model.weight.sum().backward()
+    torch.autograd.backward(model.weight.sum())
     optimization.step(1)
     first = model.weight.item()
-    model.weight.sum().backward()
+    torch.autograd.backward(model.weight.sum())
     optimization.step(2)
     assert optimization.student is not model
     average = optimization.student.state_dict()['weight'].item()
