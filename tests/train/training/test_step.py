@@ -278,3 +278,8 @@ def test_options_that_change_no_result(
     assert (one - other).norm() < 3e-3 * one.norm()
     weight: Tensor = stages[1].student.model.get_parameter('backbone.conv1.weight')
     assert weight.is_contiguous(memory_format=torch.channels_last) is (option == 'channels_last')
+
+
+def test_evaluations_are_after_every_so_many_epochs_and_the_last(build_stage: BuildStage, run_stage: Any) -> None:
+    records = run_stage(build_stage(optim={'epochs': 3}, evaluate={'every': 2}))
+    assert [record['epoch'] for record in records if record['kind'] == 'evaluation'] == [2, 3]
