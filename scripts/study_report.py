@@ -2,7 +2,7 @@
 """Prints the tables of the study and draws them, from the result lines that scripts/study_run.py keeps.
 
 scripts/study_report.py             prints all tables
-scripts/study_report.py --update    also writes them into docs/evidence.md, and the plots beside it
+scripts/study_report.py --update    also writes them into docs/evidence.md, and the plots that it shows
 """
 
 import argparse
@@ -37,9 +37,10 @@ def main() -> None:
     results = read_results(options.results)
     print('\n\n'.join([*(table(question, results) for question in QUESTIONS.values()), order_table(results)]))
     if options.update:
-        PAGE.write_text(with_tables(PAGE.read_text(), results))
-        for name, question in QUESTIONS.items():
-            save_plot(question, results, RESULTS.parent / f'{name}.png')
+        page = with_tables(PAGE.read_text(), results)
+        PAGE.write_text(page)
+        for name in re.findall(r'\(evidence/(\w+)\.png\)', page):
+            save_plot(QUESTIONS[name], results, RESULTS.parent / f'{name}.png')
 
 
 if __name__ == '__main__':
