@@ -13,8 +13,8 @@ LOSSES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     'masked_mse': [{'loss': 'masked_mse', 'weight': 3.0}],
     'mgd': [{'loss': 'mgd', 'weight': 1.0, 'normalize': 'mean', 'scale': 'teacher_std'}],
     'pkd': [{'loss': 'pkd', 'weight': 3.0}],
-    'cwd': [{'loss': 'cwd', 'weight': 3.0}],
-    'fgd': [{'loss': 'fgd', 'weight': 1.0, 'normalize': 'mean'}],
+    'cwd': [{'loss': 'cwd', 'weight': 10.0}],
+    'fgd': [{'loss': 'fgd', 'weight': 1.0}],
     'tar_feature': [{'loss': 'tar_feature', 'weight': 3.0}],
     'tar_head': [{'loss': 'tar_head'}],
     'tar': [{'loss': 'tar_feature', 'weight': 3.0}, {'loss': 'tar_head'}],
@@ -217,7 +217,7 @@ QUESTIONS: Mapping[str, Question] = {
             f'Weight of `{loss}`, directly from strong, {HALF} epochs',
             {
                 f'{LOSSES[loss][0]["weight"] * factor:g}': (Stage('strong', HALF, loss=loss, weight=factor),)
-                for factor in (1.0, 0.3, 3.0)
+                for factor in ((1.0, 0.3, 3.0, 10.0) if loss in ('cwd', 'fgd') else (1.0, 0.3, 3.0))
             },
             num_seeds=3,
         )
