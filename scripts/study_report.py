@@ -9,6 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
+from study.noise import noise_table
 from study.order import order_table
 from study.plan import QUESTIONS
 from study.plots import save_plot
@@ -18,12 +19,18 @@ from study.tables import table
 PAGE = ROOT / 'docs' / 'evidence.md'
 
 
+def all_tables(results: Results) -> dict[str, str]:
+    """Name -> table, as Markdown."""
+    tables = {name: table(question, results) for name, question in QUESTIONS.items()}
+    return tables | {'order': order_table(results), 'noise': noise_table()}
+
+
 def with_tables(page: str, results: Results) -> str:
     """The page with the table between each pair of `<!-- table NAME -->` and `<!-- end -->` made again."""
+    tables = all_tables(results)
 
     def replace(match: re.Match[str]) -> str:
-        text = order_table(results) if match[1] == 'order' else table(QUESTIONS[match[1]], results)
-        return f'<!-- table {match[1]} -->\n{text}\n<!-- end -->'
+        return f'<!-- table {match[1]} -->\n{tables[match[1]]}\n<!-- end -->'
 
     return re.sub(r'<!-- table (\w+) -->.*?<!-- end -->', replace, page, flags=re.DOTALL)
 
@@ -35,7 +42,7 @@ def main() -> None:
     parser.add_argument('--update', action='store_true', help='writes docs/evidence.md and its plots')
     options = parser.parse_args()
     results = read_results(options.results)
-    print('\n\n'.join([*(table(question, results) for question in QUESTIONS.values()), order_table(results)]))
+    print('\n\n'.join(all_tables(results).values()))
     if options.update:
         page = with_tables(PAGE.read_text(), results)
         PAGE.write_text(page)

@@ -12,6 +12,7 @@ docs/evidence/results.jsonl at once; what has a line is not trained again, so it
 import argparse
 from pathlib import Path
 
+from study.noise import measure_noise
 from study.order import measure_costs
 from study.plan import QUESTIONS, chain_name
 from study.running import Setting, read_results, run_study
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=1, help='programs side by side, one thread each (%(default)s)')
     parser.add_argument('--list', action='store_true', help='only says what is left to train')
     parser.add_argument('--costs', action='store_true', help='only measures adaptation costs of the student alone')
+    parser.add_argument('--noise', action='store_true', help='only evaluates trained students on other images')
     options = parser.parse_args()
     wanted = [
         (chain, seed)
@@ -43,6 +45,8 @@ def main() -> None:
     setting = Setting(options.work.resolve(), options.device, options.jobs)
     if options.costs:
         measure_costs(setting)
+    elif options.noise:
+        measure_noise(setting)
     elif options.list:
         print('\n'.join(f'seed {seed}: {name}' for seed, name in left))
     else:

@@ -86,4 +86,4 @@ def test_costs_of_a_sequence_are_those_of_its_steps() -> None:
 def test_the_page_holds_the_figures_of_the_result_lines() -> None:
     page = PAGE.read_text()
     assert with_tables(page, read_results()) == page, 'run scripts/study_report.py --update'
-    assert set(re.findall(r'<!-- table (\w+) -->', page)) == {*QUESTIONS, 'order'}
+    assert set(re.findall(r'<!-- table (\w+) -->', page)) == {*QUESTIONS, 'order', 'noise'}

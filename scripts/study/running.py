@@ -88,8 +88,13 @@ def _train_after(parent: 'Future[None] | None', chain: Chain, seed: int, *, sett
 
 def make_data(setting: Setting) -> None:
     """The student's images: few to train on, many to evaluate on."""
-    arguments = ['--train', DATA['train'], '--val', DATA['val'], '--seed', DATA['seed']]
-    call(['python', ROOT / 'scripts/make_synthetic.py', setting.work / 'shapes', *arguments], setting.work / 'data.log')
+    make_images(setting.work / 'shapes', num_train=DATA['train'], num_val=DATA['val'], seed=DATA['seed'])
+
+
+def make_images(folder: Path, *, num_train: int, num_val: int, seed: int) -> None:
+    """A synthetic set, made if it is not there."""
+    arguments = ['--train', num_train, '--val', num_val, '--seed', seed]
+    call(['python', ROOT / 'scripts/make_synthetic.py', folder, *arguments], beside(folder, '.log'))
 
 
 def make_cache(teacher: str, codec: str, setting: Setting) -> Path:
