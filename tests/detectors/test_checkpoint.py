@@ -193,7 +193,7 @@ def test_objects_of_other_packages_are_named(tmp_path: Path, monkeypatch: pytest
         ('absent_package.models', 'absent_package', UnavailableError),
         ('safetensors.absent', 'safetensors.absent', InputError),
         ('safetensors.numpy', 'Gone of the module safetensors.numpy', InputError),
-        ('__main__', 'Gone of the module __main__', InputError),
+        ('__main__', r'Gone of the module (pytest\.)?__main__', InputError),
     ]:
         with monkeypatch.context() as patch:
             gone = type('Gone', (), {'__module__': module})
