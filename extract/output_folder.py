@@ -22,12 +22,7 @@ _PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
 
 
 def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a folder that an extraction must not touch.
-
-    Raises:
-        InputError: it is not a folder.
-        CacheMismatchError: it holds other things, or an extraction that `resume` and `overwrite` exclude.
-    """
+    """Refuses a folder with other things, or with an extraction that `resume` and `overwrite` exclude."""
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out}: is a file; give a folder, it need not exist')
     names = _names(out)
@@ -60,11 +55,7 @@ def holds_cache(out: Path) -> bool:
 
 
 def clear_output_folder(out: Path) -> None:
-    """Deletes the cache in `out`, which `check_output_folder` has accepted.
-
-    Raises:
-        UnavailableError: another process is writing it.
-    """
+    """Deletes the cache in `out`, which `check_output_folder` has accepted, unless another process is writing it."""
     if not _names(out):
         return
     with CacheLock(out):

@@ -24,7 +24,6 @@ from mtpd_extract.estimate import (
 )
 from mtpd_extract.extraction import (
     Extraction,
-    Loading,
     build_extraction,
     check_teacher,
     compute_bases,
@@ -41,8 +40,7 @@ def run(options: ExtractOptions) -> None:
     check_output_folder(out, resume=options.resume, overwrite=options.overwrite)
     extraction = build_extraction(options)
     say(_summary(extraction, out, part))
-    loading = Loading(batch_size=options.batch_size, num_threads=options.workers)
-    rates = cache(partial(measure_rates, extraction, loading))
+    rates = cache(partial(measure_rates, extraction))
     if options.dry_run:
         check_teacher(extraction)
         print(_predictions(extraction, rates(), part))
@@ -59,7 +57,7 @@ def run(options: ExtractOptions) -> None:
     changes = changes_since(out, extraction.description.provenance)
     if changes:
         warn(f'{out} was started under other conditions: {"; ".join(changes)}; its maps may differ slightly')
-    left = extract(extraction, out, loading, part=part, rates=rates)
+    left = extract(extraction, out, part=part, rates=rates)
     if left:
         say(f'{out}: part {part} is done; {_left_to_others(left, extraction, part)}')
         return
@@ -67,14 +65,10 @@ def run(options: ExtractOptions) -> None:
     say(f'{out}: {num_images} images, {format_bytes(num_bytes)}, {format_bytes(num_bytes / num_images)} per image')
 
 
-def extract(
-    extraction: Extraction, out: Path, loading: Loading, *, part: Part = WHOLE, rates: Callable[[], Rates]
-) -> list[ShardKey]:
+def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Callable[[], Rates]) -> list[ShardKey]:
     """Runs a part, and publishes the cache when the others are done; returns the groups that they have still to write.
 
-    Raises:
-        Interrupted: the user stopped it; what was committed is kept.
-        UnavailableError: the disk is full, or another process writes the same.
+    When the user stops it, it raises Interrupted; what was committed is kept.
     """
     with (
         CacheWriter(
@@ -100,7 +94,6 @@ def extract(
             bases=writer.bases(partial(compute_bases, extraction)) if extraction.description.codec == 'lean' else {},
             start_group=writer.start_group,
             commit=writer.commit,
-            loading=loading,
             stop=stop,
             bar=progress_bar(
                 total=num_images,
@@ -112,8 +105,9 @@ def extract(
         )
         left = writer.pending()
         if left:
+            of_part = '' if part.is_whole else f' of part {part}'
             raise Interrupted(
-                f'stopped with {len(share) - len(left)} of {len(share)} shards{_of_part(part)} saved; '
+                f'stopped with {len(share) - len(left)} of {len(share)} shards{of_part} saved; '
                 'run the same command again to resume'
             )
         return writer.finish()
@@ -136,10 +130,6 @@ def _predictions(extraction: Extraction, rates: Rates, part: Part) -> str:
     if extraction.plan.num_images < NUM_COCO_IMAGES:
         lines.append(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, rates)}')
     return '\n'.join(lines)
-
-
-def _of_part(part: Part) -> str:
-    return '' if part.is_whole else f' of part {part}'
 
 
 def _summary(extraction: Extraction, out: Path, part: Part) -> str:

@@ -276,7 +276,6 @@ def dropped(files: Sequence[Path]) -> float:
 
 
 def main() -> None:
-    """Entry point."""
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -31,8 +31,9 @@ from mtpd.cache.format.comparison import Comparison
 from mtpd.data.coco import CocoSet, coco_paths, read_annotations, spread
 from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
+from mtpd.detectors.transforms import Sample
 from mtpd.evaluation import evaluate
-from mtpd_extract.cache_tools.fidelity import AnnotatedImage, view_of
+from mtpd_extract.cache_tools.fidelity import view_of
 from mtpd_extract.extraction import NUM_BASIS_IMAGES
 
 RECOMMENDED = 'lean 0.03'
@@ -176,19 +177,19 @@ def measure(
     images = spread(coco.images, num_images)
     seen = [view_of(teacher, image, folder=folder, view='plain', device=CPU) for image in images]
     covariances = {level.name: Covariance(level.channels) for level in teacher.levels}
-    for one in seen[:NUM_BASIS_IMAGES]:
-        for name, values in teacher.maps(one.inputs).items():
+    for _, inputs in seen[:NUM_BASIS_IMAGES]:
+        for name, values in teacher.maps(inputs).items():
             covariances[name].add(values)
     bases = {name: covariance.basis() for name, covariance in covariances.items()}
     outcomes = {method.name: Outcome() for method in methods}
     live: list[dict[str, Any]] = []
-    for one in tqdm(seen, unit='image', desc=Path(teacher.name).name, leave=False):
-        maps = {name: values[0] for name, values in teacher.maps(one.inputs).items()}
-        live += detect(teacher, one, maps, coco)
+    for sample, inputs in tqdm(seen, unit='image', desc=Path(teacher.name).name, leave=False):
+        maps = {name: values[0] for name, values in teacher.maps(inputs).items()}
+        live += detect(teacher, sample, inputs, maps, coco)
         for method in methods:
             outcome = outcomes[method.name]
             found = {name: through(method, outcome, values, bases[name]) for name, values in maps.items()}
-            outcome.detections += detect(teacher, one, found, coco)
+            outcome.detections += detect(teacher, sample, inputs, found, coco)
     ids = [image.id for image in images]
     for outcome in outcomes.values():
         outcome.ap = 100 * evaluate(coco, outcome.detections, image_ids=ids).metrics['AP']
@@ -209,11 +210,13 @@ def through(method: Method, outcome: Outcome, maps: Tensor, basis: Tensor) -> Te
     return found
 
 
-def detect(teacher: Teacher, one: AnnotatedImage, maps: Mapping[str, Tensor], coco: CocoSet) -> list[dict[str, Any]]:
+def detect(
+    teacher: Teacher, sample: Sample, inputs: Tensor, maps: Mapping[str, Tensor], coco: CocoSet
+) -> list[dict[str, Any]]:
     """What the teacher's head finds in the maps (C, H, W) of an image."""
     ordered = [maps[level.name][None] for level in teacher.levels]
     ids = [category.id for category in coco.categories]
-    return head_detections(teacher, ordered, inputs=one.inputs, samples=[one.sample], category_ids=ids)
+    return head_detections(teacher, ordered, inputs=inputs, samples=[sample], category_ids=ids)
 
 
 def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None:
@@ -261,7 +264,6 @@ def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], me
 
 
 def main() -> None:
-    """Measures every teacher."""
     parser = described_parser(__doc__)
     parser.add_argument('--teacher', action='append', required=True)
     parser.add_argument('--checkpoint', action='append', type=Path, required=True)

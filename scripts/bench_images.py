@@ -20,7 +20,6 @@ from mtpd.data.images import read_image
 
 
 def main() -> None:
-    """Entry point."""
     parser = described_parser(__doc__)
     parser.add_argument('folder', type=Path, help='image folder')
     parser.add_argument('--limit', type=int, help='number of images')

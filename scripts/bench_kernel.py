@@ -249,7 +249,6 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures every setting, the largest last."""
     options = parse()
     device, size = torch.device('cuda'), Size()
     if options.toy:

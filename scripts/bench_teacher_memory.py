@@ -112,7 +112,6 @@ def bytes_of(make: Callable[[], Any], device: torch.device) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Measures every setting and prints a table."""
     parser = described_parser(__doc__)
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])

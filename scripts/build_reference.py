@@ -241,7 +241,6 @@ def outdated() -> list[Path]:
 
 
 def main() -> None:
-    """Entry point."""
     parser = described_parser(__doc__)
     parser.add_argument('--check', action='store_true', help='compare the pages, write nothing')
     options = parser.parse_args()

@@ -60,7 +60,6 @@ def trained_cost(source: Tensor, target: Tensor, *, num_steps: int) -> float:
 
 
 def main() -> None:
-    """Prints both costs of every pair."""
     parser = described_parser(__doc__)
     parser.add_argument('caches', nargs='+', type=Path)
     parser.add_argument('--num-images', type=int, default=100)

@@ -26,7 +26,6 @@ def cache_megabytes(folder: Path) -> float:
 
 
 def main(folder: Path) -> None:
-    """Prints a row for each teacher and student, and last the line of the students' AP."""
     print(f'{"":<16}{"box AP":>8}{"images/s":>10}{"cache MB":>10}')
     for name in TEACHERS:
         metrics = json.loads((folder / f'teacher_{name}.json').read_text())['metrics']

@@ -160,7 +160,6 @@ def without_home(text: str) -> str:
 
 
 def main() -> None:
-    """Prints the report."""
     lines, num_unanswered = report()
     print('\n'.join(lines))
     print(f'unanswered {num_unanswered}')

@@ -35,8 +35,7 @@ def run(caches: Sequence[Path], *, as_json: bool) -> None:
 def describe_cache(state: CacheState) -> dict[str, Any]:
     """What `--json` prints. Bytes and elements of an unfinished cache are those of its committed shards.
 
-    `bytes` are by kind: maps, row tables, RoIs, index, teacher weights, rotations (of the lean codec), metadata (all
-    other files), and all of them. `elements` are feature values in all views.
+    `metadata` are the bytes of all files of no other kind; `elements` are feature values in all views.
     """
     description, buckets = state.description, state.manifest.buckets
     levels = [level.to_level() for level in description.levels]

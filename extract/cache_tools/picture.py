@@ -30,12 +30,10 @@ BACKGROUND, INK, OUTLINE = (255, 255, 255), (20, 20, 20), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with a line of text above it.
+    """A picture (H, W, 3), RGB, or an empty place, with a line of text above it.
 
-    Attributes:
-        caption: the line; it may run over the panels to the right where these are empty.
-        picture: (H, W, 3) RGB, or None for an empty place.
-        valid: share of the height and of the width that is image and not padding; outlined.
+    The line may run over empty panels to the right. `valid` is the share of the height and of the width that is image
+    and not padding; it is outlined.
     """
 
     caption: str
@@ -64,11 +62,7 @@ def run(
 
 
 def require_png(out: Path, *, option: str) -> None:
-    """Checks the name of a picture before anything is read.
-
-    Raises:
-        InputError: it does not end in .png.
-    """
+    """Checks the name of a picture before anything is read."""
     if out.suffix.lower() != '.png':
         raise InputError(f'{option} {out}: the picture is a PNG file; use a name that ends in .png')
 
@@ -150,13 +144,7 @@ def _image_file(image_id: int, folder: Path, annotations: Path | None) -> Path:
 
 
 def _draw_sheet(rows: Sequence[Sequence[Panel]], *, title: Sequence[str], aspect: float) -> Image.Image:
-    """Draws rows of panels below a few lines of text.
-
-    Args:
-        rows: the panels.
-        title: the lines above them.
-        aspect: width of a panel over its height.
-    """
+    """Draws rows of panels, whose width over height is `aspect`, below the lines of the title."""
     width, height = round(PANEL_HEIGHT * aspect), PANEL_HEIGHT
     cell_width, cell_height = width + GAP, height + CAPTION_HEIGHT + GAP
     font = ImageFont.load_default(FONT_SIZE)

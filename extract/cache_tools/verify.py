@@ -19,8 +19,7 @@ STRAYS_NAMED = 20
 def run(caches: Sequence[Path], *, is_repair: bool, num_threads: int) -> None:
     """Verifies cache after cache.
 
-    Raises:
-        CacheDamagedError: at the end, naming all that is damaged and was not repaired.
+    Raises CacheDamagedError at the end, naming all that is damaged and was not repaired.
     """
     problems = []
     for root in caches:

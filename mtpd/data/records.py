@@ -36,11 +36,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def parse_json(path: Path, content: bytes) -> Any:
-    """The value that a JSON file holds; UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
-
-    Raises:
-        InputError: it is not JSON, or contradicts itself.
-    """
+    """The value that a JSON file holds; UTF-8, UTF-16 and UTF-32, with or without a byte order mark."""
     if not content.strip():
         raise InputError(f'{path}: is empty; fetch the file again')
     try:
@@ -58,11 +54,7 @@ def parse_json(path: Path, content: bytes) -> Any:
 
 
 def parse_each(path: Path, document: Fields, key: str, parse: Callable[[Fields], Record]) -> Iterator[Record]:
-    """What `parse` makes of each record of a list; it raises ValueError for what it cannot use.
-
-    Raises:
-        InputError: there is no such list, or `parse` refuses a record; the message names it.
-    """
+    """What `parse` makes of each record of a list; it raises ValueError for what it cannot use."""
     records = document.get(key)
     if not isinstance(records, list):
         found = f'is {shown(records)}' if key in document else 'is missing'
@@ -124,9 +116,7 @@ def flag(record: Fields, key: str) -> bool:
 def require_spelling(record: Fields, keys: Mapping[str, str]) -> None:
     """Refuses optional fields under other spellings: they would be ignored silently.
 
-    Args:
-        record: what was read.
-        keys: other spellings, in small letters without underscores and hyphens -> the key that is read.
+    `keys`: other spellings, in small letters without underscores and hyphens -> the key that is read.
     """
     for written in _misspelt(tuple(record), tuple(keys.items())):
         key = keys[_plain(written)]

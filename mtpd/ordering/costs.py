@@ -119,11 +119,7 @@ def adaptation_costs(
 
 
 def shared_levels(caches: Sequence[CacheReader]) -> list[str]:
-    """Names of the levels that all caches have; a level is named after its stride.
-
-    Raises:
-        InputError: there are none.
-    """
+    """Names of the levels that all caches have; a level is named after its stride. There must be one."""
     names = [level.name for level in caches[0].levels]
     shared = [name for name in names if all(name in [level.name for level in cache.levels] for cache in caches)]
     if not shared:
@@ -133,11 +129,7 @@ def shared_levels(caches: Sequence[CacheReader]) -> list[str]:
 
 
 def shared_views(caches: Sequence[CacheReader]) -> tuple[ViewName, ...]:
-    """The views that all caches have.
-
-    Raises:
-        InputError: there are none.
-    """
+    """The views that all caches have; there must be one."""
     shared = tuple(view for view in caches[0].views if all(view in cache.views for cache in caches))
     if not shared:
         listed = '; '.join(f'{cache.path}: {", ".join(cache.views)}' for cache in caches)
