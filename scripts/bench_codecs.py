@@ -39,7 +39,6 @@ from mtpd_extract.extraction import NUM_BASIS_IMAGES
 RECOMMENDED = 'lean 0.03'
 CPU = torch.device('cpu')
 
-# One map (C, H, W) and its basis -> what is stored; what is stored -> the map. `Stored` says how many bytes it takes.
 Stored = Any
 
 
@@ -47,11 +46,7 @@ Stored = Any
 class Method:
     """A way to store a map.
 
-    Attributes:
-        name: in the table.
-        pack: map float32 (C, H, W), basis (C, C) -> (bytes that it takes, whatever `unpack` needs).
-        unpack: what `pack` gave -> map float32 (C, H, W).
-        is_ours: or a rival's.
+    `pack`: map float32 (C, H, W), basis (C, C) -> bytes that it takes, whatever `unpack` needs to give the map back.
     """
 
     name: str
@@ -74,7 +69,6 @@ class Outcome:
 
     @property
     def bits(self) -> float:
-        """Bits an element."""
         return 8 * self.num_bytes / self.num_elements
 
 
@@ -105,9 +99,10 @@ def npy_method() -> Method:
         np.save(file, maps.numpy(), allow_pickle=False)
         return file.tell(), file.getvalue()
 
-    return Method(
-        '.npy float32', pack, lambda stored: torch.from_numpy(np.load(io.BytesIO(stored), allow_pickle=False))
-    )
+    def unpack(stored: Stored) -> Tensor:
+        return torch.from_numpy(np.load(io.BytesIO(stored), allow_pickle=False))
+
+    return Method('.npy float32', pack, unpack)
 
 
 def compressed_method(name: str, dtype: str, compressor: Any, rounding: Any = None) -> Method:
@@ -146,7 +141,6 @@ def absmax_blosc_method() -> Method:
 
 
 def all_methods() -> list[Method]:
-    """Ours and the rivals."""
     methods = [
         npy_method(),
         compressed_method('fp16, zstd 3', 'float16', Zstd(level=3)),
@@ -220,7 +214,6 @@ def detect(
 
 
 def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None:
-    """A row for each method."""
     print(f'\n{name}: live AP {live:.2f}')
     print(f'{"method":<24}{"bits":>7}{"error":>10}{"cosine":>9}{"AP":>7}{"drop":>7}{"pack M/s":>10}{"unpack M/s":>11}')
     for method, one in outcomes.items():
@@ -265,12 +258,13 @@ def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], me
 
 def main() -> None:
     parser = described_parser(__doc__)
-    parser.add_argument('--teacher', action='append', required=True)
-    parser.add_argument('--checkpoint', action='append', type=Path, required=True)
-    parser.add_argument('--coco', type=Path, default=Path('data/coco'))
-    parser.add_argument('--split', default='val2017')
-    parser.add_argument('--num-images', type=int, default=200)
-    parser.add_argument('--plot', type=Path)
+    add = parser.add_argument
+    add('--teacher', action='append', required=True)
+    add('--checkpoint', action='append', type=Path, required=True)
+    add('--coco', type=Path, default=Path('data/coco'))
+    add('--split', default='val2017')
+    add('--num-images', type=int, default=200)
+    add('--plot', type=Path)
     arguments = parser.parse_args()
     folder, annotations = coco_paths(arguments.coco, arguments.split)
     coco = read_annotations(annotations)

@@ -101,7 +101,7 @@ def adaptation_costs(
         moments = GroupedMoments(num_groups, sum(num_channels))
         for number, image_id in enumerate(image_ids):
             for view in views:
-                cells = _cells(caches, image_id, view, name, num_cells=sampling.num_cells)
+                cells = image_cells(caches, image_id, view, name, num_cells=sampling.num_cells)
                 moments.add(cells, group=number % num_groups)
             advance()
         costs[name] = torch.stack(
@@ -148,7 +148,7 @@ def _level(cache: CacheReader, name: str) -> Level:
     return next(level for level in cache.levels if level.name == name)
 
 
-def _cells(caches: Sequence[CacheReader], image_id: int, view: ViewName, name: str, *, num_cells: int) -> Tensor:
+def image_cells(caches: Sequence[CacheReader], image_id: int, view: ViewName, name: str, *, num_cells: int) -> Tensor:
     """Features of all models side by side (N, C1 + C2 + ...) at cells of one map that show the image."""
     rows, columns = _level(caches[0], name).grid(*caches[0].sizes(image_id).resized)
     maps = [cache.read(image_id, view, levels=[name])[name][:, :rows, :columns].flatten(1) for cache in caches]
