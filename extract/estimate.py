@@ -15,7 +15,7 @@ from torch import Tensor
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, compressed_bound, index_bytes, roi_specs
 from mtpd.cache.format.basis import max_basis_bytes
-from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
+from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage, num_elements
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
 from mtpd.data.coco import spread
@@ -124,22 +124,17 @@ def measure_rates(extraction: Extraction) -> Rates:
 def predict(extraction: Extraction, rates: Rates) -> Prediction:
     """For the whole of this extraction, in one process: what is compressed by the trial, the rest exactly."""
     plan = extraction.plan
-    specs, files = [], []
-    num_bytes = len(extraction.teacher_weights)
-    for spec in arrays.index_specs(plan.num_images).values():
-        specs.append(spec)
-        files.append(spec.file(0))
-        num_bytes += _content_bytes(spec, plan.num_images)
+    specs = list(arrays.index_specs(plan.num_images).values())
+    sizes = {spec.file(0): _content_bytes(spec, plan.num_images) for spec in specs}
     for bucket in plan.buckets:
         for spec in extraction.description.bucket_specs(bucket):
             specs.append(spec)
             for shard in range(bucket.num_shards):
-                files.append(spec.file(shard))
-                num_bytes += _content_bytes(spec, len(bucket.rows(shard)), rates.code_bytes)
+                sizes[spec.file(shard)] = _content_bytes(spec, len(bucket.rows(shard)), rates.code_bytes)
+    num_bytes = len(extraction.teacher_weights) + sum(size + len(file) + RECORD_BYTES for file, size in sizes.items())
+    num_bytes += sum(map(len, metadata_files(specs).values()))
     if extraction.description.codec == 'lean':
         num_bytes += max_basis_bytes(extraction.levels)
-    num_bytes += sum(map(len, metadata_files(specs).values()))
-    num_bytes += sum(len(file) + RECORD_BYTES for file in files)
     seconds = _num_pixels(plan) * rates.seconds_per_pixel + rates.bases_seconds
     return Prediction(plan.num_images, num_bytes, seconds)
 
@@ -153,7 +148,7 @@ def predict_coco(extraction: Extraction, rates: Rates) -> Prediction:
         padded = geometry.padded(size)
         pixels += math.prod(padded) * count / num_sizes
         for level in extraction.levels:
-            elements = level.channels * math.prod(level.grid(*padded))
+            elements = num_elements([level], padded)
             num_bytes += elements * rates.code_bytes[level.name] * num_views * count / num_sizes
     bucket = Bucket((1, 1), (SourceImage(-1, (1, 1)),), 1)
     num_bytes += sum(spec.row_bytes for spec in roi_specs(bucket, extraction.description.rois).values())
@@ -264,7 +259,7 @@ def _code_bytes(sample: Extraction, sizes: Mapping[str, int]) -> CodeBytes:
         if place is not None and place.array in levels:
             bucket, level = sample.plan.by_name[place.key.bucket], levels[place.array]
             num_rows = len(bucket.rows(place.key.shard))
-            elements[level.name] += num_rows * level.channels * math.prod(level.grid(*bucket.padded))
+            elements[level.name] += num_rows * num_elements([level], bucket.padded)
             stored[level.name] += num_bytes - index_bytes(bucket.rows_per_shard)
     return {name: stored[name] / elements[name] for name in levels}
 

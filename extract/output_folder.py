@@ -30,7 +30,11 @@ def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not holds_cache(out):
         raise CacheMismatchError(f'--out {out}: holds {names[0]} but no cache; choose an empty or new folder')
-    others = [name for name in names if not _is_of_a_cache(name)]
+    others = [
+        name
+        for name in names
+        if name not in _OF_A_CACHE and not _BUCKET.fullmatch(name) and not fnmatch(name, PART_JOURNALS)
+    ]
     if overwrite and others:
         raise CacheMismatchError(
             f'--out {out}: --overwrite deletes only caches, but the folder also holds {others[0]}; move it away'
@@ -71,12 +75,7 @@ def clear_output_folder(out: Path) -> None:
 
 
 def folder_bytes(out: Path) -> int:
-    """Size of all files in `out`."""
     return sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
-
-
-def _is_of_a_cache(name: str) -> bool:
-    return name in _OF_A_CACHE or bool(_BUCKET.fullmatch(name)) or fnmatch(name, PART_JOURNALS)
 
 
 def _names(out: Path) -> list[str]:

@@ -35,7 +35,6 @@ from mtpd_extract.output_folder import check_output_folder, clear_output_folder,
 
 
 def run(options: ExtractOptions) -> None:
-    """Plans, checks, extracts, publishes."""
     out, part = options.out, Part(*options.part) if options.part else WHOLE
     check_output_folder(out, resume=options.resume, overwrite=options.overwrite)
     extraction = build_extraction(options)
@@ -43,7 +42,10 @@ def run(options: ExtractOptions) -> None:
     rates = cache(partial(measure_rates, extraction))
     if options.dry_run:
         check_teacher(extraction)
-        print(_predictions(extraction, rates(), part))
+        together = '' if part.is_whole else ' in one process'
+        print(f'predict  {predict(extraction, rates())}{together}; estimated from {rates().num_images} images')
+        if extraction.plan.num_images < NUM_COCO_IMAGES:
+            print(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, rates())}')
     if options.dry_run or options.overwrite or not holds_cache(out):
         # Before anything is written: what is there belongs to this cache, or will be deleted.
         require_writable(out)
@@ -59,7 +61,10 @@ def run(options: ExtractOptions) -> None:
         warn(f'{out} was started under other conditions: {"; ".join(changes)}; its maps may differ slightly')
     left = extract(extraction, out, part=part, rates=rates)
     if left:
-        say(f'{out}: part {part} is done; {_left_to_others(left, extraction, part)}')
+        keys = extraction.plan.shard_keys()
+        parts = [str(other) for other in part.others() if set(left) & set(other.share(keys))]
+        names = f'part{"s" if len(parts) > 1 else ""} {", ".join(parts)}'
+        say(f'{out}: part {part} is done; {len(left)} of {len(keys)} shards are still missing from {names}')
         return
     num_bytes, num_images = folder_bytes(out), extraction.plan.num_images
     say(f'{out}: {num_images} images, {format_bytes(num_bytes)}, {format_bytes(num_bytes / num_images)} per image')
@@ -113,23 +118,8 @@ def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Cal
         return writer.finish()
 
 
-def _left_to_others(left: Sequence[ShardKey], extraction: Extraction, part: Part) -> str:
-    keys = extraction.plan.shard_keys()
-    parts = [other for other in part.others() if set(left) & set(other.share(keys))]
-    names = ', '.join(map(str, parts))
-    return f'{len(left)} of {len(keys)} shards are still missing from part{"s" if len(parts) > 1 else ""} {names}'
-
-
 def _num_images(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
     return sum(len(extraction.plan.images(key)) for key in keys)
-
-
-def _predictions(extraction: Extraction, rates: Rates, part: Part) -> str:
-    together = '' if part.is_whole else ' in one process'
-    lines = [f'predict  {predict(extraction, rates)}{together}; estimated from {rates.num_images} images']
-    if extraction.plan.num_images < NUM_COCO_IMAGES:
-        lines.append(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, rates)}')
-    return '\n'.join(lines)
 
 
 def _summary(extraction: Extraction, out: Path, part: Part) -> str:

@@ -166,7 +166,6 @@ def all_methods() -> list[Method]:
 def measure(
     teacher: Teacher, coco: CocoSet, folder: Path, *, methods: Sequence[Method], num_images: int
 ) -> tuple[float, dict[str, Outcome]]:
-    """The live AP, and each method's outcome by name."""
     require_head(teacher)
     images = spread(coco.images, num_images)
     seen = [view_of(teacher, image, folder=folder, view='plain', device=CPU) for image in images]
@@ -225,7 +224,6 @@ def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None
 
 
 def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], methods: Sequence[Method]) -> None:
-    """Rate against AP, a panel for each teacher."""
     import matplotlib as mpl
 
     mpl.use('Agg')

@@ -80,7 +80,6 @@ def prepare(extraction: Extraction) -> list[Tensor]:
 
 
 def time_forward(extraction: Extraction, inputs: Sequence[Tensor]) -> float:
-    """Seconds of the bare forward passes."""
     start = time.perf_counter()
     for images in inputs:
         extraction.teacher.maps(images)

@@ -43,7 +43,6 @@ def read_by_opencv(path: Path) -> object:
 
 
 def images_per_second(reader: Callable[[Path], object], paths: Sequence[Path]) -> float:
-    """The speed of one round."""
     start = time.perf_counter()
     for path in paths:
         reader(path)

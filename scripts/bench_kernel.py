@@ -98,7 +98,6 @@ class Row:
 
 
 def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[LevelInputs]:
-    """Student, teacher, mask and scale of each level."""
     student_name, teacher_name = setting.dtypes.split('/')
     student_dtype = getattr(torch, student_name)
     teacher_dtype = torch.int8 if teacher_name == 'lean' else getattr(torch, teacher_name)
@@ -134,13 +133,11 @@ def loss_of(method: str, *, toy: bool) -> Loss:
 
 
 def step(loss: Loss, inputs: Sequence[LevelInputs]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The sum over the levels, and all gradients."""
     total = torch.stack([loss(*level, None) for level in inputs]).sum()
     return total.detach(), torch.autograd.grad(total, [level[0] for level in inputs])
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """The median time of a call, with cold caches."""
     if device.type == 'cpu':
         started = time.perf_counter()
         run()
@@ -196,7 +193,6 @@ def measure(setting: Setting, size: Size, device: torch.device, *, toy: bool) ->
 
 
 def copy_rate(size: Size, device: torch.device) -> float:
-    """Bytes per second, read and written, of a copy."""
     source, target = (torch.ones(size.copied_bytes, dtype=torch.int8, device=device) for _ in range(2))
     return 2 * size.copied_bytes / seconds_of(lambda: target.copy_(source), device)
 

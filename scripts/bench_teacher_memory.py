@@ -50,18 +50,15 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def live(self) -> int:
-        """Bytes now."""
         self._storages = {key: one for key, one in self._storages.items() if not one[0].expired()}  # type: ignore[no-untyped-call]
         return sum(size for _, size in self._storages.values())
 
 
 def id_of(tensor: Tensor) -> int:
-    """Of its memory."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def image_codes(codec: CodecName, levels: tuple[Level, ...], padded: tuple[int, int]) -> Encoded:
-    """The codes of one image of random maps."""
     encoded = {}
     for level in levels:
         maps = torch.randn(1, level.channels, *level.grid(*padded))

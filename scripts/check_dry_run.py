@@ -42,7 +42,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def compare(options: ExtractOptions) -> tuple[Prediction, Prediction]:
-    """What was predicted, and what came of it."""
     extraction = build_extraction(options)
     rates = measure_rates(extraction)
     predicted = predict(extraction, rates)

@@ -21,7 +21,6 @@ def read_run(folder: Path) -> tuple[float, float]:
 
 
 def cache_megabytes(folder: Path) -> float:
-    """Size of a cache on disk, MB."""
     return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6
 
 

@@ -28,5 +28,4 @@ def interleaved(ways: Mapping[str, Callable[[], T]], num_rounds: int) -> list[di
 
 
 def median_ratio(ones: Iterable[float], others: Iterable[float]) -> float:
-    """The median of the ratios of rounds."""
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))

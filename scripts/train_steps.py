@@ -47,7 +47,6 @@ WAYS = ('plain', 'cached', 'online')
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is trained."""
     add = parser.add_argument
     add('--device', default='auto', choices=['auto', 'cpu', 'cuda'])
     add('--student', help="zoo name, config or stage file (default: the demo's, on a GPU RetinaNet-R50)")
@@ -186,7 +185,6 @@ class Trainer:
             self._optimization.step(1)
 
     def _step_in_parts(self, batches: Iterator[Any]) -> None:
-        """`add_gradient` and the update, on the clock."""
         stage = self._stage
         with self._part('wait'):
             samples, ahead = next(batches)

@@ -36,8 +36,6 @@ Stored = Callable[[int, ViewName, Maps], Maps]
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityOptions(SourceOptions):
-    """Options of `mtpd-cache fidelity`."""
-
     cache: Path
     teacher: str | None
     num_images: int
@@ -61,7 +59,6 @@ def view_of(
 
 
 def run(options: FidelityOptions) -> None:
-    """Measures one cache and prints what came out."""
     cache = mtpd.cache.open(options.cache)
     device = choose_device(options.device)
     teacher = _teacher(cache, options, device)

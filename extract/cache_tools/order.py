@@ -32,8 +32,6 @@ COLOURS, PATH_COLOUR = 'viridis_r', '#e4572e'
 
 @dataclass(frozen=True)
 class OrderOptions:
-    """Options of `mtpd-cache order`."""
-
     caches: tuple[Path, ...]
     student_cache: Path | None
     last: str | None
@@ -49,7 +47,6 @@ class OrderOptions:
 
 
 def run(options: OrderOptions) -> None:
-    """Measures the costs, selects an order, and prints and draws both."""
     if options.plot is not None:
         require_png(options.plot, option='--plot')
     paths = [*([] if options.student_cache is None else [options.student_cache]), *options.caches]
@@ -121,7 +118,6 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _accuracies(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """The values of `--ap NAME=AP`."""
     accuracies = {}
     for text in given:
         name, _, value = text.rpartition('=')
@@ -139,7 +135,6 @@ def _accuracies(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
 
 
 def _last(given: str | None, teachers: Sequence[str], accuracies: Mapping[str, float]) -> str:
-    """The strongest teacher."""
     if given is not None:
         if given not in teachers:
             raise InputError(f'--last {given}: is not one of the teachers; give one of {", ".join(teachers)}')

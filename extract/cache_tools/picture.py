@@ -44,7 +44,6 @@ class Panel:
 def run(
     path: Path, out: Path, *, image: int | None, view: ViewName | None, images: Path | None, annotations: Path | None
 ) -> None:
-    """Draws the sheet of an image and prints its path."""
     cache = mtpd.cache.open(path)
     require_png(out, option='--out')
     image_id = cache.image_ids[0] if image is None else image
@@ -100,13 +99,9 @@ def _level_row(cache: CacheReader, image_id: int, level: Level, views: Sequence[
         cosine = torch.nn.functional.cosine_similarity(mirrored.flatten(), flip.flatten(), dim=0)
         picture = np.full_like(pictures[0], PADDING_GREY)
         picture[:rows, :columns] = _error(difference, size)
-        panels.append(Panel(f'mirrored: {_relative(difference, size):.1e}, cosine {cosine:.3f}', picture, valid))
+        relative = float(difference.pow(2).sum() / size.pow(2).sum().clamp(min=1e-30))
+        panels.append(Panel(f'mirrored: {relative:.1e}, cosine {cosine:.3f}', picture, valid))
     return panels
-
-
-def _relative(error: Tensor, size: Tensor) -> float:
-    """The squared error of a whole map, relative to its energy."""
-    return float(error.pow(2).sum() / size.pow(2).sum().clamp(min=1e-30))
 
 
 def _error(error: Tensor, size: Tensor) -> Picture:

@@ -77,7 +77,6 @@ def shown(value: object) -> str:
 
 
 def required(record: Fields, key: str) -> Any:
-    """A field that must be there."""
     if key not in record:
         raise ValueError(f'{key!r} is missing')
     return record[key]
@@ -162,10 +161,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:
     content = dict(pairs)
     if len(content) < len(pairs):
         for key, value in pairs:
-            if content[key] != value and not _both_nan(content[key], value):
+            is_nan = isinstance(value, float) and math.isnan(value)
+            if content[key] != value and not (is_nan and isinstance(content[key], float) and math.isnan(content[key])):
                 raise ValueError(f'the key {shown(key)} appears twice in one object, with different values; remove one')
     return content
-
-
-def _both_nan(one: object, other: object) -> bool:
-    return all(isinstance(value, float) and math.isnan(value) for value in (one, other))

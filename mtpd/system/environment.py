@@ -42,7 +42,6 @@ def describe_device(device: 'torch.device') -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Version of each package, and of Python."""
     return {name: _version(name) for name in packages} | {'python': platform.python_version()}
 
 

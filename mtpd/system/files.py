@@ -95,7 +95,6 @@ def _existing(path: Path) -> Path:
 
 
 def sha256_bytes(content: bytes) -> str:
-    """Hex digest of `content`."""
     return hashlib.sha256(content).hexdigest()
 
 

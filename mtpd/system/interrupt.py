@@ -29,7 +29,6 @@ class StopFlag:
         self._is_set = False
 
     def set(self) -> None:
-        """Asks for a stop at the next safe point."""
         self._is_set = True
 
     def __bool__(self) -> bool:
