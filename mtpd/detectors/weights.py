@@ -40,9 +40,7 @@ HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
     """The checkpoint file of a zoo model, in PyTorch's usual folder; fetched unless it is there.
 
-    Raises:
-        InputError: the model has no published weights, or the file that is there is damaged.
-        UnavailableError: they cannot be fetched. `offline` is what else the user can do.
+    `offline` is what else the user can do where there are no weights or they cannot be fetched.
     """
     if model.weights is None:
         raise InputError(f'{model.name}: the zoo has no weights for it; {offline}')
@@ -54,10 +52,6 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
 
     The reference is torchvision://NAME, open-mmlab://NAME, mmcls://NAME, an http(s) address, or a local file. Of a
     whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
-
-    Raises:
-        InputError: there is no such name or file, or it is not a checkpoint.
-        UnavailableError: it cannot be fetched.
     """
     address = _address(reference)
     if address is None:
@@ -124,11 +118,7 @@ def download(url: str, folder: Path, *, offline: str) -> Path:
     """The file at an http(s) `url`, kept in `folder` under its own name; fetched unless it is there.
 
     File names of published weights end in the first hex digits of their sha256 (`...-5486e051.pth`), which are checked
-    for a new file and for one that is there. Names without it cannot be checked; they are logged.
-
-    Raises:
-        InputError: the file in `folder` is not what its name says.
-        UnavailableError: the address cannot be reached, or gives something else; `offline` is an alternative.
+    for a new file (UnavailableError) and for one that is there (InputError). Names without it are logged.
     """
     path = folder / Path(unquote(urlsplit(url).path)).name
     in_name = HASH_IN_NAME.search(path.name)
