@@ -127,7 +127,7 @@ def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, nam
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
-    """Loads all of `state`, from `load_checkpoint`, into all of `model`; refuses what is missing, left over or unlike."""
+    """Loads all of `state`, from `load_checkpoint`, into all of `model`; nothing may be missing or left over."""
     own = model.state_dict()
     wrong = [
         f'{key} {tuple(value.shape)} for {tuple(own[key].shape)}'

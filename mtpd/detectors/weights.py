@@ -7,9 +7,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -61,16 +59,12 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
     else:
         path = download(address, _checkpoint_folder(), offline=BACKBONE_OFFLINE)
     state = load_checkpoint(path)
-    if SWIN_ORIGINAL in state:
-        prepare()
-        from mmdet.models.backbones.swin import swin_converter
-
-        state = swin_converter(state)
-    if PVT_ORIGINAL in state:
+    if SWIN_ORIGINAL in state or PVT_ORIGINAL in state:
         prepare()
         from mmdet.models.backbones.pvt import pvt_convert
+        from mmdet.models.backbones.swin import swin_converter
 
-        state = pvt_convert(state)
+        state = swin_converter(state) if SWIN_ORIGINAL in state else pvt_convert(state)
     part = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     return part or state
 
@@ -86,32 +80,26 @@ def _address(reference: str) -> str | None:
         return None
     if scheme in ('http', 'https'):
         return reference
-    if scheme not in ('torchvision', 'open-mmlab', 'openmmlab', 'mmcls'):
-        raise InputError(
-            f'init.backbone: {reference} is not torchvision://, open-mmlab://, mmcls://, https:// or a local file'
-        )
-    address = _published(scheme).get(name)
-    if address is None:
-        raise InputError(f'init.backbone: {scheme}:// has no weights named {name}; give a local file, or none')
-    return address
-
-
-def _published(scheme: str) -> Mapping[str, str]:
-    """Name -> address of the weights that a scheme of mmengine stands for."""
     prepare()
     from mmengine.runner import checkpoint as tables
 
-    addresses: dict[str, str]
+    published: dict[str, str]
     if scheme == 'torchvision':
         # Plain names are the original weights (`resnet50` is IMAGENET1K_V1), as the zoo's recipes mean them.
-        addresses = tables.get_torchvision_models()
+        published = tables.get_torchvision_models()
     elif scheme == 'mmcls':
-        addresses = tables.get_mmcls_models()
+        published = tables.get_mmcls_models()
+    elif scheme in ('open-mmlab', 'openmmlab'):
+        published = tables.get_external_models()
+        renamed = {old: published[new] for old, new in tables.get_deprecated_model_names().items() if new in published}
+        published = renamed | dict(published)
     else:
-        addresses = tables.get_external_models()
-        renamed = {old: addresses[new] for old, new in tables.get_deprecated_model_names().items() if new in addresses}
-        addresses = {**renamed, **addresses}
-    return addresses
+        raise InputError(
+            f'init.backbone: {reference} is not torchvision://, open-mmlab://, mmcls://, https:// or a local file'
+        )
+    if name not in published:
+        raise InputError(f'init.backbone: {scheme}:// has no weights named {name}; give a local file, or none')
+    return published[name]
 
 
 def download(url: str, folder: Path, *, offline: str) -> Path:
@@ -154,10 +142,15 @@ def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
                 raise UnavailableError(f'{url}: returned a web page, not a weights file; {offline}')
             total = int(response.headers.get('Content-Length') or 0)
             logger.info('fetching %s (%.0f MB) to %s', url, total / 1e6, path)
-            for piece in _pieces(response, total):
+            received = reported = 0
+            while piece := response.read(PIECE):
                 digest.update(piece)
                 file.write(piece)
-            received = file.tell()
+                received += len(piece)
+                share = REPORTS * received // total if total else 0
+                if share > reported:
+                    reported = share
+                    logger.info('%d of %d MB', received // 10**6, total // 10**6)
             file.flush()
             os.fsync(file.fileno())
         if received < total:
@@ -170,15 +163,3 @@ def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _pieces(response: IO[bytes], total: int) -> Iterator[bytes]:
-    received = 0
-    reported = 0
-    while piece := response.read(PIECE):
-        yield piece
-        received += len(piece)
-        share = REPORTS * received // total if total else 0
-        if share > reported:
-            reported = share
-            logger.info('%d of %d MB', received // 10**6, total // 10**6)
