@@ -285,4 +285,4 @@ def _are_same(value: Any, setting: Any) -> bool:
 
 def _numbers(values: Sequence[Any]) -> str:
     """Numbers as 1333x800."""
-    return 'x'.join(str(value) for value in values)
+    return 'x'.join(map(str, values))
