@@ -8,7 +8,8 @@ from typing import Any
 from mtpd.errors import InputError, UnavailableError
 from mtpd.system.console import say
 from mtpd.system.files import unwritable
-from mtpd_train.report.run_log import Record, RunLog, known, read_run
+from mtpd_train.records.metrics import Record
+from mtpd_train.report.run_log import RunLog, known, read_run
 
 EVENTS = 'events.out.tfevents.'
 FOLDER = 'tensorboard'
