@@ -52,8 +52,7 @@ def described_stages(settings: Sequence[StageSettings]) -> dict[str, Any]:
 
 
 def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
-    """The content of run.json: settings with all defaults, hashes of the files they name, teachers, what the students'
-    own recipes set beyond the stages, device, versions."""
+    """The content of run.json: all settings, hashes of the files they name, teachers, device, versions."""
     sources = [stage.source for stage in stages if stage.source is not None]
     return {
         'stages': described_stages(settings),
@@ -68,21 +67,13 @@ def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], dev
 def require_same_run(
     out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, is_early: bool = False
 ) -> list[str]:
-    """Checks that two descriptions are of one run.
+    """Checks that two descriptions, `found` in the run.json of `out` and this run's, are of one run.
 
-    Device and versions may change during a run; its settings, data and teachers may not.
+    Device and versions may change during a run; its settings, data and teachers may not. `is_early`: the contents of
+    paths are not known yet, and left to a later check. The InputError names the first key that differs, and both
+    values.
 
-    Args:
-        out: the folder of the run, for messages.
-        found: content of its run.json.
-        wanted: this run's description.
-        is_early: the contents of paths are not known yet, and left to a later check.
-
-    Returns:
-        a text for each setting whose path has changed and whose content is the same.
-
-    Raises:
-        InputError: names the first key that differs, and both values.
+    Returns a text for each setting whose path has changed and whose content is the same.
     """
     num_before, num_now = len(found.get('stages', {})), len(wanted['stages'])
     if num_before != num_now:

@@ -189,8 +189,8 @@ def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) 
         first = differing[0]
         raise InputError(
             f'stage {number} starts from the student of stage {number - 1}, but that is a different network: '
-            f'{first} is {previous_shapes.get(first, "missing")} there and {shapes.get(first, "missing")} here; make `student`, '
-            '`model` and the classes the same, or set init.checkpoint'
+            f'{first} is {previous_shapes.get(first, "missing")} there and {shapes.get(first, "missing")} here; make '
+            '`student`, `model` and the classes the same, or set init.checkpoint'
         )
 
 

@@ -43,12 +43,7 @@ class Detector:
 
 
 def model_by_name(reference: str, checkpoint: Path | None) -> Detector:
-    """A model of the zoo or a config file, with weights of its own if `checkpoint` is None.
-
-    Raises:
-        InputError: there is no such model, or it has no weights.
-        UnavailableError: the weights of a zoo model cannot be fetched.
-    """
+    """A model of the zoo or a config file, with weights of its own if `checkpoint` is None."""
     if '.py:' in reference:
         raise InputError(
             f'--model {reference}: only mmdet detectors can be evaluated; for the head of a file.py:callable, extract '
@@ -64,11 +59,7 @@ def model_by_name(reference: str, checkpoint: Path | None) -> Detector:
 
 
 def student_of_run(folder: Path, checkpoint: Path | None = None) -> Detector:
-    """The student in the folder of a run or of one of its stages, with other weights if these are given.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The student in the folder of a run or of one of its stages, with other weights if these are given."""
     config_file, weights = folder / CONFIG_FILE, checkpoint or folder / STUDENT_FILE
     if checkpoint is None and not weights.is_file():
         raise without_student(folder)
@@ -92,16 +83,9 @@ def build_student(
     scale: tuple[int, int] | None = None,
     trust_checkpoint: bool = False,
 ) -> Student:
-    """The detector with its weights, in eval mode.
+    """The detector with its weights, in eval mode; `scale` replaces the resize of its config.
 
-    Args:
-        detector: which.
-        device: where it runs.
-        scale: replaces the resize of its config.
-        trust_checkpoint: unpickle a checkpoint that holds more than tensors and plain values.
-
-    Raises:
-        InputError: the checkpoint does not fit the config, or the config says no resize.
+    With `trust_checkpoint` a checkpoint may hold more than tensors and plain values.
     """
     own = read_preprocessing(detector.config, scale=scale)
     model = build_detector(detector.config, init_weights=False)
@@ -119,8 +103,7 @@ def build_student(
 def category_ids(detector: Detector, student: Student, coco: CocoSet, *, trust_checkpoint: bool = False) -> list[int]:
     """The category id of each of the detector's labels: by name where names are known, else in the order of the ids.
 
-    Raises:
-        InputError: the detector was trained on other classes.
+    Refuses a detector that was trained on other classes.
     """
     in_file = checkpoint_classes(checkpoint_meta(detector.checkpoint, allow_pickle=trust_checkpoint))
     in_config = config_classes(detector.config)
@@ -146,11 +129,7 @@ class StageStudent:
 
 
 def find_student(folder: Path) -> StageStudent | None:
-    """The student in the folder of a stage: the last one, else the best so far, else the newest so far.
-
-    Raises:
-        InputError: the best one is damaged.
-    """
+    """The student in the folder of a stage: the last one, else the best so far, else the newest so far."""
     last, best = folder / STUDENT_FILE, folder / BEST_FILE
     if last.is_file():
         return StageStudent(last)

@@ -56,9 +56,8 @@ class Line:
 def run_charts(run: RunLog, summaries: Sequence[StageSummary]) -> dict[str, bytes]:
     """The charts of a run by name, as SVG; without those that there is nothing for.
 
-    Args:
-        run: its curves: `ap`, `loss`, `lr`, `speed` and `wait`, over the optimizer steps of all stages.
-        summaries: the stages in numbers, for `size_box` and `size_mask`, AP by size of objects.
+    `ap`, `loss`, `lr`, `speed` and `wait` are over the optimizer steps of all stages; `size_box` and `size_mask` are AP
+    by size of objects.
     """
     charts = {}
     borders = {f'stage {stage.number}': stage.first_step for stage in run.begun}
@@ -135,12 +134,7 @@ def line_chart(
 ) -> bytes:
     """Lines in one chart, as SVG.
 
-    Args:
-        lines: what to draw.
-        y_label: what is drawn, with its unit.
-        borders: name of a stage -> x at which it begins; a vertical line marks it.
-        is_log: a logarithmic scale; what is not above zero is a gap.
-        from_zero: the scale begins at zero.
+    `borders` is name of a stage -> x at which it begins. With `is_log`, what is not above zero is a gap.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -183,13 +177,7 @@ def line_chart(
 
 
 def bar_chart(groups: Mapping[str, Sequence[float | None]], *, names: Sequence[str], y_label: str) -> bytes:
-    """Groups of bars, as SVG.
-
-    Args:
-        groups: name of a group -> a value for each of `names`; None leaves a gap.
-        names: of the bars within each group.
-        y_label: what is drawn, with its unit.
-    """
+    """Groups of bars, as SVG: name of a group -> a value for each of `names`; None leaves a gap."""
     hatches = ('', '///', '...', 'xx')
     with _figure() as (figure, axes):
         width = 0.8 / max(len(names), 1)

@@ -56,16 +56,7 @@ def stage_maps(
 ) -> StageMaps:
     """The maps of the teacher that a stage's cache holds, and of the stage's student, on training images.
 
-    Args:
-        run: the run.
-        stage: one of its stages.
-        num_images: to be shown, at most.
-        device: where the student runs.
-        read: reads annotation files.
-
-    Raises:
-        InputError: the stage has no cache, no student yet, or its images are gone.
-        CacheError: the cache is gone or another one than the stage learned from.
+    Refuses a stage without a cache or without a student yet, and another cache than the stage learned from.
     """
     if stage.settings.get('cache') is None:
         raise InputError('the stage did not use a cache')
@@ -113,16 +104,11 @@ def stage_maps(
 
 
 def fit_adapter(pairs: Sequence[Pair]) -> tuple[Callable[[Tensor], Tensor], float]:
-    """The linear map of a student's channels that comes closest to its teacher's, by ridge regression over cells.
+    """The linear map (S, H, W) -> (C, H, W) of a student's channels that comes closest to its teacher's, by ridge
+    regression over cells, and the share of the variance of the teacher's cells that it explains.
 
     Adapters that are trained are not kept, and a student may order its channels as it likes: only behind such a map can
     its features be compared with the teacher's.
-
-    Args:
-        pairs: the maps of some images.
-
-    Returns:
-        The map, (S, H, W) -> (C, H, W), and the share of the variance of the teacher's cells that it explains.
     """
     cells = []
     for pair in pairs:

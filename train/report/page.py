@@ -55,15 +55,7 @@ class ClassRow:
 
 
 def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: float, device: str) -> None:
-    """`mtpd-report RUN`: writes the page of a run.
-
-    Args:
-        folder: of the run, finished or not.
-        out: the page; None: in the folder.
-        num_images: how many images predictions and maps are shown on; 0: none.
-        min_score: of detections that are shown.
-        device: where students run: `auto`, `cpu` or `cuda`.
-    """
+    """`mtpd-report RUN`: writes the page of a run, finished or not; with no `num_images`, no predictions and maps."""
     run, on = read_run(folder), choose_device(device)
     summaries = summarise(run)
     evaluated = [one for one in summaries if one.metrics]
@@ -93,10 +85,8 @@ def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: fl
 def compare_runs(folders: Sequence[Path], *, as_json: bool, html: Path | None) -> None:
     """`mtpd-report compare RUN...`: prints runs side by side, a row for each stage.
 
-    Args:
-        folders: of the runs.
-        as_json: print plain values instead: AP from 0 to 1, bytes, seconds, null for what is not known.
-        html: a page to write with the table and the AP curves; None: none.
+    With `as_json` as plain values: AP from 0 to 1, bytes, seconds, null for what is not known. `html` is a page to
+    write with the table and the AP curves.
     """
     runs = [read_run(folder) for folder in folders]
     # A column that is empty but for its heading is left out.

@@ -63,14 +63,7 @@ class Predictions:
 def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch.device) -> Predictions:
     """Images with objects, at equal distances in the validation set, as the students of all stages see them.
 
-    Args:
-        run: the run.
-        num_images: at most.
-        min_score: of detections that are drawn.
-        device: where students run.
-
-    Raises:
-        InputError: the annotations are gone or name no objects, or the run had no validation set.
+    Refuses a run without a validation set, and annotations that are gone or name no objects.
     """
     students: dict[int, Detector] = {}
     titles: dict[int, str] = {}

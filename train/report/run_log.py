@@ -65,11 +65,7 @@ class RunLog:
 
 
 def read_run(folder: Path) -> RunLog:
-    """Reads a run, finished or not.
-
-    Raises:
-        InputError: the folder holds no run, or its files are damaged.
-    """
+    """Reads a run, finished or not; refuses a folder that holds no run, and damaged files."""
     if not (folder / RUN_FILE).is_file():
         raise InputError(f'{folder}: is not a run folder ({RUN_FILE} is missing); give the --out of mtpd-train')
     try:

@@ -16,16 +16,7 @@ FOLDER = 'tensorboard'
 
 
 def export(folder: Path, *, out: Path | None) -> None:
-    """`mtpd-report tensorboard RUN`: writes event files, in place of those that are there.
-
-    Args:
-        folder: of the run.
-        out: folder of the event files; None: in that of the run.
-
-    Raises:
-        InputError: `out` holds something else.
-        UnavailableError: the package tensorboard is not installed, or `out` cannot be written.
-    """
+    """`mtpd-report tensorboard RUN`: writes event files in place of earlier ones; refuses a folder of others."""
     run, out = read_run(folder), out or folder / FOLDER
     try:
         count = _export(run, out)

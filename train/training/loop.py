@@ -31,19 +31,8 @@ def train_stage(
 ) -> None:
     """Trains the stage's student in place, resuming from `progress_file` if it exists.
 
-    With `optim.ema` the student has the averaged weights in the end.
-
-    Args:
-        stage: what to train.
-        device: of this process.
-        progress_file: the stage's training state; kept students are saved beside it.
-        metrics_file: the run's log.
-        stop: set when the user wants to stop.
-        world: the processes that train together.
-
-    Raises:
-        Interrupted: the user stopped it; the last optimizer step is saved.
-        MtpdError: the training has diverged, an image cannot be read, the cache is damaged, the disk is full.
+    With `optim.ema` the student has the averaged weights in the end. Kept students are saved beside `progress_file`.
+    Raises Interrupted when the user stopped it; the last optimizer step is then saved.
     """
     stage.to(device)
     model, optim = stage.student.model, stage.settings.optim

@@ -59,34 +59,21 @@ def loaded(
 
 @dataclass(frozen=True)
 class Targets:
-    """The teacher's side of a batch.
+    """The teacher's side of a batch."""
 
-    Attributes:
-        maps: level name -> the teacher's maps (B, C, H, W).
-        masks: level name -> bool (B, 1, H, W), true at cells that see the image; of the student's levels too.
-        boxes: the objects of each image, (N, 4) xyxy in px of the network input.
-        rois: the teacher's stored proposals on each image, in px of the original image; none where no loss asks.
-    """
-
-    maps: Mapping[str, EncodedMaps]
-    masks: Mapping[str, Tensor]
-    boxes: Sequence[Tensor]
-    rois: Sequence[ImageRois]
+    maps: Mapping[str, EncodedMaps]  # level name -> the teacher's maps (B, C, H, W)
+    masks: Mapping[str, Tensor]  # of both sides' levels: bool (B, 1, H, W), true at cells that see the image
+    boxes: Sequence[Tensor]  # the objects of each image, (N, 4) xyxy in px of the network input
+    rois: Sequence[ImageRois]  # the teacher's stored proposals, in px of the original image; none where no loss asks
 
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """What the student made of a batch.
+    """What the student made of a batch."""
 
-    Attributes:
-        losses: the detector's own, by name.
-        maps: level name -> (B, C, H, W); empty in plain training.
-        rois: its proposals and what it says about them; None where no teacher's head is to judge them.
-    """
-
-    losses: dict[str, Tensor]
-    maps: Mapping[str, Tensor]
-    rois: CapturedRois | None
+    losses: dict[str, Tensor]  # the detector's own, by name
+    maps: Mapping[str, Tensor]  # level name -> (B, C, H, W); empty in plain training
+    rois: CapturedRois | None  # its proposals and what it says about them, where a teacher's head is to judge them
 
 
 def step_losses(
@@ -100,13 +87,8 @@ def step_losses(
 ) -> dict[str, Tensor]:
     """The detector's own losses and the distillation losses of one batch, by name, weighted and decayed.
 
-    Args:
-        stage: what is trained.
-        samples: images of the batch.
-        ahead: what was read of the teacher for them.
-        device: where to compute.
-        progress: share of the stage's optimizer steps that are done, for the decay of weights.
-        epoch: from 0, for what is drawn for each image.
+    `ahead` is what was read of the teacher for the samples, `progress` the share of the stage's optimizer steps that
+    are done, `epoch` (from 0) seeds what is drawn for each image.
     """
     samples = to_device(samples, device)
     images = collate(
@@ -270,11 +252,7 @@ def build_network(stage: Stage, world: World) -> DistributedDataParallel | None:
 
 
 def check_teacher(stage: Stage, device: torch.device) -> None:
-    """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares.
-
-    Raises:
-        MtpdError: it names the level; or an image or a map cannot be read.
-    """
+    """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares."""
     if stage.source is None or not stage.teacher_levels:
         return
     # The same in all processes, so that they end together; without processes that read, which start with the training.
