@@ -54,7 +54,7 @@ class DivergedError(MtpdError):
 
 
 def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: int) -> None:
-    """Raises a DivergedError, with loss, step and batch, if a loss since the last record is not finite or has exploded."""
+    """Raises a DivergedError, with loss, step and batch, if a loss is not finite or the losses have exploded."""
     for batch in batches:
         for name, value in batch.losses.items():
             if not math.isfinite(value):
