@@ -67,18 +67,9 @@ NOT_PLAIN: dict[str, Callable[[Tensor], bool]] = {
 def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Module | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU.
 
-    Takes a bare state dict or one inside `state_dict`, `model` and the like, and drops prefixes such as `module.`. What
-    it had to choose is logged.
-
-    Args:
-        path: a file of `torch.save`, or of safetensors.
-        allow_pickle: unpickle arbitrary content. This can run any code: only for trusted files.
-        network: what the weights are for, where that is known: names that it has are not changed.
-
-    Raises:
-        InputError: there is no such file, it is damaged or not a checkpoint, it needs `allow_pickle`, or it holds
-            several networks or tensors without plain values.
-        UnavailableError: it needs a package that is not installed.
+    Takes a bare state dict or one inside `state_dict`, `model` and the like, and drops prefixes such as `module.`, but
+    changes no names that the `network` has. What it had to choose is logged; several networks, and tensors without
+    plain values, are refused. For `allow_pickle` and the formats see `read_checkpoint`.
     """
     name = f'checkpoint {path}'
     content = read_checkpoint(path, allow_pickle=allow_pickle)
@@ -122,10 +113,9 @@ def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, A
 
 
 def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, name: str) -> None:
-    """Refuses tensors of `state` whose numbers would be cut when they are copied, as those of a quantised network.
+    """Refuses whole numbers in `state` for floating-point ones of the network, `own`, or the other way round.
 
-    Raises:
-        InputError: whole numbers for floating-point ones of the network, `own`, or the other way round.
+    Their values would be cut when they are copied, as those of a quantised network.
     """
     wrong = [
         f'{key} {_dtype(value)} for {_dtype(own[key])}'
@@ -137,11 +127,7 @@ def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, nam
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
-    """Loads all of `state`, from `load_checkpoint`, into all of `model`.
-
-    Raises:
-        InputError: a tensor is missing, left over, or has another shape or kind of number.
-    """
+    """Loads all of `state`, from `load_checkpoint`, into all of `model`; nothing may be missing or left over."""
     own = model.state_dict()
     wrong = [
         f'{key} {tuple(value.shape)} for {tuple(own[key].shape)}'
@@ -163,10 +149,10 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> No
     ]
     ignored = [key for key in keys.unexpected_keys if key.startswith(IGNORED) or key.endswith(BATCH_COUNTER)]
     unexpected = [key for key in keys.unexpected_keys if key not in ignored]
-    problems = {'are missing': missing, 'are unexpected': unexpected}
-    lines = [_some(found, f'tensors {what}') for what, found in problems.items() if found]
-    if lines:
-        raise InputError(f'{name}: {"; ".join(lines)}; is it the checkpoint of this config?')
+    pairs = (('are missing', missing), ('are unexpected', unexpected))
+    problems = [_some(keys, f'tensors {what}') for what, keys in pairs if keys]
+    if problems:
+        raise InputError(f'{name}: {"; ".join(problems)}; is it the checkpoint of this config?')
     logger.debug('%s: loaded %d tensors, ignored %s', name, len(own) - len(keys.missing_keys), ignored)
 
 

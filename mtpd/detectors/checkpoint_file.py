@@ -65,14 +65,9 @@ NAMED_GLOBAL = re.compile(r'GLOBAL ([\w.]+)')
 
 
 def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
-    """What a file of `torch.save` or safetensors holds, on the CPU.
+    """What a file of `torch.save` or safetensors holds, on the CPU; an InputError names what other files are.
 
     `allow_pickle` unpickles arbitrary content. This can run any code: only for trusted files.
-
-    Raises:
-        InputError: there is no such file, it is something else or damaged, or it needs `allow_pickle`; the message
-            names what it is and the next step.
-        UnavailableError: it needs a package that is not installed.
     """
     kind = _format(path)
     damaged = f'checkpoint {path}: is damaged; {FETCH}'
@@ -102,11 +97,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool) -> Any:
 
 
 def require_intact(path: Path) -> None:
-    """Checks the checksums of a zip file of `torch.save`, which `torch.load` does not look at; others have none.
-
-    Raises:
-        InputError: a record differs from what was written.
-    """
+    """Checks the checksums of a zip file of `torch.save`, which `torch.load` does not look at; others have none."""
     if not zipfile.is_zipfile(path):
         return
     damaged = []
@@ -126,11 +117,7 @@ def require_intact(path: Path) -> None:
 
 
 def _format(path: Path) -> Format:
-    """How to read a file of weights.
-
-    Raises:
-        InputError: there is no such file, or it is something else.
-    """
+    """How to read a file of weights."""
     if path.is_dir():
         raise _refusal(path, _folder(path))
     if not path.exists():

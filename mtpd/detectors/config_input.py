@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mtpd.detectors.pipeline_steps import Entry, Steps, find_steps, is_number, is_whole, plain_type, read_steps
-from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing
+from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing, rgb
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Size
 
@@ -39,10 +39,6 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
     """Reads a detector's preprocessing from its mmengine Config.
 
     `scale` replaces the config's resize scale (and a fixed pad size with it); None keeps it.
-
-    Raises:
-        InputError: the config's test pipeline or data preprocessor has something that is not supported; names the step,
-            the argument and its value.
     """
     steps = read_steps(config)
     if steps.resize is not None and steps.resize.values.get('scale') == scale:
@@ -63,11 +59,7 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
 def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
     """A detector's normalisation for inputs of another geometry, in place of the resize and padding of its config.
 
-    Returns:
-        the normalisation, and a line for each part of the test pipeline that is not taken over.
-
-    Raises:
-        InputError: the data preprocessor or a Normalize step has something that is not supported.
+    With a line for each part of the test pipeline that is not taken over.
     """
     preprocessor = _data_preprocessor(config)
     try:
@@ -253,5 +245,4 @@ def _pad_value(pad: Entry, *, is_normalised: bool) -> RGB:
         pad.refuse('pad_val', wanted)
     if not is_normalised and not all(0 <= one <= 255 and float(one).is_integer() for one in values):
         pad.refuse('pad_val', wanted)
-    first, second, third = map(float, values)
-    return first, second, third
+    return rgb(values)

@@ -128,11 +128,7 @@ class NoLanguageModel(nn.Module):
 
 
 def set_num_classes(config: Any, num_classes: int) -> None:
-    """Sets the number of classes of every head that classifies objects.
-
-    Raises:
-        InputError: a head cannot have this number of object classes.
-    """
+    """Sets the number of classes of every head that classifies objects. InputError where a head cannot have it."""
     if 'panoptic_head' in config:
         _set_num_things(config, num_classes)
     if num_classes != 1 and any(type_name(node) in ONE_CLASS for node in config_dicts(config)):

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from mtpd.detectors.preprocessing import RGB, rgb
 from mtpd.errors import InputError
 
 # Packages whose classes are the plain ones of that name, whether named by class, with a scope or without.
@@ -77,12 +78,7 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A dict of a config, with its place for messages. All methods but `has` raise InputError for a wrong value.
-
-    Attributes:
-        place: the file and the part of the config.
-        values: its keys and values.
-    """
+    """A dict of a config, with its place for messages. All methods but `has` raise InputError for a wrong value."""
 
     place: str
     values: Mapping[str, Any]
@@ -161,7 +157,7 @@ class Entry:
         first, second = value
         return int(first), int(second)
 
-    def channels(self, key: str) -> tuple[float, float, float]:
+    def channels(self, key: str) -> RGB:
         """Three numbers, or but for `Normalize` one for all channels; those of `std` are above 0."""
         values = self.values.get(key)
         wanted = 'a list of three numbers' + (' above 0' if key == 'std' else '')
@@ -171,8 +167,7 @@ class Entry:
             values = [values[0]] * 3
         if len(values) != 3 or (key == 'std' and min(values) <= 0):
             self.refuse(key, wanted)
-        first, second, third = map(float, values)
-        return first, second, third
+        return rgb(values)
 
 
 @dataclass(frozen=True)
@@ -187,11 +182,7 @@ class Steps:
 
 
 def read_steps(config: Any) -> Steps:
-    """The steps of a config's test pipeline, checked for their names, order and names of arguments.
-
-    Raises:
-        InputError: there is no test pipeline, or it holds something unsupported.
-    """
+    """The steps of a config's test pipeline, checked for their names, order and names of arguments."""
     from mmdet.registry import TRANSFORMS
 
     entries = find_steps(config)
@@ -223,11 +214,7 @@ def read_steps(config: Any) -> Steps:
 
 
 def find_steps(config: Any) -> list[Entry]:
-    """The dicts of a config's test pipeline with their places.
-
-    Raises:
-        InputError: there is no test pipeline, or it is not a list of dicts with a `type`.
-    """
+    """The dicts of a config's test pipeline with their places."""
     name = config.filename
     dataset = _mapping(config.get('test_dataloader'), f'{name}: test_dataloader').get('dataset')
     pipeline = _pipeline_of(dataset, f'{name}: test_dataloader.dataset')

@@ -6,7 +6,7 @@ values, and from then on counts the padding as image: boxes are clipped to the p
 and evaluated on must be one of the two, or mmdet could not run it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,12 @@ RGB = tuple[float, float, float]
 
 # What levels are measured on where the input has no fixed size: sides that differ, with few cells on deep levels.
 PROBE_SIZE: Size = (256, 320)
+
+
+def rgb(values: Iterable[float]) -> RGB:
+    """Three numbers as floats."""
+    first, second, third = map(float, values)
+    return first, second, third
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,7 @@ class Normalisation:
     def of_pixel(self, bgr: Sequence[float]) -> RGB:
         """The values of one pixel 0..255, in BGR order, after the normalisation."""
         ordered = bgr[::-1] if self.to_rgb else bgr
-        first, second, third = ((v - m) / s for v, m, s in zip(ordered, self.mean, self.std, strict=True))
-        return first, second, third
+        return rgb((v - m) / s for v, m, s in zip(ordered, self.mean, self.std, strict=True))
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,9 @@ def probe_size(geometry: Geometry) -> Size:
 
 
 def normalise(images: Sequence[Tensor], *, padded: Size, normalisation: Normalisation) -> Tensor:
-    """Normalises images and puts each at the top left of one padded batch.
+    """Normalises images (3, h, w), 0..255, in BGR order, and puts each at the top left of one batch of size `padded`.
 
-    Args:
-        images: uint8 or float32 (3, h, w), 0..255, in BGR order, of sizes up to `padded`.
-        padded: (height, width) of the batch, px.
-        normalisation: the network's.
-
-    Returns:
-        float32 (B, 3, height, width) on the images' device, pixel for pixel what mmdet's data preprocessor gives.
+    Returns float32 (B, 3, *padded) on the images' device, pixel for pixel what mmdet's data preprocessor gives.
     """
     device = images[0].device
     mean, std, padding = (

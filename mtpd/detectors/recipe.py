@@ -52,7 +52,6 @@ class Ingredient:
     """One thing that a recipe requires, and the setting of a stage file that gives it.
 
     Attributes:
-        name: what it is, in a few words.
         key: dotted key of the setting; None: there is none.
         values: of the setting, each of which gives just this; None: any does. Empty: none does quite.
     """

@@ -20,9 +20,9 @@ SAME_IN_BATCH = 1e-3
 
 
 def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
-    """`features`, (B, 3, H, W) -> maps (B, C, h, w), of the teacher `name` with a one-line error for any failure.
+    """`features`, (B, 3, H, W) -> maps (B, C, h, w) in float32 without gradient, with one-line errors for any failure.
 
-    The result returns floating-point maps without gradient.
+    `name` is the teacher's.
     """
 
     def run(images: Tensor) -> Sequence[Tensor]:
@@ -52,16 +52,16 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
                 f'teacher {name}: features() returns a {type(maps).__name__}, expected a list of tensors; '
                 'return a list with one map (batch, channels, h, w) for each level'
             )
-        place = f'teacher {name}: map {{}} of features()'.format
         if not maps:
             raise InputError(f'teacher {name}: features() returns no maps, expected at least one')
-        return [_checked(values, images, name=place(number)) for number, values in enumerate(maps)]
+        for number, values in enumerate(maps):
+            _require_map(values, images, name=f'teacher {name}: map {number} of features()')
+        return [values.detach().float() for values in maps]
 
     return run
 
 
-def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
-    """A map in float32, as the rest of the program takes it."""
+def _require_map(values: Tensor, images: Tensor, *, name: str) -> None:
     if values.shape[:1] != images.shape[:1]:
         raise InputError(
             f'{name} has the shape {tuple(values.shape)}, expected as many images as in its input ({len(images)})'
@@ -77,15 +77,10 @@ def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
         raise InputError(
             f'{name} is on {values.device} for images on {images.device}; compute it on the device of the images'
         )
-    return values.detach().float()
 
 
 def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name: str) -> None:
-    """Refuses a network that gives other maps for the same image a second time.
-
-    Raises:
-        InputError: the maps of both passes differ.
-    """
+    """Refuses a network that gives other maps for the same image a second time."""
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
         if not _same(one, other):
             raise InputError(
@@ -95,11 +90,7 @@ def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name:
 
 
 def require_independent(features: Features, image: Tensor, alone: Sequence[Tensor], *, name: str) -> None:
-    """Refuses a network whose maps of an image (1, 3, H, W) `alone` depend on the other images of the batch.
-
-    Raises:
-        InputError: they differ in a batch of two.
-    """
+    """Refuses a network whose maps of an image (1, 3, H, W) `alone` differ in a batch of two."""
     other = torch.linspace(-3, 3, image.numel(), device=image.device).view_as(image)
     try:
         pair = features(torch.cat([image, other]))

@@ -71,7 +71,7 @@ class ZooModel:
     Attributes:
         name: as its metafile calls it; the config's stem where no metafile lists it.
         config: absolute path of its mmdet config.
-        weights: address of its checkpoint, or None.
+        weights: address of its checkpoint.
         on_coco: whether it was trained to detect or segment the objects of COCO.
     """
 
@@ -87,11 +87,7 @@ class ZooModel:
 
 
 def configs_folder() -> Path:
-    """The folder of configs inside the installed mmdet.
-
-    Raises:
-        UnavailableError: mmdet is not there, or came without its configs.
-    """
+    """The folder of configs inside the installed mmdet."""
     spec = importlib.util.find_spec('mmdet')
     if spec is None or spec.origin is None:
         raise UnavailableError('mmdet is not installed; run: pip install "mmdet>=3.3,<3.4"')
@@ -123,11 +119,7 @@ def find_model(reference: str) -> ZooModel | None:
 
 
 def resolve(reference: str) -> ZooModel:
-    """Like `find_model`, for a name that must exist.
-
-    Raises:
-        InputError: the zoo has no such model; the message names similar ones.
-    """
+    """Like `find_model`, for a name that must exist: the error names similar ones."""
     model = find_model(reference)
     if model is None:
         known = [*ALIASES, *models(), *_unlisted_configs()]
