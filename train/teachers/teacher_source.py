@@ -42,7 +42,7 @@ class TeacherSource:
         raise NotImplementedError
 
     def roi_head(self) -> RoiHead:
-        """The teacher's RoI head, in float32 on the CPU, for the maps of this source; an MtpdError where it has none."""
+        """The teacher's RoI head, in float32 on the CPU, for the maps of this source; an MtpdError if it has none."""
         raise NotImplementedError
 
     def num_roi_classes(self) -> int:
