@@ -24,9 +24,9 @@ LIBRARIES = (
     'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
 )  # fmt: skip
 # Sections of run.json that describe teachers, and the name of a stage's teacher in them.
-SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
-    'caches': lambda stage: stage.get('cache'),
-    'teachers': lambda stage: teacher_name(stage.get('teacher'), stage.get('checkpoint')),
+SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    'caches': lambda stage: str(stage.get('cache')),
+    'teachers': lambda stage: teacher_name(str(stage.get('teacher')), stage.get('checkpoint')),
 }
 # Settings that do not change what is learned, and may differ when a run is resumed.
 HARMLESS = ('.save.', '.data.workers.', '.evaluate.backend.')
@@ -111,7 +111,7 @@ def _require_same_source(
 ) -> None:
     """Compares the caches or teachers of a stage; `before` and `now` are a description of a run and its stage."""
     for part, name_of in SOURCES.items():
-        old, new = (_as_mapping(run.get(part)).get(str(name_of(stage))) for run, stage in (before, now))
+        old, new = (run.get(part, {}).get(name_of(stage)) for run, stage in (before, now))
         for field, was, is_now in differences(old, new):
             if '.provenance.' not in f'.{field}':
                 raise _refusal(out, f'{part}.{name_of(now[1])}{"." if field else ""}{field}', was, is_now)

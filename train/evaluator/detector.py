@@ -19,7 +19,7 @@ from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
 from mtpd_train.run_folder import CONFIG_FILE, DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
 from mtpd_train.student import Student
-from mtpd_train.training.saving import BEST_FILE, epoch_file, last_epoch
+from mtpd_train.training.saving import BEST_FILE, epoch_file, kept_epochs
 
 NONE_YET = 'no student yet: the first is saved after an epoch (save.keep) or an evaluation (best.pth)'
 DIVERGED = 'no student: its losses diverged before the first save'
@@ -135,11 +135,19 @@ def find_student(folder: Path) -> StageStudent | None:
         return StageStudent(last)
     if best.is_file():
         return StageStudent(best, f'best so far, epoch {checkpoint_meta(best).get("epoch", "unknown")}')
-    epoch = last_epoch(folder)
+    epoch = max(kept_epochs(folder), default=None)
     return None if epoch is None else StageStudent(epoch_file(folder, epoch), f'latest so far, epoch {epoch}')
 
 
-def why_none(folder: Path) -> str:
+def stage_student(folder: Path) -> tuple[Detector, str]:
+    """The student in the folder of a stage, and its `StageStudent.title`; refuses a stage without any."""
+    found = find_student(folder)
+    if found is None:
+        raise InputError(_why_none(folder))
+    return student_of_run(folder, found.checkpoint), found.title
+
+
+def _why_none(folder: Path) -> str:
     """Why a stage has no student at all."""
     return DIVERGED if (folder / DIVERGED_FILE).is_file() else NONE_YET
 
@@ -178,4 +186,4 @@ def without_student(folder: Path) -> InputError:
 def _without_any_student(folder: Path, stage: Path) -> InputError:
     is_hopeless = (stage / DIVERGED_FILE).is_file()
     way = 'train again in another --out, with a lower optim.lr or optim.grad_clip' if is_hopeless else RESUME
-    return InputError(f'{folder}: has {why_none(stage)}; {way}')
+    return InputError(f'{folder}: has {_why_none(stage)}; {way}')

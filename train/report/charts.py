@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -104,15 +105,12 @@ def loss_lines(run: RunLog) -> list[Line]:
         is_of_level = len(parts) == 3  # `distill/mgd/p3`
         label = '/'.join(parts[:2]) if is_of_level and len(names) > MAX_LOSSES else name
         groups.setdefault(label, []).append(name)
-    return [Line(label, _over_steps(run, _sum_of(group))) for label, group in groups.items()]
+    return [Line(label, _over_steps(run, partial(_sum_of, group))) for label, group in groups.items()]
 
 
-def _sum_of(names: Sequence[str]) -> Callable[[TrainRecord], float]:
-    def value(record: TrainRecord) -> float:
-        found = [record.losses[name] for name in names if name in record.losses]
-        return math.fsum(found) if found else math.nan
-
-    return value
+def _sum_of(names: Sequence[str], record: TrainRecord) -> float:
+    found = [record.losses[name] for name in names if name in record.losses]
+    return math.fsum(found) if found else math.nan
 
 
 def _over_steps(run: RunLog, value: Callable[[TrainRecord], float]) -> list[tuple[float, float]]:

@@ -77,7 +77,12 @@ def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: fl
         'sources': cache_facts(run),
         'versions': section(run.facts, 'versions'),
         'device': run.facts.get('device', 'unknown'),
-        'settings': {stage.number: _yaml(stage.settings) for stage in run.stages},
+        'settings': {
+            stage.number: yaml.safe_dump(
+                stage.settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+            )
+            for stage in run.stages
+        },
     }
     _write(out or folder / PAGE_FILE, 'run.html', context)
 
@@ -205,11 +210,6 @@ def _attempt(make: Callable[[], object], num_images: int) -> Attempt:
         return Attempt(make())
     except (MtpdError, OSError) as error:
         return Attempt(None, ' '.join(str(error).split()))
-
-
-def _yaml(settings: Any) -> str:
-    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-    return text
 
 
 def _write(out: Path, template: str, context: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from mtpd.errors import InputError
 from mtpd_train.records.metrics import EvaluationRecord, Record, TrainRecord, read_records
 from mtpd_train.run_folder import DIVERGED_FILE, METRICS_FILE, RUN_FILE, STUDENT_FILE, stage_folder
-from mtpd_train.teachers.live_teacher import teacher_name
+from mtpd_train.run_identity import SOURCES
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,9 @@ def read_run(folder: Path) -> RunLog:
 
 
 def _teaching(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    if settings.get('cache') is not None:
-        return section(section(facts, 'caches'), str(settings['cache']))
-    teacher = settings.get('teacher')
-    if teacher is None:
-        return None
-    return section(section(facts, 'teachers'), teacher_name(str(teacher), settings.get('checkpoint')))
+    kinds = {'cache': 'caches', 'teacher': 'teachers'}
+    kind = next((kinds[key] for key in kinds if settings.get(key) is not None), None)
+    return None if kind is None else section(section(facts, kind), SOURCES[kind](settings))
 
 
 def section(content: Any, name: str) -> Mapping[str, Any]:

@@ -148,11 +148,6 @@ def epoch_file(folder: Path, epoch: int) -> Path:
     return folder / f'epoch_{epoch}.pth'
 
 
-def last_epoch(folder: Path) -> int | None:
-    """The last epoch whose student is kept, from 1; None: none is."""
-    return max(_epochs(folder), default=None)
-
-
 def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
     """Whether a student with these metrics is better than the best so far; of equals the earlier is kept.
 
@@ -168,7 +163,7 @@ def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
 
 def drop_old(folder: Path, *, epoch: int, keep: int) -> None:
     """Keeps the students of the last `keep` epochs up to `epoch`; later ones are from before a resume."""
-    for one in _epochs(folder):
+    for one in kept_epochs(folder):
         if not epoch - keep < one <= epoch:
             epoch_file(folder, one).unlink()
 
@@ -179,7 +174,8 @@ def drop_all(folder: Path) -> None:
     (folder / BEST_FILE).unlink(missing_ok=True)
 
 
-def _epochs(folder: Path) -> list[int]:
+def kept_epochs(folder: Path) -> list[int]:
+    """The epochs, from 1, whose students are kept, in any order."""
     matches = (_EPOCH_FILE.fullmatch(path.name) for path in folder.glob('epoch_*.pth'))
     return [int(match[1]) for match in matches if match]
 

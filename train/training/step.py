@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,7 +150,10 @@ def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> Stu
         if not stage.is_taught:
             with named:
                 return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
-        with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois, named:
+        # Its proposals are caught where the teacher's head is to judge them.
+        is_judged = stage.responses is not None and stage.responses.head is not None
+        catching_rois = captured_rois(student.model) if is_judged else nullcontext()
+        with captured_maps(student.model, hook_point=stage.hook_point) as maps, catching_rois as rois, named:
             losses = detection_losses(student.model, images, samples)
     return StudentOutputs(losses, {level.name: one for level, one in zip(student.levels, maps, strict=True)}, rois)
 
@@ -179,13 +182,6 @@ def distillation_losses(
                 progress=progress,
             )
     return losses
-
-
-def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
-    """Catches the student's proposals where the teacher's head is to judge them."""
-    if stage.responses is None or stage.responses.head is None:
-        return nullcontext()
-    return captured_rois(stage.student.model)
 
 
 def _autocast(stage: Stage, device: torch.device) -> torch.autocast:
