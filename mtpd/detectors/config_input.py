@@ -57,10 +57,7 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
 
 
 def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
-    """A detector's normalisation for inputs of another geometry, in place of the resize and padding of its config.
-
-    With a line for each part of the test pipeline that is not taken over.
-    """
+    """A detector's normalisation at another geometry, and a line for each unused part of its test pipeline."""
     preprocessor = _data_preprocessor(config)
     try:
         own = read_preprocessing(config)

@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -66,19 +66,12 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class ZooModel:
-    """One model of the zoo.
+    """One model of the zoo."""
 
-    Attributes:
-        name: as its metafile calls it; the config's stem where no metafile lists it.
-        config: absolute path of its mmdet config.
-        weights: address of its checkpoint.
-        on_coco: whether it was trained to detect or segment the objects of COCO.
-    """
-
-    name: str
+    name: str  # as its metafile calls it; the config's stem where no metafile lists it
     config: Path
-    weights: str | None = None
-    on_coco: bool = False
+    weights: str | None = None  # address of its checkpoint
+    on_coco: bool = False  # whether it was trained to detect or segment the objects of COCO
 
     @property
     def family(self) -> str:
@@ -102,20 +95,24 @@ def models() -> Mapping[str, ZooModel]:
     """All models that the metafiles list, by name."""
     found: dict[str, ZooModel] = {}
     for metafile in sorted(configs_folder().glob('*/metafile.yml')):
-        for model in _read_metafile(metafile):
-            found.setdefault(model.name, model)
+        content = yaml.load(metafile.read_text(encoding='utf-8'), Loader=yaml.CSafeLoader)
+        # objects365 has a bare list.
+        for entry in content if isinstance(content, list) else content.get('Models') or []:
+            # Paths may be quoted as in URLs (`gn%2Bws`) or name another folder, but the file is beside its metafile.
+            config = metafile.parent / Path(unquote(entry['Config'])).name
+            # Trackers list several files of weights; none of them is a detector's checkpoint by itself.
+            weights = entry.get('Weights') if isinstance(entry.get('Weights'), str) else None
+            tasks = {result.get('Task') for result in entry['Results'] if result.get('Dataset') == 'COCO'}
+            on_coco = not tasks.isdisjoint({'Object Detection', 'Instance Segmentation'})
+            found.setdefault(entry['Name'], ZooModel(entry['Name'], config, weights, on_coco))
     return MappingProxyType(found)
 
 
 def find_model(reference: str) -> ZooModel | None:
     """The zoo model of that name, alias or config name (without `.py`); None if there is none."""
     name = ALIASES.get(reference, reference)
-    if name in models():
-        return models()[name]
-    for model in models().values():
-        if model.config.stem == name:
-            return model
-    return _unlisted_configs().get(name)
+    by_stem = (model for model in models().values() if model.config.stem == name)
+    return models().get(name) or next(by_stem, _unlisted_configs().get(name))
 
 
 def resolve(reference: str) -> ZooModel:
@@ -135,23 +132,3 @@ def _unlisted_configs() -> Mapping[str, ZooModel]:
     listed = {model.config for model in models().values()}
     paths = [path for path in sorted(configs_folder().glob('[!_]*/*.py')) if path not in listed]
     return {path.stem: ZooModel(path.stem, path) for path in paths}
-
-
-def _read_metafile(path: Path) -> Iterator[ZooModel]:
-    content = yaml.load(path.read_text(encoding='utf-8'), Loader=yaml.CSafeLoader)
-    # objects365 has a bare list.
-    entries = content if isinstance(content, list) else content.get('Models') or []
-    for entry in entries:
-        # Paths may be quoted as in URLs (`gn%2Bws`) or name another folder, but the file is in its metafile's folder.
-        config = path.parent / Path(unquote(entry['Config'])).name
-        weights = entry.get('Weights')
-        yield ZooModel(
-            name=entry['Name'],
-            config=config,
-            # Trackers list several files; none of them is a detector's checkpoint by itself.
-            weights=weights if isinstance(weights, str) else None,
-            on_coco=any(
-                result.get('Task') in ('Object Detection', 'Instance Segmentation') and result.get('Dataset') == 'COCO'
-                for result in entry['Results']
-            ),
-        )
