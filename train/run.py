@@ -65,8 +65,14 @@ def run(options: RunOptions) -> None:
             print('---\n'.join(dump_stage(stage) for stage in settings), end='')
         return
     device = choose_device(options.device, number=world.local_rank if world.size > 1 else None)
-    _check_precision(settings, device)
-    _check_batch_sizes(settings, world)
+    if device.type == 'cpu' and any(stage.optim.precision == 'fp16' for stage in settings):
+        raise InputError('optim.precision is fp16, which needs a GPU; on a CPU use fp32 or bf16')
+    smallest = min(stage.data.batch_size for stage in settings)
+    if smallest < world.size:
+        raise InputError(
+            f'data.batch_size is {smallest}, the global batch size of all {world.size} processes: each needs '
+            'at least one image; raise it, or start fewer processes'
+        )
     try:
         with joined(world, device):
             _run(options, settings, device=device, world=world)
@@ -86,7 +92,10 @@ def _run(options: RunOptions, settings: Sequence[StageSettings], *, device: torc
     for stage in stages:
         say(_summary(stage))
     if world.is_main:
-        _warn_of_many_workers(stages)
+        workers, cores = max(stage.settings.data.workers for stage in stages), os.cpu_count() or 1
+        if workers > cores:
+            more = f'more than the {cores} CPU cores of this machine'
+            warn(f'data.workers is {workers}, {more}; fewer may be just as fast')
         _report_data(stages)
         _report_recipes(stages)
         _report_random_parts(stages)
@@ -110,15 +119,10 @@ def _run(options: RunOptions, settings: Sequence[StageSettings], *, device: torc
                     f'stopped after stage {stage.number}, which is done; run the same command with --resume to continue'
                 )
         if world.is_main:
-            _publish(out, num_stages=len(stages))
-
-
-def _publish(out: Path, *, num_stages: int) -> None:
-    """Copies the last stage's student to the run's folder."""
-    last = stage_folder(out, num_stages)
-    for name in (STUDENT_FILE, CONFIG_FILE):
-        write_file(out / name, (last / name).read_bytes())
-    say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
+            last = stage_folder(out, len(stages))
+            for name in (STUDENT_FILE, CONFIG_FILE):
+                write_file(out / name, (last / name).read_bytes())
+            say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
 
 
 def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag, world: World) -> None:
@@ -142,13 +146,9 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         # Its content is from an earlier attempt.
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     try:
+        metrics_file = out / METRICS_FILE
         train_stage(
-            stage,
-            device=device,
-            progress_file=progress_file,
-            metrics_file=out / METRICS_FILE,
-            stop=stop,
-            world=world,
+            stage, device=device, progress_file=progress_file, metrics_file=metrics_file, stop=stop, world=world
         )
     except DivergedError as error:
         if not world.is_main:
@@ -169,27 +169,6 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
     stage.to(torch.device('cpu'))  # The networks of all stages would fill the GPU.
 
 
-def _check_precision(settings: Sequence[StageSettings], device: torch.device) -> None:
-    if device.type == 'cpu' and any(stage.optim.precision == 'fp16' for stage in settings):
-        raise InputError('optim.precision is fp16, which needs a GPU; on a CPU use fp32 or bf16')
-
-
-def _check_batch_sizes(settings: Sequence[StageSettings], world: World) -> None:
-    smallest = min(stage.data.batch_size for stage in settings)
-    if smallest < world.size:
-        raise InputError(
-            f'data.batch_size is {smallest}, the global batch size of all {world.size} processes: each needs '
-            'at least one image; '
-            'raise it, or start fewer processes'
-        )
-
-
-def _warn_of_many_workers(stages: Sequence[Stage]) -> None:
-    number, cores = max(stage.settings.data.workers for stage in stages), os.cpu_count() or 1
-    if number > cores:
-        warn(f'data.workers is {number}, more than the {cores} CPU cores of this machine; fewer may be just as fast')
-
-
 def _report_data(stages: Sequence[Stage]) -> None:
     """Reports unused annotations and warns of suspicious ones, once for each file."""
     training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
@@ -200,9 +179,8 @@ def _report_data(stages: Sequence[Stage]) -> None:
     }
     lines = [training_account(coco) for coco in training.values()]
     lines += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in evaluation.values()]
-    for line in lines:
-        if line is not None:
-            say(line)
+    for line in filter(None, lines):
+        say(line)
     for path, coco in (training | {path: coco for path, (coco, _) in evaluation.items()}).items():
         for doubt in suspicions(coco):
             warn(f'{path}: {doubt}')
@@ -216,10 +194,8 @@ def _report_recipes(stages: Sequence[Stage]) -> None:
     for number, (name, things) in missing.items():
         if things:
             who = f'stage {number}' if number else 'all stages' if len(stages) > 1 else 'stage 1'
-            say(
-                f'{who}: not adopted from the recipe of {name} (replaced by the setting in brackets): '
-                f'{", ".join(things)}'
-            )
+            listed = ', '.join(things)
+            say(f'{who}: not adopted from the recipe of {name} (replaced by the setting in brackets): {listed}')
 
 
 def _report_random_parts(stages: Sequence[Stage]) -> None:
@@ -237,6 +213,8 @@ def _report_random_parts(stages: Sequence[Stage]) -> None:
 
 
 def _summary(stage: Stage) -> str:
+    used, total = len(stage.train_set.sizes(with_objects=True)), len(stage.train_set.coco.images)
+    images = f'{used} images' if used == total else f'{used} of {total} images (those with objects)'
     geometry, epochs = stage.student.preprocessing.geometry, stage.settings.optim.epochs
     parameters = sum(one.numel() for one in stage.student.model.parameters())
     names = [*stage.distiller.losses, *([] if stage.responses is None else [stage.responses.options.loss])]
@@ -246,12 +224,7 @@ def _summary(stage: Stage) -> str:
         start += f', {inheritance_summary(stage.inheritance)}'
     return (
         f'stage {stage.number}: {parameters / 1e6:.2f} M parameters, {start}; '
-        f'{_images(stage)} at {geometry.scale[0]}x{geometry.scale[1]}, '
+        f'{images} at {geometry.scale[0]}x{geometry.scale[1]}, '
         f'{stage.source or "no teacher"}, distillation losses: {losses}, '
         f'{epochs} {"epoch" if epochs == 1 else "epochs"}'
     )
-
-
-def _images(stage: Stage) -> str:
-    used, total = len(stage.train_set.sizes(with_objects=True)), len(stage.train_set.coco.images)
-    return f'{used} images' if used == total else f'{used} of {total} images (those with objects)'

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from mtpd.errors import InputError
-
-NAMES_SHOWN = 3
+from mtpd.system.text import listed
 
 
 def checkpoint_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -40,16 +39,10 @@ def num_classes_of(model: nn.Module) -> int | None:
 def labels_to_categories(
     categories: Sequence[tuple[int, str]], *, classes: Sequence[str] | None, num_classes: int | None, name: str
 ) -> list[int]:
-    """The category id of each of a detector's labels.
+    """The category id of each label of the detector `name`. InputError if it was trained on other classes.
 
-    Args:
-        categories: ids and names of a data set, by ascending id.
-        classes: what the detector calls its classes; None: unknown, labels follow the ids.
-        num_classes: how many it has; None: unknown.
-        name: of the detector, for messages.
-
-    Raises:
-        InputError: it was trained on other classes, or names of categories repeat.
+    `categories` are ids and names of a data set, by ascending id. Where the detector's `classes` are unknown (None),
+    its labels follow the ids.
     """
     ids = [category_id for category_id, _ in categories]
     wanted = len(ids) if num_classes is None else num_classes
@@ -74,23 +67,21 @@ def labels_to_categories(
         )
     known = {_key(one) for one in classes}
     if known != set(by_name):
+        only_detector, only_set = (
+            listed(sorted(one)) or 'none' for one in (known - set(by_name), set(by_name) - known)
+        )
         raise InputError(
-            f'the classes of {name} and of the annotations differ: only the detector has '
-            f'{_some(known - set(by_name))}, only the annotations have {_some(set(by_name) - known)}'
+            f'the classes of {name} and of the annotations differ: only the detector has {only_detector}, only the '
+            f'annotations have {only_set}'
         )
     return [by_name[_key(one)] for one in classes]
 
 
 def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, name: str) -> None:
-    """Refuses a teacher whose labels mean other classes than those of a student that takes them over by number.
+    """Refuses a teacher `name` whose labels mean other classes than those of a student that takes them by number.
 
-    Args:
-        ours: classes of the student in the order of its labels.
-        theirs: those of the teacher; None: unknown, or of another number, and nothing is refused.
-        name: of the teacher.
-
-    Raises:
-        InputError: the same label is another class.
+    `ours` are the student's classes and `theirs` the teacher's, in the order of their labels. Nothing is refused where
+    the teacher's are unknown (None) or of another number.
     """
     if theirs is None or len(theirs) != len(ours):
         return
@@ -112,8 +103,3 @@ def class_list(found: Any) -> tuple[str, ...] | None:
     if not isinstance(found, list | tuple) or not found or not all(isinstance(one, str) for one in found):
         return None
     return tuple(found)
-
-
-def _some(names: set[str]) -> str:
-    shown = ', '.join(sorted(names)[:NAMES_SHOWN])
-    return f'{shown}{", ..." if len(names) > NAMES_SHOWN else ""}' if names else 'none'

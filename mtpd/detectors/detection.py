@@ -1,13 +1,9 @@
-"""Running an mmdet detector: training losses, and predictions as COCO results.
+"""Running an mmdet detector: training losses, and predictions as COCO results."""
 
-Letters: B batch, C channels, H W grid of a level, N boxes.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pycocotools.mask
 import torch
 from torch import Tensor, nn
@@ -60,8 +56,7 @@ def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> d
     Only what mmdet would add to its total is returned: entries whose name holds `loss`. `images` are normalised inputs
     (B, 3, H, W), `samples` the same after `collate`.
     """
-    data_samples = [sample.data_sample.to(images.device) for sample in samples]
-    losses: Mapping[str, Any] = model.loss(images, data_samples)
+    losses = model.loss(images, [sample.data_sample.to(images.device) for sample in samples])
     return {
         name: torch.stack([part.mean() for part in (value if isinstance(value, list | tuple) else [value])]).sum()
         for name, value in losses.items()
@@ -73,25 +68,20 @@ def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> d
 def predict(
     model: Any, images: Tensor, samples: Sequence[Sample], *, category_ids: Sequence[int], with_masks: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Detections in COCO's result format, in px of the original images.
+    """Boxes and, `with_masks`, masks that a detector in eval mode finds, as COCO results in px of the original images.
 
-    Args:
-        model: an mmdet detector in eval mode.
-        images: normalised inputs (B, 3, H, W).
-        samples: the same images, after `collate`.
-        category_ids: COCO category id of each class.
-        with_masks: whether to return masks too.
-
-    Returns:
-        box results (`bbox` is x, y, width, height) and mask results (`segmentation` is run-length code).
-
-    Raises:
-        InputError: the detector knows more classes than `category_ids` has.
+    `images` are normalised inputs (B, 3, H, W), `samples` the same after `collate`, and `category_ids` those of the
+    detector's classes. `bbox` is x, y, width, height; `segmentation` is run-length code.
     """
     data_samples = [sample.data_sample.to(images.device) for sample in samples]
+    size = 1 if takes_one_image(model) else len(samples)
+    results: list[Any] = []
+    for start in range(0, len(samples), size):
+        part = slice(start, start + size)
+        results += model.predict(images[part], data_samples[part], rescale=True)
     boxes: list[dict[str, Any]] = []
     masks: list[dict[str, Any]] = []
-    for result, sample in zip(_results(model, images, data_samples), samples, strict=True):
+    for result, sample in zip(results, samples, strict=True):
         instances = result.pred_instances
         # CrowdDet gives its labels as floats.
         scores, labels = instances.scores.tolist(), instances.labels.long().tolist()
@@ -102,10 +92,9 @@ def predict(
         for record, (x1, y1, x2, y2) in zip(shared, instances.bboxes.tolist(), strict=True):
             boxes.append(record | {'bbox': [x1, y1, x2 - x1, y2 - y1]})
         if with_masks:
-            masks += [
-                record | {'segmentation': _run_length(mask)}
-                for record, mask in zip(shared, instances.masks.cpu().numpy(), strict=True)
-            ]
+            for record, mask in zip(shared, instances.masks.cpu().numpy(), strict=True):
+                code = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+                masks.append(record | {'segmentation': {'size': code['size'], 'counts': code['counts'].decode()}})
     return boxes, masks
 
 
@@ -127,28 +116,11 @@ def predicts_masks(model: nn.Module) -> bool:
     return any(isinstance(getattr(head, 'loss_mask', None), nn.Module) for head in heads)
 
 
-def _results(model: Any, images: Tensor, data_samples: Sequence[Any]) -> Iterator[Any]:
-    if not takes_one_image(model):
-        yield from model.predict(images, data_samples, rescale=True)
-        return
-    for number, data_sample in enumerate(data_samples):
-        yield from model.predict(images[number : number + 1], [data_sample], rescale=True)
-
-
 def category_of(label: int, category_ids: Sequence[int]) -> int:
-    """COCO category id of a detector's label.
-
-    Raises:
-        InputError: the detector knows more classes than the annotations have.
-    """
+    """COCO category id of a detector's label. InputError where the annotations have fewer classes."""
     if label >= len(category_ids):
         raise InputError(
             f'the detector predicted its class number {label + 1}, but the annotations have only '
             f'{len(category_ids)} categories; give annotations with the classes it was trained on'
         )
     return category_ids[label]
-
-
-def _run_length(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    code = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {'size': code['size'], 'counts': code['counts'].decode()}

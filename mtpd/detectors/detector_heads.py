@@ -1,7 +1,4 @@
-"""Heads of mmdet detectors: what they are built of, and predictions of a student's RoI head in training.
-
-Letters: A anchors, B images, K RoIs.
-"""
+"""Heads of mmdet detectors: what they are built of, and predictions of a student's RoI head in training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +20,6 @@ def base_anchors(model: nn.Module) -> dict[int, Tensor]:
 
     Those of the cell in column x and row y are x strides to the right and y strides below. They belong to a one-stage
     detector's head, or to a two-stage one's region proposal network.
-
-    Raises:
-        InputError: the detector has no anchors, or strides that differ along x and y.
     """
     prepare()
     from mmdet.models.task_modules.prior_generators import AnchorGenerator
@@ -50,13 +44,12 @@ def roi_head_record(model: nn.Module, *, levels: Sequence[Level]) -> RoiHeadReco
     `levels` are what the neck gives; the head takes the first of them.
     """
     head, extractor = _box_head(model)
-    if head is None or _unsupported(head, extractor) is not None:
+    if head is None or not _is_supported(head, extractor):
         return None
     strides = list(extractor.featmap_strides)
     if [level.stride for level in levels[: len(strides)]] != strides:
         return None
-    roi_layer = extractor.roi_layers[0]
-    coder = _coder(head)
+    roi_layer, coder = extractor.roi_layers[0], _coder(head)
     return RoiHeadRecord(
         prefix='roi_head.bbox_head.0.' if _is_cascade(model) else 'roi_head.bbox_head.',
         strides=tuple(map(int, strides)),
@@ -78,11 +71,7 @@ def roi_head_record(model: nn.Module, *, levels: Sequence[Level]) -> RoiHeadReco
 
 
 def student_box_coder(model: nn.Module) -> BoxCoder:
-    """The box coder of a student whose RoI head can learn from a teacher's.
-
-    Raises:
-        InputError: it has no such RoI head; the message states what is wrong.
-    """
+    """The box coder of a student. InputError for one whose RoI head cannot learn from a teacher's."""
     name = type(model).__name__
     head, _ = _box_head(model)
     if head is None:
@@ -125,25 +114,24 @@ def _is_cascade(model: Any) -> bool:
     return isinstance(model.roi_head.bbox_head, nn.ModuleList)
 
 
-def _unsupported(head: Any, extractor: Any) -> str | None:
-    """What keeps `RoiHead` from doing what the head does."""
+def _is_supported(head: Any, extractor: Any) -> bool:
+    """Whether `RoiHead` can do what the head does."""
     from mmcv.ops import RoIAlign
     from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
     if type(head).forward is not ConvFCBBoxHead.forward or head.with_avg_pool:
-        return 'is not a plain ConvFCBBoxHead'
+        return False
     if any((head.num_cls_convs, head.num_cls_fcs, head.num_reg_convs, head.num_reg_fcs)):
-        return 'has layers of its own for classes or boxes'
+        return False
     norm = head.norm_cfg or {}
     if head.num_shared_convs and (head.conv_cfg or norm.get('type', 'GN') != 'GN' or norm.get('eps', 1e-5) != 1e-5):
-        return 'has special convolutions or norms'
+        return False
     layer = extractor.roi_layers[0]
     if type(extractor) is not SingleRoIExtractor or type(layer) is not RoIAlign or layer.pool_mode != 'avg':
-        return 'has another RoI extractor'
-    if layer.output_size[0] != layer.output_size[1] or tuple(layer.output_size) != tuple(head.roi_feat_size):
-        return 'samples RoIs to another grid than its layers expect'
-    return _unsupported_outputs(head)
+        return False
+    height, width = layer.output_size
+    return height == width and (height, width) == tuple(head.roi_feat_size) and _unsupported_outputs(head) is None
 
 
 def _unsupported_outputs(head: Any) -> str | None:
@@ -167,14 +155,9 @@ def _coder(head: Any) -> BoxCoder:
 
 @dataclass
 class CapturedRois:
-    """Filled during one forward pass of the detector's losses.
+    """Filled during one forward pass of the detector's losses: the student's predictions for the sampled proposals."""
 
-    Attributes:
-        rois: (K, 5) proposals that were sampled for training: image in the batch, absolute xyxy in px of the input.
-        predictions: of the student's head for them.
-    """
-
-    rois: Tensor | None = None
+    rois: Tensor | None = None  # (K, 5): image in the batch, absolute xyxy in px of the input
     predictions: RoiPredictions | None = None
 
     def require(self) -> tuple[Tensor, RoiPredictions]:
@@ -186,10 +169,7 @@ class CapturedRois:
 
 @contextmanager
 def captured_rois(model: nn.Module) -> Iterator[CapturedRois]:
-    """Collects the sampled proposals and the outputs of the box head by hooks, without computing anything.
-
-    `model` is a detector that `student_box_coder` accepts.
-    """
+    """Collects the sampled proposals and the outputs of the box head of a detector that `student_box_coder` accepts."""
     captured = CapturedRois()
     roi_head: Any = model.roi_head
 
@@ -202,19 +182,14 @@ def captured_rois(model: nn.Module) -> Iterator[CapturedRois]:
         if captured.predictions is None:
             captured.predictions = RoiPredictions(*output)
 
-    handles = [
+    with (
         roi_head.bbox_roi_extractor.register_forward_hook(keep_rois),
         roi_head.bbox_head.register_forward_hook(keep_predictions),
-    ]
-    try:
+    ):
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def predict_rois(model: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> RoiPredictions:
+def predict_rois(model: Any, maps: Sequence[Tensor], rois: Tensor) -> RoiPredictions:
     """Runs the box head, with gradient, on given RoIs (K, 5) and all maps (B, C, H, W) of the detector's neck."""
-    roi_head: Any = model.roi_head
-    results = roi_head._bbox_forward(tuple(maps), rois)
+    results = model.roi_head._bbox_forward(tuple(maps), rois)
     return RoiPredictions(results['cls_score'], results['bbox_pred'])

@@ -23,12 +23,8 @@ def export_config(
 ) -> str:
     """The text of a self-contained mmdet config: `init_detector(<this>, 'student.pth')` predicts what we evaluated.
 
-    Args:
-        config: the student's mmengine Config, with the changes that were made to it. Of its recipe nothing is kept.
-        preprocessing: of the inputs that the student was trained on; see `pads_pixels`.
-        classes: names of the classes, in the order of the student's outputs.
-        has_masks: whether the student predicts masks.
-        evaluated_on: image folder and annotation file for mmdet's test tool, or None.
+    `config` is the student's, with the changes that were made to it; of its recipe nothing is kept. `classes` are in
+    the order of its outputs. `evaluated_on` are image folder and annotation file for mmdet's test tool.
     """
     prepare()
     from mmengine.config import Config
@@ -84,12 +80,12 @@ def _pipeline(preprocessing: Preprocessing) -> list[dict[str, Any]]:
     steps = [load, resize]
     if pads_pixels(preprocessing):
         pad: dict[str, Any] = {'type': 'Pad', 'pad_val': {'img': padding_pixel(preprocessing.normalisation)}}
-        if geometry.pad_square and geometry.pad_size is None:
-            steps.append(pad | {'pad_to_square': True, 'size_divisor': geometry.pad_divisor})
-        elif geometry.pad_size is None:
-            steps.append(pad | {'size_divisor': geometry.pad_divisor})
+        if geometry.pad_size is None:
+            pad |= {'pad_to_square': True} if geometry.pad_square else {}
+            pad['size_divisor'] = geometry.pad_divisor
         else:
             # Rounded up here, because what the data preprocessor adds is one number for all channels.
             height, width = (-(-side // geometry.pad_divisor) * geometry.pad_divisor for side in geometry.pad_size)
-            steps.append(pad | {'size': (width, height)})
+            pad['size'] = width, height
+        steps.append(pad)
     return [*steps, {'type': 'PackDetInputs', 'meta_keys': _META_KEYS}]

@@ -1,16 +1,15 @@
 """The feature pyramid that a detector hands to its heads: where its maps are taken, the maps, and its levels.
 
 Maps are taken after the neck, or before the neck's norms, for teacher and student alike. MTPD (Cao et al., ICML 2023;
-released code) hooks `neck.fpn_convs.i.conv`. In most pyramids nothing follows these convolutions and that is the neck's
-output. Where a norm follows, as the GroupNorm of RepPoints does, the maps before it still have the scale of each image
-and channel, which the norm takes away.
+released code) hooks `neck.fpn_convs.i.conv`. In most pyramids that is the neck's output. Where a norm follows, as the
+GroupNorm of RepPoints does, the maps before it still have the scale of each image and channel, which the norm removes.
 
 B batch, C channels, H W input px, h w grid of a level.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -34,21 +33,17 @@ LARGE_DIVISORS = (64, 128, 256)
 
 
 def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> str:
-    """Where the maps of an mmdet teacher are taken.
-
-    Raises:
-        InputError: the user chose `before-norm`, and there are no norms.
-    """
-    if choice == 'before-norm' and not has_output_norms(model):
+    """Where the maps of an mmdet teacher are taken. InputError for `before-norm` where there are no norms."""
+    has_norms = has_output_norms(model)
+    if choice == 'before-norm' and not has_norms:
         raise InputError(f'hook before-norm: the neck of {name} has no norms after its fpn_convs; remove this option')
-    return NECK if choice == 'neck' or not has_output_norms(model) else BEFORE_NORM
+    return BEFORE_NORM if choice != 'neck' and has_norms else NECK
 
 
 def student_hook_point(model: nn.Module, teacher: str) -> str:
     """Where the maps of a student are taken: before its norms if those of the teacher are, else after its neck.
 
-    A student's maps after its norms cannot reach the scale of maps before the teacher's, and vice versa. Without norms
-    both points are the same.
+    A student's maps after its norms cannot reach the scale of maps before the teacher's, and vice versa.
     """
     return BEFORE_NORM if teacher == BEFORE_NORM and has_output_norms(model) else NECK
 
@@ -71,11 +66,7 @@ def has_output_norms(model: nn.Module) -> bool:
 
 
 def neck_of(model: nn.Module) -> nn.Module:
-    """The module whose maps are distilled.
-
-    Raises:
-        InputError: the detector has no neck.
-    """
+    """The module whose maps are distilled. InputError for a detector without a neck."""
     neck = getattr(model, 'neck', None)
     if not isinstance(neck, nn.Module):
         raise InputError(
@@ -89,10 +80,8 @@ def neck_of(model: nn.Module) -> nn.Module:
 def captured_maps(model: nn.Module, *, hook_point: str = NECK) -> Iterator[list[Tensor]]:
     """Collects the maps at a hook point during one forward pass: a list that holds a map per level afterwards.
 
-    A level without a convolution of its own, such as the p6 that Mask R-CNN picks from its p5, is taken after the
-    neck.
+    Levels without a convolution, such as the p6 that Mask R-CNN picks from its p5, are taken after the neck.
     """
-    neck = neck_of(model)
     maps: list[Tensor] = []
     before: list[Tensor] = []
 
@@ -103,41 +92,35 @@ def captured_maps(model: nn.Module, *, hook_point: str = NECK) -> Iterator[list[
         maps[:] = [*before, *outputs[len(before) :]]
         before.clear()
 
-    hooks = [neck.register_forward_hook(keep_all)]
-    if hook_point == BEFORE_NORM:
-        hooks += [one.conv.register_forward_hook(keep_one) for one in _output_convolutions(model)]
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(neck_of(model).register_forward_hook(keep_all))
+        for one in _normed_convolutions(model, hook_point):
+            hooks.enter_context(one.conv.register_forward_hook(keep_one))
         yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def neck_outputs(model: nn.Module, maps: Sequence[Tensor], *, hook_point: str) -> list[Tensor]:
     """What the neck hands to the heads, from all of its maps at a hook point."""
-    if hook_point == NECK:
-        return list(maps)
     outputs = list(maps)
-    for level, one in enumerate(_output_convolutions(model)):
+    for level, one in enumerate(_normed_convolutions(model, hook_point)):
         normed = one.norm(maps[level])
         outputs[level] = one.activate(normed) if one.with_activation else normed
     return outputs
 
 
-def _output_convolutions(model: nn.Module) -> Any:
-    """The neck's `ConvModule`s, in the order of its levels."""
+def _normed_convolutions(model: Any, hook_point: str) -> Sequence[Any]:
+    """The neck's `ConvModule`s, in the order of its levels, whose norms follow the hook point."""
+    if hook_point == NECK:
+        return ()
     assert has_output_norms(model)
-    neck: Any = model.neck
-    return neck.fpn_convs
+    convolutions: Sequence[Any] = model.neck.fpn_convs
+    return convolutions
 
 
 def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -> tuple[Tensor, ...]:
     """The maps (B, C, h, w) that an mmdet detector's neck, or its backbone where it has no neck, gives to its heads.
 
     They are taken at `hook_point`, from normalised and padded images (B, 3, H, W).
-
-    Raises:
-        InputError: the model gives no maps.
     """
     extract: Callable[[Tensor], Any] | None = getattr(model, 'extract_feat', None)
     if extract is None:
@@ -160,11 +143,7 @@ def _maps(output: Any, owner: str) -> Iterator[Tensor]:
 
 
 def probe_levels(model: nn.Module, *, input_size: Size = DEFAULT_INPUT) -> tuple[Level, ...]:
-    """Levels of an mmdet detector, found by running it once in eval mode. See `levels_of`.
-
-    Raises:
-        InputError: it fails on inputs of this size; the message names sizes that work, if some are found.
-    """
+    """Levels of an mmdet detector, by `levels_of` in eval mode; where it fails, the error names sizes that work."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -205,32 +184,23 @@ def levels_of(
     input_size: Size = DEFAULT_INPUT,
     device: torch.device | None = None,
 ) -> tuple[Level, ...]:
-    """Levels of a network, found by running it on a black image.
+    """Levels of a network, (B, 3, H, W) -> maps (B, C, h, w), found by running it on a black image.
 
-    Two maps of the same stride, such as the two stacks of an hourglass, are distinguished by a suffix: `p2`, `p2_2`.
-
-    Args:
-        features: (B, 3, H, W) -> maps (B, C, h, w).
-        input_size: height and width, px, large enough for the deepest level to have more than one cell.
-        device: where the network runs; None: the CPU.
-
-    Raises:
-        InputError: a map is not four-dimensional, or has no one stride in both directions.
+    `input_size`, height and width in px, is large enough for the deepest level to have more than one cell. Two maps of
+    the same stride, such as the two stacks of an hourglass, are distinguished by a suffix: `p2`, `p2_2`.
     """
     maps = list(features(torch.zeros(1, 3, *input_size, device=device)))
     if not maps:
         raise InputError('the network returns no feature maps; a teacher or student needs at least one')
-    seen: Counter[str] = Counter()
+    num_seen: Counter[str] = Counter()
     levels = []
     for values in maps:
         if values.ndim != 4:
             raise InputError(f'a feature map has the shape {tuple(values.shape)}, expected (batch, channels, h, w)')
         stride = _stride(input_size, (values.shape[2], values.shape[3]))
         name = level_name(stride)
-        seen[name] += 1
-        if seen[name] > 1:
-            name = f'{name}_{seen[name]}'
-        levels.append(Level(name, stride, values.shape[1]))
+        num_seen[name] += 1
+        levels.append(Level(name if num_seen[name] == 1 else f'{name}_{num_seen[name]}', stride, values.shape[1]))
     return tuple(levels)
 
 

@@ -1,7 +1,4 @@
-"""How much a teacher's maps vary: nearly constant maps teach nothing, and losses that divide by their variance explode.
-
-Letters: B images, C channels, H W grid of a level.
-"""
+"""How much a teacher's maps vary: constant ones teach nothing, and losses that divide by their variance explode."""
 
 import math
 
@@ -29,42 +26,24 @@ class MapStatistics:
         self._squares = torch.zeros(1, dtype=torch.float64)  # sum of squared deviations from the mean
 
     def add(self, values: Tensor, mask: Tensor | None = None) -> None:
-        """Takes in maps.
-
-        Args:
-            values: (B, C, H, W).
-            mask: bool (B, 1, H, W), true at cells that count; None: all.
-        """
+        """Takes in maps (B, C, H, W), or of them the cells where `mask`, bool (B, 1, H, W), is true."""
         cells = values.detach().permute(0, 2, 3, 1)
         chosen = cells.flatten(0, 2) if mask is None else cells[mask[:, 0]]
-        for part in torch.split(chosen.cpu(), PART):
-            self._add(part.double())
-
-    def _add(self, values: Tensor) -> None:
-        """Takes in float64 (N, C): means and squared deviations are joined as by Chan et al. 1979."""
-        num_cells = self._num_cells + len(values)
-        if num_cells == self._num_cells:
+        if not len(chosen):
             return
-        mean = values.mean(0)
-        difference = mean - self._mean
-        self._squares = (
-            self._squares
-            + (values - mean).square().sum(0)
-            + difference.square() * self._num_cells * len(values) / num_cells
-        )
-        self._mean = self._mean + difference * len(values) / num_cells
-        self._num_cells = num_cells
+        for part in torch.split(chosen.cpu(), PART):
+            # Means and squared deviations are joined as by Chan et al. 1979.
+            numbers = part.double()
+            num_cells = self._num_cells + len(part)
+            mean = numbers.mean(0)
+            difference = mean - self._mean
+            between = difference.square() * self._num_cells * len(part) / num_cells
+            self._squares = self._squares + (numbers - mean).square().sum(0) + between
+            self._mean = self._mean + difference * len(part) / num_cells
+            self._num_cells = num_cells
 
     def require_varied(self, *, name: str, advice: str) -> None:
-        """Refuses a level that is nearly constant.
-
-        Args:
-            name: of the teacher.
-            advice: how to exclude the level.
-
-        Raises:
-            InputError: names the level with its deviation and mean.
-        """
+        """Refuses a level of the teacher `name` that is nearly constant; `advice` is how to exclude the level."""
         if self._num_cells < MIN_CELLS:
             return
         deviation = math.sqrt(float(self._squares.mean()) / self._num_cells)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import safetensors.torch
 import torch
@@ -18,13 +19,7 @@ import torch.hub
 from torch import nn
 
 from mtpd.detectors import zoo
-from mtpd.detectors.model_config import (
-    config_items,
-    drop_weight_references,
-    make_buildable,
-    set_num_classes,
-    type_name,
-)
+from mtpd.detectors.model_config import config_items, drop_weight_references, make_buildable, set_num_classes, type_name
 from mtpd.detectors.runtime import known_warnings_ignored, prepare
 from mtpd.errors import InputError, UnavailableError
 
@@ -50,12 +45,7 @@ _ADVISED = re.compile(r'pip install ["\']?([\w.-]+)')
 
 
 def load_config(reference: str) -> Any:
-    """The mmengine Config of a zoo model, an alias, or a `.py` mmdet config.
-
-    Raises:
-        InputError: there is no such model or file, or the file is not a model config.
-        UnavailableError: the config imports a package that is not installed.
-    """
+    """The mmengine Config of a zoo model, an alias, or a `.py` mmdet config, which is a program and is run."""
     if not reference.endswith('.py') and Path(reference).is_file():
         raise InputError(
             f'config {reference}: its suffix is {Path(reference).suffix!r}, expected a .py mmdet config; '
@@ -78,10 +68,16 @@ def load_config(reference: str) -> Any:
         raise UnavailableError(f'config {path} needs {missing_package(error)}') from error
     # A config is a program: it can raise any error, or exit.
     except (Exception, SystemExit) as error:
-        raise InputError(f'config {path} cannot be read: {_failure(error)}') from error
+        reason = f'{type(error).__name__}: {_first_line(error)}'
+        if type(error) is RuntimeError and not error.args:  # mmengine raises it without a message.
+            reason = (
+                'it calls something that it imports, and mmengine reads a config with imports as pure Python, '
+                'where imports are only names; write out the values, or begin the config with `_base_ = []`'
+            )
+        raise InputError(f'config {path} cannot be read: {reason}') from error
     for one in caught:
         if issubclass(one.category, UserWarning):
-            logger.warning('note: config %s: %s', path, _line(one.message))
+            logger.warning('note: config %s: %s', path, _first_line(one.message))
     if not isinstance(config.get('model'), dict) or 'type' not in config.model:
         raise InputError(f'config {path} has no `model` with a `type`; give the config of a detector')
     return config
@@ -91,17 +87,8 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
     """The detector of the `model` of an mmengine Config, on the CPU, in training mode.
 
     Nothing is downloaded: references to pretrained weights are dropped (`backbone_reference` returns the backbone's).
-    SyncBN becomes BN. The caller's config stays as it is.
-
-    Args:
-        config: of the detector.
-        num_classes: number of classes of every classifying head; None keeps the config's.
-        init_weights: initialise the weights as the model's authors do; False leaves PyTorch's defaults, which is
-            enough when a checkpoint is loaded next.
-
-    Raises:
-        InputError: the config does not describe a detector that mmdet can build.
-        UnavailableError: the model needs a package that is not installed.
+    SyncBN becomes BN. The caller's config stays as it is. `num_classes` is that of every classifying head; None keeps
+    the config's. Without `init_weights` PyTorch's defaults stay, which is enough before a checkpoint is loaded.
     """
     prepare()
     from mmdet.models.detectors import DDQDETR
@@ -122,10 +109,16 @@ def build_detector(config: Any, *, num_classes: int | None = None, init_weights:
                 model.decoder.aux_reg_branches = model.bbox_head.aux_reg_branches
             if init_weights:
                 model.init_weights()
+        except ImportError as error:
+            if not refused:
+                raise UnavailableError(f'{name} needs {missing_package(error)}') from error
         # Configs are the user's, and models check their arguments in every possible way.
         except Exception as error:
             if not refused:
-                raise _unbuildable(name, error) from error
+                # mmdet's message for optional packages has the command that installs them.
+                if 'is not installed' in str(error):
+                    raise UnavailableError(f'{name}: {_first_line(error)}') from error
+                raise InputError(f'{name} cannot be built: {type(error).__name__}: {_first_line(error)}') from error
     if refused:
         raise InputError(
             f'{name} loads {refused[0]} while it is built, but only the backbone may have its own weights '
@@ -155,19 +148,12 @@ def missing_package(error: ImportError) -> str:
     return f'the {"module" if "." in name else "package"} {name}, which is not installed'
 
 
-class WeightsRefused(InputError):
-    """A model's code asked for weights."""
-
-
 @contextlib.contextmanager
 def no_downloads() -> Iterator[list[str]]:
-    """Refuses every request for weights from elsewhere; gives the list of those that were refused, in order.
+    """Refuses every request for weights from elsewhere, by an InputError; gives the list of those that were refused.
 
     The list also finds code that catches the error. Files next to the model's own code can be read: `torch.load`
     refuses only files in download caches.
-
-    Raises:
-        WeightsRefused: inside the block, to who asked.
     """
     prepare()
     from mmengine.runner.checkpoint import CheckpointLoader
@@ -176,7 +162,7 @@ def no_downloads() -> Iterator[list[str]]:
 
     def refuse(reference: object) -> Any:
         refused.append(str(getattr(reference, 'full_url', reference)))
-        raise WeightsRefused(f'{refused[-1]}: weights that were not requested')
+        raise InputError(f'{refused[-1]}: weights that were not requested')
 
     def refuse_first(*arguments: Any, **options: Any) -> Any:
         named = [*arguments, *options.values()]
@@ -189,11 +175,11 @@ def no_downloads() -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
         for module, names in _LOADERS.items():
             for name in names:
-                stack.enter_context(_replaced(importlib.import_module(module), name, refuse_first))
-        stack.enter_context(_replaced(CheckpointLoader, 'load_checkpoint', staticmethod(refuse_first)))
-        stack.enter_context(_replaced(socket.socket, 'connect', connect))
+                stack.enter_context(patch.object(importlib.import_module(module), name, refuse_first))
+        stack.enter_context(patch.object(CheckpointLoader, 'load_checkpoint', staticmethod(refuse_first)))
+        stack.enter_context(patch.object(socket.socket, 'connect', connect))
         for owner, name in ((torch, 'load'), (safetensors.torch, 'load_file')):
-            stack.enter_context(_replaced(owner, name, _unless_downloaded(getattr(owner, name), refuse)))
+            stack.enter_context(patch.object(owner, name, _unless_downloaded(getattr(owner, name), refuse)))
         yield refused
 
 
@@ -208,38 +194,6 @@ def _unless_downloaded(load: Any, refuse: Any) -> Any:
     return loaded
 
 
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    is_own = name in vars(owner)
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if is_own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)  # what a class has inherited
-
-
-def _unbuildable(name: str, error: Exception) -> InputError | UnavailableError:
-    if isinstance(error, ImportError):
-        return UnavailableError(f'{name} needs {missing_package(error)}')
-    if 'is not installed' in str(error):  # mmdet's message for optional packages, with the command that installs them
-        return UnavailableError(f'{name}: {_line(error)}')
-    return InputError(f'{name} cannot be built: {type(error).__name__}: {_line(error)}')
-
-
-def _failure(error: BaseException) -> str:
-    # mmengine raises it without a message.
-    if type(error) is RuntimeError and not error.args:
-        return (
-            'it calls something that it imports, and mmengine reads a config with imports as pure Python, '
-            'where imports are only names; write out the values, or begin the config with `_base_ = []`'
-        )
-    return f'{type(error).__name__}: {_line(error)}'
-
-
-def _line(error: BaseException | str) -> str:
+def _first_line(error: BaseException | str) -> str:
     lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else 'no message'

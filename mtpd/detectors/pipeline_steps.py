@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from mtpd.detectors.preprocessing import RGB, rgb
 from mtpd.errors import InputError
 
 # Packages whose classes are the plain ones of that name, whether named by class, with a scope or without.
@@ -26,7 +27,7 @@ _WITHOUT_EFFECT = {
     'LoadTextAnnotations': frozenset[str](),
     'PackDetInputs': frozenset({'meta_keys'}),
 }
-_LOAD, _RESIZES = 'LoadImageFromFile', ('Resize', 'FixScaleResize')
+_LOAD = 'LoadImageFromFile'
 # Each at most once, in this order: a resize of padded or normalised pixels gives other pixels. Whether a Pad
 # is before or after Normalize decides what its value means.
 _ORDER = {_LOAD: 0, 'RandomFlip': 1, 'Resize': 1, 'FixScaleResize': 1, 'Pad': 2, 'Normalize': 2, 'PackDetInputs': 3}
@@ -77,12 +78,7 @@ def is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A dict of a config, with its place for messages. All methods but `has` raise InputError for a wrong value.
-
-    Attributes:
-        place: the file and the part of the config.
-        values: its keys and values.
-    """
+    """A dict of a config, with its place for messages. All methods but `has` raise InputError for a wrong value."""
 
     place: str
     values: Mapping[str, Any]
@@ -161,7 +157,7 @@ class Entry:
         first, second = value
         return int(first), int(second)
 
-    def channels(self, key: str) -> tuple[float, float, float]:
+    def channels(self, key: str) -> RGB:
         """Three numbers, or but for `Normalize` one for all channels; those of `std` are above 0."""
         values = self.values.get(key)
         wanted = 'a list of three numbers' + (' above 0' if key == 'std' else '')
@@ -171,33 +167,16 @@ class Entry:
             values = [values[0]] * 3
         if len(values) != 3 or (key == 'std' and min(values) <= 0):
             self.refuse(key, wanted)
-        first, second, third = map(float, values)
-        return first, second, third
+        return rgb(values)
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The steps that change pixels; None: not there."""
-
-    load: Entry | None = None
-    resize: Entry | None = None
-    pad: Entry | None = None
-    normalize: Entry | None = None
-    pad_is_last: bool = False
-
-
-def read_steps(config: Any) -> Steps:
-    """The steps of a config's test pipeline, checked for their names, order and names of arguments.
-
-    Raises:
-        InputError: there is no test pipeline, or it holds something unsupported.
-    """
+def read_steps(config: Any) -> dict[str, Entry]:
+    """The steps of a config's test pipeline in order, by type ('Resize' of both), checked for names and order."""
     from mmdet.registry import TRANSFORMS
 
-    entries = find_steps(config)
     found: dict[str, Entry] = {}
     reached = 0
-    for entry in entries:
+    for entry in find_steps(config):
         name = entry.type
         if name not in _ORDER and name not in _WITHOUT_EFFECT:
             raise InputError(f'{entry.place}: this step is not supported; {_REASONS.get(name, _OTHERWISE)}')
@@ -213,21 +192,15 @@ def read_steps(config: Any) -> Steps:
                 f'{entry.place}: is in the wrong order; the order must be {_LOAD}, Resize, Pad or Normalize'
             )
         reached = _ORDER[name]
-        key = 'Resize' if name in _RESIZES else name
+        key = 'Resize' if name == 'FixScaleResize' else name
         if key in found and name != 'RandomFlip':
             raise InputError(f'{entry.place}: a second {key} is not supported; {_OTHERWISE}')
         found[key] = entry
-    pad, normalize = found.get('Pad'), found.get('Normalize')
-    pad_is_last = pad is not None and normalize is not None and entries.index(pad) > entries.index(normalize)
-    return Steps(found.get(_LOAD), found.get('Resize'), pad, normalize, pad_is_last)
+    return found
 
 
 def find_steps(config: Any) -> list[Entry]:
-    """The dicts of a config's test pipeline with their places.
-
-    Raises:
-        InputError: there is no test pipeline, or it is not a list of dicts with a `type`.
-    """
+    """The dicts of a config's test pipeline with their places."""
     name = config.filename
     dataset = _mapping(config.get('test_dataloader'), f'{name}: test_dataloader').get('dataset')
     pipeline = _pipeline_of(dataset, f'{name}: test_dataloader.dataset')

@@ -6,7 +6,7 @@ values, and from then on counts the padding as image: boxes are clipped to the p
 and evaluated on must be one of the two, or mmdet could not run it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,26 +20,25 @@ RGB = tuple[float, float, float]
 PROBE_SIZE: Size = (256, 320)
 
 
+def rgb(values: Iterable[float]) -> RGB:
+    """Three numbers as floats."""
+    first, second, third = map(float, values)
+    return first, second, third
+
+
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixel values become network inputs.
-
-    Attributes:
-        mean, std: per channel in the network's channel order, for pixel values 0..255.
-        to_rgb: whether the channels are reversed; images are decoded as BGR.
-        padding: value of padded pixels per channel, after the normalisation.
-    """
+    """How pixel values 0..255 become network inputs, per channel in the network's order."""
 
     mean: RGB = (0.0, 0.0, 0.0)
     std: RGB = (1.0, 1.0, 1.0)
-    to_rgb: bool = False
-    padding: RGB = (0.0, 0.0, 0.0)
+    to_rgb: bool = False  # whether the channels are reversed; images are decoded as BGR
+    padding: RGB = (0.0, 0.0, 0.0)  # value of padded pixels, after the normalisation
 
     def of_pixel(self, bgr: Sequence[float]) -> RGB:
         """The values of one pixel 0..255, in BGR order, after the normalisation."""
         ordered = bgr[::-1] if self.to_rgb else bgr
-        first, second, third = ((v - m) / s for v, m, s in zip(ordered, self.mean, self.std, strict=True))
-        return first, second, third
+        return rgb((v - m) / s for v, m, s in zip(ordered, self.mean, self.std, strict=True))
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,9 @@ def probe_size(geometry: Geometry) -> Size:
 
 
 def normalise(images: Sequence[Tensor], *, padded: Size, normalisation: Normalisation) -> Tensor:
-    """Normalises images and puts each at the top left of one padded batch.
+    """Normalises images (3, h, w), 0..255, in BGR order, and puts each at the top left of one batch of size `padded`.
 
-    Args:
-        images: uint8 or float32 (3, h, w), 0..255, in BGR order, of sizes up to `padded`.
-        padded: (height, width) of the batch, px.
-        normalisation: the network's.
-
-    Returns:
-        float32 (B, 3, height, width) on the images' device, pixel for pixel what mmdet's data preprocessor gives.
+    Returns float32 (B, 3, *padded) on the images' device, pixel for pixel what mmdet's data preprocessor gives.
     """
     device = images[0].device
     mean, std, padding = (

@@ -8,7 +8,6 @@ not the defaults, `channel_order`, `pad_divisor`, `pad_value`, `keep_ratio`, `pa
 import importlib.util
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from mtpd.detectors.preprocessing import Normalisation, Preprocessing
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing, rgb
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 
@@ -55,11 +54,7 @@ class InputOptions:
 
 
 def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Module:
-    """Runs the user's file and calls `function` in it.
-
-    Raises:
-        InputError: there is no such file or callable, it fails, or it does not return a module with `features`.
-    """
+    """Runs the user's file and calls `function` in it, which must return a module with `features`."""
     name = f'teacher {path}:{function}'
     if not path.is_file():
         raise InputError(f'{name}: there is no file {path}')
@@ -85,11 +80,7 @@ def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Mo
 
 
 def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
-    """Preprocessing from the options, or else from attributes of the user's module with the same names.
-
-    Raises:
-        InputError: a value is missing or invalid.
-    """
+    """Preprocessing from the options, or else from attributes of the user's module with the same names."""
 
     def stated(field: str) -> Any:
         value = getattr(options, field)
@@ -135,14 +126,14 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         return value
 
     long_edge, short_edge = whole('scale', 2)
-    mean, std = _rgb(numbers('mean', 3)), _rgb(numbers('std', 3))
+    mean, std = rgb(numbers('mean', 3)), rgb(numbers('std', 3))
     if min(std) <= 0:
         refuse('std', 'three numbers above 0')
     order = required('channel_order')
     if not isinstance(order, str) or order not in ('bgr', 'rgb'):
         refuse('channel_order', 'bgr or rgb')
     (pad_divisor,), (pad_value,) = whole('pad_divisor', 1), numbers('pad_value', 1)
-    padding = _rgb([(pad_value - m) / s for m, s in zip(mean, std, strict=True)])
+    padding = rgb((pad_value - m) / s for m, s in zip(mean, std, strict=True))
     if flag('pad_after_normalisation'):
         padding = (pad_value, pad_value, pad_value)
     pad_size: tuple[int, int] | None = None
@@ -153,11 +144,6 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         geometry=Geometry((long_edge, short_edge), flag('keep_ratio'), pad_divisor, pad_size),
         normalisation=Normalisation(mean, std, to_rgb=order == 'rgb', padding=padding),
     )
-
-
-def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -1,7 +1,4 @@
-"""A teacher's own heads on given maps: its detections, and the proposals and predictions of its RoI head.
-
-Letters: B images, C channels, H W grid of a level, N boxes, K proposals.
-"""
+"""A teacher's own heads on given maps: its detections, and the proposals and predictions of its RoI head."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,11 +23,7 @@ METHOD = 'predict_from_features'
 
 
 def require_head(teacher: Teacher) -> None:
-    """Refuses a teacher whose head cannot be given maps.
-
-    Raises:
-        InputError: it is neither an mmdet detector nor a module with `predict_from_features`.
-    """
+    """Refuses a teacher that is neither an mmdet detector nor a module with `predict_from_features`."""
     if not hasattr(teacher.module, METHOD) and not hasattr(teacher.module, 'extract_feat'):
         raise InputError(
             f'teacher {teacher.name}: has no head to evaluate; add a method {METHOD}(maps, input_size) to its module, '
@@ -43,17 +36,12 @@ def head_detections(
 ) -> list[dict[str, Any]]:
     """What the teacher's head finds in `maps`, as COCO box results in px of the original images.
 
-    Args:
-        teacher: one that `require_head` accepts.
-        maps: (B, C, H, W) of each of the teacher's levels, in their order, from its hook point; norms of the neck
-            after it are applied.
-        inputs: the normalised inputs (B, 3, H, W) of the same images, of which only the size counts.
-        samples: the same images, after `collate`.
-        category_ids: COCO category id of each label.
+    `maps` (B, C, H, W) are those of the teacher's hook point, of each of its levels in their order; norms of the neck
+    after it are applied. Only the size of the normalised `inputs` (B, 3, H, W) counts. `samples` are from `collate`.
     """
-    if hasattr(teacher.module, METHOD):
-        return _from_method(teacher, maps, inputs=inputs, samples=samples, category_ids=category_ids)
     model: Any = teacher.module
+    if hasattr(model, METHOD):
+        return _from_method(getattr(model, METHOD), maps, inputs=inputs, samples=samples, category_ids=category_ids)
     features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
     # The instance's attribute hides the class's method: the maps replace the features of any input.
     model.extract_feat = lambda inputs: features
@@ -65,9 +53,8 @@ def head_detections(
 
 
 def _from_method(
-    teacher: Teacher, maps: Sequence[Tensor], *, inputs: Tensor, samples: Sequence[Sample], category_ids: Sequence[int]
+    method: Any, maps: Sequence[Tensor], *, inputs: Tensor, samples: Sequence[Sample], category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    method: Any = getattr(teacher.module, METHOD)
     results = []
     found = method(list(maps), tuple(inputs.shape[-2:]))
     for (boxes, scores, labels), sample in zip(found, samples, strict=True):
@@ -81,11 +68,7 @@ def _from_method(
 
 
 def proposing_head(teacher: Teacher) -> RoiHead:
-    """The RoI head of a teacher that has proposals of its own, on the CPU.
-
-    Raises:
-        InputError: it has none that can be stored.
-    """
+    """The RoI head of a teacher that has proposals of its own, on the CPU. InputError if it has none to store."""
     if teacher.hook_point != NECK:
         raise InputError(
             f'--rois: the maps of {teacher.name} are taken before the norms of its neck, but its RoI head needs '
@@ -101,26 +84,24 @@ def proposing_head(teacher: Teacher) -> RoiHead:
 
 @torch.no_grad()
 def teacher_rois(
-    teacher: Teacher,
-    head: RoiHead,
-    maps: Mapping[str, Tensor],
-    *,
-    originals: Sequence[Size],
-    num_rois: int,
+    teacher: Teacher, head: RoiHead, maps: Mapping[str, Tensor], *, originals: Sequence[Size], num_rois: int
 ) -> list[ImageRois]:
     """The best proposals of each image of a batch in px of the original image, on the CPU.
 
-    Args:
-        teacher: with an RPN.
-        head: from `proposing_head`, on the teacher's device.
-        maps: level name -> (B, C, H, W) of all levels of the teacher.
-        originals: (height, width) of each image before its resize.
-        num_rois: how many are wanted; the RPN may give fewer.
+    `head` is from `proposing_head`, on the teacher's device; `maps` are (B, C, H, W) of all levels; `originals` are the
+    (height, width) of the images before their resize. The RPN may give fewer than `num_rois`.
     """
-    geometry = teacher.preprocessing.geometry
-    resized = [geometry.resized(size) for size in originals]
+    prepare()
+    from mmdet.structures import DetDataSample
+
+    resized = [teacher.preprocessing.geometry.resized(size) for size in originals]
     ordered = [maps[level.name] for level in teacher.levels]
-    proposals = _proposals(teacher.module, ordered, resized=resized, num_rois=num_rois)
+    samples = [DetDataSample(metainfo={'img_shape': size, 'scale_factor': (1.0, 1.0)}) for size in resized]
+    rpn_head: Any = teacher.module.rpn_head
+    proposals = []
+    for result in rpn_head.predict(tuple(ordered), samples, rescale=False):
+        best = result.scores.argsort(descending=True, stable=True)[:num_rois]
+        proposals.append(result.bboxes[best].float())
     rois = torch.cat(
         [torch.cat([boxes.new_full((len(boxes), 1), number), boxes], dim=1) for number, boxes in enumerate(proposals)]
     )
@@ -134,16 +115,3 @@ def teacher_rois(
         scaled(ImageRois(*row), source=size, target=original)
         for row, size, original in zip(zip(*columns, strict=True), resized, originals, strict=True)
     ]
-
-
-def _proposals(module: Any, maps: Sequence[Tensor], *, resized: Sequence[Size], num_rois: int) -> list[Tensor]:
-    """The RPN's boxes (K, 4) of each image in px of the resized image, best first."""
-    prepare()
-    from mmdet.structures import DetDataSample
-
-    samples = [DetDataSample(metainfo={'img_shape': size, 'scale_factor': (1.0, 1.0)}) for size in resized]
-    boxes = []
-    for result in module.rpn_head.predict(tuple(maps), samples, rescale=False):
-        best = result.scores.argsort(descending=True, stable=True)[:num_rois]
-        boxes.append(result.bboxes[best].float())
-    return boxes

@@ -20,10 +20,7 @@ SAME_IN_BATCH = 1e-3
 
 
 def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
-    """`features`, (B, 3, H, W) -> maps (B, C, h, w), of the teacher `name` with a one-line error for any failure.
-
-    The result returns floating-point maps without gradient.
-    """
+    """`features`, (B, 3, H, W) -> float32 maps (B, C, h, w) without gradient, with a one-line error for any failure."""
 
     def run(images: Tensor) -> Sequence[Tensor]:
         num_images, _, height, width = images.shape
@@ -52,16 +49,16 @@ def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
                 f'teacher {name}: features() returns a {type(maps).__name__}, expected a list of tensors; '
                 'return a list with one map (batch, channels, h, w) for each level'
             )
-        place = f'teacher {name}: map {{}} of features()'.format
         if not maps:
             raise InputError(f'teacher {name}: features() returns no maps, expected at least one')
-        return [_checked(values, images, name=place(number)) for number, values in enumerate(maps)]
+        for number, values in enumerate(maps):
+            _require_map(values, images, name=f'teacher {name}: map {number} of features()')
+        return [values.detach().float() for values in maps]
 
     return run
 
 
-def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
-    """A map in float32, as the rest of the program takes it."""
+def _require_map(values: Tensor, images: Tensor, *, name: str) -> None:
     if values.shape[:1] != images.shape[:1]:
         raise InputError(
             f'{name} has the shape {tuple(values.shape)}, expected as many images as in its input ({len(images)})'
@@ -77,15 +74,10 @@ def _checked(values: Tensor, images: Tensor, *, name: str) -> Tensor:
         raise InputError(
             f'{name} is on {values.device} for images on {images.device}; compute it on the device of the images'
         )
-    return values.detach().float()
 
 
 def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name: str) -> None:
-    """Refuses a network that gives other maps for the same image a second time.
-
-    Raises:
-        InputError: the maps of both passes differ.
-    """
+    """Refuses a network that gives other maps for the same image a second time."""
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
         if not _same(one, other):
             raise InputError(
@@ -95,11 +87,7 @@ def require_repeated(first: Sequence[Tensor], second: Sequence[Tensor], *, name:
 
 
 def require_independent(features: Features, image: Tensor, alone: Sequence[Tensor], *, name: str) -> None:
-    """Refuses a network whose maps of an image (1, 3, H, W) `alone` depend on the other images of the batch.
-
-    Raises:
-        InputError: they differ in a batch of two.
-    """
+    """Refuses a network whose maps of an image (1, 3, H, W) `alone` differ in a batch of two."""
     other = torch.linspace(-3, 3, image.numel(), device=image.device).view_as(image)
     try:
         pair = features(torch.cat([image, other]))
@@ -115,10 +103,7 @@ def require_independent(features: Features, image: Tensor, alone: Sequence[Tenso
 
 
 def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) -> None:
-    """Says which weights are drawn at random: those that neither the file nor the checkpoint sets.
-
-    `again` is the teacher, built a second time, after another seed, on the CPU.
-    """
+    """Says which weights neither the file nor the checkpoint sets: those that differ when it is built `again`."""
     own, other = module.state_dict(), again.state_dict()
     differing = [key for key, value in own.items() if key not in other or not torch.equal(value.cpu(), other[key])]
     if differing:

@@ -213,7 +213,13 @@ def teacher_fingerprint(teacher: Teacher) -> dict[str, Any]:
             'definition': teacher.definition_sha256,
             'hook_point': teacher.hook_point,
             'mode': 'eval',
-            'precision': _precision(),
+            # How the GPU computes float32; `none` leaves it to the wider setting.
+            'precision': {
+                'dtype': 'float32',
+                'all': torch.backends.fp32_precision,  # type: ignore[attr-defined]
+                'matmul': torch.backends.cuda.matmul.fp32_precision,
+                'convolution': torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+            },
         },
         'normalisation': asdict(teacher.preprocessing.normalisation),
     }
@@ -226,13 +232,3 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _precision() -> dict[str, str]:
-    """How the GPU computes float32, which is what teachers run in; `none` leaves it to the wider setting."""
-    return {
-        'dtype': 'float32',
-        'all': torch.backends.fp32_precision,  # type: ignore[attr-defined]
-        'matmul': torch.backends.cuda.matmul.fp32_precision,
-        'convolution': torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-    }

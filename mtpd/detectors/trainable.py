@@ -44,11 +44,9 @@ FROZEN_STAGES, NORM_EVAL, NORM_CFG, REQUIRES_GRAD = 'frozen_stages', 'norm_eval'
 
 
 def require_trainable(config: Any) -> None:
-    """Refuses a detector that learns from, or predicts with, something else than a student gets.
+    """Refuses a detector that learns from, or predicts with, something else than a student gets; names an alternative.
 
-    Raises:
-        InputError: the message names what the detector needs and an alternative.
-        UnavailableError: it needs a package that is not installed.
+    UnavailableError where it needs a package that is not installed.
     """
     name = type_name(config.model)
     nodes = list(config_dicts(config.model))
@@ -117,16 +115,10 @@ def _obstacle(model: Any, nodes: list[Any], heads: set[str]) -> str | None:
 
 
 def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Size]) -> None:
-    """Refuses a detector that cannot be trained or tried on inputs of these sizes.
+    """Refuses an mmdet detector that cannot be trained or tried on inputs of these `padded` (height, width), px.
 
-    Args:
-        model: an mmdet detector.
-        levels: what its neck gives.
-        padded: (height, width) of the padded images, px.
-
-    Raises:
-        InputError: it needs inputs of one size; it takes more queries from its maps than the smallest input gives them
-            cells; or it keeps more detections than its queries make.
+    It needs inputs of one size; it takes more queries from its maps, of `levels`, than the smallest input gives them
+    cells; or it keeps more detections than its queries make.
     """
     name, head = type(model).__name__, getattr(model, 'bbox_head', None)
     sizes = sorted(set(padded))
@@ -160,10 +152,8 @@ def unfreeze(model: Any, *, loaded: Collection[str], kept: Collection[str]) -> M
 
     Configs freeze the first stages of a backbone (`frozen_stages`), its batch statistics (`norm_eval`), and its norms'
     scales and shifts (`norm_cfg.requires_grad`); some do by the defaults of their class. A network that learns itself
-    (`teacher`), the PARTS whose weights are `loaded`, and the dotted keys in `kept` stay as they are.
-
-    Returns:
-        dotted key -> new value.
+    (`teacher`), the PARTS whose weights are `loaded`, and the dotted keys in `kept` stay as they are. Returns the new
+    value of each dotted key.
     """
     prepare()
     changes: dict[str, Any] = {}
@@ -214,16 +204,10 @@ def _unfreezing(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def checkpoint_activations(model: nn.Module) -> int:
-    """Lets every block of an mmdet detector's backbone be computed again in the backward pass, in place.
+    """Lets every block of an mmdet detector's backbone be computed again in the backward pass; returns their number.
 
     Losses, gradients, running statistics, names of parameters and evaluation stay what they are; a step takes longer,
     as the backbone's forward pass is done twice (Chen et al. 2016, "Training deep nets with sublinear memory cost").
-
-    Returns:
-        The number of blocks.
-
-    Raises:
-        InputError: the detector has no backbone made of blocks.
     """
     backbone = getattr(model, 'backbone', None)
     blocks = [] if backbone is None else list(_blocks(backbone))

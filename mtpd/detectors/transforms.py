@@ -21,34 +21,20 @@ _META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'f
 
 @dataclass(frozen=True)
 class Instance:
-    """One annotated object.
+    """One annotated object, in px of the original image."""
 
-    Attributes:
-        box: absolute xyxy in px of the original image.
-        label: class index, 0-based.
-        ignore: a crowd region, which is neither object nor background.
-        segmentation: COCO polygons or run-length code in px of the original image, or None.
-    """
-
-    box: tuple[float, float, float, float]
-    label: int
-    ignore: bool = False
-    segmentation: Any = None
+    box: tuple[float, float, float, float]  # absolute xyxy
+    label: int  # class index, 0-based
+    ignore: bool = False  # a crowd region, which is neither object nor background
+    segmentation: Any = None  # COCO polygons or run-length code
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One view of one image, ready to be batched.
+    """One view of one image, ready to be batched."""
 
-    Attributes:
-        image: uint8 (float32 where the geometry says so) (3, h, w), BGR, resized and perhaps mirrored, not padded.
-        data_sample: mmdet's DetDataSample with the geometry and, for training, the instances.
-        image_id: COCO's.
-        view: which view `image` is.
-    """
-
-    image: Tensor
-    data_sample: Any
+    image: Tensor  # uint8 or, if the geometry says so, float32 (3, h, w), BGR, resized, perhaps mirrored, not padded
+    data_sample: Any  # mmdet's DetDataSample with the geometry and, for training, the instances
     image_id: int
     view: View
 
@@ -64,8 +50,7 @@ class Sample:
 
 def image_view(image: np.ndarray, *, geometry: Geometry, view: View) -> Tensor:
     """The pixels of a view, (3, h, w) BGR as in `Sample`, from a decoded image uint8 (H, W, 3) BGR."""
-    results = {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
-    pixels = _apply(results, geometry=geometry, view=view)['img']
+    pixels = _apply(_results(image), geometry=geometry, view=view)['img']
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
@@ -79,24 +64,8 @@ def make_sample(
     instances: list[Instance] | None = None,
     with_masks: bool = False,
 ) -> Sample:
-    """A view of an image with its annotations moved along.
-
-    Args:
-        image: uint8 (H, W, 3) BGR.
-        image_id: COCO's.
-        path: kept in the meta data.
-        geometry: the resize.
-        view: 'plain' or 'flip'.
-        instances: the annotations for training; None for inference.
-        with_masks: whether the student needs instance masks.
-    """
-    results: dict[str, Any] = {
-        'img': image,
-        'img_shape': image.shape[:2],
-        'ori_shape': image.shape[:2],
-        'img_id': image_id,
-        'img_path': path,
-    }
+    """A view of an image, uint8 (H, W, 3) BGR, with its annotations (None for inference) moved along."""
+    results = _results(image) | {'img_id': image_id, 'img_path': path}
     if instances is not None:
         results['instances'] = [
             {'bbox': list(one.box), 'bbox_label': one.label, 'ignore_flag': int(one.ignore), 'mask': _mask(one)}
@@ -106,6 +75,10 @@ def make_sample(
     results = _apply(results, geometry=geometry, view=view)
     packed = _transform('PackDetInputs', meta_keys=_META_KEYS)(results)
     return Sample(image=packed['inputs'], data_sample=packed['data_samples'], image_id=image_id, view=view)
+
+
+def _results(image: np.ndarray) -> dict[str, Any]:
+    return {'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
 
 
 def _apply(results: dict[str, Any], *, geometry: Geometry, view: View) -> dict[str, Any]:

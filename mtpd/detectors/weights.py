@@ -7,9 +7,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -38,12 +36,7 @@ HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
 
 def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
-    """The checkpoint file of a zoo model, in PyTorch's usual folder; fetched unless it is there.
-
-    Raises:
-        InputError: the model has no published weights, or the file that is there is damaged.
-        UnavailableError: they cannot be fetched. `offline` is what else the user can do.
-    """
+    """The checkpoint file of a zoo model, in PyTorch's usual folder; errors advise `offline` as another way."""
     if model.weights is None:
         raise InputError(f'{model.name}: the zoo has no weights for it; {offline}')
     return download(model.weights, _checkpoint_folder(), offline=offline)
@@ -54,10 +47,6 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
 
     The reference is torchvision://NAME, open-mmlab://NAME, mmcls://NAME, an http(s) address, or a local file. Of a
     whole detector's or classifier's checkpoint only the part under `backbone.` is taken.
-
-    Raises:
-        InputError: there is no such name or file, or it is not a checkpoint.
-        UnavailableError: it cannot be fetched.
     """
     address = _address(reference)
     if address is None:
@@ -67,16 +56,12 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
     else:
         path = download(address, _checkpoint_folder(), offline=BACKBONE_OFFLINE)
     state = load_checkpoint(path)
-    if SWIN_ORIGINAL in state:
-        prepare()
-        from mmdet.models.backbones.swin import swin_converter
-
-        state = swin_converter(state)
-    if PVT_ORIGINAL in state:
+    if SWIN_ORIGINAL in state or PVT_ORIGINAL in state:
         prepare()
         from mmdet.models.backbones.pvt import pvt_convert
+        from mmdet.models.backbones.swin import swin_converter
 
-        state = pvt_convert(state)
+        state = swin_converter(state) if SWIN_ORIGINAL in state else pvt_convert(state)
     part = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
     return part or state
 
@@ -92,43 +77,33 @@ def _address(reference: str) -> str | None:
         return None
     if scheme in ('http', 'https'):
         return reference
-    if scheme not in ('torchvision', 'open-mmlab', 'openmmlab', 'mmcls'):
-        raise InputError(
-            f'init.backbone: {reference} is not torchvision://, open-mmlab://, mmcls://, https:// or a local file'
-        )
-    address = _published(scheme).get(name)
-    if address is None:
-        raise InputError(f'init.backbone: {scheme}:// has no weights named {name}; give a local file, or none')
-    return address
-
-
-def _published(scheme: str) -> Mapping[str, str]:
-    """Name -> address of the weights that a scheme of mmengine stands for."""
     prepare()
     from mmengine.runner import checkpoint as tables
 
-    addresses: dict[str, str]
+    published: dict[str, str]
     if scheme == 'torchvision':
         # Plain names are the original weights (`resnet50` is IMAGENET1K_V1), as the zoo's recipes mean them.
-        addresses = tables.get_torchvision_models()
+        published = tables.get_torchvision_models()
     elif scheme == 'mmcls':
-        addresses = tables.get_mmcls_models()
+        published = tables.get_mmcls_models()
+    elif scheme in ('open-mmlab', 'openmmlab'):
+        published = tables.get_external_models()
+        renamed = {old: published[new] for old, new in tables.get_deprecated_model_names().items() if new in published}
+        published = renamed | dict(published)
     else:
-        addresses = tables.get_external_models()
-        renamed = {old: addresses[new] for old, new in tables.get_deprecated_model_names().items() if new in addresses}
-        addresses = {**renamed, **addresses}
-    return addresses
+        raise InputError(
+            f'init.backbone: {reference} is not torchvision://, open-mmlab://, mmcls://, https:// or a local file'
+        )
+    if name not in published:
+        raise InputError(f'init.backbone: {scheme}:// has no weights named {name}; give a local file, or none')
+    return published[name]
 
 
 def download(url: str, folder: Path, *, offline: str) -> Path:
     """The file at an http(s) `url`, kept in `folder` under its own name; fetched unless it is there.
 
     File names of published weights end in the first hex digits of their sha256 (`...-5486e051.pth`), which are checked
-    for a new file and for one that is there. Names without it cannot be checked; they are logged.
-
-    Raises:
-        InputError: the file in `folder` is not what its name says.
-        UnavailableError: the address cannot be reached, or gives something else; `offline` is an alternative.
+    for a new file (UnavailableError) and for one that is there (InputError). Names without it are logged.
     """
     path = folder / Path(unquote(urlsplit(url).path)).name
     in_name = HASH_IN_NAME.search(path.name)
@@ -164,10 +139,15 @@ def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
                 raise UnavailableError(f'{url}: returned a web page, not a weights file; {offline}')
             total = int(response.headers.get('Content-Length') or 0)
             logger.info('fetching %s (%.0f MB) to %s', url, total / 1e6, path)
-            for piece in _pieces(response, total):
+            received = reported = 0
+            while piece := response.read(PIECE):
                 digest.update(piece)
                 file.write(piece)
-            received = file.tell()
+                received += len(piece)
+                share = REPORTS * received // total if total else 0
+                if share > reported:
+                    reported = share
+                    logger.info('%d of %d MB', received // 10**6, total // 10**6)
             file.flush()
             os.fsync(file.fileno())
         if received < total:
@@ -180,15 +160,3 @@ def _fetch(url: str, path: Path, expected: str, offline: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _pieces(response: IO[bytes], total: int) -> Iterator[bytes]:
-    received = 0
-    reported = 0
-    while piece := response.read(PIECE):
-        yield piece
-        received += len(piece)
-        share = REPORTS * received // total if total else 0
-        if share > reported:
-            reported = share
-            logger.info('%d of %d MB', received // 10**6, total // 10**6)

@@ -32,7 +32,6 @@ class RoiHeadRecord(BaseModel):
         output_size: rows and columns that a RoI is sampled to.
         sampling_ratio: samples a cell and axis; 0: as many as the RoI has cells there.
         aligned: whether sampling is shifted by half a cell.
-        in_channels: of the levels.
         num_convs, conv_channels, num_groups: shared 3x3 convolutions; groups of their GroupNorm, 0 without norm.
         num_fcs, fc_channels: shared fully connected layers.
         num_classes: object classes; the background is one more.
@@ -67,14 +66,9 @@ def tensor_shapes(record: RoiHeadRecord) -> dict[str, Shape]:
 
 
 def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head's tensors by their names below the record's prefix.
+    """The head's tensors by their names below the record's prefix, of `weights`, the teacher's by their names in it.
 
-    Args:
-        record: how the head is built.
-        weights: the teacher's tensors by their names in it.
-
-    Raises:
-        ValueError: the record contradicts itself or the tensors; names what is wrong.
+    ValueError where the record contradicts itself or the tensors; it names what is wrong.
     """
     if record.num_groups and record.conv_channels % record.num_groups:
         raise ValueError(f'{record.num_groups} groups do not divide {record.conv_channels} channels')
@@ -95,23 +89,14 @@ def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[s
 
 
 class RoiPredictions(NamedTuple):
-    """Predictions of a RoI head for RoIs.
+    """Predictions of a RoI head for RoIs."""
 
-    Attributes:
-        logits: (K, classes + 1), the background last.
-        deltas: (K, 4), or (K, 4 * classes), in units of its box coder.
-    """
-
-    logits: Tensor
-    deltas: Tensor
+    logits: Tensor  # (K, classes + 1), the background last
+    deltas: Tensor  # (K, 4), or (K, 4 * classes), in units of its box coder
 
 
 class RoiHead(nn.Module):
-    """A frozen box head in float32 and eval mode. Gradients end here: no input gets one.
-
-    Attributes:
-        record: how it is built.
-    """
+    """A frozen box head in float32 and eval mode. Gradients end here: no input gets one."""
 
     shared_convs: nn.ModuleList
     shared_fcs: nn.ModuleList
@@ -119,15 +104,7 @@ class RoiHead(nn.Module):
     fc_reg: nn.Linear
 
     def __init__(self, record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> None:
-        """Builds the head and gives it its weights.
-
-        Args:
-            record: how the head is built.
-            weights: the teacher's tensors by their names in it.
-
-        Raises:
-            ValueError: they contradict each other.
-        """
+        """Builds the head and gives it its weights; arguments and errors are those of `head_tensors`."""
         super().__init__()
         self.record = record
         tensors = head_tensors(record, weights)
@@ -146,11 +123,9 @@ class RoiHead(nn.Module):
 
     @torch.no_grad()
     def forward(self, maps: Sequence[Tensor], rois: Tensor) -> RoiPredictions:
-        """Runs the head.
+        """Runs the head on the maps (B, C, H, W) of the levels that the record names, in order.
 
-        Args:
-            maps: (B, C, H, W) of the levels that the record names, in order.
-            rois: (K, 5): image in the batch, then absolute xyxy in px of the padded input.
+        `rois` are (K, 5): image in the batch, then absolute xyxy in px of the padded input.
         """
         with torch.autocast(rois.device.type, enabled=False):
             features = self._features([one.float() for one in maps], rois.float())
@@ -207,10 +182,9 @@ def _layers(record: RoiHeadRecord) -> nn.ModuleDict:
 
 def _conv_layer(in_channels: int, channels: int, num_groups: int) -> nn.Module:
     # The names are those of mmcv's ConvModule.
-    layers: dict[str, nn.Module] = {'conv': nn.Conv2d(in_channels, channels, 3, padding=1, bias=num_groups == 0)}
+    layers = nn.Sequential()
+    layers.add_module('conv', nn.Conv2d(in_channels, channels, 3, padding=1, bias=num_groups == 0))
     if num_groups:
-        layers['gn'] = nn.GroupNorm(num_groups, channels)
-    sequence = nn.Sequential()
-    for name, layer in (layers | {'relu': nn.ReLU()}).items():
-        sequence.add_module(name, layer)
-    return sequence
+        layers.add_module('gn', nn.GroupNorm(num_groups, channels))
+    layers.add_module('relu', nn.ReLU())
+    return layers

@@ -21,9 +21,6 @@ class BoxCoder:
     """The units in which a head gives deltas: delta = (raw delta - mean) / std.
 
     Raw deltas are dx, dy in widths and heights of the proposal, and dw, dh as logarithms of ratios.
-
-    Attributes:
-        means, stds: of dx, dy, dw, dh.
     """
 
     means: tuple[float, float, float, float]
@@ -72,20 +69,12 @@ def class_slice(deltas: Tensor, labels: Tensor) -> Tensor:
 
 
 class ImageRois(NamedTuple):
-    """A teacher's predictions for its own proposals of one image, the best score first.
+    """A teacher's predictions for its own proposals of one image, the best score first."""
 
-    Attributes:
-        boxes: (K, 4) float32 absolute xyxy, in px of the original image when stored.
-        probabilities: (K, C + 1) float32, the background last.
-        labels: (K,) int64 object class of the highest probability.
-        deltas: (K, 4) float32 raw deltas of that class; see `BoxCoder`. They do not depend on the
-            scale of the image.
-    """
-
-    boxes: Tensor
-    probabilities: Tensor
-    labels: Tensor
-    deltas: Tensor
+    boxes: Tensor  # (K, 4) float32 absolute xyxy, in px of the original image when stored
+    probabilities: Tensor  # (K, C + 1) float32, the background last
+    labels: Tensor  # (K,) int64 object class of the highest probability
+    deltas: Tensor  # (K, 4) float32 raw deltas of that class (`BoxCoder`), which no scale of the image changes
 
     def to(self, device: torch.device) -> 'ImageRois':
         """The same on another device."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpd.cache.checking.state import CacheState
-from mtpd.cache.checking.verification import Damage, expected_metadata
+from mtpd.cache.checking.verification import Damage
 from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import MANIFEST_FILE
+from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import JournalEntry
 from mtpd.cache.writing.parts import CacheLock
@@ -19,11 +20,7 @@ from mtpd.system.files import fsync_directory, write_atomically
 
 @contextmanager
 def no_writers(root: Path) -> Iterator[None]:
-    """Keeps extractions out of the cache in `root`.
-
-    Raises:
-        UnavailableError: one is running.
-    """
+    """Keeps extractions out of the cache in `root`; UnavailableError while one is running."""
     with ExitStack() as stack:
         with disk_errors(root):
             stack.enter_context(CacheLock(root))
@@ -32,12 +29,7 @@ def no_writers(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Repair:
-    """What a repair has done.
-
-    Attributes:
-        is_unfinished: whether the extraction has something to write again.
-        num_queued: shard groups that it will extract.
-    """
+    """Whether the extraction has something to write again, and how many shard groups it will extract."""
 
     is_unfinished: bool
     num_queued: int
@@ -50,21 +42,23 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
     manifest goes. A kill in between leaves the finished cache with its damages. Metadata is repaired immediately.
     Strays are left alone: no extraction wrote them. Without the rotations of its channels the stored maps of a lean
     cache are useless, and the same rotations cannot be computed again: then all shards are queued.
-
-    Raises:
-        UnavailableError: the disk cannot be written.
     """
     root = state.root
     with disk_errors(root):
         wrong = [damage.file for damage in damages if damage.kind == 'metadata']
-        if wrong:
-            contents = expected_metadata(state)
-            for file in wrong:
-                write_atomically(root / file, contents[file])
+        contents = metadata_files(state.plan.specs()) if wrong else {}
+        for file in wrong:
+            write_atomically(root / file, contents[file])
         if not any(damage.kind in ('shard', 'head') for damage in damages):
             return Repair(is_unfinished=not state.is_finished, num_queued=state.num_shards - len(state.committed))
         has_bases = not any(damage.file == BASIS_FILE for damage in damages)
-        entries = _intact_entries(state, damages) if has_bases else []
+        damaged = {damage.key for damage in damages if damage.kind == 'shard'}
+        records, plan = state.manifest.files, state.plan.sha256
+        entries = [
+            JournalEntry(plan, key, {name: records[name] for name in names})
+            for key, names in state.plan.group_files().items()
+            if has_bases and key in state.committed and key not in damaged and set(names) <= records.keys()
+        ]
         journal.replace_entries(root, entries)
         if not has_bases:
             (root / BASIS_FILE).unlink(missing_ok=True)
@@ -73,13 +67,3 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
             (root / MANIFEST_FILE).unlink()
             fsync_directory(root)
     return Repair(is_unfinished=True, num_queued=state.num_shards - len(entries))
-
-
-def _intact_entries(state: CacheState, damages: Sequence[Damage]) -> list[JournalEntry]:
-    damaged = {damage.key for damage in damages if damage.kind == 'shard'}
-    records, plan = state.manifest.files, state.plan.sha256
-    return [
-        JournalEntry(plan, key, {name: records[name] for name in names})
-        for key, names in state.plan.group_files().items()
-        if key in state.committed and key not in damaged and set(names) <= records.keys()
-    ]

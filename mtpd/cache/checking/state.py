@@ -3,14 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd.cache.format.manifest import (
-    FORMAT,
-    MANIFEST_FILE,
-    VERSION,
-    Description,
-    Manifest,
-    read_manifest,
-)
+from mtpd.cache.format.manifest import MANIFEST_FILE, Description, Manifest, manifest_of, read_manifest
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, plan_record, read_plan_file
@@ -21,12 +14,7 @@ from mtpd.errors import CacheError
 class CacheState:
     """A cache's records. Its data has not been checked.
 
-    Attributes:
-        root: the cache's folder.
-        is_finished: whether the manifest has been published.
-        manifest: the manifest; of an unfinished cache the one that it would have, with the files that are committed.
-        plan: what it is, or will be, made by.
-        committed: the shard groups that count as written.
+    The manifest of an unfinished cache is the one that it would have, with the files that are committed.
     """
 
     root: Path
@@ -52,13 +40,7 @@ class CacheState:
 
 
 def read_state(root: Path) -> CacheState:
-    """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs.
-
-    Raises:
-        CacheIncompleteError: there is no cache, not even an unfinished one.
-        CacheMismatchError: another program or a newer version wrote it.
-        CacheDamagedError: the manifest or the plan was changed after it was written.
-    """
+    """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs."""
     if (root / PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
         try:
             return _unfinished_state(root)
@@ -78,5 +60,5 @@ def _unfinished_state(root: Path) -> CacheState:
     files = dict(plan.files) if entries else {}
     for group in entries.values():
         files |= group
-    manifest = Manifest(format=FORMAT, version=VERSION, description=plan.description, buckets=plan.buckets, files=files)
+    manifest = manifest_of(plan.description, plan.buckets, files)
     return CacheState(root, False, manifest, plan, frozenset(entries))

@@ -29,7 +29,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 from pydantic import BaseModel, ConfigDict, Field
 
-from mtpd.cache.format.codecs import CodecName, has_scale
+from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, ShardKey
 from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.geometry import Level
@@ -67,14 +67,9 @@ class RoisRecord(BaseModel):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a bucket and view.
+    """One array below the cache's root; the first axis of `shape` is the bucket's rows.
 
-    Attributes:
-        path: below the cache's root.
-        shape: of the whole array; the first axis is the bucket's rows.
-        dtype: numpy's name.
-        rows_per_file: rows that one file holds.
-        zstd_level: a file is a shard of one-row chunks compressed at this level; None: it is a single plain chunk.
+    With a `zstd_level` a file is a shard of one-row chunks compressed at this level, else a single plain chunk.
     """
 
     path: str
@@ -117,7 +112,7 @@ class FilePlace(NamedTuple):
 
     def is_of(self, level: Level) -> bool:
         """Whether the array is a level's codes, or goes with them."""
-        return self.array == level.name or self.array.startswith(f'{level.name}.')
+        return self.array.split('.')[0] == level.name
 
 
 def file_place(file: str) -> FilePlace | None:
@@ -134,7 +129,7 @@ def view_specs(bucket: Bucket, *, view: str, levels: Sequence[Level], codec: Cod
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
         level.name: ((level.channels, *level.grid(*bucket.padded)), CODE_DTYPES[codec]) for level in levels
     }
-    if has_scale(codec):
+    if codec in SCALE_DTYPES:
         shapes |= {f'{level.name}.scale': ((2, level.channels), SCALE_DTYPES[codec]) for level in levels}
     shapes |= {'image_id': ((), 'int64'), 'crc32c': ((len(levels),), 'uint32'), 'error': ((len(levels),), 'float32')}
     specs = _specs(f'{bucket.name}/{view}', bucket, shapes)
@@ -157,21 +152,8 @@ def roi_specs(bucket: Bucket, rois: RoisRecord | None) -> dict[str, ArraySpec]:
     return _specs(f'{HEADS}/{bucket.name}', bucket, shapes)
 
 
-def bucket_specs(
-    bucket: Bucket,
-    *,
-    views: Sequence[str],
-    levels: Sequence[Level],
-    codec: CodecName,
-    rois: RoisRecord | None = None,
-) -> list[ArraySpec]:
-    """Every array of a bucket."""
-    of_views = [view_specs(bucket, view=view, levels=levels, codec=codec) for view in views]
-    return [spec for specs in (*of_views, roi_specs(bucket, rois)) for spec in specs.values()]
-
-
 def index_specs(num_images: int) -> dict[str, ArraySpec]:
-    """The arrays of the index: for every image where it is and what its sizes are."""
+    """The arrays of the index, by column: for every image where it is and what its sizes are."""
     columns = {}
     for name in INDEX_COLUMNS:
         shape = (num_images, 2) if name in ('original', 'resized', 'padded') else (num_images,)
@@ -196,22 +178,14 @@ def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
 
 
 def decode_plain(content: bytes, spec: ArraySpec, *, name: str) -> np.ndarray:
-    """The rows (rows_per_file, ...) of a plain chunk's file.
-
-    Raises:
-        CacheDamagedError: the content has another size.
-    """
+    """The rows (rows_per_file, ...) of a plain chunk's file; refuses a content of another size."""
     require_plain_bytes(spec, len(content), name=name)
     dtype = np.dtype(spec.dtype).newbyteorder('<')
     return np.frombuffer(content, dtype=dtype).reshape(spec.rows_per_file, *spec.row_shape)
 
 
 def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:
-    """Checks the size of a plain chunk's file, which messages call `name`.
-
-    Raises:
-        CacheDamagedError: it is another than its shape makes it, or too large to be read whole.
-    """
+    """Refuses the size of a plain chunk's file that its shape does not make, or too large to be read whole."""
     if num_bytes != spec.file_bytes or num_bytes > MAX_PLAIN_BYTES:
         raise CacheDamagedError(
             f'{name}: has {num_bytes} bytes, expected {spec.file_bytes} by its shape and at most {MAX_PLAIN_BYTES}; '
@@ -231,11 +205,7 @@ def chunk_checksum(chunk: bytes) -> int:
 
 
 def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> None:
-    """Checks and decompresses one inner chunk into `out`, whose size the caller knows from the manifest.
-
-    Raises:
-        CacheDamagedError: the checksum differs from the stored or the expected one, or the size is not `out`'s.
-    """
+    """Checks and decompresses one inner chunk into `out`, whose size the caller knows from the manifest."""
     # Whole and by its residue: without its end it would have to be copied. Of bytes the lock is released.
     if len(chunk) <= CHECKSUM_BYTES or google_crc32c.value(chunk) != RESIDUE or chunk_checksum(chunk) != checksum:
         raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
@@ -273,16 +243,7 @@ def decode_index(
 ) -> np.ndarray:
     """Offsets and lengths (chunks_per_shard, 2) uint64 from the last `index_bytes` of a shard.
 
-    Args:
-        tail: those bytes.
-        chunks_per_shard: entries of the index.
-        num_chunks: chunks that the shard must hold, its first ones; a last shard may hold fewer than it has entries.
-        chunk_bytes: size of a chunk before compression.
-        shard_bytes: size of the whole shard.
-        name: of the shard, for messages.
-
-    Raises:
-        CacheDamagedError: the index is damaged, lacks a chunk or points outside the shard.
+    It must hold its first `num_chunks`, within the shard, each no longer than `chunk_bytes` can compress to.
     """
     index = tail[:-CHECKSUM_BYTES]
     if len(tail) != index_bytes(chunks_per_shard) or google_crc32c.value(index) != chunk_checksum(tail):

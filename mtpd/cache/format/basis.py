@@ -65,11 +65,7 @@ def max_basis_bytes(levels: Sequence[Level]) -> int:
 
 
 def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[str, Tensor]:
-    """Level name -> basis (C, C) float32.
-
-    Raises:
-        CacheDamagedError: it is not what `save_basis` wrote for these levels, or no rotation.
-    """
+    """Level name -> basis (C, C) float32; CacheDamagedError for other levels, another content, or no rotation."""
     try:
         tensors = safetensors.torch.load(content)
         stated = _metadata(content)['sha256']
@@ -85,8 +81,7 @@ def load_basis(content: bytes, levels: Sequence[Level], *, name: str) -> dict[st
         if not deviation < MAX_DEVIATION:
             raise CacheDamagedError(
                 f'{name}: the basis of {level} is not orthonormal (B^T B differs from the identity by '
-                f'{deviation:.2g}, expected at most '
-                f'{MAX_DEVIATION:g}); extract the cache again'
+                f'{deviation:.2g}, expected at most {MAX_DEVIATION:g}); extract the cache again'
             )
     return tensors
 

@@ -153,21 +153,12 @@ def expected_bytes(codec: CodecName) -> float:
     return {'fp16': 2.0, 'int8': 1.0, 'lean': 0.25}[codec]
 
 
-def has_scale(codec: CodecName) -> bool:
-    """Whether steps and offsets are stored beside the codes."""
-    return codec != 'fp16'
-
-
 def encode(maps: Tensor, codec: CodecName, *, target: float | None = None, basis: Tensor | None = None) -> EncodedMaps:
     """Encodes maps (B, C, H, W) of any float dtype, on their own device.
 
+    Only `lean` has a target, the relative squared error that it may make (None: DEFAULT_TARGET), and a basis,
+    orthonormal columns (C, C) on the same device (None: the channels stay as they are).
     Values that cannot be stored give an error that is not finite; see `require_storable`.
-
-    Args:
-        maps: of one level.
-        codec: how.
-        target: the relative squared error that `lean` may make; None: DEFAULT_TARGET.
-        basis: for `lean`: orthonormal columns (C, C) on the same device; None leaves the channels as they are.
     """
     maps = maps.float()
     if codec == 'fp16':
@@ -178,7 +169,7 @@ def encode(maps: Tensor, codec: CodecName, *, target: float | None = None, basis
         codes, scale = _int8_codes(maps)
     else:
         rotated = maps if basis is None else torch.einsum('ck,bchw->bkhw', basis, maps)
-        codes, scale = lean_codes(rotated, target=DEFAULT_TARGET if target is None else target)
+        codes, scale = _lean_codes(rotated, target=DEFAULT_TARGET if target is None else target)
     # Not `values`: multiplied and added in one rounding, which is what the errors of all caches are measured by.
     step, offset = scale.float()[..., None, None].unbind(1)
     decoded = torch.addcmul(offset, codes.float(), step)
@@ -196,19 +187,8 @@ def require_storable(encoded: EncodedMaps, *, level: str, view: str, image_ids: 
 
 
 def require_finite(values: Tensor, *, level: str, view: str, image_ids: Sequence[int], limit: str = '') -> None:
-    """Refuses a teacher's maps that are not finite; waits for the device.
-
-    Args:
-        values: (B, ...), the maps, or what is not finite where they are not.
-        level: its name, for the message, like the others.
-        view: 'plain' or 'flip'.
-        image_ids: of the batch.
-        limit: what else the values may be.
-
-    Raises:
-        InputError: names the level and the images.
-    """
-    finite = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
+    """Refuses a teacher's maps (B, ...), or what is not finite where they are not; waits for the device."""
+    finite = torch.isfinite(values[:, None]).flatten(1).all(1)
     if bool(finite.all()):
         return
     wrong = [str(image_id) for image_id, one in zip(image_ids, finite.tolist(), strict=True) if not one]
@@ -233,16 +213,11 @@ def _int8_codes(maps: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), torch.stack([step, offset], dim=-2)
 
 
-def lean_codes(maps: Tensor, *, target: float) -> tuple[Tensor, Tensor]:
-    """Codes with the largest step that keeps the error.
+def _lean_codes(maps: Tensor, *, target: float) -> tuple[Tensor, Tensor]:
+    """Codes int8 (B, C, H, W) with the largest step that keeps the error, and their scale float16 (B, 2, C).
 
-    Args:
-        maps: float32 (B, C, H, W).
-        target: greatest ||decoded - map||^2 / ||map||^2 of each image.
-
-    Returns:
-        codes int8 (B, C, H, W) and scale float16 (B, 2, C): step and offset of each channel. In half precision, since
-        on the small maps of deep levels they would take a fifth of all bits.
+    `target` is the greatest ||decoded - map||^2 / ||map||^2 of each image. Step and offset of a channel are in half
+    precision, since on the small maps of deep levels they would take a fifth of all bits.
     """
     offset = maps.mean((-2, -1)).half() if maps.numel() else maps.new_zeros(maps.shape[:2]).half()
     centred = maps - offset.float()[..., None, None]

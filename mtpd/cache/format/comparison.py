@@ -1,7 +1,4 @@
-"""How close decoded maps are to the originals.
-
-Letters: C channels, H W grid of a level.
-"""
+"""How close decoded maps are to the originals."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,18 +8,16 @@ from torch import Tensor
 
 @dataclass
 class Comparison:
-    """Closeness of maps to their originals; means and worst values are nan without maps.
+    """Relative squared errors, ||found - wanted||^2 / ||wanted||^2, and cosines of maps; nan without maps.
 
-    Attributes:
-        errors: ||found - wanted||^2 / ||wanted||^2 of each map; 0 when both are zero.
-        cosines: of the angle between the two as vectors; 1 when both are zero.
+    Where both maps are zero the error is 0 and the cosine 1.
     """
 
     errors: list[float] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
 
     def add(self, found: Tensor, wanted: Tensor) -> None:
-        """Takes in a map (C, H, W) and its original, in double precision."""
+        """Takes in a map (C, H, W) of a level and its original, in double precision."""
         found, wanted = found.double(), wanted.double()
         error, energy = float((found - wanted).square().sum()), float(wanted.square().sum())
         product, norms = float((found * wanted).sum()), math.sqrt(energy * float(found.square().sum()))

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec, RoisRecord, bucket_specs, roi_specs
+from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec, RoisRecord, roi_specs, view_specs
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
 from mtpd.cache.format.strict_json import read_json, require_shallow, short
@@ -126,7 +126,6 @@ class Description(_Record):
     Attributes:
         fingerprint: what must be equal for two extractions to be one (teacher, preprocessing, data set).
         provenance: names and versions, for information.
-        levels, codec, views, geometry: what is stored.
         target_error: the relative squared error that `lean` was to keep; None with other codecs.
         rois: the teacher's proposals that are stored too; None, and then not in the file, without.
     """
@@ -143,7 +142,8 @@ class Description(_Record):
     def bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
         """Every array of a bucket: those of its maps, then those of its RoIs."""
         levels = [level.to_level() for level in self.levels]
-        return bucket_specs(bucket, views=self.views, levels=levels, codec=self.codec, rois=self.rois)
+        of_views = [view_specs(bucket, view=view, levels=levels, codec=self.codec) for view in self.views]
+        return [spec for specs in (*of_views, roi_specs(bucket, self.rois)) for spec in specs.values()]
 
     @model_serializer(mode='wrap')
     def _without_absent_rois(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -170,14 +170,18 @@ class Manifest(_Record):
 
     @model_validator(mode='after')
     def _is_plausible(self) -> 'Manifest':
-        _require_distinct('bucket', [bucket.padded for bucket in self.buckets])
-        _require_distinct('level', [level.name for level in self.description.levels])
-        _require_distinct('view', self.description.views)
+        levels, rois = self.description.levels, self.description.rois
+        parts: dict[str, Sequence[object]] = {
+            'bucket': [bucket.padded for bucket in self.buckets],
+            'level': [level.name for level in levels],
+            'view': self.description.views,
+        }
+        for kind, values in parts.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f'a {kind} appears twice in {short(values)}')
         if self.num_images > MAX_IMAGES:
             raise ValueError(f'holds {self.num_images} images, at most {MAX_IMAGES} are supported')
-        rois = self.description.rois
-        num_probabilities = 0 if rois is None else rois.num_rois * (rois.num_classes + 1)
-        if rois is not None and num_probabilities > MAX_PROBABILITIES:
+        if rois is not None and (num_probabilities := rois.num_rois * (rois.num_classes + 1)) > MAX_PROBABILITIES:
             raise ValueError(
                 f'{rois.num_rois} proposals of {rois.num_classes} classes have {num_probabilities} probabilities, '
                 f'at most {MAX_PROBABILITIES} are supported'
@@ -185,11 +189,11 @@ class Manifest(_Record):
         for bucket in self.buckets:
             if bucket.rows_per_shard > bucket.num_images:
                 raise ValueError(f'a shard of {bucket.rows_per_shard} rows in a bucket of {bucket.num_images}')
-            for level in self.description.levels:
+            for level in levels:
                 elements = num_elements([level.to_level()], bucket.padded)
                 if elements > MAX_MAP_ELEMENTS:
                     raise ValueError(
-                        f'level {level.name} of a {bucket.padded[0]}x{bucket.padded[1]} input has {elements} values, '
+                        f'level {level.name} of a {bucket.name} input has {elements} values, '
                         f'at most {MAX_MAP_ELEMENTS} are supported'
                     )
         return self
@@ -233,18 +237,13 @@ def write_manifest(
     owner: str = '',
 ) -> None:
     """Publishes a cache; `owner` as for `write_atomically`."""
-    manifest = _manifest(description, buckets, files)
-    content = manifest.model_dump(mode='json')
+    content = manifest_of(description, buckets, files).model_dump(mode='json')
     content['digest'] = sha256_bytes(canonical_json(content))
     write_atomically(root / MANIFEST_FILE, json.dumps(content, indent=1).encode(), owner=owner)
 
 
 def require_publishable(description: Description, plan: CachePlan) -> None:
-    """Checks, before a teacher runs for days, that `read_manifest` will accept the result.
-
-    Raises:
-        InputError: names the limit.
-    """
+    """Checks, before a teacher runs for days, that `read_manifest` will accept the result."""
     # At most three files a level, and two more, for each view of a shard group.
     num_of_group = len(description.views) * (3 * len(description.levels) + 2)
     num_of_group += len(roi_specs(plan.buckets[0], description.rois))
@@ -257,19 +256,13 @@ def require_publishable(description: Description, plan: CachePlan) -> None:
     if any(spec.file_bytes > MAX_PLAIN_BYTES for spec in of_rois):
         raise InputError('the proposals of a shard would need more than 1 GB: lower --rois or --shard-mb')
     try:
-        _manifest(description, [bucket_record(bucket) for bucket in plan.buckets], {})
+        manifest_of(description, [bucket_record(bucket) for bucket in plan.buckets], {})
     except ValidationError as error:
         raise InputError(f'a cache cannot hold this extraction:  {first_problem(error)}') from error
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Reads and checks the manifest of the cache in `root`.
-
-    Raises:
-        CacheIncompleteError: there is no manifest.
-        CacheMismatchError: another program or a newer version wrote it.
-        CacheDamagedError: it was changed after it was written.
-    """
+    """Reads and checks the manifest of the cache in `root`; raises what `mtpd.cache.open` does."""
     path = root / MANIFEST_FILE
     if not os.path.isfile(path):
         if os.path.isfile(root / 'plan.json'):
@@ -297,19 +290,9 @@ def read_manifest(root: Path) -> Manifest:
         raise CacheDamagedError(f'{path}: {first_problem(error)}; extract it again') from error
 
 
-def _manifest(description: Description, buckets: Sequence[BucketRecord], files: dict[str, FileRecord]) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        version=VERSION,
-        description=description,
-        buckets=tuple(buckets),
-        files=files,
-    )
-
-
-def _require_distinct(kind: str, values: Sequence[object]) -> None:
-    if len(set(values)) < len(values):
-        raise ValueError(f'a {kind} appears twice in {short(values)}')
+def manifest_of(description: Description, buckets: Sequence[BucketRecord], files: dict[str, FileRecord]) -> Manifest:
+    """The manifest of this version; ValidationError where none can hold such a cache."""
+    return Manifest(format=FORMAT, version=VERSION, description=description, buckets=tuple(buckets), files=files)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -24,13 +24,7 @@ class SourceImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Bucket:
-    """The images of one padded input shape.
-
-    Attributes:
-        padded: (height, width) of the network input, px.
-        images: the images in row order.
-        rows_per_shard: images in a full shard.
-    """
+    """The images of one padded input shape, in row order, `rows_per_shard` of them in a full shard."""
 
     padded: Size
     images: tuple[SourceImage, ...]
@@ -102,14 +96,9 @@ def plan_cache(
     bytes_per_element: float,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> CachePlan:
-    """Groups images by padded shape.
+    """Groups images by padded shape; rows keep the order of the images.
 
-    Args:
-        images: the data set, in its own order, which rows keep.
-        geometry: gives each image's padded input.
-        levels: the stored levels.
-        bytes_per_element: expected on disk.
-        shard_bytes: size of one shard of the largest level.
+    `bytes_per_element` is what is expected on disk, `shard_bytes` the size of one shard of the largest level.
     """
     grouped: dict[Size, list[SourceImage]] = {}
     for image in images:

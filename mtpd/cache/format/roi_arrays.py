@@ -45,14 +45,10 @@ def row_checksum(rows: Sequence[bytes]) -> int:
 
 
 def decode_row(rows: Sequence[bytes], record: RoisRecord, *, num_rois: int) -> ImageRois:
-    """What `encode_row` encoded, in the order of `VALUES`, each row of its right length.
-
-    Raises:
-        ValueError: the values are not those of RoIs; the message states what is wrong.
-    """
+    """What `encode_row` encoded, in the order of `VALUES`, each row of its right length; raises as `require_rois`."""
     if not 0 <= num_rois <= record.num_rois:
         raise ValueError(f'{num_rois} RoIs in {record.num_rois} places')
-    boxes, deltas = (np.frombuffer(rows[VALUES.index(name)], '<f4').reshape(-1, 4) for name in ('boxes', 'deltas'))
+    boxes, deltas = (np.frombuffer(rows[number], '<f4').reshape(-1, 4) for number in (0, 3))
     probabilities = np.frombuffer(rows[1], '<f2').reshape(-1, record.num_classes + 1).astype(np.float32)
     labels = np.frombuffer(rows[2], '<i4').astype(np.int64)
     found = ImageRois(*(torch.tensor(one[:num_rois]) for one in (boxes, probabilities, labels, deltas)))
@@ -61,11 +57,7 @@ def decode_row(rows: Sequence[bytes], record: RoisRecord, *, num_rois: int) -> I
 
 
 def require_rois(rois: ImageRois, *, num_classes: int) -> None:
-    """Checks the values of RoIs.
-
-    Raises:
-        ValueError: the message states what is wrong.
-    """
+    """Checks the values of RoIs; ValueError states what is wrong."""
     if not all(bool(one.isfinite().all()) for one in rois):
         raise ValueError('values that are not finite')
     if not bool(((rois.labels >= 0) & (rois.labels < num_classes)).all()):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,7 @@ MAX_DEPTH = 32
 def read_json(path: Path) -> Any:
     """Reads a JSON file; its parsed value takes no more than a few times the memory of the file.
 
-    Raises:
-        CacheDamagedError: the file cannot be read, is too large or too dense, is not JSON, repeats a key, or has
-            numbers that are not finite.
+    CacheDamagedError: it cannot be read, is too large or dense, is not JSON, repeats a key, or has infinite numbers.
     """
     try:
         size = path.stat().st_size
@@ -45,11 +44,7 @@ def read_json(path: Path) -> Any:
 
 
 def require_shallow(value: Any, *, depth: int = MAX_DEPTH) -> Any:
-    """Returns `value` if its lists and dicts are nested no deeper than `depth`, so that code may recurse into it.
-
-    Raises:
-        ValueError: it is nested more deeply.
-    """
+    """Returns `value` if its lists and dicts are nested no deeper than `depth`, so that code may recurse into it."""
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     if depth == 0 and children:
         raise ValueError(f'nested more than {MAX_DEPTH} levels deep')
@@ -67,8 +62,7 @@ def short(value: object, *, length: int = 120) -> str:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f'the key {short(repeated)!r} appears twice in one object')
     return content
 

@@ -19,12 +19,7 @@ from mtpd.system.files import canonical_json
 
 @dataclass(frozen=True)
 class TeacherTensors:
-    """What the file holds.
-
-    Attributes:
-        weights: parameters and buffers by their names in the teacher.
-        roi_head: how its RoI head is built; None where no head that can be run is on record.
-    """
+    """Parameters and buffers by their names in the teacher; None where no RoI head that can be run is on record."""
 
     weights: dict[str, Tensor]
     roi_head: RoiHeadRecord | None
@@ -46,11 +41,7 @@ def save_teacher(weights: Mapping[str, Tensor], *, roi_head: RoiHeadRecord | Non
 
 
 def load_teacher(content: bytes, *, name: str) -> TeacherTensors:
-    """Reads what `save_teacher` wrote; messages call the file `name`.
-
-    Raises:
-        CacheDamagedError: it holds no tensors, or a record that mtpd does not write.
-    """
+    """Reads what `save_teacher` wrote; CacheDamagedError where it holds no tensors, or a record of another origin."""
     try:
         weights = dict(safetensors.torch.load(content))
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
@@ -67,12 +58,7 @@ def load_teacher(content: bytes, *, name: str) -> TeacherTensors:
 
 
 def load_roi_head(content: bytes, *, name: str) -> RoiHead:
-    """The RoI head of what `save_teacher` wrote.
-
-    Raises:
-        CacheDamagedError: as for `load_teacher`, or the record contradicts the tensors.
-        CacheMismatchError: no head is on record; the message states why.
-    """
+    """The RoI head of what `save_teacher` wrote; raises what `CacheReader.roi_head` does."""
     teacher = load_teacher(content, name=name)
     if teacher.roi_head is None:
         if not any(one.startswith('roi_head.') for one in teacher.weights):

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import zarr
-from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
@@ -31,22 +30,18 @@ def metadata_files(specs: Iterable[ArraySpec]) -> dict[str, bytes]:
     store = MemoryStore(documents)
     zarr.open_group(store=store, mode='a', zarr_format=3)
     for spec in specs:
-        _create_array(store, spec)
+        file_shape = (spec.rows_per_file, *spec.row_shape)
+        zarr.create_array(
+            store=store,
+            name=spec.path,
+            shape=spec.shape,
+            dtype=spec.dtype,
+            chunks=file_shape if spec.zstd_level is None else (1, *spec.row_shape),
+            shards=None if spec.zstd_level is None else file_shape,
+            serializer=BytesCodec(endian=None if spec.dtype == 'int8' else 'little'),
+            compressors=[] if spec.zstd_level is None else [ZstdCodec(level=spec.zstd_level), Crc32cCodec()],
+            filters=[],
+            fill_value=0,
+            zarr_format=3,
+        )
     return {name: document.to_bytes() for name, document in documents.items()}
-
-
-def _create_array(store: Store, spec: ArraySpec) -> None:
-    file_shape = (spec.rows_per_file, *spec.row_shape)
-    zarr.create_array(
-        store=store,
-        name=spec.path,
-        shape=spec.shape,
-        dtype=spec.dtype,
-        chunks=file_shape if spec.zstd_level is None else (1, *spec.row_shape),
-        shards=None if spec.zstd_level is None else file_shape,
-        serializer=BytesCodec(endian=None if spec.dtype == 'int8' else 'little'),
-        compressors=[] if spec.zstd_level is None else [ZstdCodec(level=spec.zstd_level), Crc32cCodec()],
-        filters=[],
-        fill_value=0,
-        zarr_format=3,
-    )

@@ -14,18 +14,14 @@ from mtpd.system.files import sha256_bytes
 
 
 class CacheFiles:
-    """The files below the root of a finished cache, by the paths and sizes that its manifest records."""
+    """The files below the root of a cache, by the paths and sizes on record; CacheDamagedError for any other."""
 
     def __init__(self, root: Path, records: Mapping[str, FileRecord]) -> None:
         self.root = root
         self._records = records
 
     def size(self, file: str) -> int:
-        """Bytes of a file that is there, inside the cache, and as long as it was when it was written.
-
-        Raises:
-            CacheDamagedError: it is not.
-        """
+        """Bytes of a file that is there, inside the cache, and as long as it was when it was written."""
         record = self._records.get(file)
         if record is None:
             raise CacheDamagedError(f'{self.root}: {file} is not in the manifest')
@@ -43,11 +39,7 @@ class CacheFiles:
         return record.num_bytes
 
     def read(self, file: str, *, max_bytes: int) -> bytes:
-        """The content of a small file.
-
-        Raises:
-            CacheDamagedError: it is missing, longer than `max_bytes`, or not what was written.
-        """
+        """The content of a small file; refused if it is missing, longer than `max_bytes`, or not what was written."""
         size = self.size(file)
         if size > max_bytes:
             raise CacheDamagedError(f'{self.root / file}: has {size} bytes, at most {max_bytes} were expected')
@@ -59,31 +51,34 @@ class CacheFiles:
         return content
 
     def require_sha256(self, file: str, found: str) -> None:
-        """Compares the hash of a file that `size` has let pass with the one on record.
-
-        Raises:
-            CacheDamagedError: they differ.
-        """
+        """Refuses a file that `size` has let pass if its hash is not the one on record."""
         if found != self._records[file].sha256:
             raise CacheDamagedError(f'{self.root / file}: its content differs from what was written; {REPAIR}')
 
     def read_array(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
-        """The rows (rows_per_file, ...) of one file of an array that is not sharded.
-
-        Raises:
-            CacheDamagedError: the file is not what was written, or not what the manifest makes of it.
-        """
+        """The rows (rows_per_file, ...) of one file of an array that is not sharded."""
         file = spec.file(shard)
         size, name = self.size(file), str(self.root / file)
         arrays.require_plain_bytes(spec, size, name=name)
         return arrays.decode_plain(self.read(file, max_bytes=size), spec, name=name)
 
-    def read_range(self, file: str, *, offset: int, length: int) -> bytes:
-        """Bytes of a file that `size` has let pass; fewer where it has become shorter.
+    def read_shard_index(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
+        """Offset and length (rows_per_file, 2) uint64 of the chunk of each row of a shard."""
+        file = spec.file(shard)
+        size, length, name = self.size(file), arrays.index_bytes(spec.rows_per_file), str(self.root / file)
+        if size < length:
+            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone needs {length}; {REPAIR}')
+        return arrays.decode_index(
+            self.read_range(file, offset=size - length, length=length),
+            chunks_per_shard=spec.rows_per_file,
+            num_chunks=min(spec.rows_per_file, spec.shape[0] - shard * spec.rows_per_file),
+            chunk_bytes=spec.row_bytes,
+            shard_bytes=size,
+            name=name,
+        )
 
-        Raises:
-            CacheDamagedError: it cannot be read.
-        """
+    def read_range(self, file: str, *, offset: int, length: int) -> bytes:
+        """Bytes of a file that `size` has let pass; fewer where it has become shorter."""
         try:
             descriptor = os.open(f'{self.root}/{file}', os.O_RDONLY)
             try:

@@ -13,11 +13,7 @@ from mtpd.geometry import Geometry, Size
 
 
 def read_index(files: CacheFiles, manifest: Manifest) -> CachePlan:
-    """The plan that a cache was written by.
-
-    Raises:
-        CacheDamagedError: the index is not what was written, or contradicts itself or the manifest.
-    """
+    """The plan that a cache was written by; CacheDamagedError where the index contradicts itself or the manifest."""
     columns = {name: files.read_array(spec, shard=0) for name, spec in arrays.index_specs(manifest.num_images).items()}
     sizes = [bucket.num_images for bucket in manifest.buckets]
     problem = _problem(columns, sizes)
@@ -26,10 +22,20 @@ def read_index(files: CacheFiles, manifest: Manifest) -> CachePlan:
     order = np.lexsort((columns['row'], columns['bucket']))
     image_ids = columns['image_id'][order].tolist()
     original, resized, padded = (list(map(tuple, columns[name][order].tolist())) for name in arrays.INDEX_COLUMNS[3:])
-    _require_geometry(files, manifest, original=original, resized=resized, padded=padded)
+    geometry: Geometry = manifest.description.geometry.to_geometry()
+
+    @cache  # a data set has far fewer sizes than images
+    def expected(size: Size) -> tuple[Size, Size]:
+        return geometry.resized(size), geometry.padded(size)
+
     buckets, start = [], 0
-    for record in manifest.buckets:
+    for number, record in enumerate(manifest.buckets):
         rows = slice(start, start + record.num_images)
+        for own, *stated in zip(original[rows], resized[rows], padded[rows], strict=True):
+            if expected(own) != tuple(stated) or stated[1] != record.padded:
+                raise CacheDamagedError(
+                    f'{files.root}: the index contradicts the manifest about bucket {number}; extract it again'
+                )
         images = tuple(map(SourceImage, image_ids[rows], original[rows]))
         buckets.append(Bucket(padded=record.padded, images=images, rows_per_shard=record.rows_per_shard))
         start += record.num_images
@@ -49,23 +55,3 @@ def _problem(columns: dict[str, np.ndarray], sizes: list[int]) -> str | None:
     if min(columns[name].min() for name in ('original', 'resized', 'padded')) < 1:
         return 'the index has sizes below 1 px'
     return None
-
-
-def _require_geometry(
-    files: CacheFiles, manifest: Manifest, *, original: list[Size], resized: list[Size], padded: list[Size]
-) -> None:
-    """Every image's sizes follow from its original size and are those of its bucket."""
-    geometry: Geometry = manifest.description.geometry.to_geometry()
-
-    @cache  # a data set has far fewer sizes than images
-    def expected(size: Size) -> tuple[Size, Size]:
-        return geometry.resized(size), geometry.padded(size)
-
-    start = 0
-    for number, record in enumerate(manifest.buckets):
-        for i in range(start, start + record.num_images):
-            if expected(original[i]) != (resized[i], padded[i]) or padded[i] != record.padded:
-                raise CacheDamagedError(
-                    f'{files.root}: the index contradicts the manifest about bucket {number}; extract it again'
-                )
-        start += record.num_images

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.arrays import CODE_DTYPES, ArraySpec, decode_chunk, decode_index, index_bytes, view_specs
+from mtpd.cache.format.arrays import CODE_DTYPES, decode_chunk, view_specs
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, max_basis_bytes
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
@@ -29,7 +29,7 @@ from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.reading.index import read_index
 from mtpd.cache.reading.roi_rows import RoiReader
-from mtpd.errors import REPAIR, CacheDamagedError, CacheMismatchError, InputError
+from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
@@ -48,32 +48,16 @@ class ImageSizes(NamedTuple):
     padded: Size
 
 
-class Location(NamedTuple):
-    """Where an image's maps are."""
-
-    bucket: Bucket
-    row: int
-
-
 @dataclass(frozen=True)
 class RowTable:
-    """The small arrays of one shard group and view, already verified.
+    """The small arrays of one shard group and view, already verified; the last three of each level."""
 
-    Attributes:
-        image_ids: (rows_per_shard,) int64.
-        checksums: (rows_per_shard, L) uint32.
-        errors: (rows_per_shard, L) float32.
-        scales: per level (rows_per_shard, 2, C), or None.
-        chunks: per level (rows_per_shard, 2) uint64, offset and length of each inner chunk.
-        files: per level the shard, below the cache's root.
-    """
-
-    image_ids: np.ndarray
-    checksums: np.ndarray
-    errors: np.ndarray
-    scales: tuple[np.ndarray | None, ...]
-    chunks: tuple[np.ndarray, ...]
-    files: tuple[str, ...]
+    image_ids: np.ndarray  # (rows_per_shard,) int64
+    checksums: np.ndarray  # (rows_per_shard, L) uint32
+    errors: np.ndarray  # (rows_per_shard, L) float32
+    scales: tuple[np.ndarray | None, ...]  # (rows_per_shard, 2, C)
+    chunks: tuple[np.ndarray, ...]  # (rows_per_shard, 2) uint64, offset and length of each inner chunk
+    files: tuple[str, ...]  # the shard, below the cache's root
 
 
 class CacheReader:
@@ -101,10 +85,9 @@ class CacheReader:
         self.code_dtype: torch.dtype = getattr(torch, CODE_DTYPES[description.codec])
         self._files = CacheFiles(path, self.manifest.files)
         self._plan = read_index(self._files, self.manifest)
-        self._locations: dict[int, Location] = {}
-        for bucket in self._plan.buckets:
-            for row, image in enumerate(bucket.images):
-                self._locations[image.image_id] = Location(bucket, row)
+        self._locations = {
+            image.image_id: (bucket, row) for bucket in self._plan.buckets for row, image in enumerate(bucket.images)
+        }
         self.image_ids: tuple[int, ...] = tuple(self._locations)
         self.bases: dict[str, Tensor] = {}
         if description.codec == 'lean':
@@ -160,10 +143,13 @@ class CacheReader:
                 costs a third of the speed.
         """
         wanted, (table, position, padded) = self._wanted(levels), self._row(image_id, view)
-        if out is None:
-            out = torch.empty(num_elements(wanted, padded), dtype=self.code_dtype)
-        else:
-            self._require_room(out, num_elements(wanted, padded))
+        total = num_elements(wanted, padded)
+        out = torch.empty(total, dtype=self.code_dtype) if out is None else out
+        if (out.dtype, out.dim(), out.is_contiguous()) != (self.code_dtype, 1, True) or out.numel() < total:
+            raise InputError(
+                f'{self.path}: its codes need a contiguous buffer of {total} {self.code_dtype}, got '
+                f'{tuple(out.shape)} {out.dtype}'
+            )
         numbers = [self.levels.index(level) for level in wanted]
         # What torch does comes first and together: after a decompression, which leaves nothing of it in the
         # processor's caches, each of its calls takes many times as long, together a tenth of the whole.
@@ -198,7 +184,8 @@ class CacheReader:
 
     def num_codes(self, image_id: int, *, levels: Sequence[str] | None = None) -> int:
         """How many codes the maps of an image have together."""
-        return num_elements(self._wanted(levels), self._locate(image_id).bucket.padded)
+        bucket, _ = self._locate(image_id)
+        return num_elements(self._wanted(levels), bucket.padded)
 
     def max_codes(self, *, levels: Sequence[str] | None = None) -> int:
         """The most codes that the maps of one image have together."""
@@ -245,7 +232,8 @@ class CacheReader:
     def _teacher_file(self) -> bytes:
         return self._files.read(TEACHER_FILE, max_bytes=MAX_TEACHER_BYTES)
 
-    def _locate(self, image_id: int) -> Location:
+    def _locate(self, image_id: int) -> tuple[Bucket, int]:
+        """The bucket of an image and its row there."""
         try:
             return self._locations[image_id]
         except KeyError:
@@ -279,30 +267,9 @@ class CacheReader:
             checksums=tables['crc32c'],
             errors=tables['error'],
             scales=tuple(tables.get(f'{level.name}.scale') for level in self.levels),
-            chunks=tuple(self._read_shard_index(spec, shard) for spec in of_levels),
+            chunks=tuple(self._files.read_shard_index(spec, shard=shard) for spec in of_levels),
             files=tuple(spec.file(shard) for spec in of_levels),
         )
-
-    def _read_shard_index(self, spec: ArraySpec, shard: int) -> np.ndarray:
-        file = spec.file(shard)
-        size, length, name = self._files.size(file), index_bytes(spec.rows_per_file), str(self.path / file)
-        if size < length:
-            raise CacheDamagedError(f'{name}: has {size} bytes, its index alone needs {length}; {REPAIR}')
-        return decode_index(
-            self._files.read_range(file, offset=size - length, length=length),
-            chunks_per_shard=spec.rows_per_file,
-            num_chunks=min(spec.rows_per_file, spec.shape[0] - shard * spec.rows_per_file),
-            chunk_bytes=spec.row_bytes,
-            shard_bytes=size,
-            name=name,
-        )
-
-    def _require_room(self, out: Tensor, num_codes: int) -> None:
-        if (out.dtype, out.dim(), out.is_contiguous()) != (self.code_dtype, 1, True) or out.numel() < num_codes:
-            raise InputError(
-                f'{self.path}: its codes need a contiguous buffer of {num_codes} {self.code_dtype}, got '
-                f'{tuple(out.shape)} {out.dtype}'
-            )
 
     def _wanted(self, names: Sequence[str] | None) -> list[Level]:
         stored = [level.name for level in self.levels]

@@ -27,18 +27,14 @@ class RoiReader:
         self._tables = lru_cache(TABLES_KEPT)(self._load_tables)
 
     def read(self, bucket: Bucket, row: int, image_id: int) -> ImageRois:
-        """The RoIs of the image in a row.
-
-        Raises:
-            CacheDamagedError: the bytes are not the ones that were written for this image.
-        """
+        """The RoIs of the image in a row; CacheDamagedError if the bytes are not those written for this image."""
         shard, position = divmod(row, bucket.rows_per_shard)
-        tables = self._tables(bucket.name, shard)
+        tables, specs = self._tables(bucket.name, shard), roi_specs(bucket, self._record)
         name = f'{self._files.root}: row {row} of heads/{bucket.name}'
         found = int(tables['image_id'][position])
         if found != image_id:
             raise CacheDamagedError(f'{name} belongs to image {found}, not {image_id}')
-        rows = [self._row(roi_specs(bucket, self._record)[array], shard, position) for array in VALUES]
+        rows = [self._row(specs[array], shard, position) for array in VALUES]
         if row_checksum(rows) != tables['crc32c'][position]:
             raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
         try:

@@ -18,14 +18,7 @@ from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, read_plan_file
 from mtpd.errors import CacheError
-from mtpd.system.files import (
-    TEMPORARY,
-    canonical_json,
-    fsync_directory,
-    sha256_bytes,
-    sha256_file,
-    write_atomically,
-)
+from mtpd.system.files import TEMPORARY, canonical_json, fsync_directory, sha256_bytes, sha256_file, write_atomically
 
 JOURNAL_FILE = 'journal.jsonl'
 PART_JOURNALS = 'journal.*-of-*.jsonl'
@@ -35,13 +28,7 @@ GroupFiles = dict[str, FileRecord]
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """A committed shard group.
-
-    Attributes:
-        plan: hash of the plan that it was made by; shards of another teacher may fit in every size.
-        key: which group.
-        files: path below the cache's root -> size and hash.
-    """
+    """A committed shard group, with the hash of its plan: shards of another teacher may fit in every size."""
 
     plan: str
     key: ShardKey
@@ -108,9 +95,8 @@ def committed(root: Path, plan: PlanRecord) -> dict[ShardKey, GroupFiles]:
             known.append(entry.files)
     groups = {}
     for key, candidates in entries.items():
-        present = [files for files in candidates if _have_sizes(root, files)]
-        if len(candidates) > 1:
-            present = [files for files in present if all(is_sound(root / name, one) for name, one in files.items())]
+        is_there = _has_size if len(candidates) == 1 else is_sound
+        present = [files for files in candidates if all(is_there(root / name, one) for name, one in files.items())]
         if present:
             groups[key] = present[0]
     if plan.codec != 'lean':
@@ -123,7 +109,7 @@ def committed(root: Path, plan: PlanRecord) -> dict[ShardKey, GroupFiles]:
 
 def is_sound(path: Path, record: FileRecord) -> bool:
     """Whether a file is there with the content that was written."""
-    return path.is_file() and path.stat().st_size == record.num_bytes and sha256_file(path) == record.sha256
+    return _has_size(path, record) and sha256_file(path) == record.sha256
 
 
 def is_published(root: Path) -> bool:
@@ -135,18 +121,18 @@ def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
     """Writes the manifest if every shard group is committed, by any process.
 
     The manifest follows from the plan, the journals and nothing else: any number of processes may call this
-    concurrently, and again later, and the content is the same.
-
-    Returns:
-        The shard groups that are not committed yet; none when the cache is published.
-
-    Raises:
-        CacheIncompleteError: there is neither a plan nor a manifest.
-        CacheDamagedError: the plan is not valid.
+    concurrently, and again later, and the content is the same. Returns the shard groups that are not committed yet,
+    none when the cache is published. CacheIncompleteError: there is neither a plan nor a manifest.
     """
     if not is_published(root):
         try:
-            missing = _publish(root, owner)
+            plan = read_plan_file(root)
+            groups, wanted = committed(root, plan), plan.group_files()
+            missing = [key for key in wanted if key not in groups]
+            if not missing:
+                # In the order of the plan and not of the journals, which depends on who wrote what when.
+                files = {name: groups[key][name] for key, names in wanted.items() for name in names}
+                write_manifest(root, plan.description, plan.buckets, plan.files | files, owner=owner)
         except CacheError:  # the plan may have gone just now
             missing = []
             if not is_published(root):
@@ -165,19 +151,6 @@ def remove_leftovers(root: Path, *, part: Part) -> None:
     for path in root.rglob(f'{TEMPORARY}*'):
         if not any(path.name.startswith(f'{TEMPORARY}{other.label}-') for other in part.others()):
             path.unlink(missing_ok=True)
-
-
-def _publish(root: Path, owner: str) -> list[ShardKey]:
-    plan = read_plan_file(root)
-    groups = committed(root, plan)
-    missing = [key for key in plan.group_files() if key not in groups]
-    if not missing:
-        # In the order of the plan and not of the journals, which depends on who wrote what when.
-        files = dict(plan.files) | {
-            name: groups[key][name] for key, names in plan.group_files().items() for name in names
-        }
-        write_manifest(root, plan.description, plan.buckets, files, owner=owner)
-    return missing
 
 
 def _line(entry: JournalEntry) -> bytes:
@@ -224,7 +197,5 @@ def _parse(line: bytes) -> JournalEntry | None:
         return None
 
 
-def _have_sizes(root: Path, files: GroupFiles) -> bool:
-    return all(
-        (root / name).is_file() and (root / name).stat().st_size == record.num_bytes for name, record in files.items()
-    )
+def _has_size(path: Path, record: FileRecord) -> bool:
+    return path.is_file() and path.stat().st_size == record.num_bytes

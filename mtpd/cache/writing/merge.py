@@ -1,7 +1,7 @@
 """Joining the folders that parts of one extraction wrote on machines without a file system in common."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtpd.cache.format.basis import BASIS_FILE
@@ -18,12 +18,7 @@ from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
 
 
 def publish_parts(root: Path) -> None:
-    """Publishes a cache whose parts have committed all they had to; nothing to do where it is published.
-
-    Raises:
-        CacheIncompleteError: shard groups are missing, or there is no cache.
-        UnavailableError: a part is still running, or the disk cannot be written.
-    """
+    """Publishes a cache whose parts have committed all they had to; UnavailableError while a part is running."""
     if is_published(root):
         return
     plan = read_plan_file(root)
@@ -39,21 +34,11 @@ def publish_parts(root: Path) -> None:
 
 
 def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], object]) -> None:
-    """Makes one cache of the folders that parts wrote; nothing in these is changed.
+    """Makes one cache of the folders that parts wrote, unfinished caches of one plan; nothing in these is changed.
 
-    Every file is verified by its hash and then linked, or copied where `out` is on another file system. When it was
-    killed, the same call resumes.
-
-    Args:
-        sources: unfinished caches of the same plan.
-        out: a folder which need not exist; empty, or holding such a merge that was not finished.
-        advance: called with the bytes of each file when it is in place.
-
-    Raises:
-        CacheMismatchError: a source is of another extraction, or `out` holds other things.
-        CacheIncompleteError: a source is not an unfinished cache, or shard groups are missing from all of them.
-        CacheDamagedError: a file differs from what was written.
-        UnavailableError: another process is writing `out`, or the disk cannot be written.
+    Every file is verified by its hash and then linked, or copied where `out` is on another file system; `advance` gets
+    its bytes when it is in place. When it was killed, the same call resumes: `out` need not exist, or holds a merge
+    that was not finished.
     """
     plan = _common_plan(sources)
     with disk_errors(out):
@@ -101,7 +86,7 @@ def _common_plan(sources: Sequence[Path]) -> PlanRecord:
             raise CacheMismatchError(f'{source}: is a finished cache, not a part; remove it from the command')
         plans.append(read_plan_file(source))
     for source, plan in zip(sources, plans, strict=True):
-        difference = first_difference(plan.model_dump(mode='json'), plans[0].model_dump(mode='json'))
+        difference = first_difference(plan.model_dump(mode='json'), plans[0])
         if difference:
             raise CacheMismatchError(
                 f'{source}: is not a part of the same extraction as {sources[0]}: {difference}; merge parts '
@@ -117,7 +102,7 @@ def _claim(out: Path, plan: PlanRecord, sources: Sequence[Path]) -> None:
     if (out / MANIFEST_FILE).exists():
         raise CacheMismatchError(f'--out {out}: holds a finished cache; give a new folder')
     if (out / PLAN_FILE).exists():
-        difference = first_difference(read_plan_file(out).model_dump(mode='json'), plan.model_dump(mode='json'))
+        difference = first_difference(read_plan_file(out).model_dump(mode='json'), plan)
         if difference:
             raise CacheMismatchError(f'--out {out}: holds another extraction: {difference}; give a new folder')
         return
@@ -151,8 +136,7 @@ def _transfer_any(sources: Sequence[Path], out: Path, name: str, record: FileRec
     """Puts a file of the first source that has it as it was written."""
     if is_sound(out / name, record):
         return
-    sound: Iterator[Path] = (source / name for source in sources if is_sound(source / name, record))
-    path = next(sound, None)
+    path = next((source / name for source in sources if is_sound(source / name, record)), None)
     if path is None:
         raise CacheDamagedError(
             f'{sources[0] / name}: is missing or differs from what was written; run mtpd-cache verify --repair on that '

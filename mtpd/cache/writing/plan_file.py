@@ -16,23 +16,19 @@ from mtpd.cache.format.arrays import ArraySpec
 from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import BucketRecord, Description, FilePath, FileRecord, first_problem
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
-from mtpd.cache.format.strict_json import read_json
-from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
+from mtpd.cache.format.strict_json import read_json, short
+from mtpd.errors import CacheDamagedError, CacheIncompleteError
 from mtpd.system.files import canonical_json, differences, sha256_bytes, write_atomically
 
 PLAN_FILE = 'plan.json'
 # Names and versions are recorded for information; an extraction may be resumed under another version of a library.
-INFORMATIONAL = ('provenance',)
-DERIVED = ('buckets', 'files')
+INFORMATIONAL = 'provenance'
+# Which differing field is named: those of the fingerprint tell the most; buckets and files follow from the rest.
+RANKS = {'fingerprint': 0, 'buckets': 2, 'files': 2}
 
 
 class PlanRecord(Description):
-    """A description, and what follows from it and the data set.
-
-    Attributes:
-        buckets: as in the manifest.
-        files: what belongs to no shard group: the index and the teacher's weights.
-    """
+    """A description, and what follows from it and the data set: buckets, and the files that no shard group has."""
 
     buckets: tuple[BucketRecord, ...] = Field(strict=False)
     files: dict[FilePath, FileRecord]
@@ -45,7 +41,7 @@ class PlanRecord(Description):
     @property
     def sha256(self) -> str:
         """What a shard group must have been made by to belong to this plan; versions of libraries do not count."""
-        return sha256_bytes(canonical_json(self.model_dump(mode='json', exclude=set(INFORMATIONAL))))
+        return sha256_bytes(canonical_json(self.model_dump(mode='json', exclude={INFORMATIONAL})))
 
     def layout(self) -> CachePlan:
         """The plan, but for which images are in it: that only the index says."""
@@ -57,12 +53,12 @@ class PlanRecord(Description):
     def group_files(self) -> dict[ShardKey, list[str]]:
         """The files that each shard group consists of, and what decodes them, in the order of the plan."""
         shared = [BASIS_FILE] if self.codec == 'lean' else []
-        files = {}
-        for bucket in self.layout().buckets:
-            specs = self.bucket_specs(bucket)
-            for shard in range(bucket.num_shards):
-                files[ShardKey(bucket.name, shard)] = [*shared, *(spec.file(shard) for spec in specs)]
-        return files
+        specs = {bucket.name: (bucket.num_shards, self.bucket_specs(bucket)) for bucket in self.layout().buckets}
+        return {
+            ShardKey(name, shard): [*shared, *(spec.file(shard) for spec in of_bucket)]
+            for name, (num_shards, of_bucket) in specs.items()
+            for shard in range(num_shards)
+        }
 
     def specs(self) -> list[ArraySpec]:
         """Every array of the cache."""
@@ -90,12 +86,7 @@ def write_plan_file(root: Path, plan: PlanRecord, *, owner: str = '') -> None:
 
 
 def read_plan_json(root: Path) -> Any:
-    """The current plan of the unfinished cache in `root`, to be compared field by field.
-
-    Raises:
-        CacheIncompleteError: there is none.
-        CacheDamagedError: it is not valid JSON.
-    """
+    """The current plan of the unfinished cache in `root`, to be compared; CacheIncompleteError where there is none."""
     path = root / PLAN_FILE
     if not path.is_file():
         raise CacheIncompleteError(f'{root}: no extraction here ({PLAN_FILE} is missing); start mtpd-extract')
@@ -103,12 +94,7 @@ def read_plan_json(root: Path) -> Any:
 
 
 def read_plan_file(root: Path) -> PlanRecord:
-    """Reads and checks the plan of the unfinished cache in `root`.
-
-    Raises:
-        CacheIncompleteError: there is none.
-        CacheDamagedError: it is not a plan.
-    """
+    """Reads and checks the plan of the unfinished cache in `root`; CacheIncompleteError where there is none."""
     content = read_plan_json(root)
     try:
         return PlanRecord.model_validate(content)
@@ -118,35 +104,12 @@ def read_plan_file(root: Path) -> PlanRecord:
         ) from error
 
 
-def require_equal(root: Path, *, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuses to mix two extractions in one folder.
-
-    Raises:
-        CacheMismatchError: names the first field that differs and both values.
-    """
-    difference = first_difference(found, wanted)
-    if difference:
-        raise CacheMismatchError(
-            f'{root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete the '
-            'existing one'
-        )
-
-
-def first_difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+def first_difference(found: Any, wanted: PlanRecord) -> str | None:
     """The field that best describes how two extractions differ, with both values; None for the same extraction."""
-    rows = [row for row in differences(found, wanted) if row[0].split('.')[0] not in INFORMATIONAL]
+    rows = differences(found, wanted.model_dump(mode='json'))
+    rows = [row for row in rows if row[0].split('.')[0] != INFORMATIONAL]
     if not rows:
         return None
-    field, old, new = min(rows, key=lambda row: _rank(row[0].split('.')[0]))
+    field, old, new = min(rows, key=lambda row: RANKS.get(row[0].split('.')[0], 1))
     more = f' (and {len(rows) - 1} more fields)' if len(rows) > 1 else ''
-    return f'{field} is {_short(old)} there and {_short(new)} here{more}'
-
-
-def _rank(field: str) -> int:
-    """Fingerprint fields first: they are the most informative; buckets and files follow from the rest."""
-    return 0 if field == 'fingerprint' else 2 if field in DERIVED else 1
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f'{text[:77]}...'
+    return f'{field} is {short(old, length=80)} there and {short(new, length=80)} here{more}'

@@ -9,8 +9,9 @@ opens, or a finished cache. What the parts write beside the shards is the same f
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,7 @@ from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import committed, is_published, publish, remove_leftovers
 from mtpd.cache.writing.parts import WHOLE, CacheLock, Part
-from mtpd.cache.writing.plan_file import PLAN_FILE, plan_record, read_plan_json, require_equal, write_plan_file
+from mtpd.cache.writing.plan_file import PLAN_FILE, first_difference, plan_record, read_plan_json, write_plan_file
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
 from mtpd.heads.rois import ImageRois
 from mtpd.system.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
@@ -55,22 +56,17 @@ class ShardGroup:
         self._rows: dict[str, list[Any]] = {path: [] for path in self._specs}
 
     def append(self, view: str, maps: Mapping[str, EncodedMaps]) -> None:
-        """Appends the next images of a view, in row order.
+        """Appends the next images of a view, in row order: level name -> codes (B, C, H, W) on the host.
 
-        Args:
-            view: 'plain' or 'flip'.
-            maps: level name -> codes (B, C, H, W) on the host.
-
-        Raises:
-            InputError: a map has another shape than the plan expects, or holds values that cannot be stored.
+        InputError: a map has another shape than the plan expects, or holds values that cannot be stored.
         """
-        folder, zstd_level = f'{self._bucket.name}/{view}', arrays.ZSTD_LEVELS[self._description.codec]
-        names = [level.name for level in self._description.levels]
+        folder, levels = f'{self._bucket.name}/{view}', self._description.levels
+        compress = partial(encode_chunk, level=arrays.ZSTD_LEVELS[self._description.codec])
         start = len(self._rows[f'{folder}/image_id'])
-        image_ids = [image.image_id for image in self._images[start : start + len(maps[names[0]].codes)]]
-        pending: dict[str, list[Future[bytes]]] = {}
+        image_ids = [image.image_id for image in self._images[start : start + len(maps[levels[0].name].codes)]]
+        pending: list[Iterator[bytes]] = []
         errors: list[list[float]] = []
-        for level in self._description.levels:
+        for level in levels:
             encoded = maps[level.name]
             codes, wanted = encoded.codes.numpy(), self._specs[f'{folder}/{level.name}'].row_shape
             if codes.shape[1:] != wanted:
@@ -81,22 +77,18 @@ class ShardGroup:
             require_storable(encoded, level=level.name, view=view, image_ids=image_ids)
             assert encoded.error is not None
             errors.append(encoded.error.tolist())
-            pending[level.name] = [self._compressors.submit(encode_chunk, one, level=zstd_level) for one in codes]
+            pending.append(self._compressors.map(compress, codes))
             if encoded.scale is not None:
                 self._rows[f'{folder}/{level.name}.scale'] += list(encoded.scale.numpy())
-        chunks = {name: [one.result() for one in several] for name, several in pending.items()}
-        for name in names:
-            self._rows[f'{folder}/{name}'] += chunks[name]
+        chunks = [list(one) for one in pending]
+        for level, of_level in zip(levels, chunks, strict=True):
+            self._rows[f'{folder}/{level.name}'] += of_level
         self._rows[f'{folder}/image_id'] += image_ids
-        self._rows[f'{folder}/crc32c'] += zip(*(map(chunk_checksum, chunks[name]) for name in names), strict=True)
+        self._rows[f'{folder}/crc32c'] += zip(*(map(chunk_checksum, one) for one in chunks), strict=True)
         self._rows[f'{folder}/error'] += zip(*errors, strict=True)
 
     def append_rois(self, images: Sequence[ImageRois]) -> None:
-        """Appends the RoIs of the next images, in row order; for a cache that holds RoIs.
-
-        Raises:
-            InputError: values cannot be stored.
-        """
+        """Appends the RoIs of the next images, in row order; InputError where values cannot be stored."""
         record, folder = self._description.rois, f'{arrays.HEADS}/{self._bucket.name}'
         assert record is not None, 'this cache holds no RoIs'
         for rois in images:
@@ -154,8 +146,10 @@ class CacheWriter:
         self._lock = CacheLock(root, part=part)
         self._closing = ExitStack()
         self._committed: set[ShardKey] = set()
+        self._basis_path = root / BASIS_FILE
         self._basis: dict[str, FileRecord] = {}
-        self._head = {TEACHER_FILE: teacher_weights, **self._index_files()}
+        # Index and teacher weights: small, and the same at every start.
+        self._head = {TEACHER_FILE: teacher_weights, **_index_files(description, plan)}
         self._plan_record = plan_record(
             description,
             [manifest.bucket_record(bucket) for bucket in plan.buckets],
@@ -174,7 +168,10 @@ class CacheWriter:
             if not self.is_finished:
                 remove_leftovers(self.root, part=self.part)
                 create_arrays(self.root, self._plan_record.specs(), owner=self.part.label)
-                self._write_head()
+                for name, content in self._head.items():
+                    path = self.root / name
+                    if not path.exists() or sha256_file(path) != self._plan_record.files[name].sha256:
+                        write_atomically(path, content, owner=self.part.label)
                 journal.cut_torn_tail(self.root, part=self.part)
                 if self._has_own_bases():
                     self._read_bases()
@@ -202,21 +199,13 @@ class CacheWriter:
         return self.part.share(self.plan.shard_keys())
 
     def bases(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The rotation of each level that all shards of this cache share, for the `lean` codec.
-
-        Args:
-            compute: makes them; called only when this cache has none yet.
-
-        Raises:
-            CacheDamagedError: the stored ones were changed.
-        """
-        path = self.root / BASIS_FILE
+        """The rotation of each level that all shards share, for the `lean` codec; computed where there is none yet."""
         if not self._has_own_bases():
             content = save_basis(compute(), plan=self._plan_record.sha256)
             with disk_errors(self.root):
                 if not self._has_own_bases():
-                    path.unlink(missing_ok=True)
-                write_exclusively(path, content, owner=self.part.label)
+                    self._basis_path.unlink(missing_ok=True)
+                write_exclusively(self._basis_path, content, owner=self.part.label)
         return self._read_bases()
 
     def start_group(self, key: ShardKey) -> ShardGroup:
@@ -226,9 +215,7 @@ class CacheWriter:
     def commit(self, group: ShardGroup) -> int:
         """Puts a full group's files in place and journals it; returns the bytes written.
 
-        Raises:
-            UnavailableError: the disk is full or read-only; what was committed before is kept.
-            CacheMismatchError: the folder has become another extraction's, or a finished cache.
+        UnavailableError: the disk is full or read-only. CacheMismatchError: the folder has become another extraction's.
         """
         # Locks can fail on a network file system, and folders be deleted: nothing goes into another extraction.
         if self.is_finished:
@@ -245,11 +232,7 @@ class CacheWriter:
         return sum(record.num_bytes for record in records.values())
 
     def finish(self) -> list[ShardKey]:
-        """Publishes the manifest if the other parts have committed all of theirs too.
-
-        Returns:
-            The shard groups that other parts have still to write; none when the cache is published.
-        """
+        """Publishes the manifest if the other parts have committed all of theirs too; returns what they have not."""
         assert not self.pending(), 'finish() before all shard groups were committed'
         with disk_errors(self.root), self._lock.gate():
             if not self.is_finished:
@@ -261,9 +244,9 @@ class CacheWriter:
             found = manifest.read_manifest(self.root)
             # The hashes of what precedes the shards are the readers' business.
             present = plan_record(found.description, found.buckets, self._plan_record.files)
-            self._require_plan(present.model_dump(mode='json'))
+            self._require_same(present.model_dump(mode='json'))
         elif (self.root / PLAN_FILE).exists():
-            self._require_plan(read_plan_json(self.root))
+            self._require_same(read_plan_json(self.root))
         else:
             others = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
             if others:
@@ -275,47 +258,46 @@ class CacheWriter:
 
     def _require_own_plan(self) -> None:
         try:
-            self._require_plan(read_plan_json(self.root))
+            self._require_same(read_plan_json(self.root))
         except CacheIncompleteError:  # the plan goes when the cache is published, maybe just now
             if not self.is_finished:
                 raise
 
-    def _require_plan(self, found: Any) -> None:
-        require_equal(self.root, found=found, wanted=self._plan_record.model_dump(mode='json'))
-
-    def _write_head(self) -> None:
-        """Index and teacher weights: small, and the same at every start."""
-        for name, content in self._head.items():
-            path = self.root / name
-            if not path.exists() or sha256_file(path) != sha256_bytes(content):
-                write_atomically(path, content, owner=self.part.label)
+    def _require_same(self, found: Any) -> None:
+        """Refuses to mix two extractions in one folder."""
+        difference = first_difference(found, self._plan_record)
+        if difference:
+            raise CacheMismatchError(
+                f'{self.root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete '
+                'the existing one'
+            )
 
     def _has_own_bases(self) -> bool:
         """Whether the basis is there, and not that of another extraction whose files were copied here."""
-        path = self.root / BASIS_FILE
+        path = self._basis_path
         return path.exists() and plan_of_basis(path.read_bytes()) in (None, self._plan_record.sha256)
 
     def _read_bases(self) -> dict[str, Tensor]:
-        path = self.root / BASIS_FILE
-        content = path.read_bytes()
+        content = self._basis_path.read_bytes()
         levels = [level.to_level() for level in self.description.levels]
-        bases = load_basis(content, levels, name=str(path))
+        bases = load_basis(content, levels, name=str(self._basis_path))
         self._basis = {BASIS_FILE: _record(content)}
         return bases
 
-    def _index_files(self) -> dict[str, bytes]:
-        """For every image where it is and what its sizes are."""
-        geometry = self.description.geometry.to_geometry()
-        columns: dict[str, list[object]] = {name: [] for name in arrays.INDEX_COLUMNS}
-        for number, bucket in enumerate(self.plan.buckets):
-            for row, image in enumerate(bucket.images):
-                values = (image.image_id, number, row, image.size, geometry.resized(image.size), bucket.padded)
-                for column, value in zip(columns.values(), values, strict=True):
-                    column.append(value)
-        specs = arrays.index_specs(self.plan.num_images)
-        return {
-            specs[name].file(0): arrays.encode_plain(np.array(values), specs[name]) for name, values in columns.items()
-        }
+
+def _index_files(description: Description, plan: CachePlan) -> dict[str, bytes]:
+    """For every image where it is and what its sizes are: path -> content."""
+    geometry = description.geometry.to_geometry()
+    rows = [
+        (image.image_id, number, row, image.size, geometry.resized(image.size), bucket.padded)
+        for number, bucket in enumerate(plan.buckets)
+        for row, image in enumerate(bucket.images)
+    ]
+    specs = arrays.index_specs(plan.num_images).values()
+    columns = zip(*rows, strict=True)
+    return {
+        spec.file(0): arrays.encode_plain(np.array(column), spec) for spec, column in zip(specs, columns, strict=True)
+    }
 
 
 def compression_threads() -> ThreadPoolExecutor:

@@ -2,8 +2,8 @@
 
 Deformable convolution (Dai et al. 2017) and its modulated form (Zhu et al. 2019) run on torchvision. B batch, C
 channels, H W map, D offset groups, K kernel positions. `offset` is (B, D * K * 2, H', W'): (y, x) in cells for every
-kernel position; `mask` is (B, D * K, H', W'). A position outside of the map contributes zero. `columns`, `ones` and
-`im2col_step` are buffers of another implementation.
+kernel position; `mask` is (B, D * K, H', W'). A position outside of the map contributes zero. Arguments that are
+dropped (`_`) and `im2col_step` are buffers of another implementation.
 
 torchvision's CPU kernel reads memory outside of the map for a NaN offset and the process ends. So here a NaN offset
 is moved out of the map, where it contributes nothing, and the output is made NaN at each cell that used one.
@@ -14,6 +14,7 @@ output's size. DyHead hands it larger ones, and its published weights were train
 first values of each image. So the modulated form here reads the same.
 """
 
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -28,87 +29,47 @@ OUTSIDE = 1e6
 
 # Stride, padding, dilation (height and width of each), groups, offset groups: in the order of torchvision's operators.
 Sizes = tuple[int, ...]
+_sizes = itemgetter('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW', 'group', 'deformable_group')
+_modulated_sizes = itemgetter(
+    'stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w', 'group', 'deformable_group'
+)
 
 
-def deform_conv_forward(
-    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **options: int
-) -> None:
+def deform_conv_forward(*tensors: Tensor, **options: int) -> None:
     """Fills `output`."""
-    output.copy_(_forward(input, weight, offset, None, None, _sizes(**options)))
+    input, weight, offset, output, _, _ = tensors
+    output.copy_(_forward(input, weight, offset, None, None, _sizes(options)))
 
 
-def deform_conv_backward_input(
-    input: Tensor,
-    offset: Tensor,
-    grad_output: Tensor,
-    grad_input: Tensor,
-    grad_offset: Tensor,
-    weight: Tensor,
-    columns: Tensor,
-    **options: int,
-) -> None:
+def deform_conv_backward_input(*tensors: Tensor, **options: int) -> None:
     """Fills `grad_input` and `grad_offset`."""
-    gradients = _backward(grad_output, input, weight, offset, None, _sizes(**options))
+    input, offset, grad_output, grad_input, grad_offset, weight, _ = tensors
+    gradients = _backward(grad_output, input, weight, offset, None, _sizes(options))
     grad_input.copy_(gradients[0])
     grad_offset.copy_(gradients[2])
 
 
-def deform_conv_backward_parameters(
-    input: Tensor,
-    offset: Tensor,
-    grad_output: Tensor,
-    grad_weight: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    *,
-    scale: float,
-    **options: int,
-) -> None:
+def deform_conv_backward_parameters(*tensors: Tensor, scale: float, **options: int) -> None:
     """Adds `scale` times the weight's gradient to `grad_weight`."""
+    input, offset, grad_output, grad_weight, _, _ = tensors
     # The values of the weight do not enter its own gradient, only its shape does.
-    gradients = _backward(grad_output, input, torch.zeros_like(grad_weight), offset, None, _sizes(**options))
+    gradients = _backward(grad_output, input, torch.zeros_like(grad_weight), offset, None, _sizes(options))
     grad_weight.add_(gradients[1].to(grad_weight.dtype), alpha=scale)
 
 
-def modulated_deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    ones: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    output: Tensor,
-    columns: Tensor,
-    *,
-    with_bias: bool,
-    **options: int,
-) -> None:
+def modulated_deform_conv_forward(*tensors: Tensor, with_bias: bool, **options: int) -> None:
     """Fills `output`."""
+    input, weight, bias, _, offset, mask, output, _ = tensors
     offset, mask = _values_read(offset, output.shape[2:]), _values_read(mask, output.shape[2:])
-    output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, _modulated_sizes(**options)))
+    output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, _modulated_sizes(options)))
 
 
-def modulated_deform_conv_backward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    ones: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    columns: Tensor,
-    grad_input: Tensor,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-    grad_offset: Tensor,
-    grad_mask: Tensor,
-    grad_output: Tensor,
-    *,
-    with_bias: bool,
-    **options: int,
-) -> None:
+def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **options: int) -> None:
     """Fills all gradients; `grad_bias` only `with_bias`."""
+    input, weight, _, _, offset, mask, _, *targets, grad_output = tensors
+    grad_input, grad_weight, grad_bias, grad_offset, grad_mask = targets
     offset, mask = _values_read(offset, grad_output.shape[2:]), _values_read(mask, grad_output.shape[2:])
-    gradients = _backward(grad_output, input, weight, offset, mask, _modulated_sizes(**options))
+    gradients = _backward(grad_output, input, weight, offset, mask, _modulated_sizes(options))
     grad_input.copy_(gradients[0])
     grad_weight.copy_(gradients[1])
     grad_offset.copy_(_padded_like(grad_offset, gradients[2]))
@@ -117,38 +78,11 @@ def modulated_deform_conv_backward(
         grad_bias.copy_(gradients[4])
 
 
-def _sizes(
-    *,
-    dH: int,
-    dW: int,
-    padH: int,
-    padW: int,
-    dilationH: int,
-    dilationW: int,
-    group: int,
-    deformable_group: int,
-    **_: int,
-) -> Sizes:
-    return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
-
-
-def _modulated_sizes(*, group: int, deformable_group: int, **sizes: int) -> Sizes:
-    return (
-        *(sizes[f'{name}_{side}'] for name in ('stride', 'pad', 'dilation') for side in 'hw'),
-        group,
-        deformable_group,
-    )
-
-
 def _forward(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, sizes: Sizes
 ) -> Tensor:
-    if bias is None:
-        bias = weight.new_zeros(len(weight))
-    input, weight, offset, used, bias = common(input, weight, offset, _placed(mask, input), bias)
-    output: Tensor = torch.ops.torchvision.deform_conv2d(
-        input, weight, _moved_outside(offset), used, bias, *sizes, mask is not None
-    )
+    arguments = _arguments(input, weight, offset, mask, bias, sizes)
+    output: Tensor = torch.ops.torchvision.deform_conv2d(*arguments)
     return output.masked_fill(offset.isnan().any(dim=1, keepdim=True), torch.nan)
 
 
@@ -156,16 +90,8 @@ def _backward(
     grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, sizes: Sizes
 ) -> Any:
     """Gradients of input, weight, offset, mask and bias."""
-    tensors = common(grad_output, input, weight, offset, _placed(mask, input), weight.new_zeros(len(weight)))
-    grad_output, input, weight, offset, used, bias = tensors
-    return torch.ops.torchvision._deform_conv2d_backward(
-        grad_output, input, weight, _moved_outside(offset), used, bias, *sizes, mask is not None
-    )
-
-
-def _placed(mask: Tensor | None, input: Tensor) -> Tensor:
-    """A mask, or torchvision's own placeholder for none."""
-    return input.new_zeros(len(input), 1) if mask is None else mask
+    arguments = _arguments(input, weight, offset, mask, None, sizes)
+    return torch.ops.torchvision._deform_conv2d_backward(grad_output.to(arguments[0].dtype), *arguments)
 
 
 def _values_read(values: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -184,8 +110,15 @@ def _padded_like(target: Tensor, gradient: Tensor) -> Tensor:
     return padded.view_as(target)
 
 
-def _moved_outside(offset: Tensor) -> Tensor:
-    return offset.nan_to_num(OUTSIDE).clamp(-OUTSIDE, OUTSIDE)
+def _arguments(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, sizes: Sizes
+) -> tuple[Any, ...]:
+    """What torchvision's operators take, with placeholders for no mask and no bias."""
+    used = input.new_zeros(len(input), 1) if mask is None else mask
+    added = weight.new_zeros(len(weight)) if bias is None else bias
+    input, weight, offset, used, added = common(input, weight, offset, used, added)
+    offset = offset.nan_to_num(OUTSIDE).clamp(-OUTSIDE, OUTSIDE)
+    return input, weight, offset, used, added, *sizes, mask is not None
 
 
 def masked_im2col_forward(

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mtpd.detectors.mmcv_ext.numerics import at_least_float32
+from mtpd.detectors.mmcv_ext.numerics import common
 
 
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
 ) -> None:
     """Fills `output` (N, C) with the loss of each of the logits `input` (N, C)."""
-    logits = at_least_float32(input)
+    (logits,) = common(input)
     p = logits.sigmoid()
     positive = -alpha * (1 - p) ** gamma * logsigmoid(logits)
     negative = -(1 - alpha) * p**gamma * logsigmoid(-logits)
@@ -26,7 +26,7 @@ def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
 ) -> None:
     """Fills `grad_input` (N, C) with the derivative of each loss with respect to its logit."""
-    logits = at_least_float32(input)
+    (logits,) = common(input)
     p = logits.sigmoid()
     positive = alpha * (1 - p) ** gamma * (gamma * p * logsigmoid(logits) - (1 - p))
     negative = (1 - alpha) * p**gamma * (p - gamma * (1 - p) * logsigmoid(-logits))
@@ -53,7 +53,7 @@ def softmax_focal_loss_backward(
     factor = factor.masked_fill(target < 0, 0)
     buff.copy_(factor)
     labels = _is_target(input, target).to(factor.dtype)
-    grad_input.copy_(factor[:, None] * (labels - at_least_float32(input)))
+    grad_input.copy_(factor[:, None] * (labels - common(input)[0]))
 
 
 def _is_target(input: Tensor, target: Tensor) -> Tensor:
@@ -61,10 +61,10 @@ def _is_target(input: Tensor, target: Tensor) -> Tensor:
 
 
 def _target_probability(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    p = at_least_float32(probabilities).gather(1, target.clamp(min=0)[:, None])[:, 0]
+    p = common(probabilities)[0].gather(1, target.clamp(min=0)[:, None])[:, 0]
     # The smallest normal number keeps the logarithm of an underflowed probability finite.
     return p, p.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
 def _weights(weight: Tensor, target: Tensor) -> Tensor:
-    return at_least_float32(weight)[target] if weight.numel() else torch.ones_like(target)
+    return common(weight)[0][target] if weight.numel() else torch.ones_like(target)

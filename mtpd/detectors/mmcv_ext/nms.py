@@ -31,24 +31,14 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft NMS: boxes are taken by falling score, and each lowers the scores of those that it overlaps.
+    """Indices (K,) int64 of boxes (N, 4) taken by falling score (N,); each lowers the scores of those that it overlaps.
 
-    Args:
-        boxes: (N, 4).
-        scores: (N,).
-        dets: (N, 5), gets the K taken boxes and their lowered scores in its first K rows.
-        iou_threshold: overlap from which `NAIVE` drops a box and `LINEAR` lowers its score.
-        sigma: width of the `GAUSSIAN` decay.
-        min_score: boxes whose score falls below are dropped.
-        method: `NAIVE`, `LINEAR` or `GAUSSIAN`.
-        offset: see the module.
-
-    Returns:
-        Indices (K,) int64 of the taken boxes.
+    The first K rows of `dets` (N, 5) get the taken boxes and their lowered scores. `iou_threshold` is the overlap from
+    which `NAIVE` drops a box and `LINEAR` lowers its score; `sigma` is the width of the `GAUSSIAN` decay. Boxes whose
+    score falls below `min_score` are dropped.
     """
     boxes, remaining = common(boxes, scores)
-    grown = _grown(boxes, offset)
-    remaining = remaining.clone()
+    grown, remaining = _grown(boxes, offset), remaining.clone()
     taken: list[int] = []
     # -inf marks boxes that are taken or dropped.
     for _ in range(len(boxes)):
@@ -72,12 +62,7 @@ def softnms(
 
 
 def nms_match(dets: Tensor, *, iou_threshold: float) -> list[list[int]]:
-    """Groups of box indices: each kept box, best score first, followed by the boxes that it suppresses.
-
-    Args:
-        dets: (N, 5), boxes and scores.
-        iou_threshold: overlap from which a box is suppressed.
-    """
+    """Groups of indices into boxes with scores (N, 5): each kept box, best first, then those that it suppresses."""
     (dets,) = common(dets)
     waiting = dets[:, 4].argsort(descending=True, stable=True)
     groups = []

@@ -10,15 +10,15 @@ regions that are not finite give NaN.
 Max pooling is mmcv's: bin edges are not rounded to cells first, unlike torchvision's roi_pool.
 """
 
-from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 
-from mtpd.detectors.mmcv_ext.numerics import at_least_float32, common, fill_gradients
+from mtpd.detectors.mmcv_ext.numerics import common, fill_gradients
 
 # Far outside of every map in use, and small enough for sums to stay exact in float32.
 FAR = 1e6
@@ -57,21 +57,13 @@ def roi_align_backward(
     grad_input.copy_(backward(gradient, regions, scale, *bins, *grad_input.shape, ratio, aligned))
 
 
-def _align_options(
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> tuple[Any, ...]:
+def _align_options(*, pool_mode: int, **options: Any) -> Any:
     """In the order in which torchvision takes them."""
     if pool_mode == MAX_POOLING:
         raise NotImplementedError(
             "roi_align with pool_mode 'max' is not implemented in mtpd; use pool_mode 'avg' or install a compiled mmcv"
         )
-    return spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+    return itemgetter('spatial_scale', 'aligned_height', 'aligned_width', 'sampling_ratio', 'aligned')(options)
 
 
 def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, **options: Any) -> None:
@@ -85,18 +77,11 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output:
     output.copy_(_deform_pool(maps, shifts, rois=regions, **options))
 
 
-def deform_roi_pool_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor,
-    grad_input: Tensor,
-    grad_offset: Tensor,
-    **options: Any,
-) -> None:
+def deform_roi_pool_backward(*tensors: Tensor, **options: Any) -> None:
     """Fills `grad_input` and `grad_offset`."""
+    grad_output, input, rois, offset, grad_input, grad_offset = tensors
     maps, regions, shifts = common(input, rois, offset)
-    pool: Callable[..., Tensor] = partial(_deform_pool, rois=regions, **options)
+    pool = partial(_deform_pool, rois=regions, **options)
     fill_gradients((grad_input, grad_offset), pool, (maps, shifts), grad_output)
 
 
@@ -111,16 +96,16 @@ def _deform_pool(
     sampling_ratio: int,
     gamma: float,
 ) -> Tensor:
-    bins = pooled_height, pooled_width
     if not len(rois) or not maps.numel():
-        return maps.new_zeros(len(rois), maps.size(1), *bins)
+        return maps.new_zeros(len(rois), maps.size(1), pooled_height, pooled_width)
     _check_batch_index(rois, batch_size=len(maps))
     regions, unusable = _finite_regions(rois, spatial_scale, maps.shape[2:], sampling_ratio)
     pooled = []
     for k, (image, *box) in enumerate(regions.tolist()):
         x1, y1, x2, y2 = (edge * spatial_scale - 0.5 for edge in box)
-        shift_x, shift_y = shifts[k] * gamma if shifts.numel() else maps.new_zeros(2, *bins)
-        y, x = _samples(y1, y2, bins[0], sampling_ratio, maps), _samples(x1, x2, bins[1], sampling_ratio, maps)
+        shift_x, shift_y = shifts[k] * gamma if shifts.numel() else maps.new_zeros(2, pooled_height, pooled_width)
+        y = _samples(y1, y2, pooled_height, sampling_ratio, maps)
+        x = _samples(x1, x2, pooled_width, sampling_ratio, maps)
         rows = y[:, None, :, None] + (shift_y * (y2 - y1))[..., None, None]
         columns = x[:, None] + (shift_x * (x2 - x1))[..., None, None]
         pooled.append(_sample(maps[int(image)], rows, columns))
@@ -198,7 +183,7 @@ def roi_pool_forward(
     if not output.numel():
         return
     # The end pixel belongs to the region.
-    edges = (at_least_float32(rois[:, 1:]) + rois.new_tensor([0, 0, 1, 1])) * spatial_scale
+    edges = (common(rois)[0][:, 1:] + rois.new_tensor([0, 0, 1, 1])) * spatial_scale
     height, width = input.shape[2:]
     rows = _cells_of_bins(edges[:, 1], edges[:, 3], pooled_height, height)
     columns = _cells_of_bins(edges[:, 0], edges[:, 2], pooled_width, width)
