@@ -37,7 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,18 +231,17 @@ def ordered(reader: CacheReader, ids: Sequence[int], order: str, *, seed: int) -
     shuffled = generator.sample(ids, len(ids))
     if order == 'random':
         return shuffled
-    first: dict[object, int] = {}
-    for one in shuffled:
-        first.setdefault(reader.shard(one), len(first))
-    return sorted(ids, key=lambda one: first[reader.shard(one)])
+    shards = list(dict.fromkeys(map(reader.shard, shuffled)))
+    return sorted(ids, key=lambda one: shards.index(reader.shard(one)))
 
 
 def portions(reader: CacheReader, ids: Sequence[int], number: int, *, by_shard: bool) -> Iterator[list[int]]:
     """The images dealt out to threads: one by one, or shard by shard."""
-    places: dict[object, int] = {}
-    keys = [places.setdefault(reader.shard(one) if by_shard else one, len(places)) for one in ids]
+    groups = [[one] for one in ids]
+    if by_shard:
+        groups = [list(group) for _, group in groupby(ids, key=reader.shard)]
     for thread in range(number):
-        yield [one for one, key in zip(ids, keys, strict=True) if key % number == thread]
+        yield [one for group in groups[thread::number] for one in group]
 
 
 def dropped(files: Sequence[Path]) -> float:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Throughput of an extraction relative to the bare forward pass of the teacher on the same images.
+"""Throughput of an extraction relative to the bare forward pass of the teacher, and to what a dry run predicts.
 
     scripts/bench_extract.py --teacher my_config.py --checkpoint my.pth --coco data/coco --split val2017 --limit 200
     scripts/bench_extract.py --teacher r101 --codec lean --batch-size 8 --workers 8 --device cuda --repeats 5
@@ -8,7 +8,9 @@ Options: those of mtpd-extract except --out, and --repeats. The bare pass has it
 normalised, on the device, in batches of the same images; its maps are thrown away. The extraction reads the image
 files, encodes, compresses and writes to a temporary folder (--folder names one on another disk), up to the last shard;
 one-time work (loading, zarr metadata, the statistics of `lean`) is not timed. Both alternate, after one warm-up
-round; medians. Last line: `extract/forward R`, the ratio of the throughputs.
+round; medians. In the end a trial predicts the extraction, as `mtpd-extract --dry-run` does, and a whole one is run,
+timed from the first image to the manifest. Last line: `extract/forward R predicted/real bytes B time T`, of throughputs
+and of the prediction.
 """
 
 import statistics
@@ -22,12 +24,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from measuring import described_parser, extract_options, interleaved, median_ratio
+from measuring import described_parser, interleaved, median_ratio
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
 from mtpd.system.console import progress_bar
 from mtpd.system.environment import describe_device
 from mtpd.system.interrupt import StopFlag
+from mtpd_extract.cli import main as mtpd_extract
+from mtpd_extract.estimate import Prediction, measure_rates, predict
 from mtpd_extract.extraction import (
     Extraction,
     batches,
@@ -36,6 +40,9 @@ from mtpd_extract.extraction import (
     extract_groups,
     load_images,
 )
+from mtpd_extract.options import ExtractOptions
+from mtpd_extract.output_folder import folder_bytes
+from mtpd_extract.run import extract
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +50,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument('--repeats', type=int, default=5, help='measured rounds (default 5)')
     parser.add_argument('--folder', type=Path, help='folder for the temporary caches')
     own, others = parser.parse_known_args(arguments)
-    extraction = build_extraction(extract_options(['--out', 'unused', *others]))
+    given = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
+    options = ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
+    extraction = build_extraction(options)
     inputs = prepare(extraction)
     num_images = extraction.plan.num_images
     description = extraction.description
@@ -63,7 +72,8 @@ def main(arguments: Sequence[str]) -> None:
         median = statistics.median(counted)
         print(f'{name:<10}{median:>10.2f}{min(counted):>11.2f}{max(counted):>11.2f}{num_images / median:>10.2f}')
     ratio = median_ratio(times['forward'], times['extract'])
-    print(f'extract/forward {ratio:.3f}')
+    num_bytes, seconds = compare_prediction(extraction, own.folder)
+    print(f'extract/forward {ratio:.3f} predicted/real bytes {num_bytes:.3f} time {seconds:.3f}')
 
 
 def prepare(extraction: Extraction) -> list[Tensor]:
@@ -113,6 +123,19 @@ def time_extract(extraction: Extraction, folder: Path | None) -> float:
                 bar=bar,
             )
             return time.perf_counter() - start
+
+
+def compare_prediction(extraction: Extraction, folder: Path | None) -> tuple[float, float]:
+    """Predicted over real bytes and seconds of the whole extraction."""
+    rates = measure_rates(extraction)
+    predicted = predict(extraction, rates)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        out = Path(name) / 'cache'
+        start = time.perf_counter()
+        extract(extraction, out, rates=lambda: rates)
+        real = Prediction(predicted.num_images, folder_bytes(out), time.perf_counter() - start)
+    print(f'predicted by a trial on {rates.num_images} images: {predicted}\nreal: {real}')
+    return predicted.num_bytes / real.num_bytes, predicted.seconds / real.seconds
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -43,17 +43,15 @@ def main() -> None:
     options = _options()
     device: torch.device = options.chosen
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        spawn = multiprocessing.get_context('spawn')
-        pools = {
-            way: stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=_start, initargs=(file, device)))
-            for way, file in prepare(Path(name), options).items()
-        }
+        turns = {}
+        for way, file in prepare(Path(name), options).items():
+            pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context('spawn')))
+            turns[way] = partial(_turn_in, pool, file, device, options.steps)
         print(
             f'{options.student} from {options.teacher} on {describe_device(device)}: {options.images} images at '
             f'{options.size}, batches of {options.batch_size}, {options.precision}, {options.loss}, codec '
             f'{options.codec}, {options.workers} workers'
         )
-        turns = {way: partial(_turn_in, pool, options.steps) for way, pool in pools.items()}
         _report(interleaved(turns, options.rounds))
 
 
@@ -71,30 +69,24 @@ def _report(rounds: list[dict[str, Turn]]) -> None:
     print(f'cached/plain {plain:.3f} cached/online {online:.3f} memory-cached/plain {more:.3f}')
 
 
-# A process of the pool has one trainer.
-_trainers: list[Trainer] = []
+_trainer = cache(Trainer)  # A process of a pool has one.
 
 
-def _start(stage_file: Path, device: torch.device) -> None:
-    _trainers.append(Trainer(stage_file, device))
+def _turn_in(pool: ProcessPoolExecutor, stage_file: Path, device: torch.device, num_steps: int) -> Turn:
+    return pool.submit(_turn, stage_file, device, num_steps).result()
 
 
-def _turn_in(pool: ProcessPoolExecutor, num_steps: int) -> Turn:
-    return pool.submit(_turn, num_steps).result()
-
-
-def _turn(num_steps: int) -> Turn:
-    return _trainers[0].turn(num_steps)
+def _turn(stage_file: Path, device: torch.device, num_steps: int) -> Turn:
+    return _trainer(stage_file, device).turn(num_steps)
 
 
 def _options() -> argparse.Namespace:
     parser = described_parser(__doc__)
     add_setting_options(parser)
-    parser.add_argument('--batch-size', type=int, help='(default %(default)s)')
-    parser.add_argument(
-        '--steps', type=int, default=8, help='timed steps per turn, an even number (default %(default)s)'
-    )
-    parser.add_argument('--rounds', type=int, default=10, help='measured rounds (default %(default)s)')
+    add = parser.add_argument
+    add('--batch-size', type=int, help='(default %(default)s)')
+    add('--steps', type=int, default=8, help='timed steps per turn, an even number (default %(default)s)')
+    add('--rounds', type=int, default=10, help='measured rounds (default %(default)s)')
     return parse_options(parser)
 
 

@@ -2,11 +2,8 @@
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
-
-from mtpd_extract.cli import main as mtpd_extract
-from mtpd_extract.options import ExtractOptions
 
 T = TypeVar('T')
 
@@ -14,12 +11,6 @@ T = TypeVar('T')
 def described_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the script's docstring as it is."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
-def extract_options(arguments: Sequence[str]) -> ExtractOptions:
-    """Those of a command line of mtpd-extract."""
-    given = mtpd_extract.make_context('mtpd-extract', list(arguments)).params
-    return ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
 
 
 def interleaved(ways: Mapping[str, Callable[[], T]], num_rounds: int) -> list[dict[str, T]]:

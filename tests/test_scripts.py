@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mtpd_extract.cli import main as mtpd_extract
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / 'configs' / 'demo' / 'teachers'
 pytestmark = pytest.mark.slow
@@ -27,21 +29,20 @@ def teacher(synthetic_set: Path) -> list[object]:
 
 @pytest.fixture(scope='module')
 def caches(tmp_path_factory: pytest.TempPathFactory, synthetic_set: Path, teacher: list[object]) -> list[Path]:
-    """The caches of two teachers, which check_dry_run.py leaves."""
+    """The caches of two teachers."""
     folder = tmp_path_factory.mktemp('caches')
     found = []
     for name in ('weak', 'strong'):
         options = ['--teacher', DEMO / f'{name}.py', '--checkpoint', DEMO / f'{name}.pth', *teacher[-2:]]
-        line = last_line('check_dry_run.py', *options, '--out', folder / name, '--codec', 'int8', '--limit', '8')
-        assert re.fullmatch(r'predicted/real bytes \d\.\d{3} time \d+\.\d{3}', line)
+        options += ['--out', folder / name, '--codec', 'int8', '--limit', 8]
+        mtpd_extract.main([str(one) for one in options], standalone_mode=False)
         found.append(folder / name)
     return found
 
 
 def test_bench_extract(teacher: list[object]) -> None:
-    assert re.fullmatch(
-        r'extract/forward \d\.\d{3}', last_line('bench_extract.py', *teacher, '--limit', 4, '--repeats', 1)
-    )
+    line = last_line('bench_extract.py', *teacher, '--limit', 4, '--repeats', 1)
+    assert re.fullmatch(r'extract/forward \d\.\d{3} predicted/real bytes \d\.\d{3} time \d+\.\d{3}', line)
 
 
 def test_bench_codecs(teacher: list[object]) -> None:

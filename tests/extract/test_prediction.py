@@ -1,4 +1,4 @@
-"""A dry run says what comes of the run: the bytes are asserted, the time is what scripts/check_dry_run.py measures."""
+"""A dry run says what comes of the run: the bytes are asserted, the time is what scripts/bench_extract.py measures."""
 
 import re
 from pathlib import Path
