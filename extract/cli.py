@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mtpd.system.console import reported
-from mtpd.system.environment import local_rank, rank_and_size
+from mtpd.system.environment import launcher_number, rank_and_size
 from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
 
 EXAMPLES = """
@@ -167,7 +167,7 @@ def main(
             f'{option} cannot be combined with parts, which share a cache: delete CACHE before they start'
         )
     try:
-        number = local_rank(os.environ)
+        number = launcher_number(os.environ, 'LOCAL_RANK')
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with reported(verbose=verbose, quiet=quiet):

@@ -39,19 +39,16 @@ from mtpd_extract.extraction import NUM_BASIS_IMAGES
 RECOMMENDED = 'lean 0.03'
 CPU = torch.device('cpu')
 
-Stored = Any
+# Map float32 (C, H, W), basis (C, C) -> bytes that it takes, and what gives the map back.
+Pack = Callable[[Tensor, Tensor], tuple[int, Callable[[], Tensor]]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to store a map.
-
-    `pack`: map float32 (C, H, W), basis (C, C) -> bytes that it takes, whatever `unpack` needs to give the map back.
-    """
+    """A way to store a map, ours or a rival's."""
 
     name: str
-    pack: Callable[[Tensor, Tensor], tuple[int, Stored]]
-    unpack: Callable[[Stored], Tensor]
+    pack: Pack
     is_ours: bool = False
 
 
@@ -75,80 +72,70 @@ class Outcome:
 def our_method(name: str, codec: CodecName, *, target: float | None = None, rotated: bool = True) -> Method:
     """A codec of this program, with the compression of its shards."""
 
-    def pack(maps: Tensor, basis: Tensor) -> tuple[int, Stored]:
+    def pack(maps: Tensor, basis: Tensor) -> tuple[int, Callable[[], Tensor]]:
         used = basis if codec == 'lean' and rotated else None
         encoded = encode(maps[None], codec, target=target, basis=used)
         codes, scale = encoded.codes.numpy(), encoded.scale
         chunk = encode_chunk(codes, level=ZSTD_LEVELS[codec])
-        num_bytes = len(chunk) + (0 if scale is None else scale.numel() * scale.element_size())
-        return num_bytes, (chunk, np.empty_like(codes), scale, used)
+        decoded = np.empty_like(codes)
 
-    def unpack(stored: Stored) -> Tensor:
-        chunk, codes, scale, used = stored
-        decode_chunk(chunk, out=codes, checksum=chunk_checksum(chunk), name=name)
-        return EncodedMaps(torch.from_numpy(codes), scale, used).values()[0]
+        def unpack() -> Tensor:
+            decode_chunk(chunk, out=decoded, checksum=chunk_checksum(chunk), name=name)
+            return EncodedMaps(torch.from_numpy(decoded), scale, used).values()[0]
 
-    return Method(name, pack, unpack, is_ours=True)
+        return len(chunk) + (0 if scale is None else scale.numel() * scale.element_size()), unpack
+
+    return Method(name, pack, is_ours=True)
 
 
-def npy_method() -> Method:
+def as_npy(maps: Tensor, _: Tensor) -> tuple[int, Callable[[], Tensor]]:
     """A file of float32 for each image, as most feature dumps are."""
-
-    def pack(maps: Tensor, _: Tensor) -> tuple[int, Stored]:
-        file = io.BytesIO()
-        np.save(file, maps.numpy(), allow_pickle=False)
-        return file.tell(), file.getvalue()
-
-    def unpack(stored: Stored) -> Tensor:
-        return torch.from_numpy(np.load(io.BytesIO(stored), allow_pickle=False))
-
-    return Method('.npy float32', pack, unpack)
+    file = io.BytesIO()
+    np.save(file, maps.numpy(), allow_pickle=False)
+    content = file.getvalue()
+    return len(content), lambda: torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
 
 
-def compressed_method(name: str, dtype: str, compressor: Any, rounding: Any = None) -> Method:
+def compressed(dtype: str, compressor: Any, rounding: Any = None) -> Pack:
     """Floats through a compressor, rounded to fewer bits of the mantissa before if asked."""
 
-    def pack(maps: Tensor, _: Tensor) -> tuple[int, Stored]:
+    def pack(maps: Tensor, _: Tensor) -> tuple[int, Callable[[], Tensor]]:
         values = maps.numpy().astype(dtype)
         if rounding is not None:
             values = rounding.encode(values).view(dtype).reshape(maps.shape)
         content = compressor.encode(np.ascontiguousarray(values))
-        return len(content), (content, maps.shape)
 
-    def unpack(stored: Stored) -> Tensor:
-        content, shape = stored
-        decoded = np.frombuffer(compressor.decode(content), dtype=dtype).reshape(shape)
-        return torch.from_numpy(decoded.astype(np.float32))
+        def unpack() -> Tensor:
+            decoded = np.frombuffer(compressor.decode(content), dtype=dtype).reshape(maps.shape)
+            return torch.from_numpy(decoded.astype(np.float32))
 
-    return Method(name, pack, unpack)
+        return len(content), unpack
+
+    return pack
 
 
-def absmax_blosc_method() -> Method:
+def as_absmax_blosc(maps: Tensor, _: Tensor) -> tuple[int, Callable[[], Tensor]]:
     """int8 by the largest magnitude of each channel, through Blosc: the usual way to quantise."""
     compressor = Blosc(cname='zstd', clevel=5, shuffle=Blosc.BITSHUFFLE)
+    step = (maps.abs().amax((-2, -1), keepdim=True) / 127).clamp(min=1e-12)
+    content = compressor.encode((maps / step).round().to(torch.int8).numpy())
 
-    def pack(maps: Tensor, _: Tensor) -> tuple[int, Stored]:
-        step = (maps.abs().amax((-2, -1), keepdim=True) / 127).clamp(min=1e-12)
-        content = compressor.encode((maps / step).round().to(torch.int8).numpy())
-        return len(content) + 4 * len(step), (content, step, maps.shape)
-
-    def unpack(stored: Stored) -> Tensor:
-        content, step, shape = stored
-        codes: Tensor = torch.from_numpy(np.frombuffer(compressor.decode(content), np.int8).reshape(shape).copy())
+    def unpack() -> Tensor:
+        codes = torch.from_numpy(np.frombuffer(compressor.decode(content), np.int8).reshape(maps.shape).copy())
         return codes.float().mul_(step)
 
-    return Method('int8 absmax, blosc', pack, unpack)
+    return len(content) + 4 * len(step), unpack
 
 
 def all_methods() -> list[Method]:
     methods = [
-        npy_method(),
-        compressed_method('fp16, zstd 3', 'float16', Zstd(level=3)),
+        Method('.npy float32', as_npy),
+        Method('fp16, zstd 3', compressed('float16', Zstd(level=3))),
         *[
-            compressed_method(f'bitround {bits}, zstd 3', 'float32', Zstd(level=3), BitRound(keepbits=bits))
+            Method(f'bitround {bits}, zstd 3', compressed('float32', Zstd(level=3), BitRound(keepbits=bits)))
             for bits in (1, 2, 4)
         ],
-        absmax_blosc_method(),
+        Method('int8 absmax, blosc', as_absmax_blosc),
         our_method('fp16', 'fp16'),
         our_method('int8', 'int8'),
         *[our_method(f'lean {target}', 'lean', target=target) for target in (0.003, 0.01, 0.03, 0.1)],
@@ -159,7 +146,7 @@ def all_methods() -> list[Method]:
     except ImportError:
         print('PCodec is left out: pip install pcodec')
     else:
-        methods.insert(2, compressed_method('fp16, PCodec', 'float16', PCodec(level=8)))
+        methods.insert(2, Method('fp16, PCodec', compressed('float16', PCodec(level=8))))
     return methods
 
 
@@ -192,9 +179,9 @@ def measure(
 def through(method: Method, outcome: Outcome, maps: Tensor, basis: Tensor) -> Tensor:
     """The map as the method gives it back; adds to the outcome what that took."""
     started = time.perf_counter()
-    num_bytes, stored = method.pack(maps, basis)
+    num_bytes, unpack = method.pack(maps, basis)
     packed = time.perf_counter()
-    found = method.unpack(stored)
+    found = unpack()
     outcome.unpack_seconds += time.perf_counter() - packed
     outcome.pack_seconds += packed - started
     outcome.num_bytes += num_bytes

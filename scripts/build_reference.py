@@ -110,6 +110,7 @@ relative to the current directory. `mtpd-train STAGE.yaml --print-config` prints
 """
 HEADS = ('key', 'type', 'default', 'meaning')
 DECAY = 'Decay'  # the one section that entries of a list have in common
+WORDS = {'boolean': 'true or false', 'object': 'mapping', 'string': 'text'}
 BOUNDS = {'exclusiveMinimum': 'above', 'minimum': 'at least', 'exclusiveMaximum': 'below', 'maximum': 'at most'}
 
 
@@ -171,14 +172,7 @@ class _Page:
                 return ' or '.join(dict.fromkeys(self._kind(one, path=path) for one in field[union]))
         if field.get('type') == 'array':
             return self._list(field, path=path)
-        words = {
-            'integer': 'integer',
-            'number': 'number',
-            'boolean': 'true or false',
-            'null': 'null',
-            'object': 'mapping',
-        }
-        kind = words.get(field.get('type', ''), 'path' if field.get('format') == 'path' else 'text')
+        kind = 'path' if field.get('format') == 'path' else WORDS.get(field['type'], str(field['type']))
         bounds = [f'{word} {field[name]:g}' for name, word in BOUNDS.items() if name in field]
         return ', '.join([kind, *bounds])
 

@@ -14,7 +14,7 @@ import torch.distributed
 from torch import nn
 
 from mtpd.errors import InputError, UnavailableError
-from mtpd.system.environment import local_rank, local_size, rank_and_size
+from mtpd.system.environment import launcher_number, rank_and_size
 
 Value = TypeVar('Value')
 
@@ -85,7 +85,7 @@ def world_of(environment: Mapping[str, str]) -> World:
     """The world that torchrun describes in the environment; `ALONE` without torchrun; InputError for half of one."""
     try:
         found = rank_and_size(environment)
-        number, num_local = local_rank(environment), local_size(environment)
+        number, num_local = (launcher_number(environment, f'LOCAL_{name}') for name in ('RANK', 'WORLD_SIZE'))
     except ValueError as error:
         raise InputError(str(error)) from None
     if found is None or found[1] == 1:

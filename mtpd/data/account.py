@@ -101,7 +101,7 @@ def _masks_aside(coco: CocoSet) -> str | None:
     num_with_masks = sum(_can_be_measured(one) for _, one in _objects(coco))
     with_masks = ((image, one) for image, one in _objects(coco) if _can_be_measured(one))
     measured = list(islice(with_masks, None, None, max(1, num_with_masks // NUM_MEASURED)))
-    aside = [image for image, one in measured if _overlap(one.box, image, one.segmentation or []) < LEAST_OVERLAP]
+    aside = [image for image, one in measured if _overlap(one.box, one.segmentation or []) < LEAST_OVERLAP]
     if len(aside) < LEAST_ASIDE * len(measured) or not aside:
         return None
     return (
@@ -115,9 +115,9 @@ def _can_be_measured(annotation: CocoAnnotation) -> bool:
     return bool(annotation.segmentation) and not annotation.is_crowd and min(annotation.bbox[2:]) > 0
 
 
-def _overlap(box: Box, image: CocoImage, segmentation: Segmentation) -> float:
+def _overlap(box: Box, segmentation: Segmentation) -> float:
     """Intersection over union of a box and the extent of its mask, each a little larger than stated."""
-    extent = mask_extent(segmentation, height=image.height, width=image.width)
+    extent = mask_extent(segmentation)
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (
         (x1 - SLACK, y1 - SLACK, x2 + SLACK, y2 + SLACK) for x1, y1, x2, y2 in (box, extent)
     )

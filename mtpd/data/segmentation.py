@@ -40,24 +40,22 @@ def check_segmentation(segmentation: Any, *, height: int, width: int) -> tuple[S
 def mask_area(segmentation: Segmentation, *, height: int, width: int) -> float:
     """Number of pixels of a checked mask, as COCO's own `area`."""
     if isinstance(segmentation, list):
-        encoded = rle.merge(rle.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation['counts'], list):
-        encoded = rle.frPyObjects(segmentation, height, width)
-    else:
-        encoded = segmentation
-    return float(rle.area(encoded))
+        return float(rle.area(rle.merge(rle.frPyObjects(segmentation, height, width))))
+    return float(rle.area(_compressed(segmentation)))
 
 
-def mask_extent(segmentation: Segmentation, *, height: int, width: int) -> tuple[float, float, float, float]:
+def mask_extent(segmentation: Segmentation) -> tuple[float, float, float, float]:
     """The box (x1, y1, x2, y2) around a checked mask, in px; zeros where it is empty."""
     if isinstance(segmentation, list):
         columns, rows = ([value for one in segmentation for value in one[start::2]] for start in (0, 1))
         return min(columns), min(rows), max(columns), max(rows)
-    encoded = segmentation
-    if isinstance(segmentation['counts'], list):
-        encoded = rle.frPyObjects(segmentation, height, width)
-    x, y, columns_inside, rows_inside = map(float, rle.toBbox(encoded))
+    x, y, columns_inside, rows_inside = map(float, rle.toBbox(_compressed(segmentation)))
     return x, y, x + columns_inside, y + rows_inside
+
+
+def _compressed(run_lengths: dict[str, Any]) -> Any:
+    counts = run_lengths['counts']
+    return rle.frPyObjects(run_lengths, *run_lengths['size']) if isinstance(counts, list) else run_lengths
 
 
 def box_outline(box: tuple[float, float, float, float], *, height: int, width: int) -> Polygons:

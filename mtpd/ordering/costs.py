@@ -108,7 +108,7 @@ def adaptation_costs(
                 moments.add(cells, group=number % num_groups)
             advance()
         costs[name] = torch.stack(
-            [cost_matrix(moments.correlation(draw), num_channels, ridge=sampling.ridge) for draw in draws]
+            [cost_matrix(*moments.correlation(draw), num_channels, ridge=sampling.ridge) for draw in draws]
         )
         num_cells[name] = int(moments.num_cells.sum())
     mean = torch.stack(list(costs.values())).mean(0)

@@ -4,7 +4,6 @@ Letters: C channels of a source, D channels of all models side by side, G groups
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,18 +14,6 @@ DEFAULT_RIDGE = 1e-4
 NO_VARIANCE = 1e-13
 # Of the second moment about the origin: less is the rounding of sums in double precision, not variance.
 LOST_VARIANCE = 1e-9
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """What is left of features when each channel is standardised.
-
-    `matrix` (D, D) float64: rows and columns of constant channels are zero off the diagonal. `varies`: bool (D,), false
-    for constant channels.
-    """
-
-    matrix: Tensor
-    varies: Tensor
 
 
 class GroupedMoments:
@@ -52,8 +39,12 @@ class GroupedMoments:
         self._sums[group] += cells.sum(0)
         self._products[group].addmm_(cells.T, cells)
 
-    def correlation(self, weights: Tensor | None = None) -> Correlation:
-        """Correlation of the channels over all cells, each counted as often as `weights` (G,) says for its group."""
+    def correlation(self, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Correlation (D, D) float64 of the channels over all cells, and which of them vary: bool (D,).
+
+        Each cell is counted as often as `weights` (G,) says for its group. Rows and columns of constant channels are
+        zero off the diagonal.
+        """
         weights = torch.ones_like(self.num_cells) if weights is None else weights.double()
         count = self.num_cells @ weights
         mean = (weights @ self._sums) / count
@@ -66,7 +57,7 @@ class GroupedMoments:
         matrix = covariance / (deviation[:, None] * deviation)
         matrix = torch.where(varies[:, None] & varies, matrix, 0)
         matrix.diagonal().fill_(1)
-        return Correlation(matrix, varies)
+        return matrix, varies
 
 
 def ridge_weights(among: Tensor, across: Tensor, *, ridge: float) -> Tensor:
@@ -83,23 +74,25 @@ def ridge_weights(among: Tensor, across: Tensor, *, ridge: float) -> Tensor:
     return weights
 
 
-def cost_matrix(correlation: Correlation, num_channels: Sequence[int], *, ridge: float = DEFAULT_RIDGE) -> Tensor:
+def cost_matrix(
+    correlation: Tensor, varies: Tensor, num_channels: Sequence[int], *, ridge: float = DEFAULT_RIDGE
+) -> Tensor:
     """Adaptation cost (M, M) float64 of every model to every other, from the correlation of their features.
 
     The cost is the mean over the target's channels of the residual variance over the variance, after ridge regression
     on the source's channels: that of a 1x1 convolution with bias on standardised channels, where W minimises
     |Y - X W|^2 / N + ridge |W|^2. Constant channels have nothing to explain and do not count; the diagonal is zero.
-    `num_channels` are those of each model, in the order of the correlation's.
+    `correlation` and `varies` are those of `GroupedMoments`, `num_channels` those of each model, in the same order.
     """
     ends = torch.tensor([0, *num_channels]).cumsum(0).tolist()
     parts = [slice(start, end) for start, end in pairwise(ends)]
     costs = torch.zeros(len(parts), len(parts), dtype=torch.float64)
     for row, source in enumerate(parts):
-        among, across = correlation.matrix[source, source], correlation.matrix[source]
+        among, across = correlation[source, source], correlation[source]
         weights = ridge_weights(among, across, ridge=ridge)
         residual = (1 - 2 * (weights * across).sum(0) + (weights * (among @ weights)).sum(0)).clamp(min=0)
         for column, target in enumerate(parts):
-            varying = residual[target][correlation.varies[target]]
+            varying = residual[target][varies[target]]
             if row != column and len(varying):
                 costs[row, column] = varying.mean()
     return costs

@@ -69,17 +69,8 @@ def rank_and_size(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return int(rank), int(world_size)
 
 
-def local_rank(environment: Mapping[str, str]) -> int | None:
-    """Rank of this process on its machine, where torchrun started it; ValueError where it is not a number."""
-    return _number(environment, 'LOCAL_RANK')
-
-
-def local_size(environment: Mapping[str, str]) -> int | None:
-    """How many processes there are on this machine, where torchrun started them; ValueError as `local_rank`."""
-    return _number(environment, 'LOCAL_WORLD_SIZE')
-
-
-def _number(environment: Mapping[str, str], name: str) -> int | None:
+def launcher_number(environment: Mapping[str, str], name: str) -> int | None:
+    """LOCAL_RANK or LOCAL_WORLD_SIZE, where torchrun set them; ValueError where it is not a number."""
     number = environment.get(name)
     if number is None:
         return None
