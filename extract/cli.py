@@ -65,7 +65,10 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     return index, count
 
 
-@click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.command(
+    epilog=EXAMPLES,
+    context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True},
+)
 @click.option(
     '--teacher',
     required=True,
@@ -89,14 +92,12 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     '--hook',
     type=click.Choice(['auto', 'neck', 'before-norm']),
     default='auto',
-    show_default=True,
     help="Where maps are taken: neck: the neck's output; before-norm: before its last norms; auto: before-norm if any.",
 )
 @click.option(
     '--codec',
     type=click.Choice(['fp16', 'int8', 'lean']),
     default='lean',
-    show_default=True,
     help='Storage format of the maps.',
 )
 @click.option(
@@ -109,28 +110,25 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     '--views',
     callback=_views,
     default='plain,flip',
-    show_default=True,
     help='Views to store; training with horizontal flips needs both.',
 )
 @click.option(
     '--rois',
     type=click.IntRange(0, 4096),
     default=0,
-    show_default=True,
     metavar='N',
     help="For two-stage teachers: also store the N best proposals of each image with the teacher's predictions.",
 )
 @click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: as the teacher's]")
-@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images per forward pass.')
-@click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read images.')
+@click.option('--batch-size', type=click.IntRange(1), default=4, help='Images per forward pass.')
+@click.option('--workers', type=click.IntRange(0), default=2, help='Threads that read images.')
 @click.option(
     '--shard-mb',
     type=click.FloatRange(min=0, min_open=True, max=2**20),
     default=96.0,
-    show_default=True,
     help='Approximate shard size on disk of the largest level, MiB.',
 )
-@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @click.option(
     '--part',
     callback=_part,
@@ -138,9 +136,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     help='Extract only part I of N; N processes fill one CACHE.  [default: from torchrun]',
 )
 @click.option('--limit', type=click.IntRange(1), help='Use only the first N images of the annotation file.')
-@click.option(
-    '--resume/--no-resume', default=True, show_default=True, help='Resume an unfinished extraction, or refuse to.'
-)
+@click.option('--resume/--no-resume', default=True, help='Resume an unfinished extraction, or refuse to.')
 @click.option('--overwrite', is_flag=True, help='Delete an existing cache in CACHE and start over.')
 @click.option('--dry-run', is_flag=True, help='Estimate time and disk; write nothing.')
 @output_options

@@ -70,10 +70,9 @@ def data_options(command: Command) -> Command:
             '--coco',
             type=click.Path(path_type=Path),
             default=Path('data/coco'),
-            show_default=True,
             help="Data set in COCO's own layout.",
         ),
-        click.option('--split', default='train2017', show_default=True, help='Split of --coco.'),
+        click.option('--split', default='train2017', help='Split of --coco.'),
         click.option('--images', type=click.Path(path_type=Path), help='Image folder, instead of --coco and --split.'),
         click.option(
             '--annotations', type=click.Path(path_type=Path), help='COCO annotation file; required with --images.'

@@ -8,7 +8,7 @@ import click
 from mtpd.system.console import progress_bar, reported, say
 from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
 
-CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}
+CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True}
 
 EXAMPLES = """
 \b
@@ -96,7 +96,7 @@ def info(caches: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool) ->
 @main.command(epilog=VERIFY_EXAMPLES)
 @_caches
 @click.option('--repair', is_flag=True, help='Queue damaged parts; mtpd-extract then writes only these again.')
-@click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Threads that read and decode.')
+@click.option('--workers', type=click.IntRange(0), default=2, help='Threads that read and decode.')
 @output_options
 def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, quiet: bool) -> None:
     """Read every byte of each CACHE and name each damaged shard.
@@ -154,16 +154,14 @@ def picture(
     '--num-images',
     type=click.IntRange(1),
     default=100,
-    show_default=True,
     help='Number of images, evenly spaced over the set.',
 )
 @click.option(
     '--ap/--no-ap',
     default=True,
-    show_default=True,
     help="Also compute the box AP of the teacher's head on stored maps.",
 )
-@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
 def fidelity(images: Path | None, annotations: Path | None, verbose: bool, quiet: bool, **others: Any) -> None:
@@ -194,7 +192,6 @@ def fidelity(images: Path | None, annotations: Path | None, verbose: bool, quiet
     '--rule',
     type=click.Choice(['stepping-stones', 'all']),
     default='stepping-stones',
-    show_default=True,
     help='With a student: use only teachers that lower the cost (stepping-stones), or all.',
 )
 @click.option('--max-teachers', type=click.IntRange(1), help='Maximum number of teachers.  [default: no limit]')
@@ -202,28 +199,24 @@ def fidelity(images: Path | None, annotations: Path | None, verbose: bool, quiet
     '--num-images',
     type=click.IntRange(1),
     default=200,
-    show_default=True,
     help='Number of images, evenly spaced over the set.',
 )
 @click.option(
     '--num-cells',
     type=click.IntRange(1),
     default=2048,
-    show_default=True,
     help='Maximum number of cells per map, chosen at random.',
 )
 @click.option(
     '--ridge',
     type=click.FloatRange(1e-8, 1),
     default=1e-4,
-    show_default=True,
     help='L2 penalty on the weights, relative to the variance of a channel.',
 )
 @click.option(
     '--resamples',
     type=click.IntRange(0),
     default=100,
-    show_default=True,
     help='Number of bootstrap resamples of the images.',
 )
 @click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Plot the costs.')
