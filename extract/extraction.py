@@ -21,7 +21,7 @@ from mtpd.cache.format.plan import CachePlan, ShardKey, SourceImage, plan_cache
 from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.cache.writing.writer import ShardGroup
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoSet, image_path, missing_images, read_annotations, require_pixels, spread
+from mtpd.data.coco import CocoSet, missing_images, read_annotations, require_pixels, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.map_statistics import MapStatistics
 from mtpd.detectors.teacher_heads import proposing_head, teacher_rois
@@ -100,7 +100,7 @@ def build_extraction(options: ExtractOptions) -> Extraction:
     geometry = teacher.preprocessing.geometry
     require_pixels(selected, geometry)
     levels = _select_levels(teacher, options.levels)
-    paths = {image.id: image_path(folder, image.file_name) for image in selected}
+    paths = {image.id: folder / image.file_name for image in selected}
     target_error = options.error
     if options.codec == 'lean':
         target_error = DEFAULT_TARGET if options.error is None else options.error

@@ -15,7 +15,7 @@ from mtpd.cache.format.codecs import encode, require_finite
 from mtpd.cache.format.comparison import Comparison
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoImage, CocoSet, image_path, read_annotations, spread
+from mtpd.data.coco import CocoImage, CocoSet, read_annotations, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
 from mtpd.detectors.features import choice_of
@@ -47,7 +47,7 @@ def view_of(
     teacher: Teacher, image: CocoImage, *, folder: Path, view: ViewName, device: torch.device
 ) -> tuple[Sample, Tensor]:
     """An image of the set in `folder` as a sample, and as the teacher's input (1, 3, H, W) on the device."""
-    path = image_path(folder, image.file_name)
+    path = folder / image.file_name
     sample = make_sample(
         read_image(path, size=(image.height, image.width)),
         image_id=image.id,

@@ -15,7 +15,7 @@ import mtpd.cache
 from mtpd.cache import CacheReader, map_images
 from mtpd.cache.format.manifest import ViewName
 from mtpd.cache.map_images import LEAST_ERROR, MOST_ERROR, Picture
-from mtpd.data.coco import image_path, read_annotations
+from mtpd.data.coco import read_annotations
 from mtpd.data.images import read_image
 from mtpd.errors import InputError
 from mtpd.geometry import Level
@@ -129,7 +129,7 @@ def _image_file(image_id: int, folder: Path, annotations: Path | None) -> Path:
             raise InputError(
                 f'--annotations {annotations}: lists no image {image_id}; give the annotation file of the extraction'
             )
-        return image_path(folder, names[image_id])
+        return folder / names[image_id]
     file = folder / f'{image_id:012d}.jpg'
     if not file.is_file():
         raise InputError(

@@ -47,7 +47,10 @@ MAX_COORDINATE = 1e9  # px; float32 numbers are 64 px apart there
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An image of the set; `height` and `width` in px, `file_name` relative to the image folder."""
+    """An image of the set; `height` and `width` in px.
+
+    `file_name` is relative to the image folder and does not leave it.
+    """
 
     id: int
     file_name: str
@@ -177,20 +180,10 @@ def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
     return tuple(items[index * len(items) // number] for index in range(number))
 
 
-def image_path(folder: Path, file_name: str) -> Path:
-    """The path of an image of an annotation file; refuses names that are no relative path or would leave `folder`.
-
-    Only the name is judged: a symbolic link below `folder` may lead elsewhere, as data folders often span disks, and
-    someone who can place a link there needs no annotation file to do harm.
-    """
-    _check_file_name(file_name)
-    return folder / file_name
-
-
 def missing_images(coco_set: CocoSet, folder: Path) -> tuple[str, ...]:
     """File names of the set's images that are not in `folder`, in the set's order, as messages can show them."""
     names = (image.file_name for image in coco_set.images)
-    return tuple(_shown_name(name) for name in names if not isfile(image_path(folder, name)))
+    return tuple(_shown_name(name) for name in names if not isfile(folder / name))
 
 
 def _shown_name(file_name: str) -> str:
@@ -227,8 +220,14 @@ def _check_unique(path: Path, key: str, ids: Sequence[int]) -> None:
 
 
 def _parse_image(record: Fields) -> CocoImage:
+    # Only the name is judged: a symbolic link in the image folder may lead elsewhere, as data folders often span disks,
+    # and someone who can place a link there needs no annotation file to do harm.
     file_name = text(record, 'file_name')
-    _check_file_name(file_name)
+    parts = file_name.split('/')
+    if '\0' in file_name or '\\' in file_name or re.match('[A-Za-z]:', file_name):
+        raise ValueError(f'file_name {shown(file_name)} has a NUL, a backslash or a drive letter')
+    if file_name.startswith('/') or '..' in parts or not set(parts) - {'', '.'}:
+        raise ValueError(f'file_name {shown(file_name)} leaves the image folder; expected a path relative to it')
     height, width = whole(record, 'height', 1, MAX_SIDE), whole(record, 'width', 1, MAX_SIDE)
     if height * width > MAX_PIXELS:
         raise ValueError(f'height x width is {height} x {width}, expected at most {MAX_PIXELS} px, the limit of OpenCV')
@@ -267,11 +266,3 @@ def _parse_annotation(
         flag(record, 'ignore'),
         num_bad_polygons,
     )
-
-
-def _check_file_name(file_name: str) -> None:
-    parts = file_name.split('/')
-    if '\0' in file_name or '\\' in file_name or re.match('[A-Za-z]:', file_name):
-        raise InputError(f'file_name {shown(file_name)} has a NUL, a backslash or a drive letter')
-    if file_name.startswith('/') or '..' in parts or not set(parts) - {'', '.'}:
-        raise InputError(f'file_name {shown(file_name)} leaves the image folder; expected a path relative to it')

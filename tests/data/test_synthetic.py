@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from mtpd.data.coco import image_path, missing_images, read_annotations
+from mtpd.data.coco import missing_images, read_annotations
 from mtpd.data.images import read_image
 from mtpd.data.synthetic import SHAPES, SyntheticSpec, draw_image, make_synthetic_set, shape_mask
 from mtpd.errors import InputError
@@ -33,7 +33,7 @@ def test_layout_and_annotations(synthetic_set: Path) -> None:
         for image in coco_set.images:
             assert image.id not in ids
             ids.add(image.id)
-            read_image(image_path(synthetic_set / split, image.file_name), size=(image.height, image.width))
+            read_image(synthetic_set / split / image.file_name, size=(image.height, image.width))
             covered = np.zeros((image.height, image.width), int)
             for annotation in coco_set.annotations[image.id]:
                 mask = rle.decode(annotation.segmentation)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mtpd.cache
-from mtpd.data.coco import image_path, read_annotations
+from mtpd.data.coco import read_annotations
 from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
 from mtpd.detectors.teachers import InputOptions, load_teacher
@@ -53,7 +53,7 @@ def test_they_are_mmdets_own(cache: Path, tiny_two_stage: Path, weights: Path, s
     module: Any = teacher.module
     coco = read_annotations(synthetic_set / 'annotations' / 'instances_train2017.json')
     for image in coco.images[:12]:
-        path = image_path(synthetic_set / 'train2017', image.file_name)
+        path = synthetic_set / 'train2017' / image.file_name
         sample = make_sample(
             read_image(path, size=(image.height, image.width)),
             image_id=image.id,

@@ -14,7 +14,6 @@ from mtpd.data.coco import (
     CocoImage,
     CocoSet,
     coco_paths,
-    image_path,
     missing_images,
     require_pixels,
     training_annotations,
@@ -53,7 +52,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
     def __getitem__(self, request: Request) -> Sample | MtpdError:
         """The sample, or what is wrong with its image: raised in a worker, it would arrive inside a traceback."""
         image = self._images[request.image_id]
-        path = image_path(self.folder, image.file_name)
+        path = self.folder / image.file_name
         instances = None
         try:
             pixels = read_image(path, size=(image.height, image.width))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mtpd.cache.map_images import Picture
-from mtpd.data.coco import CocoImage, image_path
+from mtpd.data.coco import CocoImage
 from mtpd.data.images import read_image
 
 # Of the longer side in px; small images are enlarged, so that names of classes can be read on them.
@@ -38,7 +38,7 @@ class DrawnBox:
 
 def read_pixels(image: CocoImage, folder: Path) -> Picture:
     """The pixels (H, W, 3) BGR of an image in a folder."""
-    return read_image(image_path(folder, image.file_name), size=(image.height, image.width))
+    return read_image(folder / image.file_name, size=(image.height, image.width))
 
 
 def photo_uri(pixels: Picture, boxes: Sequence[DrawnBox]) -> str:
