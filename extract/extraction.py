@@ -21,7 +21,7 @@ from mtpd.cache.format.plan import CachePlan, ShardKey, SourceImage, plan_cache
 from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.cache.writing.writer import ShardGroup
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoSet, missing_images, read_annotations, require_pixels, spread
+from mtpd.data.coco import CocoImage, missing_images, read_annotations, require_pixels, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.map_statistics import MapStatistics
 from mtpd.detectors.teacher_heads import proposing_head, teacher_rois
@@ -87,7 +87,7 @@ def build_extraction(options: ExtractOptions) -> Extraction:
     if options.part is None or options.part[0] == 1:  # only one of several processes reports
         for doubt in suspicions(coco):
             warn(f'{annotation_file}: {doubt}')
-    _require_images(replace(coco, images=selected), folder)
+    _require_images(selected, folder)
     device = choose_device(options.device, number=options.local_rank)
     teacher = load_teacher(
         options.teacher,
@@ -299,13 +299,13 @@ def _sample(extraction: Extraction, num_images: int) -> tuple[tuple[Size, Source
     return spread(everything, num_images)
 
 
-def _require_images(coco: CocoSet, folder: Path) -> None:
+def _require_images(images: Sequence[CocoImage], folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f'{folder}: there is no such image folder; give --coco DIR, or --images and --annotations')
-    missing = missing_images(coco, folder)
+    missing = missing_images(images, folder)
     if missing:
         raise InputError(
-            f'{folder}: {len(missing)} of {len(coco.images)} images are missing, the first is {missing[0]}; '
+            f'{folder}: {len(missing)} of {len(images)} images are missing, the first is {missing[0]}; '
             'restore them, or remove them from the annotation file'
         )
 

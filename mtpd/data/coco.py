@@ -180,9 +180,9 @@ def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
     return tuple(items[index * len(items) // number] for index in range(number))
 
 
-def missing_images(coco_set: CocoSet, folder: Path) -> tuple[str, ...]:
-    """File names of the set's images that are not in `folder`, in the set's order, as messages can show them."""
-    names = (image.file_name for image in coco_set.images)
+def missing_images(images: Sequence[CocoImage], folder: Path) -> tuple[str, ...]:
+    """File names of the images that are not in `folder`, in their order, as messages can show them."""
+    names = (image.file_name for image in images)
     return tuple(_shown_name(name) for name in names if not isfile(folder / name))
 
 

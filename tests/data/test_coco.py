@@ -271,16 +271,16 @@ def test_read_annotations__missing(tmp_path: Path) -> None:
 
 def test_missing_images(tmp_path: Path) -> None:
     coco_set = read_annotations(write(tmp_path, VALID))
-    assert missing_images(coco_set, tmp_path) == ('a.jpg', 'deep/b.jpg')
+    assert missing_images(coco_set.images, tmp_path) == ('a.jpg', 'deep/b.jpg')
     (tmp_path / 'deep').mkdir()
     (tmp_path / 'deep' / 'b.jpg').touch()
-    assert missing_images(coco_set, tmp_path) == ('a.jpg',)
+    assert missing_images(coco_set.images, tmp_path) == ('a.jpg',)
 
 
 def test_missing_images__names_that_a_line_would_change(tmp_path: Path) -> None:
     document = {'images': [IMAGE | {'file_name': 'a.jpg\n'}], 'annotations': [], 'categories': []}
     (tmp_path / 'a.jpg').touch()
-    assert missing_images(read_annotations(write(tmp_path, document)), tmp_path) == ("'a.jpg\\n'",)
+    assert missing_images(read_annotations(write(tmp_path, document)).images, tmp_path) == ("'a.jpg\\n'",)
 
 
 @pytest.mark.parametrize(
@@ -368,6 +368,6 @@ def test_read_annotations__real(split: str, real_dir: Path) -> None:
     coco_set = read_annotations(folder / 'annotations' / f'instances_{split}.json')
     assert len(coco_set.categories) == 80
     assert coco_set.categories[11].name == 'stop sign'  # id 13: COCO skips 12
-    assert missing_images(coco_set, folder / split) == ()
+    assert missing_images(coco_set.images, folder / split) == ()
     num_annotations = sum(map(len, coco_set.annotations.values()))
     assert (len(coco_set.images), num_annotations) == {'train2017': (57, 557), 'val2017': (66, 560)}[split]

@@ -28,7 +28,7 @@ def test_layout_and_annotations(synthetic_set: Path) -> None:
         coco_set = read_annotations(synthetic_set / 'annotations' / f'instances_{split}.json')
         assert len(coco_set.images) == num_images
         assert [category.name for category in coco_set.categories] == list(SHAPES)
-        assert missing_images(coco_set, synthetic_set / split) == ()
+        assert missing_images(coco_set.images, synthetic_set / split) == ()
         assert coco_set.annotations[coco_set.images[-1].id] == ()
         for image in coco_set.images:
             assert image.id not in ids

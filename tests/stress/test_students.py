@@ -1,6 +1,6 @@
 """Trains a student of every family of mmdet's zoo for two steps, alone and from a cache, and compares it with mmdet.
 
-    MTPD_STRESS_ZOO=all python -m pytest tests/stress/test_students.py -n 2 -rx
+    MTPD_STRESS_ZOO=all python -m pytest tests/stress/test_students.py -n 2 -rx -o faulthandler_timeout=600
     MTPD_STRESS_ZOO=ssd,pvt python -m pytest tests/stress/test_students.py
 
 A student works when plain and distilled training end, `mtpd-eval` finds what training's own evaluation found, and
@@ -72,6 +72,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings('default')
 @pytest.mark.parametrize('name', selected(list(FAMILIES), 'retinanet', 'htc'))
 def test_student(name: str, shared: Path, tmp_path: Path) -> None:

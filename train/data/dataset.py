@@ -42,7 +42,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         self._with_masks = with_masks
         self._images: dict[int, CocoImage] = {image.id: image for image in coco.images}
         require_pixels(coco.images, geometry)
-        missing = missing_images(coco, folder)
+        missing = missing_images(coco.images, folder)
         if missing:
             raise InputError(
                 f'{folder}: {len(missing)} of {len(coco.images)} images of {coco.path.name} are missing, the first is '
