@@ -55,7 +55,7 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the config's]")
 @click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images per forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Processes that read images.')
-@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--device', 'device_name', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option(
     '--backend',
     type=click.Choice(['pycocotools', 'faster']),
@@ -63,9 +63,13 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     show_default=True,
     help='AP implementation; faster is faster-coco-eval, same results: pip install faster-coco-eval.',
 )
-@click.option('--classes', is_flag=True, help='Also print the AP of each class.')
-@click.option('--json', type=_file, metavar='OUT.json', help='Write the metrics as JSON, with the AP of each class.')
-@click.option('--results', type=_file, metavar='OUT.json', help='Write all detections in the COCO results format.')
+@click.option('--classes', 'with_classes', is_flag=True, help='Also print the AP of each class.')
+@click.option(
+    '--json', 'json_file', type=_file, metavar='OUT.json', help='Write the metrics as JSON, with the AP of each class.'
+)
+@click.option(
+    '--results', 'results_file', type=_file, metavar='OUT.json', help='Write all detections in the COCO results format.'
+)
 @output_options
 def main(
     verbose: bool,
@@ -91,6 +95,6 @@ def main(
     if model is not None and images is None and coco is None:
         coco = Path('data/coco')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_train.evaluator.run import EvalOptions, evaluate_model
+        from mtpd_train.evaluator.run import evaluate_model
 
-        evaluate_model(EvalOptions(run=run, model=model, coco=coco, images=images, annotations=annotations, **options))
+        evaluate_model(run=run, model=model, coco=coco, images=images, annotations=annotations, **options)
