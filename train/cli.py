@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from mtpd.command_line import output_options
 from mtpd.system.console import reported
-from mtpd_train.cli_options import output_options
 
 EXAMPLES = """
 \b

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from mtpd.command_line import complete_model, output_options
 from mtpd.system.console import reported
-from mtpd_train.cli_options import complete_model, output_options
 
 EXAMPLES = """
 \b

@@ -1,0 +1,25 @@
+"""What the command lines of several programs share. Imports nothing heavy, so that --help is instant."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+Command = TypeVar('Command', bound=Callable[..., Any])
+
+
+def output_options(command: Command) -> Command:
+    """Verbosity options, as `mtpd.system.console.reported` takes them."""
+    verbose = click.option('-v', '--verbose', is_flag=True, help='Show tracebacks.')
+    quiet = click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.')
+    # The help lists options in the reverse of the order in which they are applied.
+    return quiet(verbose(command))
+
+
+def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell offers where a model is named: aliases of the zoo, else files."""
+    from mtpd.detectors.zoo import ALIASES  # Not at the top: it would slow down --help.
+
+    aliases = [CompletionItem(name) for name in ALIASES if name.startswith(incomplete)]
+    return aliases or [CompletionItem(incomplete, type='file')]
