@@ -63,7 +63,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
     callback=_print_schema,
     help='Print the JSON schema of stage files, for editors, then exit.',
 )
-@click.option('--device', 'device_name', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
 def main(
     verbose: bool,
@@ -72,6 +72,7 @@ def main(
     out: Path | None,
     overrides: tuple[str, ...],
     print_config: bool,
+    device: str,
     **options: Any,
 ) -> None:
     """Train a student in stages, each learning from one teacher or from none.
@@ -91,4 +92,4 @@ def main(
         if print_config:
             print_stages(stages, overrides=overrides)
         elif out is not None:
-            run(stages, out=out, overrides=overrides, **options)
+            run(stages, out=out, overrides=overrides, device_name=device, **options)

@@ -55,7 +55,7 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the config's]")
 @click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images per forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Processes that read images.')
-@click.option('--device', 'device_name', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @click.option(
     '--backend',
     type=click.Choice(['pycocotools', 'faster']),
@@ -79,6 +79,7 @@ def main(
     coco: Path | None,
     images: Path | None,
     annotations: Path | None,
+    device: str,
     **options: Any,
 ) -> None:
     """Evaluate a student or teacher on an annotated set: COCO AP of boxes and masks.
@@ -97,4 +98,5 @@ def main(
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.evaluator.run import evaluate_model
 
-        evaluate_model(run=run, model=model, coco=coco, images=images, annotations=annotations, **options)
+        options |= {'coco': coco, 'images': images, 'annotations': annotations, 'device_name': device}
+        evaluate_model(run=run, model=model, **options)

@@ -267,7 +267,7 @@ def test_usage_errors(arguments: list[str]) -> None:
 def test_examples_are_accepted() -> None:
     for line in filter(None, (one.strip() for one in EXAMPLES.splitlines())):
         if line.startswith('mtpd-eval '):
-            assert main.make_context('mtpd-eval', line.split()[1:]).params['device_name'] == 'auto'
+            assert main.make_context('mtpd-eval', line.split()[1:]).params['device'] == 'auto'
 
 
 @pytest.mark.real
