@@ -36,10 +36,7 @@ _PREPROCESSORS = {
 
 
 def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> Preprocessing:
-    """Reads a detector's preprocessing from its mmengine Config.
-
-    `scale` replaces the config's resize scale (and a fixed pad size with it); None keeps it.
-    """
+    """A detector's preprocessing, from its config; `scale` replaces its resize scale, and a fixed pad size with it."""
     steps = read_steps(config)
     pad = steps.get('Pad')
     if 'Resize' in steps and steps['Resize'].values.get('scale') == scale:
