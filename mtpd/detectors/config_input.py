@@ -96,7 +96,6 @@ def _data_preprocessor(config: Any) -> Entry:
     if not entry.flag('boxtype2tensor', True):
         entry.refuse('boxtype2tensor', 'True')
     entry.whole('pad_size_divisor', 1)
-    entry.number('pad_value', 0)
     return entry
 
 
