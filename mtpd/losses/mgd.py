@@ -56,8 +56,7 @@ class MgdOptions(LevelOptions):
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`."""
-        channels = pair.student.channels, pair.teacher.channels
-        return MaskedGenerativeDistillation(*channels, mask_ratio=self.mask_ratio)
+        return MaskedGenerativeDistillation(pair.student.channels, pair.teacher.channels, mask_ratio=self.mask_ratio)
 
     def factor(self, compared: Level) -> float:
         """See `LevelOptions`."""
@@ -74,7 +73,6 @@ class MaskedGenerativeDistillation(nn.Module):
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, *, mask_ratio: float) -> None:
-        """Raises InputError when `mask_ratio` is not within [0, 1]."""
         super().__init__()
         if not 0 <= mask_ratio <= 1:
             raise InputError(f'mask_ratio {mask_ratio} must be from 0 (hide nothing) to 1 (hide every cell)')
