@@ -113,13 +113,7 @@ class FocalGlobalDistillation(nn.Module):
         self.teacher_relation = GcBlock(teacher_channels)
 
     def forward(
-        self,
-        student: Tensor,
-        teacher: EncodedMaps,
-        mask: Tensor,
-        *,
-        objects: Objects | None = None,
-        generator: torch.Generator | None = None,
+        self, student: Tensor, teacher: EncodedMaps, mask: Tensor, *, objects: Objects | None = None, **_: object
     ) -> Tensor:
         """The loss of one batch; see `LevelOptions.build`. It is 0 when no cell counts."""
         assert objects is not None, 'it needs the objects'

@@ -62,13 +62,7 @@ class MaskedMse(nn.Module):
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
     def forward(
-        self,
-        student: Tensor,
-        teacher: EncodedMaps,
-        mask: Tensor,
-        *,
-        objects: Objects | None = None,
-        generator: torch.Generator | None = None,
+        self, student: Tensor, teacher: EncodedMaps, mask: Tensor, *, objects: Objects | None = None, **_: object
     ) -> Tensor:
         """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:
