@@ -36,10 +36,7 @@ def detect(
 
     `category_ids` are those of the student's labels; None: those of the dataset, ascending. Several processes divide
     the batches, and the first of them gets all results. `num_images` are the first of the first batch; None: all.
-
-    Raises:
-        InputError: an image cannot be read, or the student fails.
-        StopRequested: `stop` was set, in any process.
+    Raises StopRequested when `stop` was set in any process.
     """
     student.model.eval()
     preprocessing = student.preprocessing
@@ -78,11 +75,7 @@ def evaluate_stage(
     stop: StopFlag = NEVER,
     world: World = ALONE,
 ) -> EvaluationRecord:
-    """Evaluates a student of the stage on the stage's val_set, and shows the main numbers above the progress bar.
-
-    Raises:
-        StopRequested: `stop` was set, in any process.
-    """
+    """Evaluates a student on the stage's val_set, shows the main numbers above the progress bar; raises as `detect`."""
     assert stage.val_set is not None
     started = time.perf_counter()
     boxes, masks = detect(

@@ -25,10 +25,8 @@ from mtpd_train.settings.stage_settings import OptimSettings
 class Optimization:
     """Optimizer, schedule, loss scaler and moving average of a stage.
 
-    Attributes:
-        optimizer, schedule, scaler: torch's; the scaler is only enabled in fp16.
-        average: the moving average of the student's weights; None without `ema`.
-        student: the network to evaluate and to save: the average where there is one, else the one that is trained.
+    `average` is the moving average of the student's weights, None without `ema`. `student` is the network to evaluate
+    and to save: the average where there is one, else the one that is trained.
     """
 
     def __init__(
@@ -51,8 +49,7 @@ class Optimization:
     def step(self, number: int) -> tuple[float, Tensor | None]:
         """Makes step `number`, from 1, with the scaled gradient of the parameters, and clears the gradient.
 
-        Returns:
-            the learning rate, and the gradient's L2 norm before clipping; None where it is not clipped.
+        Returns the learning rate, and the gradient's L2 norm before clipping; None where it is not clipped.
         """
         scaler, optim, grad_norm = self.scaler, self._optim, None
         loss_scale = scaler.get_scale()
@@ -81,19 +78,11 @@ def build_optimizer(parameters: Iterable[Parameter], optim: OptimSettings) -> Op
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoch: int) -> LRScheduler:
-    """Learning rate per optimizer step; call `step()` after each step of the optimizer.
+    """Learning rate per optimizer step: `step()` follows each step of the optimizer; raises as `require_warmup_ends`.
 
     The warm-up rises from `warmup_ratio * lr` to `lr` and multiplies the rest of the schedule, which runs from step 0:
     mmdet's recipes combine their linear warm-up and their milestones like this. Its defaults are those of mmdet, with
     `onecycle` those of torch.
-
-    Args:
-        optimizer: its learning rate is the peak.
-        optim: how to train.
-        steps_per_epoch: optimizer steps per epoch (batches / accumulation).
-
-    Raises:
-        InputError: the warm-up does not end before the training does.
     """
     num_steps = optim.epochs * steps_per_epoch
     require_warmup_ends(optim, steps_per_epoch=steps_per_epoch)
@@ -130,11 +119,7 @@ def warmup_of(optim: OptimSettings, *, num_steps: int) -> tuple[int, float]:
 
 
 def require_warmup_ends(optim: OptimSettings, *, steps_per_epoch: int) -> None:
-    """Checks that the warm-up ends before the training does.
-
-    Raises:
-        InputError: it does not.
-    """
+    """Raises an InputError if the warm-up does not end before the training does."""
     num_steps = optim.epochs * steps_per_epoch
     if optim.warmup_iters and optim.warmup_iters + 1 >= num_steps:
         raise InputError(

@@ -37,45 +37,26 @@ NUM_PREDICTED_IMAGES = 2  # a batch, where one image alone might pass
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Work, disk and memory of a stage.
+    """Work, disk and memory of a stage."""
 
-    Attributes:
-        number: of the stage, from 1.
-        num_images: images of an epoch.
-        epochs: passes over them.
-        num_steps: optimizer steps of the stage.
-        cache_bytes: read of the cache in an epoch, on average over the views that are drawn.
-        student_bytes: of a student's checkpoint.
-        progress_bytes: of the state that a stage is resumed from.
-        left_bytes: of all checkpoints that the stage leaves on the disk.
-        host_bytes: of the codes that are read ahead and of the images under way, at most, by all processes of a
-            machine; an estimate.
-    """
-
-    number: int
-    num_images: int
+    number: int  # from 1
+    num_images: int  # of an epoch
     epochs: int
-    num_steps: int
-    cache_bytes: int
-    student_bytes: int
-    progress_bytes: int
-    left_bytes: int
-    host_bytes: int
+    num_steps: int  # of the optimizer
+    cache_bytes: int  # read of the cache in an epoch, on average over the views that are drawn
+    student_bytes: int  # of a student's checkpoint
+    progress_bytes: int  # of the state that a stage is resumed from
+    left_bytes: int  # of all checkpoints that the stage leaves on the disk
+    host_bytes: int  # of prefetched codes and images, at most, by all processes of a machine; an estimate
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Result of a trial.
+    """Result of a trial."""
 
-    Attributes:
-        num_steps: timed optimizer steps, after some to warm up.
-        seconds_per_step: of an optimizer step, including reading its images; without evaluations.
-        gpu_bytes: peak of tensors on the GPU of this process; None on a CPU.
-    """
-
-    num_steps: int
-    seconds_per_step: float
-    gpu_bytes: int | None
+    num_steps: int  # timed optimizer steps, after some to warm up
+    seconds_per_step: float  # including reading its images; without evaluations
+    gpu_bytes: int | None  # peak of tensors on the GPU of this process; None on a CPU
 
 
 def dry_run(
@@ -89,10 +70,7 @@ def dry_run(
 ) -> None:
     """Prints what the run would take, by a few real steps of each stage unless `num_trial_steps` is 0.
 
-    All processes of `world` take these steps; the first of them prints. Nothing is written.
-
-    Raises:
-        MtpdError: there is no room, or a step of the trial fails.
+    All processes of `world` take these steps; the first of them prints. Nothing is written. Refuses as `require_room`.
     """
     for stage in stages:
         if stage.inheritance and world.is_main:
@@ -161,11 +139,7 @@ def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list
 
 
 def require_room(plans: Sequence[StagePlan], out: Path) -> None:
-    """Checks that disk and memory suffice for the run.
-
-    Raises:
-        UnavailableError: they do not; it names what is needed and what is free.
-    """
+    """Raises an UnavailableError if disk or memory do not suffice; it names what is needed and what is free."""
     needed, free = disk_bytes(plans) + MARGIN_BYTES, free_bytes(out)
     if needed > free:
         raise UnavailableError(
@@ -185,9 +159,6 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
 
     All processes of `world` do so together, as in training. At least `num_steps` steps are timed, more where processes
     read images, and fewer where an epoch is shorter.
-
-    Raises:
-        MtpdError: an image or a map cannot be read.
     """
     on_gpu, accumulate = device.type == 'cuda', stage.settings.optim.accumulate
     stage.to(device)
@@ -235,9 +206,6 @@ def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
     """Runs one prediction of each student as its evaluations will, so that it fails before the training if it does.
 
     Students of one config are tried once. Weights, batch statistics and random generators stay as they are.
-
-    Raises:
-        MtpdError: a student cannot predict, or an image cannot be read.
     """
     of_config: dict[str, Stage] = {}
     for stage in stages:

@@ -24,19 +24,12 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class World:
-    """The rank of this process among those that train together; a single process does not communicate.
+    """The rank of this process among those that train together; a single process does not communicate."""
 
-    Attributes:
-        rank: number of the process, from 0; process 0 writes, prints and evaluates.
-        size: number of processes.
-        local_rank: number of the process on its machine, and of its GPU.
-        local_size: number of processes on its machine.
-    """
-
-    rank: int = 0
+    rank: int = 0  # process 0 writes, prints and evaluates
     size: int = 1
-    local_rank: int | None = None
-    local_size: int = 1
+    local_rank: int | None = None  # number of the process on its machine, and of its GPU
+    local_size: int = 1  # processes on its machine
 
     @property
     def is_main(self) -> bool:
@@ -89,11 +82,7 @@ ALONE = World()
 
 
 def world_of(environment: Mapping[str, str]) -> World:
-    """The world that torchrun describes in the environment; `ALONE` without torchrun.
-
-    Raises:
-        InputError: the environment variables are inconsistent.
-    """
+    """The world that torchrun describes in the environment; `ALONE` without torchrun; InputError for half of one."""
     try:
         found = rank_and_size(environment)
         number, num_local = local_rank(environment), local_size(environment)
@@ -110,11 +99,7 @@ def world_of(environment: Mapping[str, str]) -> World:
 
 @contextmanager
 def joined(world: World, device: torch.device) -> Iterator[None]:
-    """Connects the processes.
-
-    Raises:
-        UnavailableError: another process has ended.
-    """
+    """Connects the processes; raises an UnavailableError when another process has ended."""
     if world.size == 1:
         yield
         return

@@ -25,12 +25,7 @@ def stage_folder(out: Path, number: int) -> Path:
 
 
 def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool) -> None:
-    """Checks the folder before the stages are built, which takes long; `claim_folder` checks it completely.
-
-    Raises:
-        InputError: the folder holds other files or another run, or `resume` is not set.
-        UnavailableError: it cannot be written.
-    """
+    """Checks the folder before the stages are built, which takes long; `claim_folder` checks it completely."""
     _require_own(out)
     require_writable(out)
     if (out / RUN_FILE).exists():
@@ -39,12 +34,7 @@ def require_usable(out: Path, settings: Sequence[StageSettings], *, resume: bool
 
 @contextmanager
 def held_folder(out: Path) -> Iterator[None]:
-    """Creates and locks the run's folder; deletes temporary files of a process that was killed.
-
-    Raises:
-        InputError: the folder holds other files.
-        UnavailableError: another process writes this run.
-    """
+    """Creates and locks the run's folder; deletes temporary files of a process that was killed."""
     _require_own(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -60,9 +50,6 @@ def claim_folder(out: Path, description: Mapping[str, Any], *, resume: bool) -> 
     """Writes run.json, or checks that the one there describes this run. The folder must be locked by `held_folder`.
 
     Changed paths with the same content are reported and recorded.
-
-    Raises:
-        InputError: the folder holds another run, or `resume` is not set.
     """
     run_file = out / RUN_FILE
     if not run_file.exists():
@@ -87,11 +74,7 @@ def _require_own(out: Path) -> None:
 def _require_run(
     out: Path, description: Mapping[str, Any], *, resume: bool, is_early: bool = False
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
-    """Checks that the existing run is to be resumed and matches the description.
-
-    Returns:
-        its own description, and the settings whose paths have changed.
-    """
+    """Checks that the run is to be resumed and fits; returns its own description, and settings with changed paths."""
     if not resume:
         raise InputError(f'{out}: already holds a run; add --resume to resume it, or choose another --out')
     try:

@@ -24,9 +24,9 @@ LIBRARIES = (
     'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
 )  # fmt: skip
 # Sections of run.json that describe teachers, and the name of a stage's teacher in them.
-SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
-    'caches': lambda stage: stage.get('cache'),
-    'teachers': lambda stage: teacher_name(stage.get('teacher'), stage.get('checkpoint')),
+SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    'caches': lambda stage: str(stage.get('cache')),
+    'teachers': lambda stage: teacher_name(str(stage.get('teacher')), stage.get('checkpoint')),
 }
 # Settings that do not change what is learned, and may differ when a run is resumed.
 HARMLESS = ('.save.', '.data.workers.', '.evaluate.backend.')
@@ -52,8 +52,7 @@ def described_stages(settings: Sequence[StageSettings]) -> dict[str, Any]:
 
 
 def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], device: torch.device) -> dict[str, Any]:
-    """The content of run.json: settings with all defaults, hashes of the files they name, teachers, what the students'
-    own recipes set beyond the stages, device, versions."""
+    """The content of run.json: all settings, hashes of the files they name, teachers, device, versions."""
     sources = [stage.source for stage in stages if stage.source is not None]
     return {
         'stages': described_stages(settings),
@@ -68,21 +67,13 @@ def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], dev
 def require_same_run(
     out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, is_early: bool = False
 ) -> list[str]:
-    """Checks that two descriptions are of one run.
+    """Checks that two descriptions, `found` in the run.json of `out` and this run's, are of one run.
 
-    Device and versions may change during a run; its settings, data and teachers may not.
+    Device and versions may change during a run; its settings, data and teachers may not. `is_early`: the contents of
+    paths are not known yet, and left to a later check. The InputError names the first key that differs, and both
+    values.
 
-    Args:
-        out: the folder of the run, for messages.
-        found: content of its run.json.
-        wanted: this run's description.
-        is_early: the contents of paths are not known yet, and left to a later check.
-
-    Returns:
-        a text for each setting whose path has changed and whose content is the same.
-
-    Raises:
-        InputError: names the first key that differs, and both values.
+    Returns a text for each setting whose path has changed and whose content is the same.
     """
     num_before, num_now = len(found.get('stages', {})), len(wanted['stages'])
     if num_before != num_now:
@@ -120,7 +111,7 @@ def _require_same_source(
 ) -> None:
     """Compares the caches or teachers of a stage; `before` and `now` are a description of a run and its stage."""
     for part, name_of in SOURCES.items():
-        old, new = (_as_mapping(run.get(part)).get(str(name_of(stage))) for run, stage in (before, now))
+        old, new = (run.get(part, {}).get(name_of(stage)) for run, stage in (before, now))
         for field, was, is_now in differences(old, new):
             if '.provenance.' not in f'.{field}':
                 raise _refusal(out, f'{part}.{name_of(now[1])}{"." if field else ""}{field}', was, is_now)

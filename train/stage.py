@@ -10,34 +10,29 @@ from typing import Any
 
 import torch
 
+import mtpd.cache
 from mtpd.data.coco import CocoSet, read_annotations
 from mtpd.detectors.class_names import require_same_labels
+from mtpd.detectors.config_input import read_normalisation, read_preprocessing
 from mtpd.detectors.detector_heads import base_anchors
 from mtpd.detectors.export import export_config
 from mtpd.detectors.features import NECK, neck_of, student_hook_point
 from mtpd.detectors.inheritance import Inheritance
 from mtpd.detectors.model_config import definition_sha256
-from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, recipe_ingredients
+from mtpd.detectors.preprocessing import Preprocessing, at_geometry
+from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, Ingredient, recipe_ingredients
+from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.detectors.trainable import checkpoint_activations, frozen_parameters, require_inputs, unfreeze
 from mtpd.evaluation import require_backend
-from mtpd.geometry import Level
+from mtpd.geometry import Geometry, Level
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
-from mtpd_train.building import (
-    build_responses,
-    build_source,
-    build_train_set,
-    build_val_set,
-    read_train_annotations,
-    shards_to_shuffle,
-    student_preprocessing,
-)
-from mtpd_train.data.dataset import DetectionDataset
+from mtpd_train.data.dataset import DetectionDataset, build_train_set, build_val_set, read_train_annotations
 from mtpd_train.data.sampling import Request, training_batches
 from mtpd_train.optimization import require_warmup_ends, warmup_of
 from mtpd_train.settings.problems import Problem, Problems, Unbuildable, raise_problems
-from mtpd_train.settings.stage_settings import StageSettings
+from mtpd_train.settings.stage_settings import DataSettings, StageSettings
 from mtpd_train.student import (
     Student,
     build_student,
@@ -48,54 +43,35 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
-from mtpd_train.teachers.responses import Responses
+from mtpd_train.teachers.cached_teacher import CachedTeacher, cached_teacher
+from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
+from mtpd_train.teachers.responses import Responses, build_responses
 from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, checked and built.
+    """One stage, checked and built."""
 
-    Attributes:
-        number: counts from 1.
-        settings: what its stage file says.
-        student: the network with the weights it starts from, unless these are those of the stage before.
-        origin: description of where these weights come from; None: from the previous stage.
-        inheritance: what was then copied from the teacher, tensor by tensor; empty if not requested.
-        config_text: mmdet config of the student.
-        definition_sha256: hash of the network that the student's config defines.
-        hook_point: where the student's maps are taken, see `mtpd.detectors.features`.
-        source: the teacher; None for plain training.
-        train_set, val_set: images and annotations; no val_set, no evaluation.
-        distiller: the distillation losses on maps; without any in plain training.
-        responses: the distillation loss on the outputs of a RoI head, or None.
-        teacher_levels: the levels of the source that the losses read.
-        shards: image id -> shard of the cache, to shuffle by; None: all images are shuffled together.
-        unfrozen: keys of the student's config that were changed because what it freezes has random weights.
-        frozen_at_random: names of frozen parameters with random weights.
-        notes: what of the student's config is not taken over, in lines for the user.
-        not_taken_over: what the recipe in the student's config sets beyond this stage, as text.
-    """
-
-    number: int
+    number: int  # from 1
     settings: StageSettings
-    student: Student
-    origin: str | None
-    inheritance: tuple[Inheritance, ...]
-    config_text: str
-    definition_sha256: str
-    hook_point: str
-    source: TeacherSource | None
+    student: Student  # with the weights it starts from, unless these are those of the stage before
+    origin: str | None  # where these weights come from, as text; None: from the stage before
+    inheritance: tuple[Inheritance, ...]  # what was then copied from the teacher; empty if not requested
+    config_text: str  # mmdet config of the student
+    definition_sha256: str  # of the network that this config defines
+    recipe: tuple[Ingredient, ...]  # what this config asks for of the training
+    hook_point: str  # where the student's maps are taken, see `mtpd.detectors.features`
+    source: TeacherSource | None  # the teacher; None: plain training
     train_set: DetectionDataset
-    val_set: DetectionDataset | None
-    distiller: Distiller
-    responses: Responses | None
-    teacher_levels: tuple[Level, ...]
-    shards: Mapping[int, Hashable] | None
-    unfrozen: Mapping[str, Any]
-    frozen_at_random: tuple[str, ...]
-    notes: tuple[str, ...]
-    not_taken_over: tuple[str, ...] = ()
+    val_set: DetectionDataset | None  # None: no evaluation
+    distiller: Distiller  # the losses on maps; without any in plain training
+    responses: Responses | None  # the loss on the outputs of a RoI head
+    teacher_levels: tuple[Level, ...]  # those of the source that the losses read
+    shards: Mapping[int, Hashable] | None  # image id -> shard of the cache, to shuffle by; None: shuffle all images
+    unfrozen: Mapping[str, Any]  # keys of the config that were changed because what it freezes has random weights
+    frozen_at_random: tuple[str, ...]  # names of frozen parameters with random weights
+    notes: tuple[str, ...]  # what of the config's test pipeline is not taken over, in lines for the user
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -142,6 +118,28 @@ class Stage:
             sizes, batch_size=data.batch_size, flip=data.flip, seed=self.epoch_seed(epoch), shards=self.shards
         )
 
+    @property
+    def not_taken_over(self) -> tuple[str, ...]:
+        """What the student's recipe asks for and the stage does not do, with the setting that would, if any."""
+        optim, data, init = self.settings.optim, self.settings.data, self.settings.init
+        geometry = self.student.preprocessing.geometry
+        given = {f'optim.{key}': value for key, value in optim.model_dump().items()}
+        if optim.schedule != 'onecycle':
+            num_steps = optim.epochs * self.steps_per_epoch
+            given['optim.warmup_iters'], given['optim.warmup_ratio'] = warmup_of(optim, num_steps=num_steps)
+        given |= {
+            'data.batch_size': data.batch_size,
+            'data.flip': data.flip,
+            'data.photometric': data.photometric,
+            GEOMETRY: (*geometry.scale, geometry.keep_ratio),
+            PAD_SIZE: geometry.pad_size,
+            PAD_DIVISOR: geometry.pad_divisor,
+            # A student that already has weights needs no others.
+            WEIGHTS: 'from the previous stage' if self.origin is None else init.fine_tune or init.checkpoint,
+            'seed': self.settings.seed,
+        }
+        return tuple(str(one) for one in self.recipe if not one.is_given(given))
+
 
 def build_stages(
     settings: Sequence[StageSettings], *, place_of: Callable[[int, str], str] = 'stage {}'.format
@@ -151,14 +149,7 @@ def build_stages(
     All stages are built before the first is trained, so that a mistake in the last one shows at once. All errors are
     reported together.
 
-    Args:
-        settings: of the stages, in the order of training.
-        place_of: (number of a stage, key) -> where the key is set, for the error.
-
-    Raises:
-        InputError: something in a stage file does not fit.
-        CacheError: a cache cannot be used, or holds another data set than its stage trains on.
-        UnavailableError: pretrained weights cannot be fetched.
+    `place_of` is (number of a stage, key) -> where the key is set, for the MtpdError that this raises.
     """
     # Stages mostly share their data, and COCO's annotations take seconds to read and gigabytes to hold.
     read = cached(read_annotations)
@@ -194,7 +185,7 @@ def _build_stage(
     with problems.at('evaluate.backend'):
         require_backend(settings.evaluate.backend)
     with problems.at('cache' if settings.teacher is None else 'teacher'):
-        source = build_source(settings)
+        source = _open_source(settings)
     with problems.at('data.train'):
         train_coco = read_train_annotations(data, read=read)
     with problems.at('student'):
@@ -204,7 +195,7 @@ def _build_stage(
 
     classes = [category.name for category in train_coco.categories]
     with problems.at('student'):
-        preprocessing, notes = student_preprocessing(config, data, source)
+        preprocessing, notes = _student_preprocessing(config, data, source)
         student = build_student(
             config,
             name=settings.student,
@@ -247,6 +238,9 @@ def _build_stage(
         padded = {preprocessing.geometry.padded(size) for size in sizes}
         require_inputs(student.model, levels=student.levels, padded=padded)
     problems.require_none()
+    shards = None
+    if data.shuffle == 'shards' and isinstance(source, CachedTeacher):
+        shards = {image_id: source.reader.shard(image_id) for image_id in train_set.sizes(with_objects=True)}
     stage = Stage(
         number=number,
         settings=settings,
@@ -261,6 +255,7 @@ def _build_stage(
             evaluated_on=None if val_set is None else (val_set.folder, val_set.coco.path),
         ),
         definition_sha256=definition_sha256(config),
+        recipe=tuple(recipe_ingredients(config)),
         hook_point=NECK if source is None else student_hook_point(student.model, source.hook_point),
         source=source,
         train_set=train_set,
@@ -268,14 +263,52 @@ def _build_stage(
         distiller=distiller,
         responses=responses,
         teacher_levels=tuple(level for level in teacher_levels if level in needed),
-        shards=shards_to_shuffle(data, source, train_set),
+        shards=shards,
         unfrozen=unfrozen,
         frozen_at_random=frozen_parameters(student.model, loaded=loaded),
         notes=notes,
     )
     with problems.at('optim.warmup_iters'):
         require_warmup_ends(settings.optim, steps_per_epoch=stage.steps_per_epoch)
-    return replace(stage, not_taken_over=_not_taken_over(config, stage))
+    return stage
+
+
+def _open_source(settings: StageSettings) -> TeacherSource | None:
+    """The teacher of a stage; None for plain training."""
+    if settings.cache is not None:
+        return cached_teacher(mtpd.cache.open(settings.cache))
+    if settings.teacher is None:
+        return None
+    asked = settings.data.geometry
+    teacher = load_teacher(
+        settings.teacher,
+        checkpoint=settings.checkpoint,
+        options=InputOptions(scale=None if asked is None else asked.scale),
+        device=torch.device('cpu'),
+        trust_checkpoint=settings.trust_checkpoint,
+        hook=settings.hook,
+    )
+    if asked is not None:
+        # Only the sizes are overridden, not the way of resizing.
+        own = teacher.preprocessing
+        geometry = replace(own.geometry, **asked.model_dump(), pad_square=False)
+        teacher = replace(teacher, preprocessing=replace(own, geometry=geometry))
+    return live_teacher(teacher, name=teacher_name(settings.teacher, settings.checkpoint))
+
+
+def _student_preprocessing(
+    config: Any, data: DataSettings, source: TeacherSource | None
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """The input at the geometry of the teacher, of the stage file, or else the student's own; notes for the user."""
+    if source is not None:
+        geometry = source.geometry
+    elif data.geometry is not None:
+        geometry = Geometry(**data.geometry.model_dump())
+    else:
+        own = read_preprocessing(config)
+        return at_geometry(own, own.geometry), ()
+    normalisation, notes = read_normalisation(config, geometry=geometry)
+    return at_geometry(Preprocessing(geometry, normalisation), geometry), notes
 
 
 def _build_distiller(settings: StageSettings, student: Student, source: TeacherSource | None) -> Distiller:
@@ -285,25 +318,3 @@ def _build_distiller(settings: StageSettings, student: Student, source: TeacherS
     losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
     anchors = base_anchors(student.model) if any(one.looks_at_anchors for one in losses) else None
     return Distiller(losses, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
-
-
-def _not_taken_over(config: Any, stage: Stage) -> tuple[str, ...]:
-    """Names of what the recipe of `config` asks for and the stage does not do, with the setting that would, if any."""
-    optim, data, init = stage.settings.optim, stage.settings.data, stage.settings.init
-    geometry = stage.student.preprocessing.geometry
-    given = {f'optim.{key}': value for key, value in optim.model_dump().items()}
-    if optim.schedule != 'onecycle':
-        num_steps = optim.epochs * stage.steps_per_epoch
-        given['optim.warmup_iters'], given['optim.warmup_ratio'] = warmup_of(optim, num_steps=num_steps)
-    given |= {
-        'data.batch_size': data.batch_size,
-        'data.flip': data.flip,
-        'data.photometric': data.photometric,
-        GEOMETRY: (*geometry.scale, geometry.keep_ratio),
-        PAD_SIZE: geometry.pad_size,
-        PAD_DIVISOR: geometry.pad_divisor,
-        # A student that already has weights needs no others.
-        WEIGHTS: 'from the previous stage' if stage.origin is None else init.fine_tune or init.checkpoint,
-        'seed': stage.settings.seed,
-    }
-    return tuple(str(one) for one in recipe_ingredients(config) if not one.is_given(given))

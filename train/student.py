@@ -23,6 +23,7 @@ from mtpd.detectors.weights import backbone_weights, fetch_weights
 from mtpd.detectors.zoo import find_model, resolve
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.geometry import Level
+from mtpd.system.text import table
 from mtpd_train.settings.stage_settings import InitSettings
 
 # Counters, and the norms of a transformer's outputs, which only detectors have.
@@ -31,20 +32,12 @@ _NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')
 
 @dataclass(frozen=True)
 class Student:
-    """A detector to be trained.
+    """A detector to be trained."""
 
-    Attributes:
-        name: of its model, or the path of its config, for messages.
-        model: the network.
-        preprocessing: the stage's geometry with the network's normalisation.
-        levels: what its neck gives.
-        has_masks: whether it predicts masks.
-    """
-
-    name: str
+    name: str  # of its model, or the path of its config, for messages
     model: nn.Module
-    preprocessing: Preprocessing
-    levels: tuple[Level, ...]
+    preprocessing: Preprocessing  # the stage's geometry with the network's normalisation
+    levels: tuple[Level, ...]  # what its neck gives
     has_masks: bool
 
 
@@ -52,14 +45,7 @@ class Student:
 def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> Iterator[None]:
     """Names the student and the images in errors of the network's own code: configs can cause any error there.
 
-    Args:
-        name: of the student.
-        doing: what the block does, for messages.
-        image_ids: of the batch, if there is one.
-
-    Raises:
-        InputError: the block failed; MtpdErrors and errors of memory and workers pass unchanged.
-        UnavailableError: it needs a package that is not installed.
+    MtpdErrors and errors of memory and workers pass unchanged. `doing` is what the block does, for the message.
     """
     try:
         yield
@@ -79,16 +65,7 @@ def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> I
 
 
 def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
-    """The mmengine Config of a student.
-
-    Args:
-        reference: zoo name or config path.
-        changes: replaces entries of the config's `model`.
-
-    Raises:
-        InputError: the name, the config or a change does not work, or no student can be made of it.
-        UnavailableError: it needs a package that is not installed.
-    """
+    """The mmengine Config of a student, a zoo name or config path; `changes` replace entries of its `model`."""
     config = load_config(reference)
     try:
         config.merge_from_dict({'model': dict(changes)})
@@ -123,9 +100,7 @@ def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
 def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozenset[str]:
     """The `PARTS` of a student whose training starts from the weights of another network.
 
-    Args:
-        init: of its stage.
-        before: of the student of the previous stage, which stays as it is; None: this is the first stage.
+    `before` are those of the student of the previous stage, which stays as it is; None: this is the first stage.
     """
     if init.checkpoint is not None or init.fine_tune is not None:
         return PARTS
@@ -146,14 +121,7 @@ def first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first
 def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
     """Loads the backbone of a new student and describes its weights.
 
-    Args:
-        model: the student's network.
-        choice: `pretrained` (what the config names), `none`, or a file.
-        config: the student's.
-
-    Raises:
-        InputError: the weights do not fit, or the config names none.
-        UnavailableError: they cannot be fetched.
+    `choice` is `pretrained` (what the config names), `none`, or a file.
     """
     if choice == 'none':
         return 'random weights (init.backbone: none)'
@@ -187,13 +155,7 @@ def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
 def load_for_other_classes(model: nn.Module, reference: str) -> str:
     """Loads a network trained on other classes, except the layers that depend on their number, and describes it.
 
-    Args:
-        model: the student's network.
-        reference: zoo name, whose weights are fetched, or a file.
-
-    Raises:
-        InputError: there is no such name or file, or it is another network.
-        UnavailableError: the weights cannot be fetched.
+    `reference` is a zoo name, whose weights are fetched, or a file.
     """
     path = Path(reference)
     # Names of the zoo have dots, too.
@@ -220,49 +182,36 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
 
 
 def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) -> None:
-    """Checks that stage `number` can start from the student of the stage before.
-
-    Raises:
-        InputError: the networks differ; it names the first tensor that does.
-    """
-    shapes, previous_shapes = (
-        {name: tuple(value.shape) for name, value in one.state_dict().items()} for one in (model, previous)
-    )
+    """Refuses a stage `number` that cannot start from the student of the stage before; names the first tensor."""
+    shapes, previous_shapes = _shapes(model.state_dict()), _shapes(previous.state_dict())
     differing = [name for name in shapes | previous_shapes if shapes.get(name, ()) != previous_shapes.get(name, ())]
     if differing:
         first = differing[0]
         raise InputError(
             f'stage {number} starts from the student of stage {number - 1}, but that is a different network: '
-            f'{first} is '
-            f'{previous_shapes.get(first, "missing")} there and {shapes.get(first, "missing")} here; make `student`, '
-            '`model` and the classes the same, or set init.checkpoint'
+            f'{first} is {previous_shapes.get(first, "missing")} there and {shapes.get(first, "missing")} here; make '
+            '`student`, `model` and the classes the same, or set init.checkpoint'
         )
 
 
 def inherit(model: nn.Module, teacher_weights: Mapping[str, Tensor], parts: Sequence[str]) -> tuple[Inheritance, ...]:
     """Copies the tensors of the teacher's neck and head that fit, and reports the outcome of every tensor.
 
-    Args:
-        model: the student's network.
-        teacher_weights: the teacher's tensors by name; those of its backbone are ignored.
-        parts: 'neck', 'head' or both.
-
-    Raises:
-        InputError: nothing fits.
+    `parts` are 'neck', 'head' or both. Refuses a teacher of which nothing fits.
     """
-    shapes, teacher_shapes = (
-        {name: tuple(value.shape) for name, value in one.items()} for one in (model.state_dict(), teacher_weights)
-    )
-    plan = plan_inheritance(shapes, teacher_shapes, parts=parts)
+    plan = plan_inheritance(_shapes(model.state_dict()), _shapes(teacher_weights), parts=parts)
     tensors = inherited_tensors(plan, teacher_weights)
     if not tensors:
         raise InputError(
             f"init.inherit: none of the teacher's {len(plan)} neck and head tensors has a counterpart of the "
-            'same name and '
-            'shape in the student; remove init.inherit'
+            'same name and shape in the student; remove init.inherit'
         )
     model.load_state_dict(tensors, strict=False)
     return plan
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def inheritance_summary(plan: Sequence[Inheritance]) -> str:
@@ -278,12 +227,15 @@ def inheritance_summary(plan: Sequence[Inheritance]) -> str:
 
 def inheritance_table(plan: Sequence[Inheritance]) -> str:
     """A table with a line for each tensor, and the summary."""
-    rows = [('outcome', 'student', 'shape', 'teacher', 'why'), *(_row(entry) for entry in plan)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ['  '.join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return '\n'.join([*lines, '', inheritance_summary(plan), ''])
-
-
-def _row(entry: Inheritance) -> tuple[str, ...]:
-    why = f'{entry.reason}: {entry.detail}' if entry.detail else entry.reason
-    return entry.outcome, entry.student or '-', shape_text(entry.shape), entry.teacher or '-', why
+    header = ('outcome', 'student', 'shape', 'teacher', 'why')
+    rows = [
+        (
+            one.outcome,
+            one.student or '-',
+            shape_text(one.shape),
+            one.teacher or '-',
+            f'{one.reason}: {one.detail}' if one.detail else one.reason,
+        )
+        for one in plan
+    ]
+    return '\n'.join([*table(header, rows, num_texts=len(header)), '', inheritance_summary(plan), ''])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint_file import read_checkpoint, require_intact
 from mtpd.errors import InputError
+from mtpd.system.text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,6 @@ WANTED = 'expected a checkpoint with a state_dict'
 # language models, which detectors are built without.
 IGNORED = (EMA, 'data_preprocessor.', 'language_model.')
 BATCH_COUNTER = 'num_batches_tracked'
-NAMES_SHOWN = 3
-NAME_LENGTH = 200  # characters
 
 # Kinds of tensors without plain values.
 NOT_PLAIN: dict[str, Callable[[Tensor], bool]] = {
@@ -78,7 +77,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     extra = [key for key in map(str, found) if key not in tensors and not key.endswith(EXTRA)]
     if extra:
-        notes.append(f'ignored {len(extra)} entries that are not tensors ({_first(extra)})')
+        notes.append(f'ignored {len(extra)} entries that are not tensors ({listed(extra)})')
     if len(place) > 1 or (place and place[0] not in TRAINED[:3]):
         notes.append(f'loaded the weights under {".".join(place)}')
     own = () if network is None else network.state_dict().keys()
@@ -86,7 +85,7 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     averages = [key for key in tensors if key.startswith(EMA)]
     if averages and len(averages) == len(tensors):
         raise InputError(
-            f'{name}: holds only averages under names that begin with {EMA} ({_first(averages)}); use a checkpoint '
+            f'{name}: holds only averages under names that begin with {EMA} ({listed(averages)}); use a checkpoint '
             'with the weights under their own names'
         )
     if averages:
@@ -113,10 +112,7 @@ def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, A
 
 
 def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, name: str) -> None:
-    """Refuses whole numbers in `state` for floating-point ones of the network, `own`, or the other way round.
-
-    Their values would be cut when they are copied, as those of a quantised network.
-    """
+    """Refuses whole numbers (quantised weights) for floating-point ones of the network, `own`, or vice versa."""
     wrong = [
         f'{key} {_dtype(value)} for {_dtype(own[key])}'
         for key, value in state.items()
@@ -172,7 +168,7 @@ def _find_state(content: Any, *, name: str) -> tuple[tuple[str, ...], Mapping[An
             notes += more
         elif len(inner) > 1:
             raise InputError(
-                f'{name}: has tensors under {len(inner)} names ({_first([_at(place, key) for key in inner])}), none of '
+                f'{name}: has tensors under {len(inner)} names ({listed([_at(place, key) for key in inner])}), none of '
                 'which is a known name of weights; save the state_dict alone, with torch.save'
             )
         elif inner:
@@ -242,7 +238,7 @@ def _without_wrappers(
         is_wrapped = bool(rest) and all('.' in key for key in rest) and roots <= {*TRAINED, *AVERAGED, *ROLES}
         if not is_wrapped or any(key in own for key in rest):
             if dropped:
-                notes.append(f'ignored {len(dropped)} counters of an average ({_first(dropped)})')
+                notes.append(f'ignored {len(dropped)} counters of an average ({listed(dropped)})')
             return state, tuple(prefixes)
         chosen, more = _choice(sorted(roots), (), name=f'{name}: judging by the names of its tensors')
         notes += more
@@ -267,8 +263,8 @@ def _empty(content: Mapping[Any, Any]) -> str:
         str(key) for key, value in content.items() if type(value).__module__ == 'numpy' and hasattr(value, 'shape')
     ]
     if arrays:
-        return f'holds {len(arrays)} NumPy arrays ({_first(arrays)}), not tensors; convert them with torch.from_numpy'
-    return f'holds no tensors by name{f", but {_first([*map(str, content)])}" if content else ": it is empty"}'
+        return f'holds {len(arrays)} NumPy arrays ({listed(arrays)}), not tensors; convert them with torch.from_numpy'
+    return f'holds no tensors by name{f", but {listed([*map(str, content)])}" if content else ": it is empty"}'
 
 
 def _oddities(state: Mapping[str, Tensor]) -> list[str]:
@@ -292,9 +288,4 @@ def _at(place: tuple[str, ...], key: str) -> str:
 
 
 def _some(items: Sequence[str], what: str) -> str:
-    return f'{len(items)} {what} ({_first(items)})'
-
-
-def _first(items: Sequence[str]) -> str:
-    more = ', ...' if len(items) > NAMES_SHOWN else ''
-    return f'{", ".join(item[:NAME_LENGTH] for item in items[:NAMES_SHOWN])}{more}'
+    return f'{len(items)} {what} ({listed(items)})'

@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from mtpd.errors import InputError, UnavailableError
+from mtpd.system.text import listed
 
 # `torch` is what `torch.save` writes, in its zip format and the one before; `torch-tar` is the oldest one.
 Format = Literal['torch', 'torch-tar', 'safetensors']
 
 HEAD_BYTES = 1024
 PIECE = 1 << 20  # bytes
-MAX_NAMES = 3
 MAX_SHOWN = 40  # characters of a text
 MAX_MESSAGE = 300  # characters of another program's message
 # The number that PyTorch before 1.6 pickled first, as pickle writes it in protocol 2 and later, and in 0 and 1.
@@ -113,7 +113,7 @@ def require_intact(path: Path) -> None:
                 damaged.append(name)
     # All are wrong where `torch.serialization.set_crc32_options` has turned them off.
     if 0 < len(damaged) < len(names):
-        raise InputError(f'checkpoint {path}: is damaged: the checksum of {_listed(damaged)} is wrong; {FETCH}')
+        raise InputError(f'checkpoint {path}: is damaged: the checksum of {_members(damaged)} is wrong; {FETCH}')
 
 
 def _format(path: Path) -> Format:
@@ -168,7 +168,7 @@ def _zip_format(path: Path) -> Format:
     elif 'model.weights.h5' in bare:
         what, step = 'a Keras model', CONVERT
     else:
-        what, step = f'a zip archive of files ({_listed(names)})', UNPACK
+        what, step = f'a zip archive of files ({_members(names)})', UNPACK
     raise _refusal(path, _other(what, step))
 
 
@@ -180,7 +180,7 @@ def _tar_format(path: Path) -> Format:
         raise _refusal(path, f'is damaged or truncated: a tar archive; {FETCH}') from error
     if {'pickle', 'storages', 'tensors'} <= set(names):
         return 'torch-tar'
-    raise _refusal(path, f'is a tar archive of files ({_listed(names)}); {UNPACK}')
+    raise _refusal(path, f'is a tar archive of files ({_members(names)}); {UNPACK}')
 
 
 def _other(what: str, step: str) -> str:
@@ -212,10 +212,7 @@ def _foreign(head: bytes, tail: bytes, num_bytes: int) -> str:
             f'is not a file of torch.save or safetensors: it begins with the bytes {head[:8].hex(" ")}; if it was one, '
             f'{FETCH}, and if another program wrote it, {CONVERT}'
         )
-    return _text_file(text.strip())
-
-
-def _text_file(text: str) -> str:
+    text = text.strip()
     start = text.lower()
     if start.startswith('version https://git-lfs'):
         return 'is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository'
@@ -238,13 +235,11 @@ def _folder(path: Path) -> str:
         )
     if 'saved_model.pb' in names:
         return f'is a folder of a TensorFlow SavedModel; {CONVERT}'
-    return f'is a folder ({_listed(names)}); give the weights file in it'
+    return f'is a folder ({_members(names)}); give the weights file in it'
 
 
-def _listed(names: Sequence[str]) -> str:
-    """The first names of a list, without what could control a terminal."""
-    shown = [''.join(one if one.isprintable() else '?' for one in name[:MAX_SHOWN]) for name in names[:MAX_NAMES]]
-    return ', '.join([*shown, '...'] if len(names) > MAX_NAMES else shown) or 'empty'
+def _members(names: Sequence[str]) -> str:
+    return listed(names, length=MAX_SHOWN) or 'empty'
 
 
 def _harmless_globals() -> list[Any]:

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from mtpd.errors import InputError
-
-NAMES_SHOWN = 3
+from mtpd.system.text import listed
 
 
 def checkpoint_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -68,9 +67,12 @@ def labels_to_categories(
         )
     known = {_key(one) for one in classes}
     if known != set(by_name):
+        only_detector, only_set = (
+            listed(sorted(one)) or 'none' for one in (known - set(by_name), set(by_name) - known)
+        )
         raise InputError(
-            f'the classes of {name} and of the annotations differ: only the detector has '
-            f'{_some(known - set(by_name))}, only the annotations have {_some(set(by_name) - known)}'
+            f'the classes of {name} and of the annotations differ: only the detector has {only_detector}, only the '
+            f'annotations have {only_set}'
         )
     return [by_name[_key(one)] for one in classes]
 
@@ -101,8 +103,3 @@ def class_list(found: Any) -> tuple[str, ...] | None:
     if not isinstance(found, list | tuple) or not found or not all(isinstance(one, str) for one in found):
         return None
     return tuple(found)
-
-
-def _some(names: set[str]) -> str:
-    shown = ', '.join(sorted(names)[:NAMES_SHOWN])
-    return f'{shown}{", ..." if len(names) > NAMES_SHOWN else ""}' if names else 'none'

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mtpd.detectors.pipeline_steps import Entry, Steps, find_steps, is_number, is_whole, plain_type, read_steps
+from mtpd.detectors.pipeline_steps import Entry, find_steps, is_number, is_whole, plain_type, read_steps
 from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing, rgb
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Size
@@ -41,36 +41,33 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
     `scale` replaces the config's resize scale (and a fixed pad size with it); None keeps it.
     """
     steps = read_steps(config)
-    if steps.resize is not None and steps.resize.values.get('scale') == scale:
+    pad = steps.get('Pad')
+    if 'Resize' in steps and steps['Resize'].values.get('scale') == scale:
         scale = None
     preprocessor = _data_preprocessor(config)
     normalisation = _normalisation(steps, preprocessor)
     geometry = _resize(steps, config.filename, scale)
     divisor = preprocessor.whole('pad_size_divisor', 1)
-    if steps.pad is None:
+    if pad is None:
         return Preprocessing(replace(geometry, pad_divisor=divisor), normalisation)
-    geometry = _padding(steps.pad, geometry, divisor=divisor, is_scale_given=scale is not None)
+    geometry = _padding(pad, geometry, divisor=divisor, is_scale_given=scale is not None)
     outer = preprocessor.number('pad_value', 0)
     if scale is None and any(value != outer for value in normalisation.padding):
-        _require_one_padding(steps.pad, geometry, divisor=divisor)
+        _require_one_padding(pad, geometry, divisor=divisor)
     return Preprocessing(geometry, normalisation)
 
 
 def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
-    """A detector's normalisation for inputs of another geometry, in place of the resize and padding of its config.
-
-    With a line for each part of the test pipeline that is not taken over.
-    """
+    """A detector's normalisation at another geometry, and a line for each unused part of its test pipeline."""
     preprocessor = _data_preprocessor(config)
     try:
         own = read_preprocessing(config)
     except InputError as error:
         notes = (f'{error} (not adopted: the resize and padding of the stage are used instead)',)
-        entries: list[Entry] = []
+        steps: dict[str, Entry] = {}
         with suppress(InputError):  # Nothing is lost: all of it is replaced.
-            entries = find_steps(config)
-        normalize = next((entry for entry in entries if entry.type == 'Normalize'), None)
-        return _normalisation(Steps(normalize=normalize), preprocessor), notes
+            steps = {entry.type: entry for entry in reversed(find_steps(config)) if entry.type == 'Normalize'}
+        return _normalisation(steps, preprocessor), notes
     return own.normalisation, tuple(
         f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'
         for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
@@ -106,17 +103,16 @@ def _data_preprocessor(config: Any) -> Entry:
     return entry
 
 
-def _resize(steps: Steps, name: str, scale: tuple[int, int] | None) -> Geometry:
+def _resize(steps: Mapping[str, Entry], name: str, scale: tuple[int, int] | None) -> Geometry:
     """The geometry without padding."""
+    load, resize = steps.get('LoadImageFromFile'), steps.get('Resize')
     float_pixels = False
-    if steps.load is not None:
-        load = steps.load
+    if load is not None:
         load.require_known(_LOAD)
         float_pixels = load.flag('to_float32', False)
         load.choice('color_type', 'color', ('color',))
         if load.has('imdecode_backend'):
             load.choice('imdecode_backend', 'cv2', ('cv2',))
-    resize = steps.resize
     if resize is None:
         if scale is None:
             raise InputError(
@@ -197,18 +193,19 @@ def _require_one_padding(pad: Entry, geometry: Geometry, *, divisor: int) -> Non
         )
 
 
-def _normalisation(steps: Steps, preprocessor: Entry) -> Normalisation:
+def _normalisation(steps: Mapping[str, Entry], preprocessor: Entry) -> Normalisation:
     outer = preprocessor.number('pad_value', 0)
-    if steps.normalize is not None:
-        steps.normalize.require_known(('mean', 'std', 'to_rgb'))
+    normalize, pad = steps.get('Normalize'), steps.get('Pad')
+    if normalize is not None:
+        normalize.require_known(('mean', 'std', 'to_rgb'))
         for key in ('mean', 'std'):
             if preprocessor.has(key):
                 preprocessor.refuse(key, 'None with a Normalize step: the values would be normalised twice')
         for key in ('bgr_to_rgb', 'rgb_to_bgr'):
             if preprocessor.values.get(key):
                 preprocessor.refuse(key, 'False with a Normalize step, which has to_rgb')
-        mean, std = steps.normalize.channels('mean'), steps.normalize.channels('std')
-        found = Normalisation(mean, std, steps.normalize.flag('to_rgb', True), (outer,) * 3)
+        mean, std = normalize.channels('mean'), normalize.channels('std')
+        found = Normalisation(mean, std, normalize.flag('to_rgb', True), (outer,) * 3)
     else:
         to_rgb = bool(preprocessor.values.get('bgr_to_rgb') or preprocessor.values.get('rgb_to_bgr'))
         found = Normalisation(to_rgb=to_rgb, padding=(outer,) * 3)
@@ -219,11 +216,12 @@ def _normalisation(steps: Steps, preprocessor: Entry) -> Normalisation:
             )
         if has_mean:
             found = replace(found, mean=preprocessor.channels('mean'), std=preprocessor.channels('std'))
-    if steps.pad is None:
+    if pad is None:
         return found
-    values = _pad_value(steps.pad, is_normalised=steps.pad_is_last)
+    is_normalised = normalize is not None and list(steps).index('Pad') > list(steps).index('Normalize')
+    values = _pad_value(pad, is_normalised=is_normalised)
     # A Pad before the normalisation holds pixel values in BGR order.
-    return replace(found, padding=values if steps.pad_is_last else found.of_pixel(values))
+    return replace(found, padding=values if is_normalised else found.of_pixel(values))
 
 
 def _pad_value(pad: Entry, *, is_normalised: bool) -> RGB:

@@ -155,12 +155,9 @@ def _coder(head: Any) -> BoxCoder:
 
 @dataclass
 class CapturedRois:
-    """Filled during one forward pass of the detector's losses: the student's predictions for the sampled proposals.
+    """Filled during one forward pass of the detector's losses: the student's predictions for the sampled proposals."""
 
-    `rois` are (K, 5): image in the batch, absolute xyxy in px of the input.
-    """
-
-    rois: Tensor | None = None
+    rois: Tensor | None = None  # (K, 5): image in the batch, absolute xyxy in px of the input
     predictions: RoiPredictions | None = None
 
     def require(self) -> tuple[Tensor, RoiPredictions]:
@@ -172,10 +169,7 @@ class CapturedRois:
 
 @contextmanager
 def captured_rois(model: nn.Module) -> Iterator[CapturedRois]:
-    """Collects the sampled proposals and the outputs of the box head by hooks, without computing anything.
-
-    `model` is a detector that `student_box_coder` accepts.
-    """
+    """Collects the sampled proposals and the outputs of the box head of a detector that `student_box_coder` accepts."""
     captured = CapturedRois()
     roi_head: Any = model.roi_head
 

@@ -80,8 +80,7 @@ def neck_of(model: nn.Module) -> nn.Module:
 def captured_maps(model: nn.Module, *, hook_point: str = NECK) -> Iterator[list[Tensor]]:
     """Collects the maps at a hook point during one forward pass: a list that holds a map per level afterwards.
 
-    A level without a convolution of its own, such as the p6 that Mask R-CNN picks from its p5, is taken after the
-    neck.
+    Levels without a convolution, such as the p6 that Mask R-CNN picks from its p5, are taken after the neck.
     """
     maps: list[Tensor] = []
     before: list[Tensor] = []

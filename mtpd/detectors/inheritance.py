@@ -28,24 +28,15 @@ _CLASS_LAYER = re.compile(r'cls|logits|fc_reg')
 
 @dataclass(frozen=True)
 class Inheritance:
-    """What becomes of one tensor.
-
-    Attributes:
-        student: name in the student; None: the student has none for it.
-        teacher: name in the teacher; None: the teacher has none for it.
-        shape: of the student's tensor, or of the teacher's where the student has none.
-        reason: the same words for all tensors with the same fate; empty for plain copies.
-        detail: what is special about this one.
-        num_repeats: times that the teacher's rows follow one another in the student.
-    """
+    """What becomes of one tensor, by its names in student and teacher; None: it has no such tensor."""
 
     outcome: Outcome
     student: str | None
     teacher: str | None
-    shape: Shape
-    reason: str = ''
-    detail: str = ''
-    num_repeats: int = 1
+    shape: Shape  # of the student's tensor, or of the teacher's where the student has none
+    reason: str = ''  # the same words for all tensors with the same fate; empty for plain copies
+    detail: str = ''  # what is special about this one
+    num_repeats: int = 1  # times that the teacher's rows follow one another in the student
 
 
 def plan_inheritance(

@@ -17,7 +17,7 @@ from mtpd.system.files import canonical_json, sha256_bytes
 SYNCHRONISED_NORMS = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm', 'NaiveSyncBatchNorm'}
 BATCH_NORMS = {'BN', 'BN2d', 'BatchNorm2d'}
 BN_EPSILON = 1e-5  # PyTorch's default
-BERT_BASE_WIDTH = 768
+BERT_BASE_WIDTH = 768  # of the language models of the zoo
 # These classify something else than the data set's classes: object or not, or the classes of a stuff map.
 OTHER_HEADS = {'rpn_head', 'semantic_head'}
 # CrowdDet, whose head fails in mmdet 3.3 on more, and detectors that propose objects of no class.
@@ -110,11 +110,9 @@ def make_buildable(config: Any, *, zoo_folder: Path) -> None:
 
 
 class NoLanguageModel(nn.Module):
-    """A placeholder for the language model of detectors with text prompts (Grounding DINO).
+    """A placeholder for the language model of detectors with text prompts (Grounding DINO), which then cannot detect.
 
-    The maps of their necks do not depend on words. Without the real one such a detector needs neither the transformers
-    package nor a download of BERT, and serves as a teacher of features; it cannot detect. It has the width of
-    BERT-base, which all such models of the zoo use.
+    The maps of their necks do not depend on words: as teachers they need neither transformers nor a download of BERT.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = {
     'LoadTextAnnotations': frozenset[str](),
     'PackDetInputs': frozenset({'meta_keys'}),
 }
-_LOAD, _RESIZES = 'LoadImageFromFile', ('Resize', 'FixScaleResize')
+_LOAD = 'LoadImageFromFile'
 # Each at most once, in this order: a resize of padded or normalised pixels gives other pixels. Whether a Pad
 # is before or after Normalize decides what its value means.
 _ORDER = {_LOAD: 0, 'RandomFlip': 1, 'Resize': 1, 'FixScaleResize': 1, 'Pad': 2, 'Normalize': 2, 'PackDetInputs': 3}
@@ -170,25 +170,13 @@ class Entry:
         return rgb(values)
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The steps that change pixels; None: not there."""
-
-    load: Entry | None = None
-    resize: Entry | None = None
-    pad: Entry | None = None
-    normalize: Entry | None = None
-    pad_is_last: bool = False
-
-
-def read_steps(config: Any) -> Steps:
-    """The steps of a config's test pipeline, checked for their names, order and names of arguments."""
+def read_steps(config: Any) -> dict[str, Entry]:
+    """The steps of a config's test pipeline in order, by type ('Resize' of both), checked for names and order."""
     from mmdet.registry import TRANSFORMS
 
-    entries = find_steps(config)
     found: dict[str, Entry] = {}
     reached = 0
-    for entry in entries:
+    for entry in find_steps(config):
         name = entry.type
         if name not in _ORDER and name not in _WITHOUT_EFFECT:
             raise InputError(f'{entry.place}: this step is not supported; {_REASONS.get(name, _OTHERWISE)}')
@@ -204,13 +192,11 @@ def read_steps(config: Any) -> Steps:
                 f'{entry.place}: is in the wrong order; the order must be {_LOAD}, Resize, Pad or Normalize'
             )
         reached = _ORDER[name]
-        key = 'Resize' if name in _RESIZES else name
+        key = 'Resize' if name == 'FixScaleResize' else name
         if key in found and name != 'RandomFlip':
             raise InputError(f'{entry.place}: a second {key} is not supported; {_OTHERWISE}')
         found[key] = entry
-    pad, normalize = found.get('Pad'), found.get('Normalize')
-    pad_is_last = pad is not None and normalize is not None and entries.index(pad) > entries.index(normalize)
-    return Steps(found.get(_LOAD), found.get('Resize'), pad, normalize, pad_is_last)
+    return found
 
 
 def find_steps(config: Any) -> list[Entry]:

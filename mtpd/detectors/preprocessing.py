@@ -28,18 +28,12 @@ def rgb(values: Iterable[float]) -> RGB:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixel values become network inputs.
-
-    Attributes:
-        mean, std: per channel in the network's channel order, for pixel values 0..255.
-        to_rgb: whether the channels are reversed; images are decoded as BGR.
-        padding: value of padded pixels per channel, after the normalisation.
-    """
+    """How pixel values 0..255 become network inputs, per channel in the network's order."""
 
     mean: RGB = (0.0, 0.0, 0.0)
     std: RGB = (1.0, 1.0, 1.0)
-    to_rgb: bool = False
-    padding: RGB = (0.0, 0.0, 0.0)
+    to_rgb: bool = False  # whether the channels are reversed; images are decoded as BGR
+    padding: RGB = (0.0, 0.0, 0.0)  # value of padded pixels, after the normalisation
 
     def of_pixel(self, bgr: Sequence[float]) -> RGB:
         """The values of one pixel 0..255, in BGR order, after the normalisation."""

@@ -49,16 +49,11 @@ PHOTOMETRIC = 'data.photometric'
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One thing that a recipe requires, and the setting of a stage file that gives it.
-
-    Attributes:
-        key: dotted key of the setting; None: there is none.
-        values: of the setting, each of which gives just this; None: any does. Empty: none does quite.
-    """
+    """One thing that a recipe requires, and the setting of a stage file that gives it."""
 
     name: str
-    key: str | None = None
-    values: tuple[Any, ...] | None = ()
+    key: str | None = None  # dotted key of the setting
+    values: tuple[Any, ...] | None = ()  # each of which gives just this; None: any does. Empty: none does quite.
 
     def is_given(self, settings: Mapping[str, Any]) -> bool:
         """Whether the settings of a stage, by dotted key, give it."""
@@ -290,4 +285,4 @@ def _are_same(value: Any, setting: Any) -> bool:
 
 def _numbers(values: Sequence[Any]) -> str:
     """Numbers as 1333x800."""
-    return 'x'.join(str(value) for value in values)
+    return 'x'.join(map(str, values))

@@ -17,9 +17,6 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# masks (N, 1, h, w), boxes (N, 4) -> the masks in a region of the image, and the slices of that region.
-Paste = Callable[..., tuple[Tensor, tuple[slice, ...]]]
-
 # Raised by mmdet, mmcv and mmengine at run time: deprecated names, and hints for their authors.
 KNOWN_WARNINGS = (
     r'Unnecessary conv bias before',
@@ -50,8 +47,7 @@ def prepare() -> None:
         from mmengine.logging import MMLogger
 
         register_all_modules(init_default_scope=True)
-        _find_base_configs()
-        _know_standard_modules()
+        _repair_mmengine()
         _repair_mmdet()
     _ignore_known_warnings()
     # mmengine logs a line for every tensor that is initialised, and warns of backbones without pretrained weights.
@@ -71,12 +67,9 @@ def _ignore_known_warnings() -> None:
         warnings.filterwarnings('ignore', message=message)
 
 
-def _find_base_configs() -> None:
-    """Lets configs have a `_base_` such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'.
-
-    mmengine 0.10 finds packages by `pkg_resources`, which setuptools no longer has.
-    """
-    from mmengine.config import config
+def _repair_mmengine() -> None:
+    """Lets configs have a `_base_` such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', and import `os`."""
+    from mmengine.config import config, utils
 
     def path(package: str) -> str:
         found = importlib.util.find_spec(package)
@@ -84,18 +77,11 @@ def _find_base_configs() -> None:
         assert found.origin is not None, 'mmdet is no namespace package'
         return str(Path(found.origin).parent)
 
+    # mmengine 0.10 finds packages by `pkg_resources`, which setuptools no longer has.
     config.is_installed = lambda package: importlib.util.find_spec(package) is not None
     config.get_installed_path = path
-
-
-def _know_standard_modules() -> None:
-    """Lets configs import `os` and use it.
-
-    mmengine 0.10 recognises the standard library by the paths of its files, which modules frozen into Python 3.11
-    lack; it then treats the config as one in pure Python, reads no `_base_` and calls nothing.
-    """
-    from mmengine.config import config, utils
-
+    # It recognises the standard library by the paths of its files, which modules frozen into Python 3.11 lack. It then
+    # treats the config as one in pure Python, reads no `_base_` and calls nothing.
     is_standard = utils._is_builtin_module
     for module in (config, utils):
         module._is_builtin_module = lambda name: name.partition('.')[0] in sys.stdlib_module_names or is_standard(name)
@@ -125,7 +111,7 @@ def _repair_mmdet() -> None:
         head._predict_by_feat_single = _finding_nothing(head._predict_by_feat_single)
 
 
-def _pasting_outside(paste: Paste) -> Paste:
+def _pasting_outside(paste: Callable[..., Any]) -> Callable[..., Any]:
     """mmdet's function, on a CPU too for a box outside of the image, as QueryInst's may be: with the whole image."""
 
     def paste_anywhere(masks: Tensor, boxes: Tensor, img_h: int, img_w: int, skip_empty: bool = True) -> Any:

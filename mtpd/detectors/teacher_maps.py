@@ -20,10 +20,7 @@ SAME_IN_BATCH = 1e-3
 
 
 def guarded(name: str, features: Callable[[Tensor], Any]) -> Features:
-    """`features`, (B, 3, H, W) -> maps (B, C, h, w) in float32 without gradient, with one-line errors for any failure.
-
-    `name` is the teacher's.
-    """
+    """`features`, (B, 3, H, W) -> float32 maps (B, C, h, w) without gradient, with a one-line error for any failure."""
 
     def run(images: Tensor) -> Sequence[Tensor]:
         num_images, _, height, width = images.shape
@@ -106,10 +103,7 @@ def require_independent(features: Features, image: Tensor, alone: Sequence[Tenso
 
 
 def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) -> None:
-    """Says which weights are drawn at random: those that neither the file nor the checkpoint sets.
-
-    `again` is the teacher, built a second time, after another seed, on the CPU.
-    """
+    """Says which weights neither the file nor the checkpoint sets: those that differ when it is built `again`."""
     own, other = module.state_dict(), again.state_dict()
     differing = [key for key, value in own.items() if key not in other or not torch.equal(value.cpu(), other[key])]
     if differing:

@@ -21,32 +21,20 @@ _META_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'f
 
 @dataclass(frozen=True)
 class Instance:
-    """One annotated object, in px of the original image.
+    """One annotated object, in px of the original image."""
 
-    Attributes:
-        box: absolute xyxy.
-        label: class index, 0-based.
-        ignore: a crowd region, which is neither object nor background.
-        segmentation: COCO polygons or run-length code, or None.
-    """
-
-    box: tuple[float, float, float, float]
-    label: int
-    ignore: bool = False
-    segmentation: Any = None
+    box: tuple[float, float, float, float]  # absolute xyxy
+    label: int  # class index, 0-based
+    ignore: bool = False  # a crowd region, which is neither object nor background
+    segmentation: Any = None  # COCO polygons or run-length code
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One view of one image, ready to be batched.
+    """One view of one image, ready to be batched."""
 
-    Attributes:
-        image: uint8 (float32 where the geometry says so) (3, h, w), BGR, resized and perhaps mirrored, not padded.
-        data_sample: mmdet's DetDataSample with the geometry and, for training, the instances.
-    """
-
-    image: Tensor
-    data_sample: Any
+    image: Tensor  # uint8 or, if the geometry says so, float32 (3, h, w), BGR, resized, perhaps mirrored, not padded
+    data_sample: Any  # mmdet's DetDataSample with the geometry and, for training, the instances
     image_id: int
     view: View
 

@@ -36,10 +36,7 @@ HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
 
 def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
-    """The checkpoint file of a zoo model, in PyTorch's usual folder; fetched unless it is there.
-
-    `offline` is what else the user can do where there are no weights or they cannot be fetched.
-    """
+    """The checkpoint file of a zoo model, in PyTorch's usual folder; errors advise `offline` as another way."""
     if model.weights is None:
         raise InputError(f'{model.name}: the zoo has no weights for it; {offline}')
     return download(model.weights, _checkpoint_folder(), offline=offline)

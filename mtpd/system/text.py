@@ -18,6 +18,12 @@ def format_duration(seconds: float) -> str:
     return f'{seconds / 60:.1f} min' if seconds >= 90 else f'{seconds:.1f} s'
 
 
+def listed(names: Sequence[str], *, most: int = 3, length: int = 200) -> str:
+    """The first names of a list, for instance 'a, b, c, ...', cut and without what could control a terminal."""
+    shown = [''.join(one if one.isprintable() else '?' for one in name[:length]) for name in names[:most]]
+    return ', '.join([*shown, '...'] if len(names) > most else shown)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_texts: int = 1) -> list[str]:
     """Lines of columns, the first `num_texts` aligned to the left and the others, which hold numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

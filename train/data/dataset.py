@@ -2,17 +2,18 @@
 
 import multiprocessing
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import torch.utils.data
 
+from mtpd.data.account import nothing_to_train_on
 from mtpd.data.coco import (
-    CocoAnnotation,
     CocoImage,
     CocoSet,
+    coco_paths,
     image_path,
     missing_images,
     require_pixels,
@@ -25,24 +26,16 @@ from mtpd.errors import InputError, MtpdError
 from mtpd.geometry import Geometry, Size
 from mtpd.system.interrupt import end_with_parent, signals_blocked_in_children
 from mtpd_train.data.sampling import Request
+from mtpd_train.settings.stage_settings import DataSettings, FilesSettings
 
 
 class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
-    """Samples by request (image id and view).
-
-    Attributes:
-        coco: the annotations.
-        folder: where the images are.
-    """
+    """Samples of the images in `folder` with the annotations `coco`, by request (image id and view)."""
 
     def __init__(
         self, coco: CocoSet, folder: Path, *, geometry: Geometry, for_training: bool, with_masks: bool
     ) -> None:
-        """Checks that every image is there; samples carry annotations `for_training`, which hold masks `with_masks`.
-
-        Raises:
-            InputError: images are missing, or the resize leaves nothing of one.
-        """
+        """Refuses a set of which images are missing; samples carry annotations `for_training`."""
         self.coco = coco
         self.folder = folder
         self._geometry = geometry
@@ -61,18 +54,21 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         """The sample, or what is wrong with its image: raised in a worker, it would arrive inside a traceback."""
         image = self._images[request.image_id]
         path = image_path(self.folder, image.file_name)
-        annotations = training_annotations(self.coco, image) if self._for_training else None
+        instances = None
         try:
             pixels = read_image(path, size=(image.height, image.width))
         except MtpdError as error:
             return error
+        if self._for_training:
+            annotations = training_annotations(self.coco, image)
+            instances = [Instance(one.box, one.category, one.is_crowd, one.mask(image)) for one in annotations]
         return make_sample(
             pixels,
             image_id=image.id,
             path=str(path),
             geometry=self._geometry,
             view=request.view,
-            instances=None if annotations is None else [_instance(one, image) for one in annotations],
+            instances=instances,
             with_masks=self._with_masks,
         )
 
@@ -99,17 +95,8 @@ def load_batches(
     """The samples of each batch, in order, prefetched by processes that start immediately.
 
     Where the system can, they are forked, because a copy of COCO's annotations for each of them would take gigabytes.
-    Threads may read a cache meanwhile: they hold no lock that a worker takes.
-
-    Args:
-        dataset: gives the samples.
-        batches: what to load.
-        num_workers: processes; 0: none, and each batch is read when it is requested.
-        pin_memory: whether pixels are put where a GPU can fetch them while it computes; needs one.
-        start_method: how they start; None: as the system does it.
-
-    Raises:
-        MtpdError: an image cannot be read.
+    Threads may read a cache meanwhile: they hold no lock that a worker takes. Without any `num_workers`, each batch is
+    read when it is requested. With `pin_memory` a GPU can fetch pixels while it computes.
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
     forked = (start_method or multiprocessing.get_start_method()) == 'fork'
@@ -129,21 +116,75 @@ def load_batches(
 
 
 def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
-    samples = []
     for one in loaded:
         if isinstance(one, MtpdError):
             raise one
-        samples.append(one)
-    return samples
+    return loaded  # type: ignore[return-value]  # none is an error
 
 
-def _start_worker(number: int) -> None:
-    del number
+def _start_worker(_: int) -> None:
     end_with_parent()
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
     prepare()  # A process that was not forked has mmdet still to import.
 
 
-def _instance(annotation: CocoAnnotation, image: CocoImage) -> Instance:
-    return Instance(annotation.box, annotation.category, annotation.is_crowd, annotation.mask(image))
+def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:
+    """Image folder and annotation file of a split."""
+    if isinstance(split, str):
+        return coco_paths(data.coco, split)
+    return split.images, split.annotations
+
+
+def read_train_annotations(data: DataSettings, *, read: Callable[[Path], CocoSet]) -> CocoSet:
+    """The annotations of the images to train on; refuses those without categories or with one name for two."""
+    coco = read(split_paths(data, data.train)[1])
+    if not coco.categories:
+        raise InputError(f"{coco.path}: 'categories' is empty, so there are no classes to learn; list the categories")
+    ids: dict[str, int] = {}
+    for category in coco.categories:
+        if category.name in ids:
+            raise InputError(
+                f'{coco.path}: categories {ids[category.name]} and {category.id} are both named {category.name!r:.80}; '
+                'class names must be unique, rename one'
+            )
+        ids[category.name] = category.id
+    return coco
+
+
+def build_train_set(data: DataSettings, coco: CocoSet, *, geometry: Geometry, with_masks: bool) -> DetectionDataset:
+    """The images of `coco` to train on, resized by `geometry`; refuses a set without any usable object."""
+    folder, annotations = split_paths(data, data.train)
+    train_set = DetectionDataset(coco, folder, geometry=geometry, for_training=True, with_masks=with_masks)
+    if not train_set.sizes(with_objects=True):
+        raise InputError(
+            f'{annotations}: no image has a usable object: {nothing_to_train_on(coco)}; correct the file or '
+            'choose another training set'
+        )
+    return train_set
+
+
+def build_val_set(
+    data: DataSettings, train_coco: CocoSet, *, geometry: Geometry, read: Callable[[Path], CocoSet]
+) -> DetectionDataset | None:
+    """The images to evaluate on, if any; refuses an empty set, and other categories than those of the training set."""
+    if data.val is None:
+        return None
+    folder, annotations = split_paths(data, data.val)
+    coco = read(annotations)
+    if coco.categories != train_coco.categories:
+        raise InputError(
+            f'{annotations}: its categories differ from those of {train_coco.path}: '
+            f'{_first_difference(coco, train_coco)}; choose another data.val, or set it to null'
+        )
+    if not coco.images:
+        raise InputError(f'{annotations}: lists no images; choose another data.val, or set it to null')
+    return DetectionDataset(coco, folder, geometry=geometry, for_training=False, with_masks=False)
+
+
+def _first_difference(coco: CocoSet, train_coco: CocoSet) -> str:
+    """The first category that differs, with both names."""
+    here, there = ({one.id: one.name for one in several.categories} for several in (coco, train_coco))
+    number = next(one for one in sorted(here | there) if here.get(one) != there.get(one))
+    names = (f'{one[number]!r:.80}' if number in one else 'missing' for one in (here, there))
+    return 'id {} is {} here and {} there'.format(number, *names)

@@ -12,15 +12,10 @@ from mtpd_train.settings.stage_settings import PhotometricSettings
 
 
 def distorted(samples: Sequence[Sample], options: PhotometricSettings, *, seed: Sequence[int]) -> list[Sample]:
-    """The samples with their colours moved, on the devices where they are; the given ones stay as they are.
+    """The samples, uint8 or floats from 0 to 255, with their colours moved; the given ones stay as they are.
 
-    What is drawn for an image follows from `seed` and its id: neither a resumed run nor the number of processes that
-    read images changes it.
-
-    Args:
-        samples: images of uint8 or of floats from 0 to 255.
-        options: how far, as in SSD's `RandomPhotometricDistort`.
-        seed: of the epoch.
+    What is drawn for an image follows from `seed`, of the epoch, and its id: neither a resumed run nor the number of
+    processes that read images changes it. The options are those of SSD's `RandomPhotometricDistort`.
     """
     return [replace(one, image=_distorted(one.image, options, seed=(*seed, one.image_id))) for one in samples]
 

@@ -32,17 +32,12 @@ def training_batches(
     Landscape and portrait images are batched apart, as mmdet does, since a mixed batch is padded to a square. Images
     left over when an epoch ends fill the last batches together.
 
-    With `shards`, every epoch distributes these again over windows of WINDOW, and the images are shuffled within a
-    window, so that few files are read at a time. Still, an image may come anywhere in an epoch, any two may
-    meet in a batch, and views are drawn for each image by itself. But two images of one shard are always in one window,
-    so they meet more often; and those of a window come near each other.
+    With `shards` (image id -> the shard that its maps are read from), every epoch distributes these again over windows
+    of WINDOW, and the images are shuffled within a window, so that few files are read at a time. Still, an image may
+    come anywhere in an epoch, any two may meet in a batch, and views are drawn for each image by itself. But two images
+    of one shard are always in one window, so they meet more often; and those of a window come near each other.
 
-    Args:
-        sizes: image id -> original (height, width), px.
-        batch_size: images a batch; the last may be smaller.
-        flip: probability of the mirrored view.
-        seed: of this epoch.
-        shards: image id -> the shard that its maps are read from; None: all images are shuffled together.
+    `sizes` are original (height, width) in px, `flip` is the probability of the mirrored view, `seed` is of this epoch.
     """
     generator = np.random.default_rng(seed)
     image_ids = np.array(sorted(sizes), dtype=np.int64)
@@ -66,15 +61,10 @@ def training_batches(
 
 
 class Share(NamedTuple):
-    """What one of several processes has of a batch.
-
-    Attributes:
-        requests: its images.
-        weight: their share of all images of the batch.
-    """
+    """What one of several processes has of a batch."""
 
     requests: list[Request]
-    weight: float
+    weight: float  # their share of all images of the batch
 
 
 def share_of(batch: Sequence[Request], *, rank: int, size: int) -> Share:
@@ -89,9 +79,7 @@ def share_of(batch: Sequence[Request], *, rank: int, size: int) -> Share:
 def evaluation_batches(padded: Mapping[int, Size], *, batch_size: int) -> list[list[Request]]:
     """Batches of images with one padded size, so that a prediction does not depend on its neighbours in the batch.
 
-    Args:
-        padded: image id -> (height, width) of its network input, px.
-        batch_size: images a batch.
+    `padded` is image id -> (height, width) of its network input, px.
     """
     groups: dict[Size, list[Request]] = {}
     for image_id, size in padded.items():

@@ -19,7 +19,7 @@ from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
 from mtpd_train.run_folder import CONFIG_FILE, DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
 from mtpd_train.student import Student
-from mtpd_train.training.saving import BEST_FILE, epoch_file, last_epoch
+from mtpd_train.training.saving import BEST_FILE, epoch_file, kept_epochs
 
 NONE_YET = 'no student yet: the first is saved after an epoch (save.keep) or an evaluation (best.pth)'
 DIVERGED = 'no student: its losses diverged before the first save'
@@ -43,12 +43,7 @@ class Detector:
 
 
 def model_by_name(reference: str, checkpoint: Path | None) -> Detector:
-    """A model of the zoo or a config file, with weights of its own if `checkpoint` is None.
-
-    Raises:
-        InputError: there is no such model, or it has no weights.
-        UnavailableError: the weights of a zoo model cannot be fetched.
-    """
+    """A model of the zoo or a config file, with weights of its own if `checkpoint` is None."""
     if '.py:' in reference:
         raise InputError(
             f'--model {reference}: only mmdet detectors can be evaluated; for the head of a file.py:callable, extract '
@@ -64,11 +59,7 @@ def model_by_name(reference: str, checkpoint: Path | None) -> Detector:
 
 
 def student_of_run(folder: Path, checkpoint: Path | None = None) -> Detector:
-    """The student in the folder of a run or of one of its stages, with other weights if these are given.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The student in the folder of a run or of one of its stages, with other weights if these are given."""
     config_file, weights = folder / CONFIG_FILE, checkpoint or folder / STUDENT_FILE
     if checkpoint is None and not weights.is_file():
         raise without_student(folder)
@@ -92,16 +83,9 @@ def build_student(
     scale: tuple[int, int] | None = None,
     trust_checkpoint: bool = False,
 ) -> Student:
-    """The detector with its weights, in eval mode.
+    """The detector with its weights, in eval mode; `scale` replaces the resize of its config.
 
-    Args:
-        detector: which.
-        device: where it runs.
-        scale: replaces the resize of its config.
-        trust_checkpoint: unpickle a checkpoint that holds more than tensors and plain values.
-
-    Raises:
-        InputError: the checkpoint does not fit the config, or the config says no resize.
+    With `trust_checkpoint` a checkpoint may hold more than tensors and plain values.
     """
     own = read_preprocessing(detector.config, scale=scale)
     model = build_detector(detector.config, init_weights=False)
@@ -119,8 +103,7 @@ def build_student(
 def category_ids(detector: Detector, student: Student, coco: CocoSet, *, trust_checkpoint: bool = False) -> list[int]:
     """The category id of each of the detector's labels: by name where names are known, else in the order of the ids.
 
-    Raises:
-        InputError: the detector was trained on other classes.
+    Refuses a detector that was trained on other classes.
     """
     in_file = checkpoint_classes(checkpoint_meta(detector.checkpoint, allow_pickle=trust_checkpoint))
     in_config = config_classes(detector.config)
@@ -146,21 +129,25 @@ class StageStudent:
 
 
 def find_student(folder: Path) -> StageStudent | None:
-    """The student in the folder of a stage: the last one, else the best so far, else the newest so far.
-
-    Raises:
-        InputError: the best one is damaged.
-    """
+    """The student in the folder of a stage: the last one, else the best so far, else the newest so far."""
     last, best = folder / STUDENT_FILE, folder / BEST_FILE
     if last.is_file():
         return StageStudent(last)
     if best.is_file():
         return StageStudent(best, f'best so far, epoch {checkpoint_meta(best).get("epoch", "unknown")}')
-    epoch = last_epoch(folder)
+    epoch = max(kept_epochs(folder), default=None)
     return None if epoch is None else StageStudent(epoch_file(folder, epoch), f'latest so far, epoch {epoch}')
 
 
-def why_none(folder: Path) -> str:
+def stage_student(folder: Path) -> tuple[Detector, str]:
+    """The student in the folder of a stage, and its `StageStudent.title`; refuses a stage without any."""
+    found = find_student(folder)
+    if found is None:
+        raise InputError(_why_none(folder))
+    return student_of_run(folder, found.checkpoint), found.title
+
+
+def _why_none(folder: Path) -> str:
     """Why a stage has no student at all."""
     return DIVERGED if (folder / DIVERGED_FILE).is_file() else NONE_YET
 
@@ -199,4 +186,4 @@ def without_student(folder: Path) -> InputError:
 def _without_any_student(folder: Path, stage: Path) -> InputError:
     is_hopeless = (stage / DIVERGED_FILE).is_file()
     way = 'train again in another --out, with a lower optim.lr or optim.grad_clip' if is_hopeless else RESUME
-    return InputError(f'{folder}: has {why_none(stage)}; {way}')
+    return InputError(f'{folder}: has {_why_none(stage)}; {way}')

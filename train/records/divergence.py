@@ -21,17 +21,11 @@ NAMED_IMAGES = 16
 
 @dataclass(frozen=True)
 class SeenBatch:
-    """The losses of one batch.
+    """The losses of one batch."""
 
-    Attributes:
-        step: optimizer step that it belongs to, from 1.
-        image_ids: its images.
-        losses: by name, weighted and decayed.
-    """
-
-    step: int
+    step: int  # optimizer step that it belongs to, from 1
     image_ids: tuple[int, ...]
-    losses: Mapping[str, float]
+    losses: Mapping[str, float]  # by name, weighted and decayed
 
     @property
     def total(self) -> float:
@@ -52,11 +46,7 @@ def merged(shares: Sequence[tuple[float, SeenBatch]]) -> SeenBatch:
 
 
 class DivergedError(MtpdError):
-    """A loss is not finite, or has exploded.
-
-    Attributes:
-        batches: those since the last record.
-    """
+    """A loss is not finite, or has exploded; `batches` are those since the last record."""
 
     def __init__(self, text: str, batches: Sequence[SeenBatch] = ()) -> None:
         super().__init__(text)
@@ -64,11 +54,7 @@ class DivergedError(MtpdError):
 
 
 def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: int) -> None:
-    """Checks the batches since the last record.
-
-    Raises:
-        DivergedError: a loss is not finite, or the losses have exploded; it names the loss, its step and the batch.
-    """
+    """Raises a DivergedError, with loss, step and batch, if a loss is not finite or the losses have exploded."""
     for batch in batches:
         for name, value in batch.losses.items():
             if not math.isfinite(value):
@@ -87,13 +73,7 @@ def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: in
 
 
 def describe(error: DivergedError, *, losses_file: Path, progress_file: Path) -> MtpdError:
-    """Writes `losses_file` and returns the error with the files to look at and the next step.
-
-    Args:
-        error: what happened.
-        losses_file: for the losses of every batch since the last record.
-        progress_file: the last good state, if there is one.
-    """
+    """Writes the losses of each batch since the last record to `losses_file`; the error with what to do next."""
     seen = ''
     if error.batches:
         lines = [json.dumps(_plain(batch), allow_nan=False) + '\n' for batch in error.batches]

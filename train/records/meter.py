@@ -17,11 +17,7 @@ Item = TypeVar('Item')
 
 
 class Meter:
-    """Collects the losses of the steps. Only `look` waits for the GPU.
-
-    Attributes:
-        grad_norm: norm of the last gradient before clipping; None where it was not computed.
-    """
+    """Collects the losses of the steps. Only `look` waits for the GPU."""
 
     def __init__(
         self,
@@ -37,7 +33,7 @@ class Meter:
         self._device = device
         self._world = world
         self._first_total: float | None = None
-        self.grad_norm: Tensor | None = None
+        self.grad_norm: Tensor | None = None  # of the last gradient before clipping; None: not computed
         self._unseen: list[tuple[float, int, tuple[int, ...], Mapping[str, Tensor]]] = []
         self._seen: list[SeenBatch] = []
         self._waited = 0.0
@@ -65,23 +61,15 @@ class Meter:
             yield item
 
     def add(self, losses: Mapping[str, Tensor], *, step: int, image_ids: Sequence[int], weight: float = 1.0) -> None:
-        """Adds the losses of a batch; they stay on the device until `look`.
+        """Adds the losses of a batch, of the optimizer step `step` from 1; they stay on the device until `look`.
 
-        Args:
-            losses: by name.
-            step: optimizer step that the batch belongs to, from 1.
-            image_ids: its images.
-            weight: share of the global batch.
+        `weight` is the share of the global batch.
         """
         values = {name: value.detach().float() for name, value in losses.items()}
         self._unseen.append((weight, step, tuple(image_ids), values))
 
     def look(self) -> None:
-        """Gathers the losses of all processes on the host and checks them; all processes must call it.
-
-        Raises:
-            DivergedError: see `require_sound`.
-        """
+        """Gathers the losses of all processes, which must all call it, and checks them by `require_sound`."""
         if not self._unseen:
             return
         values = iter(torch.stack([one for *_, losses in self._unseen for one in losses.values()]).tolist())
@@ -96,11 +84,7 @@ class Meter:
         require_sound(self._seen, first_total=self._first_total, stage=self._stage)
 
     def record(self, *, step: int, epoch: int, lr: float, decay: Mapping[str, float]) -> TrainRecord:
-        """Returns the record since the last one and starts the next.
-
-        Raises:
-            DivergedError: as `look`.
-        """
+        """Returns the record since the last one and starts the next; raises as `look`."""
         self.look()
         sums: dict[str, float] = {}
         for batch in self._seen:

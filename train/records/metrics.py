@@ -6,81 +6,60 @@ Every record has `kind`, `stage` (from 1), `step` (optimizer steps of the stage 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from mtpd.errors import InputError, UnavailableError
 from mtpd.system.files import write_atomically
 
+Value = TypeVar('Value')
+
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """The training steps since the last record.
-
-    Attributes:
-        kind: `train`.
-        stage: number of the stage, from 1.
-        step: optimizer steps of the stage so far.
-        epoch: epoch that the step belongs to, from 1.
-        losses: each loss by name, weighted and decayed as it entered the sum, and `total`; means since the last record.
-        lr: learning rate of the last step.
-        decay: name of each decaying loss -> the factor of its weight in the last step.
-        images_per_second: training images per second, since the last record.
-        data_wait: share of that time in which the step waited for data, from 0 to 1.
-        peak_memory: bytes; peak of tensors on the GPU in this stage, or on a CPU the peak of the process.
-        seconds: of training since the last record, without evaluations; runs of earlier versions have none.
-        grad_norm: L2 norm of the last gradient before clipping; None where it was not computed.
-    """
+    """The training steps since the last record."""
 
     kind: ClassVar[str] = 'train'
 
     stage: int
     step: int
-    epoch: int
+    epoch: int  # that the step belongs to
+    # Means since the last record, weighted and decayed as they entered the sum, and `total`.
     losses: Mapping[str, float]
-    lr: float
-    decay: Mapping[str, float]
+    lr: float  # of the last step
+    decay: Mapping[str, float]  # name of each decaying loss -> the factor of its weight in the last step
     images_per_second: float
-    data_wait: float
-    peak_memory: int
-    seconds: float | None = None
-    grad_norm: float | None = None
+    data_wait: float  # share of the time in which the step waited for data, from 0 to 1
+    peak_memory: int  # bytes; of tensors on the GPU in this stage, on a CPU of the process
+    seconds: float | None = None  # since the last record, without evaluations; runs of earlier versions have none
+    grad_norm: float | None = None  # L2 norm of the last gradient before clipping; None: not computed
 
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation of the student.
-
-    Attributes:
-        kind: `evaluation`.
-        stage: number of the stage, from 1.
-        step: optimizer steps of the stage so far.
-        epoch: epochs trained.
-        metrics: COCO's numbers by name, such as `box/AP`, from 0 to 1; -1: there is nothing to find.
-        seconds: duration of the evaluation.
-        class_ap: AP of each class by kind and name, such as `{'box': {'person': 0.5}}`, from 0 to 1 or -1 likewise;
-            runs of earlier versions have none.
-    """
+    """One evaluation of the student."""
 
     kind: ClassVar[str] = 'evaluation'
 
     stage: int
     step: int
-    epoch: int
-    metrics: Mapping[str, float]
+    epoch: int  # epochs trained
+    metrics: Mapping[str, float]  # COCO's numbers by name, such as `box/AP`, from 0 to 1; -1: there is nothing to find
     seconds: float
+    # AP of each class by kind and name, such as `{'box': {'person': 0.5}}`; runs of earlier versions have none.
     class_ap: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
+Record = TrainRecord | EvaluationRecord
+KINDS: Mapping[str, type[Record]] = {one.kind: one for one in (TrainRecord, EvaluationRecord)}
+
+
+def append_record(path: Path, record: Record) -> None:
     """Appends a complete record, immediately visible to readers; creates the file if needed.
 
     JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`.
-
-    Raises:
-        UnavailableError: the disk is full or cannot be written.
     """
     content, not_finite = _finite({'kind': record.kind, **dataclasses.asdict(record)})
     if not_finite:
@@ -98,40 +77,80 @@ def append_record(path: Path, record: TrainRecord | EvaluationRecord) -> None:
 def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
     """Drops the records after a checkpoint, so that a resumed run writes them again without duplicates.
 
-    The last line may be torn, as after a kill; it is dropped too. A missing file is left missing.
-
-    Args:
-        path: the `metrics.jsonl`.
-        stage: stage of the checkpoint, from 1.
-        step: step of the checkpoint; its own records stay.
-        epoch: epochs of the stage that are finished, their evaluations done; later evaluations go.
+    The checkpoint is of `step` of `stage`, whose records stay; evaluations after `epoch` finished epochs go. A missing
+    file is left missing.
 
     Raises:
-        InputError: a line other than the last is not a record.
+        InputError: a line other than the last, which may be torn, is not a record.
     """
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = []
+
+    def is_kept(line: bytes) -> bool:
+        record = json.loads(line)
+        place = _value(record['stage'], int), _value(record['step'], int)
+        is_repeated = (record['kind'], place[0]) == ('evaluation', stage) and _value(record['epoch'], int) > epoch
+        return line.endswith(b'\n') and place <= (stage, step) and not is_repeated
+
+    content = path.read_bytes()
+    kept = [line for line, keep in _parsed(path, content, is_kept, advice='move the file away to resume') if keep]
+    if len(joined := b''.join(kept)) < len(content):
+        write_atomically(path, joined)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Reads the records of a run in their order; kinds and fields that this version does not know are left out.
+
+    A number that is null, because it was not finite, is NaN.
+
+    Raises:
+        InputError: there is no such file, or a line other than the last, which may be torn, is not a record.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); give the folder of a run of mtpd-train') from None
+    found = _parsed(path, content, _record, advice='remove the line from the file')
+    return [record for _, record in found if record is not None]
+
+
+def _parsed(
+    path: Path, content: bytes, parse: Callable[[bytes], Value], *, advice: str
+) -> Iterator[tuple[bytes, Value]]:
+    """Each line of a file and what `parse` makes of it; without the last line if it is torn, as after a kill."""
+    lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            place = _whole(record['stage']), _whole(record['step'])
-            repeated = (record['kind'], place[0]) == ('evaluation', stage) and _whole(record['epoch']) > epoch
+            found = parse(line)
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
-            raise InputError(f'{path} line {number} is not a metrics record; move the file away to resume') from None
-        if line.endswith(b'\n') and place <= (stage, step) and not repeated:
-            kept.append(line)
-    if len(kept) < len(lines):
-        write_atomically(path, b''.join(kept))
+            raise InputError(f'{path} line {number} is not a metrics record; {advice}') from None
+        yield line, found
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError('expected a whole number')
-    return value
+def _record(line: bytes) -> Record | None:
+    content = json.loads(line)
+    kind = KINDS.get(content['kind'])
+    if kind is None:
+        return None
+    given = [field for field in dataclasses.fields(kind) if field.name in content]
+    return kind(**{field.name: _value(content[field.name], field.type) for field in given})
+
+
+def _value(value: Any, kind: Any) -> Any:
+    """The value of a field of this type: an int, a float (null is NaN), an optional float, or numbers by name."""
+    if kind is int:
+        is_valid = type(value) is int
+    elif kind in (float, float | None):
+        is_valid = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    else:
+        is_valid = isinstance(value, dict)
+    if not is_valid:
+        raise TypeError(f'expected {kind}')
+    if isinstance(value, dict):
+        return {name: _value(one, dict if isinstance(one, dict) else float) for name, one in value.items()}
+    return math.nan if value is None and kind is float else value
 
 
 def _finite(values: Mapping[str, Any], prefix: str = '') -> tuple[dict[str, Any], list[str]]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -56,9 +57,8 @@ class Line:
 def run_charts(run: RunLog, summaries: Sequence[StageSummary]) -> dict[str, bytes]:
     """The charts of a run by name, as SVG; without those that there is nothing for.
 
-    Args:
-        run: its curves: `ap`, `loss`, `lr`, `speed` and `wait`, over the optimizer steps of all stages.
-        summaries: the stages in numbers, for `size_box` and `size_mask`, AP by size of objects.
+    `ap`, `loss`, `lr`, `speed` and `wait` are over the optimizer steps of all stages; `size_box` and `size_mask` are AP
+    by size of objects.
     """
     charts = {}
     borders = {f'stage {stage.number}': stage.first_step for stage in run.begun}
@@ -105,15 +105,12 @@ def loss_lines(run: RunLog) -> list[Line]:
         is_of_level = len(parts) == 3  # `distill/mgd/p3`
         label = '/'.join(parts[:2]) if is_of_level and len(names) > MAX_LOSSES else name
         groups.setdefault(label, []).append(name)
-    return [Line(label, _over_steps(run, _sum_of(group))) for label, group in groups.items()]
+    return [Line(label, _over_steps(run, partial(_sum_of, group))) for label, group in groups.items()]
 
 
-def _sum_of(names: Sequence[str]) -> Callable[[TrainRecord], float]:
-    def value(record: TrainRecord) -> float:
-        found = [record.losses[name] for name in names if name in record.losses]
-        return math.fsum(found) if found else math.nan
-
-    return value
+def _sum_of(names: Sequence[str], record: TrainRecord) -> float:
+    found = [record.losses[name] for name in names if name in record.losses]
+    return math.fsum(found) if found else math.nan
 
 
 def _over_steps(run: RunLog, value: Callable[[TrainRecord], float]) -> list[tuple[float, float]]:
@@ -135,12 +132,7 @@ def line_chart(
 ) -> bytes:
     """Lines in one chart, as SVG.
 
-    Args:
-        lines: what to draw.
-        y_label: what is drawn, with its unit.
-        borders: name of a stage -> x at which it begins; a vertical line marks it.
-        is_log: a logarithmic scale; what is not above zero is a gap.
-        from_zero: the scale begins at zero.
+    `borders` is name of a stage -> x at which it begins. With `is_log`, what is not above zero is a gap.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -183,13 +175,7 @@ def line_chart(
 
 
 def bar_chart(groups: Mapping[str, Sequence[float | None]], *, names: Sequence[str], y_label: str) -> bytes:
-    """Groups of bars, as SVG.
-
-    Args:
-        groups: name of a group -> a value for each of `names`; None leaves a gap.
-        names: of the bars within each group.
-        y_label: what is drawn, with its unit.
-    """
+    """Groups of bars, as SVG: name of a group -> a value for each of `names`; None leaves a gap."""
     hatches = ('', '///', '...', 'xx')
     with _figure() as (figure, axes):
         width = 0.8 / max(len(names), 1)

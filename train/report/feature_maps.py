@@ -17,7 +17,7 @@ from mtpd.detectors.features import NECK, neck_features, probe_levels, student_h
 from mtpd.detectors.transforms import make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.ordering.ridge import ridge_weights
-from mtpd_train.evaluator.detector import build_student, find_student, student_of_run, why_none
+from mtpd_train.evaluator.detector import build_student, stage_student
 from mtpd_train.report.images import map_uri, photo_uri, read_pixels
 from mtpd_train.report.run_log import RunLog, StageLog, entries, section
 from mtpd_train.run_folder import stage_folder
@@ -56,23 +56,11 @@ def stage_maps(
 ) -> StageMaps:
     """The maps of the teacher that a stage's cache holds, and of the stage's student, on training images.
 
-    Args:
-        run: the run.
-        stage: one of its stages.
-        num_images: to be shown, at most.
-        device: where the student runs.
-        read: reads annotation files.
-
-    Raises:
-        InputError: the stage has no cache, no student yet, or its images are gone.
-        CacheError: the cache is gone or another one than the stage learned from.
+    Refuses a stage without a cache or without a student yet, and another cache than the stage learned from.
     """
     if stage.settings.get('cache') is None:
         raise InputError('the stage did not use a cache')
-    stage_files = stage_folder(run.folder, stage.number)
-    found = find_student(stage_files)
-    if found is None:
-        raise InputError(why_none(stage_files))
+    detector, title = stage_student(stage_folder(run.folder, stage.number))
     cache = mtpd.cache.open(stage.settings['cache'])
     if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
         raise CacheMismatchError(f'{cache.path}: is not the cache that the stage was trained with')
@@ -81,7 +69,7 @@ def stage_maps(
     images = [
         image for image in coco.images if image.id in cache and any(one.is_object for one in coco.annotations[image.id])
     ]
-    student = build_student(student_of_run(stage_files, found.checkpoint), device)
+    student = build_student(detector, device)
     shown = spread(images, num_images)
     pairs: dict[int, dict[str, Pair]] = {}
     for image in (*spread(images, max(num_images, NUM_FITTED)), *shown):
@@ -99,7 +87,7 @@ def stage_maps(
         uris = [map_uri(picture) for picture in principal_colours([*taught, *own], fitted_to=taught)]
         pictures[level] = list(zip(uris[: len(shown)], uris[len(shown) :], strict=True))
     return StageMaps(
-        student=found.title,
+        student=title,
         images=[
             ImageMaps(
                 image.file_name,
@@ -113,16 +101,11 @@ def stage_maps(
 
 
 def fit_adapter(pairs: Sequence[Pair]) -> tuple[Callable[[Tensor], Tensor], float]:
-    """The linear map of a student's channels that comes closest to its teacher's, by ridge regression over cells.
+    """The linear map (S, H, W) -> (C, H, W) of a student's channels that comes closest to its teacher's, by ridge
+    regression over cells, and the share of the variance of the teacher's cells that it explains.
 
     Adapters that are trained are not kept, and a student may order its channels as it likes: only behind such a map can
     its features be compared with the teacher's.
-
-    Args:
-        pairs: the maps of some images.
-
-    Returns:
-        The map, (S, H, W) -> (C, H, W), and the share of the variance of the teacher's cells that it explains.
     """
     cells = []
     for pair in pairs:

@@ -19,7 +19,7 @@ from mtpd.errors import MtpdError
 from mtpd.system.console import say
 from mtpd.system.environment import choose_device
 from mtpd.system.files import canonical_json, sha256_bytes, write_output
-from mtpd.system.text import format_bytes, table
+from mtpd.system.text import format_bytes, format_duration, table
 from mtpd_train.report.charts import ap_line, line_chart, run_charts
 from mtpd_train.report.feature_maps import stage_maps
 from mtpd_train.report.images import data_uri
@@ -55,15 +55,7 @@ class ClassRow:
 
 
 def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: float, device: str) -> None:
-    """`mtpd-report RUN`: writes the page of a run.
-
-    Args:
-        folder: of the run, finished or not.
-        out: the page; None: in the folder.
-        num_images: how many images predictions and maps are shown on; 0: none.
-        min_score: of detections that are shown.
-        device: where students run: `auto`, `cpu` or `cuda`.
-    """
+    """`mtpd-report RUN`: writes the page of a run, finished or not; with no `num_images`, no predictions and maps."""
     run, on = read_run(folder), choose_device(device)
     summaries = summarise(run)
     evaluated = [one for one in summaries if one.metrics]
@@ -85,7 +77,12 @@ def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: fl
         'sources': cache_facts(run),
         'versions': section(run.facts, 'versions'),
         'device': run.facts.get('device', 'unknown'),
-        'settings': {stage.number: _yaml(stage.settings) for stage in run.stages},
+        'settings': {
+            stage.number: yaml.safe_dump(
+                stage.settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+            )
+            for stage in run.stages
+        },
     }
     _write(out or folder / PAGE_FILE, 'run.html', context)
 
@@ -93,10 +90,8 @@ def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: fl
 def compare_runs(folders: Sequence[Path], *, as_json: bool, html: Path | None) -> None:
     """`mtpd-report compare RUN...`: prints runs side by side, a row for each stage.
 
-    Args:
-        folders: of the runs.
-        as_json: print plain values instead: AP from 0 to 1, bytes, seconds, null for what is not known.
-        html: a page to write with the table and the AP curves; None: none.
+    With `as_json` as plain values: AP from 0 to 1, bytes, seconds, null for what is not known. `html` is a page to
+    write with the table and the AP curves.
     """
     runs = [read_run(folder) for folder in folders]
     # A column that is empty but for its heading is left out.
@@ -140,10 +135,10 @@ def _compared_rows(runs: Sequence[RunLog]) -> Iterator[list[str]]:
                 *(percent(one.metrics.get(f'box/{metric}')) for metric in COMPARED),
                 percent(one.metrics.get('mask/AP')),
                 percent(one.best_ap),
-                duration(one.seconds),
+                number(one.seconds, format_duration),
                 number(one.images_per_second),
                 percent(one.data_wait),
-                gigabytes(one.peak_memory),
+                number(one.peak_memory, format_bytes),
             ]
             name = ''
         if name:
@@ -217,11 +212,6 @@ def _attempt(make: Callable[[], object], num_images: int) -> Attempt:
         return Attempt(None, ' '.join(str(error).split()))
 
 
-def _yaml(settings: Any) -> str:
-    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-    return text
-
-
 def _write(out: Path, template: str, context: Mapping[str, Any]) -> None:
     """Writes a template of this package, with everything that comes from files escaped."""
     environment = Environment(
@@ -235,9 +225,9 @@ def _write(out: Path, template: str, context: Mapping[str, Any]) -> None:
         'breakable': lambda text: Markup('/<wbr>').join(text.split('/')),  # a path may wrap after a slash
         'percent': percent,
         'number': number,
-        'signed': partial(number, form='+.1f'),
-        'gigabytes': gigabytes,
-        'duration': duration,
+        'signed': partial(number, form='{:+.1f}'.format),
+        'size': partial(number, form=format_bytes),
+        'duration': partial(number, form=format_duration),
     }
     made = {'made_by': f'mtpd {version("mtpd")}', 'made_at': f'{datetime.now(UTC):%Y-%m-%d %H:%M} UTC'}
     page = environment.get_template(template).render({**context, **made})
@@ -246,26 +236,11 @@ def _write(out: Path, template: str, context: Mapping[str, Any]) -> None:
     say(f'{out}: {format_bytes(len(content))}; open it in a browser')
 
 
-def number(value: float | None, form: str = '.1f') -> str:
-    """A number as text; a dash for what is not known, as below."""
-    return UNKNOWN if value is None else format(value, form)
+def number(value: float | None, form: Callable[[float], str] = '{:.1f}'.format) -> str:
+    """A number as text; a dash for what is not known."""
+    return UNKNOWN if value is None else form(value)
 
 
 def percent(value: float | None) -> str:
     """0 to 1 as 0.0 to 100.0."""
     return number(in_percent(value))
-
-
-def gigabytes(num_bytes: int | None) -> str:
-    """Bytes as text."""
-    return UNKNOWN if num_bytes is None else f'{num_bytes / 1e9:.2f} GB'
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as text, such as `27 h 05 min`."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 60:
-        return f'{seconds:.0f} s'
-    minutes = round(seconds / 60)
-    return f'{minutes} min' if minutes < 120 else f'{minutes // 60} h {minutes % 60:02d} min'

@@ -12,14 +12,7 @@ from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, read_annotations,
 from mtpd.errors import InputError, MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect
-from mtpd_train.evaluator.detector import (
-    Detector,
-    build_student,
-    category_ids,
-    find_student,
-    student_of_run,
-    why_none,
-)
+from mtpd_train.evaluator.detector import Detector, build_student, category_ids, stage_student
 from mtpd_train.report.images import DrawnBox, photo_uri, read_pixels
 from mtpd_train.report.run_log import RunLog
 from mtpd_train.run_folder import stage_folder
@@ -63,26 +56,14 @@ class Predictions:
 def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch.device) -> Predictions:
     """Images with objects, at equal distances in the validation set, as the students of all stages see them.
 
-    Args:
-        run: the run.
-        num_images: at most.
-        min_score: of detections that are drawn.
-        device: where students run.
-
-    Raises:
-        InputError: the annotations are gone or name no objects, or the run had no validation set.
+    Refuses a run without a validation set, and annotations that are gone or name no objects.
     """
     students: dict[int, Detector] = {}
     titles: dict[int, str] = {}
     missing: dict[int, str] = {}
     for stage in run.stages:
-        folder = stage_folder(run.folder, stage.number)
         try:
-            student = find_student(folder)
-            if student is None:
-                raise InputError(why_none(folder))
-            students[stage.number] = student_of_run(folder, student.checkpoint)
-            titles[stage.number] = student.title
+            students[stage.number], titles[stage.number] = stage_student(stage_folder(run.folder, stage.number))
         except MtpdError as error:
             missing[stage.number] = str(error)
     if not students:

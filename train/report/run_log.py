@@ -4,16 +4,14 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtpd.errors import InputError
-from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
+from mtpd_train.records.metrics import EvaluationRecord, Record, TrainRecord, read_records
 from mtpd_train.run_folder import DIVERGED_FILE, METRICS_FILE, RUN_FILE, STUDENT_FILE, stage_folder
-
-Record = TrainRecord | EvaluationRecord
-KINDS: Mapping[str, type[Record]] = {one.kind: one for one in (TrainRecord, EvaluationRecord)}
+from mtpd_train.run_identity import SOURCES
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,7 @@ class RunLog:
 
 
 def read_run(folder: Path) -> RunLog:
-    """Reads a run, finished or not.
-
-    Raises:
-        InputError: the folder holds no run, or its files are damaged.
-    """
+    """Reads a run, finished or not; refuses a folder that holds no run, and damaged files."""
     if not (folder / RUN_FILE).is_file():
         raise InputError(f'{folder}: is not a run folder ({RUN_FILE} is missing); give the --out of mtpd-train')
     try:
@@ -105,13 +99,9 @@ def read_run(folder: Path) -> RunLog:
 
 
 def _teaching(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    cache, teacher, checkpoint = (settings.get(name) for name in ('cache', 'teacher', 'checkpoint'))
-    if cache is not None:
-        return section(section(facts, 'caches'), str(cache))
-    if teacher is None:
-        return None
-    # The name of a live teacher holds its checkpoint, where it has one.
-    return section(section(facts, 'teachers'), str(teacher) if checkpoint is None else f'{teacher} from {checkpoint}')
+    kinds = {'cache': 'caches', 'teacher': 'teachers'}
+    kind = next((kinds[key] for key in kinds if settings.get(key) is not None), None)
+    return None if kind is None else section(section(facts, kind), SOURCES[kind](settings))
 
 
 def section(content: Any, name: str) -> Mapping[str, Any]:
@@ -124,48 +114,6 @@ def entries(content: Any, name: str) -> list[Any]:
     """A list inside a JSON object; empty where there is none."""
     found = content.get(name) if isinstance(content, Mapping) else None
     return found if isinstance(found, list) else []
-
-
-def read_records(path: Path) -> list[Record]:
-    """Reads the records of a run in their order; kinds and fields that this version does not know are left out.
-
-    A number that is null, because it was not finite, is NaN. The last line may be partial.
-
-    Raises:
-        InputError: there is no such file, or a line other than the last is not a record.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror}); give the folder of a run of mtpd-train') from None
-    found: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-            kind = KINDS.get(content['kind'])
-            if kind is not None:
-                given = [field for field in fields(kind) if field.name in content]
-                found.append(kind(**{field.name: _value(content[field.name], field.type) for field in given}))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number == len(lines):
-                break
-            raise InputError(f'{path} line {number} is not a metrics record; remove the line from the file') from None
-    return found
-
-
-def _value(value: Any, kind: Any) -> Any:
-    """The value of a field of this type: an int, a float (null is NaN), an optional float, or numbers by name."""
-    if kind is int:
-        is_valid = type(value) is int
-    elif kind in (float, float | None):
-        is_valid = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    else:
-        is_valid = isinstance(value, dict)
-    if not is_valid:
-        raise TypeError(f'expected {kind}')
-    if isinstance(value, dict):
-        return {name: _value(one, dict if isinstance(one, dict) else float) for name, one in value.items()}
-    return math.nan if value is None and kind is float else value
 
 
 @dataclass(frozen=True)

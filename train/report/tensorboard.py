@@ -8,54 +8,40 @@ from typing import Any
 from mtpd.errors import InputError, UnavailableError
 from mtpd.system.console import say
 from mtpd.system.files import unwritable
-from mtpd_train.report.run_log import Record, RunLog, known, read_run
+from mtpd_train.records.metrics import Record
+from mtpd_train.report.run_log import known, read_run
 
 EVENTS = 'events.out.tfevents.'
 FOLDER = 'tensorboard'
 
 
 def export(folder: Path, *, out: Path | None) -> None:
-    """`mtpd-report tensorboard RUN`: writes event files, in place of those that are there.
-
-    Args:
-        folder: of the run.
-        out: folder of the event files; None: in that of the run.
-
-    Raises:
-        InputError: `out` holds something else.
-        UnavailableError: the package tensorboard is not installed, or `out` cannot be written.
-    """
+    """`mtpd-report tensorboard RUN`: writes event files in place of earlier ones; refuses a folder of others."""
     run, out = read_run(folder), out or folder / FOLDER
-    try:
-        count = _export(run, out)
-    except OSError as error:
-        raise unwritable(out, error, option='--out') from error
-    way = f'{count} values; view them with tensorboard --logdir {out}' if count else 'nothing to export yet'
-    say(f'{out}: {way}')
-
-
-def _export(run: RunLog, out: Path) -> int:
-    """Writes the event files; returns the number of values."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UnavailableError(
             f'the export needs tensorboard, which is not installed ({error}): pip install tensorboard'
         ) from error
-    earlier = list(out.iterdir()) if out.is_dir() else []
-    if any(not path.name.startswith(EVENTS) for path in earlier):
-        raise InputError(f'{out}: holds files other than TensorBoard events; choose another --out')
-    for path in earlier:
-        path.unlink()
     count = 0
-    writer: Any = SummaryWriter(log_dir=str(out))
-    with writer:
-        for stage in run.begun:
-            for record in stage.records:
-                for tag, value in _scalars(record):
-                    writer.add_scalar(tag, value, global_step=stage.first_step + record.step)
-                    count += 1
-    return count
+    try:
+        earlier = list(out.iterdir()) if out.is_dir() else []
+        if any(not path.name.startswith(EVENTS) for path in earlier):
+            raise InputError(f'{out}: holds files other than TensorBoard events; choose another --out')
+        for path in earlier:
+            path.unlink()
+        writer: Any = SummaryWriter(log_dir=str(out))
+        with writer:
+            for stage in run.begun:
+                for record in stage.records:
+                    for tag, value in _scalars(record):
+                        writer.add_scalar(tag, value, global_step=stage.first_step + record.step)
+                        count += 1
+    except OSError as error:
+        raise unwritable(out, error, option='--out') from error
+    way = f'{count} values; view them with tensorboard --logdir {out}' if count else 'nothing to export yet'
+    say(f'{out}: {way}')
 
 
 def _scalars(record: Record) -> Iterator[tuple[str, float]]:

@@ -24,8 +24,7 @@ def schema_text() -> str:
 
 
 def dump_stage(stage: StageSettings) -> str:
-    """A stage as YAML that `load_stages` reads back: every setting below its description, with its default as a comment
-    where it differs."""
+    """A stage as YAML that `load_stages` reads back: each setting below its description, other defaults as comments."""
     return HEADER + '\n'.join(_section(stage, indent='')) + '\n'
 
 

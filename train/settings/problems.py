@@ -56,19 +56,12 @@ _NOT_GEOMETRIC = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a stage.
+    """One thing wrong with a stage."""
 
-    Attributes:
-        place: where its key is set, as text.
-        key: dotted; empty for the stage as a whole.
-        text: the value found, what was wanted and, if known, the next step.
-        error: the error that says so, of a stage that cannot be built.
-    """
-
-    place: str
-    key: str
-    text: str
-    error: MtpdError | None = None
+    place: str  # where its key is set
+    key: str  # dotted; empty for the stage as a whole
+    text: str  # the value found, what was wanted and, if known, the next step
+    error: MtpdError | None = None  # the error that says so, of a stage that cannot be built
 
 
 class Unbuildable(Exception):
@@ -92,21 +85,13 @@ class Problems:
             self.found.append(Problem(self._place_of(key), key, ' '.join(str(error).split()), error))
 
     def require_none(self) -> None:
-        """Ends the building of the stage when it has problems.
-
-        Raises:
-            Unbuildable: it has.
-        """
+        """Ends the building of the stage when it has problems."""
         if self.found:
             raise Unbuildable
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:
-    """Raises all problems of stages that cannot be built as one error; a single one keeps its type.
-
-    Raises:
-        MtpdError: there are some.
-    """
+    """Raises all problems of stages that cannot be built as one MtpdError; a single one keeps its type."""
     if not problems:
         return
     first = problems[0]
@@ -125,13 +110,9 @@ def table(heading: str, problems: Sequence[Problem]) -> str:
 
 
 def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden: Sequence[str]) -> list[Problem]:
-    """The problems that pydantic found, in the order of the file.
+    """The problems that pydantic found in `content`, the stage with overrides applied, in the order of the file.
 
-    Args:
-        error: what pydantic raised for `content`.
-        content: the stage as plain values, overrides applied.
-        root: the file's YAML nodes.
-        overridden: dotted keys that the command line set.
+    `root` has the file's YAML nodes, `overridden` the dotted keys that the command line set.
     """
     found = []
     for detail in error.errors(include_url=False):

@@ -16,15 +16,10 @@ from mtpd_train.settings.stage_settings import StageSettings
 
 
 def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list[StageSettings]:
-    """Reads and checks the stages of a run.
+    """Reads and checks the stages of a run; one InputError lists every problem of every file.
 
-    Args:
-        paths: stage files, in the order of training.
-        overrides: `key.path=value` with a YAML value, each set in every stage; `distill.0.weight=1` reaches into a
-            list.
-
-    Raises:
-        InputError: a file cannot be read or is invalid; the text lists every problem of every file.
+    `overrides` are `key.path=value` with a YAML value, each set in every stage; `distill.0.weight=1` reaches into a
+    list.
     """
     stages: list[StageSettings] = []
     errors: list[str] = []
@@ -43,13 +38,7 @@ def load_stages(paths: Sequence[Path], *, overrides: Sequence[str] = ()) -> list
 
 
 def place_of(paths: Sequence[Path], overrides: Sequence[str], number: int, key: str) -> str:
-    """Where a key of stage `number`, from 1, was set, as text: its file and line, or the command line.
-
-    Args:
-        paths, overrides: as for `load_stages`.
-        number: of the stage.
-        key: dotted.
-    """
+    """Where a dotted key of stage `number`, from 1, was set, as text: its file and line, or the command line."""
     path = paths[number - 1]
     changed = [override.partition('=')[0].replace('[', '.').replace(']', '') for override in overrides]
     if any(f'{key}.'.startswith(f'{one}.') or one.startswith(f'{key}.') for one in changed):

@@ -57,11 +57,7 @@ class CachedTeacher(TeacherSource):
         return record.num_classes
 
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
-        """Checks that the cache holds just this data set, in every view that training draws.
-
-        Raises:
-            CacheMismatchError: it does not.
-        """
+        """Checks that the cache holds just this data set, in every view that training draws."""
         cache, coco = self.reader, train_set.coco
         data = cache.manifest.description.fingerprint.get('data')
         found = data.get('annotations') if isinstance(data, dict) else None

@@ -21,13 +21,9 @@ from mtpd_train.teachers.teacher_source import ReadAhead, TeacherSource
 
 @dataclass(frozen=True)
 class LiveTeacher(TeacherSource):
-    """The source of a network; computes what extraction computes, and stores nothing.
+    """The source of a network; computes what extraction computes, and stores nothing."""
 
-    Attributes:
-        teacher: the network with its preprocessing. It is part of no other module, so nothing trains or saves it.
-    """
-
-    teacher: Teacher
+    teacher: Teacher  # part of no other module, so nothing trains or saves it
 
     kind: ClassVar[Literal['teachers']] = 'teachers'
 
@@ -85,9 +81,9 @@ class LiveTeacher(TeacherSource):
             require_finite(values[seen], level=level.name, view=view, image_ids=ids)
 
 
-def teacher_name(teacher: str | None, checkpoint: Path | str | None) -> str | None:
+def teacher_name(teacher: str, checkpoint: Path | str | None) -> str:
     """What a user calls a teacher in the loop: its reference, with its weights where they are named."""
-    return teacher if teacher is None or checkpoint is None else f'{teacher} from {checkpoint}'
+    return teacher if checkpoint is None else f'{teacher} from {checkpoint}'
 
 
 def live_teacher(teacher: Teacher, *, name: str) -> LiveTeacher:

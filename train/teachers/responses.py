@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.detectors.detector_heads import CapturedRois, predict_rois
+from mtpd.detectors.class_names import require_same_labels
+from mtpd.detectors.detector_heads import CapturedRois, predict_rois, student_box_coder, student_num_classes
+from mtpd.detectors.features import NECK
 from mtpd.detectors.transforms import Sample
+from mtpd.errors import InputError
 from mtpd.geometry import Level
-from mtpd.heads.roi_head import RoiHead
+from mtpd.heads.roi_head import RoiHead, RoiHeadRecord
 from mtpd.heads.rois import BoxCoder, ImageRois, mirrored, scaled
+from mtpd.losses.options import Options
 from mtpd.losses.tar_head import (
     LabelledBoxes,
     Matches,
@@ -25,26 +29,76 @@ from mtpd.losses.tar_head import (
     predictions_of_head,
     tar_head_losses,
 )
+from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 @dataclass(frozen=True)
 class Responses:
     """The loss on responses of a stage.
 
-    Attributes:
-        options: configuration of the loss.
-        coder: the student's box coder.
-        num_classes: object classes of student and teacher.
-        head: the teacher's RoI head; None where stored predictions are used. It is part of no other module, so nothing
-            trains or saves it.
-        levels: the teacher's levels that the head takes RoIs from, in its order; none without a head.
+    Without a `head` the teacher's stored predictions are used. It is part of no other module, so nothing trains or
+    saves it.
     """
 
     options: TarHeadOptions
-    coder: BoxCoder
-    num_classes: int
-    head: RoiHead | None
-    levels: tuple[Level, ...]
+    coder: BoxCoder  # the student's
+    num_classes: int  # of student and teacher
+    head: RoiHead | None  # the teacher's
+    levels: tuple[Level, ...]  # of the teacher, that the head takes RoIs from, in its order; none without a head
+
+
+def build_responses(
+    distill: Sequence[Options], *, student: nn.Module, classes: Sequence[str], source: TeacherSource | None
+) -> Responses | None:
+    """The loss on responses in `distill`, if there is one; `classes` are the names of the student's labels."""
+    entries = [one for one in distill if isinstance(one, TarHeadOptions)]
+    if not entries or source is None:
+        return None
+    if len(entries) > 1:
+        raise InputError('distill lists tar_head twice; remove one')
+    (options,) = entries
+    coder, num_classes = student_box_coder(student), student_num_classes(student)
+    if options.mode == 'head_on_gpu' and source.hook_point != NECK:
+        raise InputError(
+            f'tar_head: the maps of {source.name} are taken before the norms of its neck, but its RoI head needs '
+            'those after; extract the cache with --hook neck (with a `teacher`: set hook to neck)'
+        )
+    head = source.roi_head() if options.mode == 'head_on_gpu' else None
+    of_teacher = source.num_roi_classes() if head is None else head.record.num_classes
+    if of_teacher != num_classes:
+        raise InputError(
+            f'tar_head: the teacher of {source.name} has {of_teacher} classes, the student {num_classes}; '
+            'use a teacher trained on the classes of data.train'
+        )
+    require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
+    return Responses(
+        options=options,
+        coder=coder,
+        num_classes=num_classes,
+        head=head,
+        levels=() if head is None else _levels(head.record, source),
+    )
+
+
+def _levels(record: RoiHeadRecord, source: TeacherSource) -> tuple[Level, ...]:
+    """The levels that a head takes RoIs from, in its order."""
+    # Of several maps of one stride the first has the stride's name.
+    by_stride = {level.stride: level for level in reversed(source.levels)}
+    missing = [stride for stride in record.strides if stride not in by_stride]
+    if missing:
+        raise InputError(
+            f'tar_head: the RoI head of {source.name} needs levels of strides '
+            f'{", ".join(map(str, record.strides))}, but it has {", ".join(level.name for level in source.levels)}, '
+            f'none of stride {missing[0]}; add that level with --levels when extracting'
+        )
+    levels = tuple(by_stride[stride] for stride in record.strides)
+    wrong = [level for level in levels if level.channels != record.in_channels]
+    if wrong:
+        raise InputError(
+            f'tar_head: the RoI head of {source.name} needs {record.in_channels} channels, but its {wrong[0].name} '
+            f'has {wrong[0].channels}; extract the cache again'
+        )
+    return levels
 
 
 def response_losses(
@@ -61,12 +115,10 @@ def response_losses(
     """The losses of a batch by name, weighted and decayed: on the student's own proposals, or on the teacher's.
 
     Args:
-        responses: configuration.
         samples: the images of the batch, after `collate`.
         teacher: level name -> the teacher's maps (B, C, H, W), on which its head judges the student's proposals.
         stored: without such a head: the teacher's proposals on each image, in px of the original image, and what it
             says about them. The student's head is run on them.
-        model: the student.
         maps: (B, C, H, W) of all levels of the student's neck.
         captured: what the student's head did in its forward pass; needed with a head of the teacher.
         progress: share of the stage that is done.

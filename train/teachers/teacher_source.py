@@ -18,66 +18,39 @@ from mtpd_train.data.sampling import Request
 
 
 class ReadAhead(NamedTuple):
-    """What is read ahead for a batch.
+    """What is read ahead for a batch."""
 
-    Attributes:
-        maps: level name -> the teacher's maps (B, C, H, W), or nothing where there is nothing to read.
-        rois: the teacher's proposals on each of its images, in px of the original image, or nothing.
-    """
-
-    maps: Mapping[str, EncodedMaps] = {}
-    rois: Sequence[ImageRois] = ()
+    maps: Mapping[str, EncodedMaps] = {}  # level name -> the teacher's maps (B, C, H, W), where there are any to read
+    rois: Sequence[ImageRois] = ()  # the teacher's proposals on each image, in px of the original image
 
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """A teacher as the trainer sees it: what both kinds have in common, and what one that reads nothing ahead does.
+    """A teacher as the trainer sees it: what both kinds have in common, and what one that reads nothing ahead does."""
 
-    Attributes:
-        name: what the user calls it: the folder of a cache, the name of a teacher.
-        description: what it is, as JSON values; a run is not resumed with another one.
-        levels: all levels that it can give.
-        geometry: resize and padding of its inputs, which are those of the student too.
-        classes: what its labels mean, in their order; None where it does not say.
-        hook_point: where in the network its maps were taken.
-        kind: the part of run.json that records it.
-    """
+    name: str  # what the user calls it: the folder of a cache, the name of a teacher
+    description: Mapping[str, Any]  # what it is, as JSON values; a run is not resumed with another one
+    levels: tuple[Level, ...]  # all that it can give
+    geometry: Geometry  # resize and padding of its inputs, which are those of the student too
+    classes: tuple[str, ...] | None  # what its labels mean, in their order; None where it does not say
+    hook_point: str  # where in the network its maps were taken
 
-    name: str
-    description: Mapping[str, Any]
-    levels: tuple[Level, ...]
-    geometry: Geometry
-    classes: tuple[str, ...] | None
-    hook_point: str
-
-    kind: ClassVar[Literal['caches', 'teachers']]
+    kind: ClassVar[Literal['caches', 'teachers']]  # the part of run.json that records it
 
     def weights(self) -> dict[str, Tensor]:
         """The teacher's neck and head parameters by their name in the teacher, on the CPU."""
         raise NotImplementedError
 
     def roi_head(self) -> RoiHead:
-        """The teacher's RoI head, in float32 on the CPU, for maps that this source gives.
-
-        Raises:
-            MtpdError: the teacher has none that mtpd can run; the message states why.
-        """
+        """The teacher's RoI head, in float32 on the CPU, for the maps of this source; an MtpdError if it has none."""
         raise NotImplementedError
 
     def num_roi_classes(self) -> int:
-        """Object classes of the teacher's proposals that are stored.
-
-        Raises:
-            MtpdError: none are.
-        """
+        """Object classes of the teacher's stored proposals; an MtpdError where none are."""
         raise NotImplementedError
 
     def require_fit(self, train_set: DetectionDataset, *, flip: float) -> None:
-        """Checks that it can teach on all images of a data set, in every view that training draws.
-
-        Raises:
-            MtpdError: it cannot.
-        """
+        """Checks that it can teach on all images of a data set, in every view that training draws."""
 
     def to(self, device: torch.device) -> None:
         """Moves what computes, in place; what is only read stays where it is."""
@@ -92,13 +65,8 @@ class TeacherSource:
     ) -> Iterator[ReadAhead]:
         """What `maps` needs of each batch, in order, prepared by threads while the steps before are computed.
 
-        The result for a batch is valid until the next is requested.
-
-        Args:
-            batches: that will be requested.
-            levels: names of those that `maps` will give.
-            with_rois: whether the proposals are wanted too, if `num_roi_classes` says that there are some.
-            device: where `maps` will compute; a GPU is copied to while it computes.
+        The result for a batch is valid until the next is requested. With `with_rois` the stored proposals are read too.
+        `device` is where `maps` will compute; a GPU is copied to while it computes.
         """
         return itertools.repeat(ReadAhead(), len(batches))
 
@@ -108,12 +76,6 @@ class TeacherSource:
         """Level name -> maps (B, C, H, W) on `device`, without gradient; call it outside of autocast.
 
         An image's map covers its own padded input; the grid is that of the largest, and the values beyond are zero.
-        They, like all padding, are masked out of every loss. The maps hold as long as `ahead` does.
-
-        Args:
-            samples: the images of the batch.
-            ahead: what `read_ahead` gave for it.
-            levels: those to give.
-            device: where to compute.
+        They, like all padding, are masked out of every loss. The maps hold as long as `ahead`, from `read_ahead`, does.
         """
         return ahead.maps

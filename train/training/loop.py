@@ -4,7 +4,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,19 +30,8 @@ def train_stage(
 ) -> None:
     """Trains the stage's student in place, resuming from `progress_file` if it exists.
 
-    With `optim.ema` the student has the averaged weights in the end.
-
-    Args:
-        stage: what to train.
-        device: of this process.
-        progress_file: the stage's training state; kept students are saved beside it.
-        metrics_file: the run's log.
-        stop: set when the user wants to stop.
-        world: the processes that train together.
-
-    Raises:
-        Interrupted: the user stopped it; the last optimizer step is saved.
-        MtpdError: the training has diverged, an image cannot be read, the cache is damaged, the disk is full.
+    With `optim.ema` the student has the averaged weights in the end. Kept students are saved beside `progress_file`.
+    Raises Interrupted when the user stopped it; the last optimizer step is then saved.
     """
     stage.to(device)
     model, optim = stage.student.model, stage.settings.optim
@@ -66,7 +54,8 @@ def train_stage(
         # Batches do not depend on earlier ones, so a resumed epoch starts in its middle.
         done = (step - epoch * steps_per_epoch) * optim.accumulate
         model.train()
-        with _progress_bar(stage, epoch, num_images=[len(batch) for batch in batches], done=done) as bar:
+        sizes, title = [len(batch) for batch in batches], f'stage {stage.number} epoch {epoch + 1}/{optim.epochs}'
+        with progress_bar(total=sum(sizes), initial=sum(sizes[:done]), unit='image', desc=title) as bar:
             requests = [share.requests for share in shares[done:]]
             for number, (samples, ahead) in enumerate(meter.timed(loaded(stage, requests)), start=done):
                 seed_everything((*stage.epoch_seed(epoch), number, world.rank))
@@ -91,7 +80,7 @@ def train_stage(
                     ends_step=ends_step,
                 )
                 meter.add(losses, step=step + 1, image_ids=[one.image_id for one in samples], weight=weight)
-                bar.update(len(batches[number]))
+                bar.update(sizes[number])
                 if not ends_step:
                     continue
 
@@ -138,11 +127,6 @@ def seed_everything(seed: Sequence[int]) -> None:
     # Some samplers of mmdet draw from these.
     np.random.seed(number % 2**32)
     random.seed(number)
-
-
-def _progress_bar(stage: Stage, epoch: int, *, num_images: list[int], done: int) -> Any:
-    title = f'stage {stage.number} epoch {epoch + 1}/{stage.settings.optim.epochs}'
-    return progress_bar(total=sum(num_images), initial=sum(num_images[:done]), unit='image', desc=title)
 
 
 def _interrupted(stage: Stage, epoch: int, step: int) -> Interrupted:

@@ -35,15 +35,10 @@ _EPOCH_FILE = re.compile(r'epoch_([1-9]\d*)\.pth')
 
 @dataclass(frozen=True)
 class Position:
-    """A moment between two optimizer steps of a stage.
+    """A moment between two optimizer steps of a stage."""
 
-    Attributes:
-        epoch: finished epochs, their evaluations done.
-        step: optimizer steps done; at the end of an epoch that is not finished only its evaluation is left.
-    """
-
-    epoch: int = 0
-    step: int = 0
+    epoch: int = 0  # finished epochs, their evaluations done
+    step: int = 0  # optimizer steps done; at the end of an epoch that is not finished only its evaluation is left
 
 
 class Saver:
@@ -79,11 +74,7 @@ class Saver:
         return self._world.is_main and time.monotonic() - self._saved >= self._every
 
     def restore(self, metrics_file: Path) -> Position:
-        """Restores the last save, if there is one, and drops later records and students.
-
-        Raises:
-            InputError: the file is damaged, or belongs to another stage.
-        """
+        """Restores the last save, if any, and drops later records and students; refuses the save of another stage."""
         is_main, path, position = self._world.is_main, self._file, Position()
         saved = self._world.from_main(_read(path) if is_main and path.exists() else None)
         if saved is not None:
@@ -100,12 +91,7 @@ class Saver:
         return position
 
     def save(self, position: Position) -> None:
-        """Saves the state between two steps.
-
-        Raises:
-            DivergedError: the training has diverged; the last save stays.
-            UnavailableError: the disk is full; likewise.
-        """
+        """Saves the state between two steps. On a DivergedError or a full disk the last save stays."""
         self._meter.look()
         self._require_finite(self._stage.student.model, position)
         if self._world.is_main:
@@ -114,14 +100,9 @@ class Saver:
         self._saved = time.monotonic()
 
     def finish_epoch(self, position: Position, metrics: Mapping[str, float]) -> None:
-        """Saves the state after an epoch, and its student if it is to be kept or the best.
+        """Saves the state after an epoch, and its student if it is to be kept or the best; raises as `save`.
 
-        Args:
-            position: the end of the epoch.
-            metrics: of its evaluation; empty without one.
-
-        Raises:
-            DivergedError, UnavailableError: as `save`.
+        `metrics` are of its evaluation; empty without one.
         """
         folder, keep = self._file.parent, self._stage.settings.save.keep
         self._require_finite(self._student, position)
@@ -145,22 +126,14 @@ class Saver:
 
 
 def save_student(path: Path, model: nn.Module, *, classes: tuple[str, ...], meta: Mapping[str, Any]) -> None:
-    """Writes `{'state_dict', 'meta'}` as mmdet reads it: the student's own keys, no adapter, plain values only.
-
-    Raises:
-        UnavailableError: as `write_file`.
-    """
+    """Writes `{'state_dict', 'meta'}` as mmdet reads it: the student's own keys, no adapter, plain values only."""
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     meta = {'dataset_meta': {'classes': classes}, 'mtpd_version': version('mtpd'), **meta}
     _write_checkpoint(path, {'state_dict': state, 'meta': meta})
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file of a run; until it is complete, `path` is what it was.
-
-    Raises:
-        UnavailableError: the disk is full or cannot be written.
-    """
+    """Writes a file of a run; until it is complete, `path` is what it was. UnavailableError: the disk is full."""
     try:
         write_atomically(path, content)
     except OSError as error:
@@ -173,11 +146,6 @@ def write_file(path: Path, content: bytes) -> None:
 def epoch_file(folder: Path, epoch: int) -> Path:
     """The student after an epoch, from 1."""
     return folder / f'epoch_{epoch}.pth'
-
-
-def last_epoch(folder: Path) -> int | None:
-    """The last epoch whose student is kept, from 1; None: none is."""
-    return max(_epochs(folder), default=None)
 
 
 def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
@@ -195,7 +163,7 @@ def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
 
 def drop_old(folder: Path, *, epoch: int, keep: int) -> None:
     """Keeps the students of the last `keep` epochs up to `epoch`; later ones are from before a resume."""
-    for one in _epochs(folder):
+    for one in kept_epochs(folder):
         if not epoch - keep < one <= epoch:
             epoch_file(folder, one).unlink()
 
@@ -206,7 +174,8 @@ def drop_all(folder: Path) -> None:
     (folder / BEST_FILE).unlink(missing_ok=True)
 
 
-def _epochs(folder: Path) -> list[int]:
+def kept_epochs(folder: Path) -> list[int]:
+    """The epochs, from 1, whose students are kept, in any order."""
     matches = (_EPOCH_FILE.fullmatch(path.name) for path in folder.glob('epoch_*.pth'))
     return [int(match[1]) for match in matches if match]
 

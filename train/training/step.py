@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,34 +59,21 @@ def loaded(
 
 @dataclass(frozen=True)
 class Targets:
-    """The teacher's side of a batch.
+    """The teacher's side of a batch."""
 
-    Attributes:
-        maps: level name -> the teacher's maps (B, C, H, W).
-        masks: level name -> bool (B, 1, H, W), true at cells that see the image; of the student's levels too.
-        boxes: the objects of each image, (N, 4) xyxy in px of the network input.
-        rois: the teacher's stored proposals on each image, in px of the original image; none where no loss asks.
-    """
-
-    maps: Mapping[str, EncodedMaps]
-    masks: Mapping[str, Tensor]
-    boxes: Sequence[Tensor]
-    rois: Sequence[ImageRois]
+    maps: Mapping[str, EncodedMaps]  # level name -> the teacher's maps (B, C, H, W)
+    masks: Mapping[str, Tensor]  # of both sides' levels: bool (B, 1, H, W), true at cells that see the image
+    boxes: Sequence[Tensor]  # the objects of each image, (N, 4) xyxy in px of the network input
+    rois: Sequence[ImageRois]  # the teacher's stored proposals, in px of the original image; none where no loss asks
 
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """What the student made of a batch.
+    """What the student made of a batch."""
 
-    Attributes:
-        losses: the detector's own, by name.
-        maps: level name -> (B, C, H, W); empty in plain training.
-        rois: its proposals and what it says about them; None where no teacher's head is to judge them.
-    """
-
-    losses: dict[str, Tensor]
-    maps: Mapping[str, Tensor]
-    rois: CapturedRois | None
+    losses: dict[str, Tensor]  # the detector's own, by name
+    maps: Mapping[str, Tensor]  # level name -> (B, C, H, W); empty in plain training
+    rois: CapturedRois | None  # its proposals and what it says about them, where a teacher's head is to judge them
 
 
 def step_losses(
@@ -100,13 +87,8 @@ def step_losses(
 ) -> dict[str, Tensor]:
     """The detector's own losses and the distillation losses of one batch, by name, weighted and decayed.
 
-    Args:
-        stage: what is trained.
-        samples: images of the batch.
-        ahead: what was read of the teacher for them.
-        device: where to compute.
-        progress: share of the stage's optimizer steps that are done, for the decay of weights.
-        epoch: from 0, for what is drawn for each image.
+    `ahead` is what was read of the teacher for the samples, `progress` the share of the stage's optimizer steps that
+    are done, `epoch` (from 0) seeds what is drawn for each image.
     """
     samples = to_device(samples, device)
     images = collate(
@@ -168,7 +150,10 @@ def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> Stu
         if not stage.is_taught:
             with named:
                 return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
-        with captured_maps(student.model, hook_point=stage.hook_point) as maps, _captured_rois(stage) as rois, named:
+        # Its proposals are caught where the teacher's head is to judge them.
+        is_judged = stage.responses is not None and stage.responses.head is not None
+        catching_rois = captured_rois(student.model) if is_judged else nullcontext()
+        with captured_maps(student.model, hook_point=stage.hook_point) as maps, catching_rois as rois, named:
             losses = detection_losses(student.model, images, samples)
     return StudentOutputs(losses, {level.name: one for level, one in zip(student.levels, maps, strict=True)}, rois)
 
@@ -197,13 +182,6 @@ def distillation_losses(
                 progress=progress,
             )
     return losses
-
-
-def _captured_rois(stage: Stage) -> AbstractContextManager[CapturedRois | None]:
-    """Catches the student's proposals where the teacher's head is to judge them."""
-    if stage.responses is None or stage.responses.head is None:
-        return nullcontext()
-    return captured_rois(stage.student.model)
 
 
 def _autocast(stage: Stage, device: torch.device) -> torch.autocast:
@@ -270,11 +248,7 @@ def build_network(stage: Stage, world: World) -> DistributedDataParallel | None:
 
 
 def check_teacher(stage: Stage, device: torch.device) -> None:
-    """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares.
-
-    Raises:
-        MtpdError: it names the level; or an image or a map cannot be read.
-    """
+    """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares."""
     if stage.source is None or not stage.teacher_levels:
         return
     # The same in all processes, so that they end together; without processes that read, which start with the training.

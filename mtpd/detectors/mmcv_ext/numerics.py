@@ -1,6 +1,6 @@
 """Precision in which the replacement operators compute, and gradients of those in differentiable PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def common(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def fill_gradients(
-    targets: tuple[Tensor, ...], function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor
+    targets: Sequence[Tensor], function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor
 ) -> None:
     """Fills `targets` with the gradients of `function(*inputs)` with respect to each input, by running it again."""
     with torch.enable_grad():

@@ -10,7 +10,6 @@ regions that are not finite give NaN.
 Max pooling is mmcv's: bin edges are not rounded to cells first, unlike torchvision's roi_pool.
 """
 
-from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -78,18 +77,11 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output:
     output.copy_(_deform_pool(maps, shifts, rois=regions, **options))
 
 
-def deform_roi_pool_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor,
-    grad_input: Tensor,
-    grad_offset: Tensor,
-    **options: Any,
-) -> None:
+def deform_roi_pool_backward(*tensors: Tensor, **options: Any) -> None:
     """Fills `grad_input` and `grad_offset`."""
+    grad_output, input, rois, offset, grad_input, grad_offset = tensors
     maps, regions, shifts = common(input, rois, offset)
-    pool: Callable[..., Tensor] = partial(_deform_pool, rois=regions, **options)
+    pool = partial(_deform_pool, rois=regions, **options)
     fill_gradients((grad_input, grad_offset), pool, (maps, shifts), grad_output)
 
 

@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mtpd_train.report.cli import main
-from mtpd_train.report.page import duration
 
 WriteRun = Callable[..., Path]
 HOSTILE = '<script>alert(1)</script>'
@@ -58,28 +57,13 @@ def require_self_contained(page: Page) -> None:
 def test_a_finished_run(write_run: WriteRun, tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / 'run'), '--images', 0)
     require_self_contained(page)
-    for text in ('2 stages', 'finished', 'r101', 'lean 0.03', 'mgd', 'ab' * 32, 'a machine', '+60.0', '80.0', '16 s'):
+    for text in ('2 stages', 'finished', 'r101', 'lean 0.03', 'mgd', 'ab' * 32, 'a machine', '+60.0', '80.0', '16.0 s'):
         assert text in page.text
     assert len(page.all('img')) == 6
     assert page.text.index('dog') < page.text.index('cat')
     assert '<span class="gain">+60.0</span>' in (tmp_path / 'run' / 'report.html').read_text()
     targets = {attributes.get('id') for _, attributes in page.tags}
     assert all(link['href'][1:] in targets for link in page.all('a') if link['href'])
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'text'),
-    [
-        (0.4, '0 s'),
-        (59.4, '59 s'),
-        (60.0, '1 min'),
-        (7139.0, '119 min'),
-        (7200.0, '2 h 00 min'),
-        (97500.0, '27 h 05 min'),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_hostile_names_are_text(write_run: WriteRun, tmp_path: Path) -> None:

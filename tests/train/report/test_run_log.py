@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mtpd.errors import InputError
-from mtpd_train.records.metrics import EvaluationRecord, TrainRecord
-from mtpd_train.report.run_log import read_records, read_run
+from mtpd_train.records.metrics import EvaluationRecord, TrainRecord, read_records
+from mtpd_train.report.run_log import read_run
 
 WriteRun = Callable[..., Path]
 
