@@ -15,7 +15,7 @@ from torch import Tensor
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, compressed_bound, index_bytes, roi_specs
 from mtpd.cache.format.basis import max_basis_bytes
-from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
+from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage, num_elements
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
 from mtpd.data.coco import spread
@@ -29,7 +29,6 @@ from mtpd_extract.extraction import (
     NUM_BASIS_IMAGES,
     Batch,
     Extraction,
-    Loading,
     batches,
     compute_bases,
     extract_groups,
@@ -73,11 +72,8 @@ CodeBytes = Mapping[str, float]
 class Rates:
     """What a trial has measured.
 
-    Attributes:
-        num_images: that it ran over, each in all views.
-        seconds_per_pixel: of padded input, for all views of it; images are read and codes compressed concurrently.
-        code_bytes: level name -> compressed bytes of a code.
-        bases_seconds: what the channel statistics of `lean` take before the first shard.
+    `seconds_per_pixel` is of padded input, for all views of it; images are read and codes compressed concurrently.
+    `bases_seconds` is what the channel statistics of `lean` take before the first shard.
     """
 
     num_images: int
@@ -99,24 +95,20 @@ class Prediction:
         return f'{format_bytes(self.num_bytes)}, {format_duration(self.seconds)} at {rate:.3g} images/s'
 
 
-def measure_rates(extraction: Extraction, loading: Loading) -> Rates:
+def measure_rates(extraction: Extraction) -> Rates:
     """Runs a first batch to warm up, then `NUM_IMAGES` images (`MIN_BATCHES` batches, if those hold more) on the clock.
 
     The batches are ones of the real run, at equal distances in its order, so that every padded shape, and batches that
     are not full, have their share.
-
-    Raises:
-        InputError: an image cannot be read, or the teacher gives what cannot be stored.
     """
-    everything = list(batches(extraction, extraction.plan.shard_keys(), batch_size=loading.batch_size))
-    num_batches = max(MIN_BATCHES, math.ceil(NUM_IMAGES / loading.batch_size))
-    warm_up = _only(extraction, everything[:1], loading)
-    sample = _only(extraction, spread(everything, num_batches), loading)
+    everything = list(batches(extraction, extraction.plan.shard_keys()))
+    num_batches = max(MIN_BATCHES, math.ceil(NUM_IMAGES / extraction.batch_size))
+    warm_up, sample = _only(extraction, everything[:1]), _only(extraction, spread(everything, num_batches))
     is_lean = extraction.description.codec == 'lean'
     bases = compute_bases(warm_up) if is_lean else {}
-    _extract_unwritten(warm_up, bases, loading, name='warm-up')
+    _extract_unwritten(warm_up, bases, name='warm-up')
     start = time.perf_counter()
-    sizes = _extract_unwritten(sample, bases, loading, name='trial')
+    sizes = _extract_unwritten(sample, bases, name='trial')
     num_pixels = _num_pixels(sample.plan)
     seconds_per_pixel = (time.perf_counter() - start) / num_pixels
     num_basis_images = min(NUM_BASIS_IMAGES, extraction.plan.num_images) if is_lean else 0
@@ -132,22 +124,17 @@ def measure_rates(extraction: Extraction, loading: Loading) -> Rates:
 def predict(extraction: Extraction, rates: Rates) -> Prediction:
     """For the whole of this extraction, in one process: what is compressed by the trial, the rest exactly."""
     plan = extraction.plan
-    specs, files = [], []
-    num_bytes = len(extraction.teacher_weights)
-    for spec in arrays.index_specs(plan.num_images).values():
-        specs.append(spec)
-        files.append(spec.file(0))
-        num_bytes += _content_bytes(spec, plan.num_images)
+    specs = list(arrays.index_specs(plan.num_images).values())
+    sizes = {spec.file(0): _content_bytes(spec, plan.num_images) for spec in specs}
     for bucket in plan.buckets:
         for spec in extraction.description.bucket_specs(bucket):
             specs.append(spec)
             for shard in range(bucket.num_shards):
-                files.append(spec.file(shard))
-                num_bytes += _content_bytes(spec, len(bucket.rows(shard)), rates.code_bytes)
+                sizes[spec.file(shard)] = _content_bytes(spec, len(bucket.rows(shard)), rates.code_bytes)
+    num_bytes = len(extraction.teacher_weights) + sum(size + len(file) + RECORD_BYTES for file, size in sizes.items())
+    num_bytes += sum(map(len, metadata_files(specs).values()))
     if extraction.description.codec == 'lean':
         num_bytes += max_basis_bytes(extraction.levels)
-    num_bytes += sum(map(len, metadata_files(specs).values()))
-    num_bytes += sum(len(file) + RECORD_BYTES for file in files)
     seconds = _num_pixels(plan) * rates.seconds_per_pixel + rates.bases_seconds
     return Prediction(plan.num_images, num_bytes, seconds)
 
@@ -161,7 +148,7 @@ def predict_coco(extraction: Extraction, rates: Rates) -> Prediction:
         padded = geometry.padded(size)
         pixels += math.prod(padded) * count / num_sizes
         for level in extraction.levels:
-            elements = level.channels * math.prod(level.grid(*padded))
+            elements = num_elements([level], padded)
             num_bytes += elements * rates.code_bytes[level.name] * num_views * count / num_sizes
     bucket = Bucket((1, 1), (SourceImage(-1, (1, 1)),), 1)
     num_bytes += sum(spec.row_bytes for spec in roi_specs(bucket, extraction.description.rois).values())
@@ -196,19 +183,12 @@ def cache_disk_bytes(extraction: Extraction, code_bytes: CodeBytes | None = None
 
 
 def require_room(needed: Callable[[CodeBytes | None], int], out: Path, *, rates: Callable[[], Rates]) -> None:
-    """Refuses to start what will not fit on the disk.
+    """Refuses to start what will not fit on the disk, naming both sizes and what would make it fit.
 
     Where even codes that do not compress would fit there is nothing to measure. Otherwise a trial on a few images shows
     how well they compress, which is several times for `lean`: with `TRIAL_MARGIN` on top it must fit. What was
-    committed is kept should the disk fill up all the same.
-
-    Args:
-        needed: bytes of a code by level name, or None for the most that is possible -> bytes to be written.
-        out: where to.
-        rates: runs the trial; called only when it matters.
-
-    Raises:
-        UnavailableError: names both sizes and what would make it fit.
+    committed is kept should the disk fill up all the same. `needed` gives the bytes to be written for the bytes of a
+    code by level, or for None the most that is possible; `rates` runs the trial, only when it matters.
     """
     free = free_bytes(out)
     bound = needed(None)
@@ -232,30 +212,29 @@ def _num_pixels(plan: CachePlan) -> int:
     return sum(math.prod(bucket.padded) * len(bucket.images) for bucket in plan.buckets)
 
 
-def _only(extraction: Extraction, sample: Sequence[Batch], loading: Loading) -> Extraction:
+def _only(extraction: Extraction, sample: Sequence[Batch]) -> Extraction:
     """The extraction of these batches alone, a shard group for each."""
     images: dict[str, list[SourceImage]] = {}
     for batch in sample:
         images.setdefault(batch.key.bucket, []).extend(batch.images)
-    padded = {name: extraction.plan.by_name[name].padded for name in images}
-    buckets = [Bucket(padded[name], tuple(several), loading.batch_size) for name, several in images.items()]
+    buckets = [
+        Bucket(extraction.plan.by_name[name].padded, tuple(several), extraction.batch_size)
+        for name, several in images.items()
+    ]
     return replace(extraction, plan=CachePlan(tuple(buckets)))
 
 
-def _extract_unwritten(
-    extraction: Extraction, bases: Mapping[str, Tensor], loading: Loading, *, name: str
-) -> dict[str, int]:
+def _extract_unwritten(extraction: Extraction, bases: Mapping[str, Tensor], *, name: str) -> dict[str, int]:
     """Extracts everything but writes nothing; returns the size of each file."""
     plan = extraction.plan
     sizes: dict[str, int] = {}
 
     def commit(group: ShardGroup) -> int:
-        total = 0
+        before = sum(sizes.values())
         for file, content in group.files():
             sha256_bytes(content)  # takes time in a real run too
             sizes[file] = len(content)
-            total += len(content)
-        return total
+        return sum(sizes.values()) - before
 
     with compression_threads() as compressors:
         extract_groups(
@@ -266,7 +245,6 @@ def _extract_unwritten(
                 extraction.description, plan.by_name[key.bucket], key, compressors=compressors
             ),
             commit=commit,
-            loading=loading,
             stop=StopFlag(),
             bar=progress_bar(total=plan.num_images, unit='image', desc=name, smoothing=0.1, in_logs=False),
         )
@@ -281,7 +259,7 @@ def _code_bytes(sample: Extraction, sizes: Mapping[str, int]) -> CodeBytes:
         if place is not None and place.array in levels:
             bucket, level = sample.plan.by_name[place.key.bucket], levels[place.array]
             num_rows = len(bucket.rows(place.key.shard))
-            elements[level.name] += num_rows * level.channels * math.prod(level.grid(*bucket.padded))
+            elements[level.name] += num_rows * num_elements([level], bucket.padded)
             stored[level.name] += num_bytes - index_bytes(bucket.rows_per_shard)
     return {name: stored[name] / elements[name] for name in levels}
 

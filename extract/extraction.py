@@ -51,15 +51,9 @@ NUM_CHECKED_IMAGES = 4
 class Extraction:
     """One extraction, fully decided.
 
-    Attributes:
-        teacher: the network.
-        device: what it runs on.
-        levels: the levels to store, a subset of the teacher's.
-        plan: which image goes where.
-        description: what the manifest will say: codec, views and the rest of how maps are stored.
-        proposing_head: the teacher's RoI head, on the device, where its proposals are stored too; else None.
-        teacher_weights: neck and head, and a record of the RoI head, as a safetensors file.
-        paths: image id -> file.
+    `levels` are a subset of the teacher's. `proposing_head` is its RoI head, on the device, where its proposals are
+    stored too. `teacher_weights`, a safetensors file, holds neck, head and a record of the RoI head. `paths` are by
+    image id. `batch_size` counts the images of a forward pass, `num_threads` the threads that read and resize them.
     """
 
     teacher: Teacher
@@ -70,12 +64,6 @@ class Extraction:
     proposing_head: RoiHead | None
     teacher_weights: bytes
     paths: Mapping[int, Path]
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How images are read: images a forward pass, and threads that decode and resize them."""
-
     batch_size: int
     num_threads: int
 
@@ -90,12 +78,7 @@ class Batch:
 
 
 def build_extraction(options: ExtractOptions) -> Extraction:
-    """Reads the annotations, loads the teacher and plans the cache.
-
-    Raises:
-        InputError: an option, the annotation file, an image path or the teacher is wrong.
-        UnavailableError: the weights or the device cannot be had.
-    """
+    """Reads the annotations, loads the teacher and plans the cache."""
     folder, annotation_file = options.data_paths
     coco = read_annotations(annotation_file)
     selected = coco.images[: options.limit]
@@ -156,6 +139,8 @@ def build_extraction(options: ExtractOptions) -> Extraction:
         proposing_head=head,
         teacher_weights=save_teacher(neck_and_head_weights(teacher), roi_head=teacher.roi_head),
         paths=paths,
+        batch_size=options.batch_size,
+        num_threads=options.workers,
     )
 
 
@@ -166,23 +151,13 @@ def extract_groups(
     bases: Mapping[str, Tensor],
     start_group: Callable[[ShardKey], ShardGroup],
     commit: Callable[[ShardGroup], int],
-    loading: Loading,
     stop: StopFlag,
     bar: Any,
 ) -> None:
-    """Runs the teacher over shard groups, and commits each when it is full.
+    """Runs the teacher over shard groups, and commits each when it is full; `bar`, which counts images, is closed.
 
-    When `stop` is set it finishes the current group and returns.
-
-    Args:
-        extraction: teacher, images and codec.
-        keys: the groups.
-        bases: level name -> rotation of its channels, for `lean`.
-        start_group: makes an empty group, as `CacheWriter.start_group`.
-        commit: takes a full group and returns its bytes, as `CacheWriter.commit`; called in a thread.
-        loading: how images are read.
-        stop: set when the user interrupts.
-        bar: tqdm that counts images and shows MB/s; it is closed at the end.
+    When `stop` is set it finishes the current group and returns. `bases` are the rotations of `lean` by level name;
+    `start_group` and `commit` are those of a `CacheWriter` or like them, `commit` is called in a thread.
     """
     description, device = extraction.description, extraction.device
     bases = {name: basis.to(device) for name, basis in bases.items()}
@@ -211,8 +186,8 @@ def extract_groups(
             rate = num_bytes / 1e6 / max(bar.format_dict['elapsed'], 1e-9)
             bar.set_postfix_str(f'{rate:.1f} MB/s', refresh=False)
 
-    planned = batches(extraction, keys, batch_size=loading.batch_size)
-    read_ahead = prefetched(load, planned, num_threads=loading.num_threads, depth=2 * loading.num_threads)
+    num_threads = extraction.num_threads
+    read_ahead = prefetched(load, batches(extraction, keys), num_threads=num_threads, depth=2 * num_threads)
     with bar, closing(read_ahead) as loaded, BackgroundQueue(depth=QUEUE_DEPTH) as queue:
         group: ShardGroup | None = None
         for batch, pixels in loaded:
@@ -254,12 +229,13 @@ def extract_groups(
                 group = None
 
 
-def batches(extraction: Extraction, keys: Sequence[ShardKey], *, batch_size: int) -> Iterator[Batch]:
+def batches(extraction: Extraction, keys: Sequence[ShardKey]) -> Iterator[Batch]:
     """The forward passes over the shard groups `keys`."""
+    size = extraction.batch_size
     for key in keys:
         images = extraction.plan.images(key)
-        for start in range(0, len(images), batch_size):
-            yield Batch(key, images[start : start + batch_size], is_last=start + batch_size >= len(images))
+        for start in range(0, len(images), size):
+            yield Batch(key, images[start : start + size], is_last=start + size >= len(images))
 
 
 def load_images(extraction: Extraction, images: Sequence[tuple[int, Size]]) -> list[Tensor]:
@@ -282,8 +258,7 @@ def view_maps(extraction: Extraction, pixels: Sequence[Tensor], *, padded: Size,
 def compute_bases(extraction: Extraction) -> dict[str, Tensor]:
     """The principal directions of the teacher's channels, which `lean` needs before the first shard.
 
-    Returns:
-        Level name -> orthonormal columns (C, C) float32 on the CPU, from a sample spread over the data set.
+    Level name -> orthonormal columns (C, C) float32 on the CPU, from a sample spread over the data set.
     """
     covariances = {level.name: Covariance(level.channels) for level in extraction.levels}
     sample = _sample(extraction, NUM_BASIS_IMAGES)
@@ -300,9 +275,7 @@ def compute_bases(extraction: Extraction) -> dict[str, Tensor]:
 def check_teacher(extraction: Extraction) -> None:
     """Runs the teacher on a few images before anything is written.
 
-    Raises:
-        InputError: maps are not finite, nearly constant, or differ between two runs on one image; names the level, and
-            the image if it is one.
+    Raises InputError where maps are not finite, nearly constant, or differ between two runs on one image.
     """
     statistics = {level.name: MapStatistics(level.name) for level in extraction.levels}
     name = extraction.teacher.name

@@ -41,8 +41,8 @@ def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) ->
 def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], device: torch.device) -> dict[str, Any]:
     """Names and versions, for information; `paths` are those of the images, by id.
 
-    Of image files only the sizes are recorded: hashing COCO takes minutes. They are not part of the fingerprint, as an
-    extraction that stopped at a broken image resumes when the image is repaired.
+    Only the sizes of image files are recorded: hashing COCO takes minutes. An extraction that stopped at a broken image
+    resumes when the image is repaired, so they are not part of the fingerprint.
     """
     return {
         'teacher': teacher.name,
@@ -56,10 +56,7 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
 
 
 def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
-    """What differs from the run that began the unfinished extraction in `out`: device, library versions, image files.
-
-    `now` is this run's provenance; there may be nothing in `out`.
-    """
+    """What differs from the run that began the unfinished extraction in `out`, if any; `now` is the provenance."""
     try:
         state = read_state(out)
     except CacheError:

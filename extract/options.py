@@ -24,12 +24,10 @@ class SourceOptions(InputOptions):
 
     @property
     def input_options(self) -> InputOptions:
-        """What `load_teacher` takes."""
         return InputOptions(**{field.name: getattr(self, field.name) for field in fields(InputOptions)})
 
     @property
     def data_paths(self) -> tuple[Path, Path]:
-        """The image folder and the annotation file."""
         if self.images is not None and self.annotations is not None:
             return self.images, self.annotations
         return coco_paths(self.coco, self.split)

@@ -22,12 +22,7 @@ _PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
 
 
 def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a folder that an extraction must not touch.
-
-    Raises:
-        InputError: it is not a folder.
-        CacheMismatchError: it holds other things, or an extraction that `resume` and `overwrite` exclude.
-    """
+    """Refuses a folder with other things, or with an extraction that `resume` and `overwrite` exclude."""
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out}: is a file; give a folder, it need not exist')
     names = _names(out)
@@ -35,7 +30,11 @@ def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not holds_cache(out):
         raise CacheMismatchError(f'--out {out}: holds {names[0]} but no cache; choose an empty or new folder')
-    others = [name for name in names if not _is_of_a_cache(name)]
+    others = [
+        name
+        for name in names
+        if name not in _OF_A_CACHE and not _BUCKET.fullmatch(name) and not fnmatch(name, PART_JOURNALS)
+    ]
     if overwrite and others:
         raise CacheMismatchError(
             f'--out {out}: --overwrite deletes only caches, but the folder also holds {others[0]}; move it away'
@@ -60,11 +59,7 @@ def holds_cache(out: Path) -> bool:
 
 
 def clear_output_folder(out: Path) -> None:
-    """Deletes the cache in `out`, which `check_output_folder` has accepted.
-
-    Raises:
-        UnavailableError: another process is writing it.
-    """
+    """Deletes the cache in `out`, which `check_output_folder` has accepted, unless another process is writing it."""
     if not _names(out):
         return
     with CacheLock(out):
@@ -80,12 +75,7 @@ def clear_output_folder(out: Path) -> None:
 
 
 def folder_bytes(out: Path) -> int:
-    """Size of all files in `out`."""
     return sum(path.stat().st_size for path in out.rglob('*') if path.is_file())
-
-
-def _is_of_a_cache(name: str) -> bool:
-    return name in _OF_A_CACHE or bool(_BUCKET.fullmatch(name)) or fnmatch(name, PART_JOURNALS)
 
 
 def _names(out: Path) -> list[str]:

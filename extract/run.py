@@ -24,7 +24,6 @@ from mtpd_extract.estimate import (
 )
 from mtpd_extract.extraction import (
     Extraction,
-    Loading,
     build_extraction,
     check_teacher,
     compute_bases,
@@ -36,16 +35,17 @@ from mtpd_extract.output_folder import check_output_folder, clear_output_folder,
 
 
 def run(options: ExtractOptions) -> None:
-    """Plans, checks, extracts, publishes."""
     out, part = options.out, Part(*options.part) if options.part else WHOLE
     check_output_folder(out, resume=options.resume, overwrite=options.overwrite)
     extraction = build_extraction(options)
     say(_summary(extraction, out, part))
-    loading = Loading(batch_size=options.batch_size, num_threads=options.workers)
-    rates = cache(partial(measure_rates, extraction, loading))
+    rates = cache(partial(measure_rates, extraction))
     if options.dry_run:
         check_teacher(extraction)
-        print(_predictions(extraction, rates(), part))
+        together = '' if part.is_whole else ' in one process'
+        print(f'predict  {predict(extraction, rates())}{together}; estimated from {rates().num_images} images')
+        if extraction.plan.num_images < NUM_COCO_IMAGES:
+            print(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, rates())}')
     if options.dry_run or options.overwrite or not holds_cache(out):
         # Before anything is written: what is there belongs to this cache, or will be deleted.
         require_writable(out)
@@ -59,22 +59,21 @@ def run(options: ExtractOptions) -> None:
     changes = changes_since(out, extraction.description.provenance)
     if changes:
         warn(f'{out} was started under other conditions: {"; ".join(changes)}; its maps may differ slightly')
-    left = extract(extraction, out, loading, part=part, rates=rates)
+    left = extract(extraction, out, part=part, rates=rates)
     if left:
-        say(f'{out}: part {part} is done; {_left_to_others(left, extraction, part)}')
+        keys = extraction.plan.shard_keys()
+        parts = [str(other) for other in part.others() if set(left) & set(other.share(keys))]
+        names = f'part{"s" if len(parts) > 1 else ""} {", ".join(parts)}'
+        say(f'{out}: part {part} is done; {len(left)} of {len(keys)} shards are still missing from {names}')
         return
     num_bytes, num_images = folder_bytes(out), extraction.plan.num_images
     say(f'{out}: {num_images} images, {format_bytes(num_bytes)}, {format_bytes(num_bytes / num_images)} per image')
 
 
-def extract(
-    extraction: Extraction, out: Path, loading: Loading, *, part: Part = WHOLE, rates: Callable[[], Rates]
-) -> list[ShardKey]:
+def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Callable[[], Rates]) -> list[ShardKey]:
     """Runs a part, and publishes the cache when the others are done; returns the groups that they have still to write.
 
-    Raises:
-        Interrupted: the user stopped it; what was committed is kept.
-        UnavailableError: the disk is full, or another process writes the same.
+    When the user stops it, it raises Interrupted; what was committed is kept.
     """
     with (
         CacheWriter(
@@ -100,7 +99,6 @@ def extract(
             bases=writer.bases(partial(compute_bases, extraction)) if extraction.description.codec == 'lean' else {},
             start_group=writer.start_group,
             commit=writer.commit,
-            loading=loading,
             stop=stop,
             bar=progress_bar(
                 total=num_images,
@@ -112,34 +110,16 @@ def extract(
         )
         left = writer.pending()
         if left:
+            of_part = '' if part.is_whole else f' of part {part}'
             raise Interrupted(
-                f'stopped with {len(share) - len(left)} of {len(share)} shards{_of_part(part)} saved; '
+                f'stopped with {len(share) - len(left)} of {len(share)} shards{of_part} saved; '
                 'run the same command again to resume'
             )
         return writer.finish()
 
 
-def _left_to_others(left: Sequence[ShardKey], extraction: Extraction, part: Part) -> str:
-    keys = extraction.plan.shard_keys()
-    parts = [other for other in part.others() if set(left) & set(other.share(keys))]
-    names = ', '.join(map(str, parts))
-    return f'{len(left)} of {len(keys)} shards are still missing from part{"s" if len(parts) > 1 else ""} {names}'
-
-
 def _num_images(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
     return sum(len(extraction.plan.images(key)) for key in keys)
-
-
-def _predictions(extraction: Extraction, rates: Rates, part: Part) -> str:
-    together = '' if part.is_whole else ' in one process'
-    lines = [f'predict  {predict(extraction, rates)}{together}; estimated from {rates.num_images} images']
-    if extraction.plan.num_images < NUM_COCO_IMAGES:
-        lines.append(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, rates)}')
-    return '\n'.join(lines)
-
-
-def _of_part(part: Part) -> str:
-    return '' if part.is_whole else f' of part {part}'
 
 
 def _summary(extraction: Extraction, out: Path, part: Part) -> str:

@@ -31,6 +31,7 @@ import tarfile
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,13 +79,9 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A way to read images.
+    """A way to read images, by their ids, one after another in one thread.
 
-    Attributes:
-        name: in the table.
-        files: that it reads; none for the limit, which reads memory.
-        read: reads the images with these ids, one after another, in one thread.
-        by_shard: whether it can only read whole shards.
+    The limit has no files: it reads memory. `by_shard`: it can only read whole shards.
     """
 
     name: str
@@ -143,16 +140,8 @@ def synthetic_cache(root: Path, codec: CodecName, *, num_images: int, scale: Siz
 
 def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Method]:
     """All methods, the cache and the limit first; writes the rivals' files."""
-    codec, local = reader.manifest.description.codec, threading.local()
-    num_codes = max(map(reader.num_codes, ids))
-
-    def buffer() -> Tensor:
-        """Of the thread that asks."""
-        if not hasattr(local, 'buffer'):
-            local.buffer = torch.zeros(num_codes, dtype=reader.code_dtype)
-        codes: Tensor = local.buffer
-        return codes
-
+    codec, num_codes = reader.manifest.description.codec, max(map(reader.num_codes, ids))
+    buffers: dict[int, Tensor] = defaultdict(lambda: torch.zeros(num_codes, dtype=reader.code_dtype))  # by thread
     frames: dict[int, list[tuple[bytes, int]]] = {}
     npy, half, saved, tars = (folder / name for name in ('npy', 'fp16', 'saved', 'tar'))
     for path in (npy, half, saved, tars):
@@ -185,7 +174,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
         position |= {int(image_id): row for row, image_id in enumerate(table)}
 
     def limit(some: Sequence[int]) -> None:
-        zstd, codes = Zstd(), buffer().numpy()
+        zstd, codes = Zstd(), buffers[threading.get_ident()].numpy()
         for one in some:
             start = 0
             for packed, length in frames[one]:
@@ -193,9 +182,14 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
                 start += length
 
     def read(some: Sequence[int]) -> None:
-        codes = buffer()
+        codes = buffers[threading.get_ident()]
         for one in some:
             reader.read_encoded(one, out=codes)
+
+    def by_zarr(some: Sequence[int]) -> None:
+        for one in some:
+            for array in arrays[one]:
+                opened[array][position[one]]
 
     def untar(some: Sequence[int]) -> None:
         for path in dict.fromkeys(tar_of[one] for one in some):
@@ -209,9 +203,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
     found = [
         Method('read', of_cache, read),
         Method('limit', [], limit),
-        Method(
-            'zarr-python', of_cache, lambda some: [opened[path][position[one]] for one in some for path in arrays[one]]
-        ),
+        Method('zarr-python', of_cache, by_zarr),
         Method('npy codes', sorted(npy.iterdir()), lambda some: [np.load(npy / f'{one}.npy') for one in some]),
         Method('npy fp16', sorted(half.iterdir()), lambda some: [np.load(half / f'{one}.npy') for one in some]),
         Method('torch.save', sorted(saved.iterdir()), lambda some: [torch.load(saved / f'{one}.pt') for one in some]),
@@ -219,19 +211,17 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
     ]
     if find_spec('tensorstore'):
         tensorstore = import_module('tensorstore')
-        stores = {
-            path: tensorstore.open(
-                {'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': str(reader.path / path)}}
-            ).result()
-            for path in opened
-        }
-        found.append(
-            Method(
-                'tensorstore',
-                of_cache,
-                lambda some: [stores[path][position[one]].read().result() for one in some for path in arrays[one]],
-            )
-        )
+        stores = {}
+        for array in opened:
+            source = {'driver': 'file', 'path': str(reader.path / array)}
+            stores[array] = tensorstore.open({'driver': 'zarr3', 'kvstore': source}).result()
+
+        def by_tensorstore(some: Sequence[int]) -> None:
+            for one in some:
+                for array in arrays[one]:
+                    stores[array][position[one]].read().result()
+
+        found.append(Method('tensorstore', of_cache, by_tensorstore))
     return found
 
 
@@ -276,7 +266,6 @@ def dropped(files: Sequence[Path]) -> float:
 
 
 def main() -> None:
-    """Entry point."""
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -335,28 +324,25 @@ def _report(rates: Figures, processor: Figures, gigabytes: Mapping[str, float]) 
     names = list(gigabytes)
     print(f'\n{"images/s":<18}', *(f'{name:>12}' for name in names), 'read/limit  read/best')
     for setting, found in rates.items():
-        print(
-            f'{" ".join(map(str, setting)):<18}',
-            *(f'{statistics.median(found[name]):>12.1f}' for name in names),
-            f'{_ratio(found, "limit"):>10.3f} {_to_best(found):>10.3f}',
-        )
+        _print_medians(setting, found, names, '.1f', f'{_ratio(found, "limit"):>10.3f} {_to_best(found):>10.3f}')
     print(f'{"GB per 1000":<18}', *(f'{1000 * gigabytes[name]:>12.2f}' for name in names))
     print('\nimages/s per GB')
     for setting, found in rates.items():
         per_gb = {name: [rate / (1000 * gigabytes[name]) for rate in found[name]] for name in names if gigabytes[name]}
-        values = (f'{statistics.median(per_gb[name]):>12.1f}' if name in per_gb else f'{"-":>12}' for name in names)
-        print(f'{" ".join(map(str, setting)):<18}', *values, f'{"":10} {_to_best(per_gb):>10.3f}')
+        _print_medians(setting, per_gb, names, '.1f', f'{"":10} {_to_best(per_gb):>10.3f}')
     print("\nms of processor time per image, and the limit's share of the reading time")
     for setting, found in processor.items():
-        share = 1 / _ratio(found, 'limit')
-        print(
-            f'{" ".join(map(str, setting)):<18}',
-            *(f'{statistics.median(found[name]):>12.2f}' for name in names),
-            f'{share:>10.3f}',
-        )
+        _print_medians(setting, found, names, '.2f', f'{1 / _ratio(found, "limit"):>10.3f}')
     limit = min(_ratio(found, 'limit') for setting, found in rates.items() if setting.page_cache == 'warm')
     rival = min(_to_best(found) for setting, found in rates.items() if setting.page_cache == 'cold')
     print(f'read/limit {limit:.3f} read/best-rival {rival:.3f}')
+
+
+def _print_medians(
+    setting: Setting, found: Mapping[str, Sequence[float]], names: Sequence[str], form: str, ratios: str
+) -> None:
+    values = (f'{statistics.median(found[name]):>12{form}}' if name in found else f'{"-":>12}' for name in names)
+    print(f'{" ".join(map(str, setting)):<18}', *values, ratios)
 
 
 def _ratio(found: Mapping[str, Sequence[float]], other: str) -> float:
@@ -379,12 +365,7 @@ def _options() -> argparse.Namespace:
     parser = described_parser(__doc__)
     add = parser.add_argument
     add('--cache', type=Path, help='cache to read instead of the synthetic one')
-    add(
-        '--codec',
-        default='lean',
-        choices=['fp16', 'int8', 'lean'],
-        help='codec of the synthetic cache (default %(default)s)',
-    )
+    add('--codec', default='lean', choices=ZSTD_LEVELS, help='codec of the synthetic cache (default %(default)s)')
     add('--scale', metavar='WxH', default='1333x800', help='scale of its images of 640x480 px (default %(default)s)')
     add('--images', type=int, default=24, help='images to read (default %(default)s)')
     add('--rounds', type=int, default=5, help='measured rounds (default %(default)s)')

@@ -31,14 +31,14 @@ from mtpd.cache.format.comparison import Comparison
 from mtpd.data.coco import CocoSet, coco_paths, read_annotations, spread
 from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
+from mtpd.detectors.transforms import Sample
 from mtpd.evaluation import evaluate
-from mtpd_extract.cache_tools.fidelity import AnnotatedImage, view_of
+from mtpd_extract.cache_tools.fidelity import view_of
 from mtpd_extract.extraction import NUM_BASIS_IMAGES
 
 RECOMMENDED = 'lean 0.03'
 CPU = torch.device('cpu')
 
-# One map (C, H, W) and its basis -> what is stored; what is stored -> the map. `Stored` says how many bytes it takes.
 Stored = Any
 
 
@@ -46,11 +46,7 @@ Stored = Any
 class Method:
     """A way to store a map.
 
-    Attributes:
-        name: in the table.
-        pack: map float32 (C, H, W), basis (C, C) -> (bytes that it takes, whatever `unpack` needs).
-        unpack: what `pack` gave -> map float32 (C, H, W).
-        is_ours: or a rival's.
+    `pack`: map float32 (C, H, W), basis (C, C) -> bytes that it takes, whatever `unpack` needs to give the map back.
     """
 
     name: str
@@ -73,7 +69,6 @@ class Outcome:
 
     @property
     def bits(self) -> float:
-        """Bits an element."""
         return 8 * self.num_bytes / self.num_elements
 
 
@@ -104,9 +99,10 @@ def npy_method() -> Method:
         np.save(file, maps.numpy(), allow_pickle=False)
         return file.tell(), file.getvalue()
 
-    return Method(
-        '.npy float32', pack, lambda stored: torch.from_numpy(np.load(io.BytesIO(stored), allow_pickle=False))
-    )
+    def unpack(stored: Stored) -> Tensor:
+        return torch.from_numpy(np.load(io.BytesIO(stored), allow_pickle=False))
+
+    return Method('.npy float32', pack, unpack)
 
 
 def compressed_method(name: str, dtype: str, compressor: Any, rounding: Any = None) -> Method:
@@ -145,7 +141,6 @@ def absmax_blosc_method() -> Method:
 
 
 def all_methods() -> list[Method]:
-    """Ours and the rivals."""
     methods = [
         npy_method(),
         compressed_method('fp16, zstd 3', 'float16', Zstd(level=3)),
@@ -171,24 +166,23 @@ def all_methods() -> list[Method]:
 def measure(
     teacher: Teacher, coco: CocoSet, folder: Path, *, methods: Sequence[Method], num_images: int
 ) -> tuple[float, dict[str, Outcome]]:
-    """The live AP, and each method's outcome by name."""
     require_head(teacher)
     images = spread(coco.images, num_images)
     seen = [view_of(teacher, image, folder=folder, view='plain', device=CPU) for image in images]
     covariances = {level.name: Covariance(level.channels) for level in teacher.levels}
-    for one in seen[:NUM_BASIS_IMAGES]:
-        for name, values in teacher.maps(one.inputs).items():
+    for _, inputs in seen[:NUM_BASIS_IMAGES]:
+        for name, values in teacher.maps(inputs).items():
             covariances[name].add(values)
     bases = {name: covariance.basis() for name, covariance in covariances.items()}
     outcomes = {method.name: Outcome() for method in methods}
     live: list[dict[str, Any]] = []
-    for one in tqdm(seen, unit='image', desc=Path(teacher.name).name, leave=False):
-        maps = {name: values[0] for name, values in teacher.maps(one.inputs).items()}
-        live += detect(teacher, one, maps, coco)
+    for sample, inputs in tqdm(seen, unit='image', desc=Path(teacher.name).name, leave=False):
+        maps = {name: values[0] for name, values in teacher.maps(inputs).items()}
+        live += detect(teacher, sample, inputs, maps, coco)
         for method in methods:
             outcome = outcomes[method.name]
             found = {name: through(method, outcome, values, bases[name]) for name, values in maps.items()}
-            outcome.detections += detect(teacher, one, found, coco)
+            outcome.detections += detect(teacher, sample, inputs, found, coco)
     ids = [image.id for image in images]
     for outcome in outcomes.values():
         outcome.ap = 100 * evaluate(coco, outcome.detections, image_ids=ids).metrics['AP']
@@ -209,15 +203,16 @@ def through(method: Method, outcome: Outcome, maps: Tensor, basis: Tensor) -> Te
     return found
 
 
-def detect(teacher: Teacher, one: AnnotatedImage, maps: Mapping[str, Tensor], coco: CocoSet) -> list[dict[str, Any]]:
+def detect(
+    teacher: Teacher, sample: Sample, inputs: Tensor, maps: Mapping[str, Tensor], coco: CocoSet
+) -> list[dict[str, Any]]:
     """What the teacher's head finds in the maps (C, H, W) of an image."""
     ordered = [maps[level.name][None] for level in teacher.levels]
     ids = [category.id for category in coco.categories]
-    return head_detections(teacher, ordered, inputs=one.inputs, samples=[one.sample], category_ids=ids)
+    return head_detections(teacher, ordered, inputs=inputs, samples=[sample], category_ids=ids)
 
 
 def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None:
-    """A row for each method."""
     print(f'\n{name}: live AP {live:.2f}')
     print(f'{"method":<24}{"bits":>7}{"error":>10}{"cosine":>9}{"AP":>7}{"drop":>7}{"pack M/s":>10}{"unpack M/s":>11}')
     for method, one in outcomes.items():
@@ -229,7 +224,6 @@ def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None
 
 
 def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], methods: Sequence[Method]) -> None:
-    """Rate against AP, a panel for each teacher."""
     import matplotlib as mpl
 
     mpl.use('Agg')
@@ -261,14 +255,14 @@ def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], me
 
 
 def main() -> None:
-    """Measures every teacher."""
     parser = described_parser(__doc__)
-    parser.add_argument('--teacher', action='append', required=True)
-    parser.add_argument('--checkpoint', action='append', type=Path, required=True)
-    parser.add_argument('--coco', type=Path, default=Path('data/coco'))
-    parser.add_argument('--split', default='val2017')
-    parser.add_argument('--num-images', type=int, default=200)
-    parser.add_argument('--plot', type=Path)
+    add = parser.add_argument
+    add('--teacher', action='append', required=True)
+    add('--checkpoint', action='append', type=Path, required=True)
+    add('--coco', type=Path, default=Path('data/coco'))
+    add('--split', default='val2017')
+    add('--num-images', type=int, default=200)
+    add('--plot', type=Path)
     arguments = parser.parse_args()
     folder, annotations = coco_paths(arguments.coco, arguments.split)
     coco = read_annotations(annotations)

@@ -22,46 +22,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from measuring import described_parser, interleaved, median_ratio
+from measuring import described_parser, extract_options, interleaved, median_ratio
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
 from mtpd.system.console import progress_bar
 from mtpd.system.environment import describe_device
 from mtpd.system.interrupt import StopFlag
-from mtpd_extract.cli import main as mtpd_extract
 from mtpd_extract.extraction import (
     Extraction,
-    Loading,
     batches,
     build_extraction,
     compute_bases,
     extract_groups,
     load_images,
 )
-from mtpd_extract.options import ExtractOptions
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point."""
     parser = described_parser(__doc__)
     parser.add_argument('--repeats', type=int, default=5, help='measured rounds (default 5)')
     parser.add_argument('--folder', type=Path, help='folder for the temporary caches')
     own, others = parser.parse_known_args(arguments)
-    given = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
-    options = ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
-    extraction = build_extraction(options)
-    loading = Loading(batch_size=options.batch_size, num_threads=options.workers)
-    inputs = prepare(extraction, loading)
+    extraction = build_extraction(extract_options(['--out', 'unused', *others]))
+    inputs = prepare(extraction)
     num_images = extraction.plan.num_images
     description = extraction.description
     print(
         f'{extraction.teacher.name} on {describe_device(extraction.device)}, {num_images} images, '
-        f'{", ".join(description.views)} as {description.codec}, batches of {loading.batch_size}, '
-        f'{loading.num_threads} reader threads, {torch.get_num_threads()} network threads'
+        f'{", ".join(description.views)} as {description.codec}, batches of {extraction.batch_size}, '
+        f'{extraction.num_threads} reader threads, {torch.get_num_threads()} network threads'
     )
     ways = {
         'forward': partial(time_forward, extraction, inputs),
-        'extract': partial(time_extract, extraction, loading, own.folder),
+        'extract': partial(time_extract, extraction, own.folder),
     }
     rounds = interleaved(ways, own.repeats)
     times = {name: [one[name] for one in rounds] for name in ways}
@@ -73,11 +66,11 @@ def main(arguments: Sequence[str]) -> None:
     print(f'extract/forward {ratio:.3f}')
 
 
-def prepare(extraction: Extraction, loading: Loading) -> list[Tensor]:
+def prepare(extraction: Extraction) -> list[Tensor]:
     """The network inputs of every batch and view, on the device."""
     inputs = []
     normalisation = extraction.teacher.preprocessing.normalisation
-    for batch in batches(extraction, extraction.plan.shard_keys(), batch_size=loading.batch_size):
+    for batch in batches(extraction, extraction.plan.shard_keys()):
         pixels = [image.to(extraction.device) for image in load_images(extraction, batch.images)]
         padded = extraction.plan.by_name[batch.key.bucket].padded
         for view in extraction.description.views:
@@ -87,7 +80,6 @@ def prepare(extraction: Extraction, loading: Loading) -> list[Tensor]:
 
 
 def time_forward(extraction: Extraction, inputs: Sequence[Tensor]) -> float:
-    """Seconds of the bare forward passes."""
     start = time.perf_counter()
     for images in inputs:
         extraction.teacher.maps(images)
@@ -96,7 +88,7 @@ def time_forward(extraction: Extraction, inputs: Sequence[Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def time_extract(extraction: Extraction, loading: Loading, folder: Path | None) -> float:
+def time_extract(extraction: Extraction, folder: Path | None) -> float:
     """Seconds from the first image to the last shard on the disk."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         writer = CacheWriter(
@@ -117,7 +109,6 @@ def time_extract(extraction: Extraction, loading: Loading, folder: Path | None) 
                 bases=bases,
                 start_group=writer.start_group,
                 commit=writer.commit,
-                loading=loading,
                 stop=StopFlag(),
                 bar=bar,
             )

@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Prints the table."""
     parser = described_parser(__doc__)
     parser.add_argument('--runs', type=int, default=5)
     arguments = parser.parse_args()

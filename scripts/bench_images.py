@@ -20,7 +20,6 @@ from mtpd.data.images import read_image
 
 
 def main() -> None:
-    """Entry point."""
     parser = described_parser(__doc__)
     parser.add_argument('folder', type=Path, help='image folder')
     parser.add_argument('--limit', type=int, help='number of images')
@@ -44,7 +43,6 @@ def read_by_opencv(path: Path) -> object:
 
 
 def images_per_second(reader: Callable[[Path], object], paths: Sequence[Path]) -> float:
-    """The speed of one round."""
     start = time.perf_counter()
     for path in paths:
         reader(path)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,27 +68,21 @@ class Size:
 TOY = Size((64, 90), (64, 96), 3, 2**20)
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A row of the table."""
 
     pyramid: str
     batch: int
-    dtypes: str
     layout: str
+    dtypes: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came out.
+    """What came out: bytes that must be moved, bytes per second of a copy, read and written, and figures by method.
 
-    Attributes:
-        setting: of the row.
-        elements: of all levels.
-        floor_bytes: what must be moved.
-        copy_rate: bytes per second, read and written.
-        seconds: of a step, by method; NaN where memory did not suffice.
-        extra: bytes beyond inputs and gradients, by method; NaN on a CPU.
+    `seconds` are those of a step, NaN where memory did not suffice; `extra` are bytes beyond inputs and gradients, NaN
+    on a CPU.
     """
 
     setting: Setting
@@ -103,7 +98,6 @@ class Row:
 
 
 def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[LevelInputs]:
-    """Student, teacher, mask and scale of each level."""
     student_name, teacher_name = setting.dtypes.split('/')
     student_dtype = getattr(torch, student_name)
     teacher_dtype = torch.int8 if teacher_name == 'lean' else getattr(torch, teacher_name)
@@ -125,7 +119,6 @@ def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[Leve
 
 
 def loss_of(method: str, *, toy: bool) -> Loss:
-    """A loss of one level."""
     if method == 'eager':
         return reference_weighted_mse
     if method == 'compile':
@@ -136,23 +129,15 @@ def loss_of(method: str, *, toy: bool) -> Loss:
         )
         return compiled
 
-    def kernel(
-        student: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor | None, channel_weights: Tensor | None
-    ) -> Tensor:
-        loss: Tensor = fused_weighted_mse(student, teacher, weights, scale, channel_weights)[0]
-        return loss
-
-    return kernel
+    return lambda *inputs: fused_weighted_mse(*inputs)[0]
 
 
 def step(loss: Loss, inputs: Sequence[LevelInputs]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The sum over the levels, and all gradients."""
     total = torch.stack([loss(*level, None) for level in inputs]).sum()
     return total.detach(), torch.autograd.grad(total, [level[0] for level in inputs])
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """The median time of a call, with cold caches."""
     if device.type == 'cpu':
         started = time.perf_counter()
         run()
@@ -208,7 +193,6 @@ def measure(setting: Setting, size: Size, device: torch.device, *, toy: bool) ->
 
 
 def copy_rate(size: Size, device: torch.device) -> float:
-    """Bytes per second, read and written, of a copy."""
     source, target = (torch.ones(size.copied_bytes, dtype=torch.int8, device=device) for _ in range(2))
     return 2 * size.copied_bytes / seconds_of(lambda: target.copy_(source), device)
 
@@ -217,9 +201,9 @@ RATIOS = (('kernel', 'copy'), ('kernel', 'compile'), ('eager', 'kernel'))
 
 
 def columns(row: Row) -> dict[str, str]:
-    """A row as it is printed and written."""
-    shown = {'pyramid': row.setting.pyramid, 'batch': str(row.setting.batch), 'dtypes': row.setting.dtypes}
-    shown |= {'layout': row.setting.layout, 'M elements': f'{row.elements / 1e6:.1f}'}
+    pyramid, batch, layout, dtypes = row.setting
+    shown = {'pyramid': pyramid, 'batch': str(batch), 'dtypes': dtypes, 'layout': layout}
+    shown['M elements'] = f'{row.elements / 1e6:.1f}'
     shown |= {f'{method} ms': f'{1000 * row.seconds[method]:.3f}' for method in METHODS}
     shown |= {f'{method} GB/s': f'{row.rate(method) / 1e9:.4g}' for method in ('copy', 'kernel')}
     shown |= {f'{method} extra MB': f'{row.extra[method] / 1e6:.1f}' for method in METHODS}
@@ -227,29 +211,19 @@ def columns(row: Row) -> dict[str, str]:
     return {name: '-' if value == 'nan' else value for name, value in shown.items()}
 
 
-def device_name(device: torch.device) -> str:
-    """What it was measured on."""
-    return 'CPU, Triton interpreted' if device.type == 'cpu' else torch.cuda.get_device_name(device)
-
-
 def parse() -> argparse.Namespace:
-    """The options."""
     parser = described_parser(__doc__)
-    parser.add_argument('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
-    parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
-    parser.add_argument(
-        '--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='types of student and teacher'
-    )
-    parser.add_argument(
-        '--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='memory layouts of the student'
-    )
-    parser.add_argument('--csv', type=Path, help='CSV file for the table')
-    parser.add_argument('--toy', action='store_true', help='tiny sizes on the CPU')
+    add = parser.add_argument
+    add('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
+    add('--batches', nargs='+', type=int, default=[2, 16])
+    add('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='types of student and teacher')
+    add('--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='memory layouts of the student')
+    add('--csv', type=Path, help='CSV file for the table')
+    add('--toy', action='store_true', help='tiny sizes on the CPU')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measures every setting, the largest last."""
     options = parse()
     device, size = torch.device('cuda'), Size()
     if options.toy:
@@ -259,13 +233,13 @@ def main() -> None:
         options.dtypes = [one for one in options.dtypes if 'bfloat16' not in one]
     elif not torch.cuda.is_available():
         raise SystemExit('bench_kernel.py needs a GPU, but none was found; --toy tests it on the CPU')
+    device_name = 'CPU, Triton interpreted' if options.toy else torch.cuda.get_device_name(device)
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(options.csv.open('w', newline='')) if options.csv else None
         for setting in product(options.pyramids, sorted(options.batches), options.layouts, options.dtypes):
-            pyramid, batch, layout, dtypes = setting
-            row = measure(Setting(pyramid, batch, dtypes, layout), size, device, toy=options.toy)
-            shown = {'device': device_name(device), 'torch': torch.__version__, **columns(row)}
+            row = measure(Setting(*setting), size, device, toy=options.toy)
+            shown = {'device': device_name, 'torch': torch.__version__, **columns(row)}
             if not rows:
                 print(*list(shown)[2:], sep=' | ', flush=True)
             print(*list(shown.values())[2:], sep=' | ', flush=True)

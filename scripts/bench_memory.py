@@ -50,7 +50,6 @@ class Cell(NamedTuple):
 
 
 def main() -> None:
-    """Entry point."""
     options = _options()
     sizes: list[int] = sorted(options.batch_sizes)
     # Steps, and the untimed ones before them, read so many images.

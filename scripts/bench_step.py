@@ -40,7 +40,6 @@ from train_steps import PARTS, WAYS, Trainer, Turn, add_setting_options, parse_o
 
 
 def main() -> None:
-    """Entry point."""
     options = _options()
     device: torch.device = options.chosen
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

@@ -11,7 +11,7 @@ memory counted once. Last line: `codes/decoded R`, of all bytes held, `lean` in 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -50,27 +50,15 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def live(self) -> int:
-        """Bytes now."""
         self._storages = {key: one for key, one in self._storages.items() if not one[0].expired()}  # type: ignore[no-untyped-call]
         return sum(size for _, size in self._storages.values())
 
 
 def id_of(tensor: Tensor) -> int:
-    """Of its memory."""
     return int(tensor.untyped_storage()._cdata)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A row of the table."""
-
-    codec: CodecName
-    batch: int
-    mixed: bool
-
-
 def image_codes(codec: CodecName, levels: tuple[Level, ...], padded: tuple[int, int]) -> Encoded:
-    """The codes of one image of random maps."""
     encoded = {}
     for level in levels:
         maps = torch.randn(1, level.channels, *level.grid(*padded))
@@ -112,7 +100,6 @@ def bytes_of(make: Callable[[], Any], device: torch.device) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Measures every setting and prints a table."""
     parser = described_parser(__doc__)
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--batches', nargs='+', type=int, default=[2, 16])
@@ -126,15 +113,14 @@ def main() -> None:
     ratio = 0.0
     for codec in CODECS:
         whole, narrow = (image_codes(codec, levels, (height, one)) for one in (width, width * 3 // 4))
-        for setting in (Setting(codec, *one) for one in product(sorted(options.batches), (True, False))):
-            images = [narrow if setting.mixed and number % 2 else whole for number in range(setting.batch)]
+        for batch, is_mixed in product(sorted(options.batches), (True, False)):
+            images = [narrow if is_mixed and number % 2 else whole for number in range(batch)]
             encoded, buffer = streamed(images, device)
-            make = partial(_batched, encoded)
-            codes, codes_peak = bytes_of(make, device)
-            decoded, decoded_peak = bytes_of(partial(_decoded, make), device)
+            codes, codes_peak = bytes_of(partial(_batched, encoded), device)
+            decoded, decoded_peak = bytes_of(partial(_decoded, encoded), device)
             row = (buffer.nbytes, codes, decoded, codes_peak, decoded_peak)
             shown = ''.join(f'{one / 1e6:>13.2f}' for one in row)
-            print(f'{codec:<6}{setting.batch:>6}{"mixed" if setting.mixed else "":>7}{shown}', flush=True)
+            print(f'{codec:<6}{batch:>6}{"mixed" if is_mixed else "":>7}{shown}', flush=True)
             ratio = (buffer.nbytes + codes) / (buffer.nbytes + decoded)
     print(f'codes/decoded {ratio:.3f}')
 
@@ -143,8 +129,8 @@ def _batched(images: list[Encoded]) -> dict[str, EncodedMaps]:
     return {name: batch_images([one[name] for one in images]) for name in images[0]}
 
 
-def _decoded(make: Callable[[], dict[str, EncodedMaps]]) -> list[Tensor]:
-    return [one.values() for one in make().values()]
+def _decoded(images: list[Encoded]) -> list[Tensor]:
+    return [one.values() for one in _batched(images).values()]
 
 
 if __name__ == '__main__':

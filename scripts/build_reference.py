@@ -31,7 +31,6 @@ traceback), 2 usage, 130 interrupted after saving.
 
 
 def programs() -> dict[str, click.Command]:
-    """The programs that the project installs, by name."""
     scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
     found = {}
     for name, target in sorted(scripts.items()):
@@ -41,7 +40,6 @@ def programs() -> dict[str, click.Command]:
 
 
 def commands_page() -> str:
-    """The content of docs/reference/commands.md."""
     blocks = [COMMANDS]
     for name, program in programs().items():
         context = click.Context(program, info_name=name, **program.context_settings)
@@ -116,7 +114,6 @@ BOUNDS = {'exclusiveMinimum': 'above', 'minimum': 'at least', 'exclusiveMaximum'
 
 
 def stage_file_page() -> str:
-    """The content of docs/reference/stage-file.md."""
     schema = json.loads(schema_text())
     return '\n'.join([STAGE_FILE, *_Page(schema['$defs']).blocks(schema)])
 
@@ -162,7 +159,6 @@ class _Page:
         return table(HEADS, rows)
 
     def _kind(self, field: Schema, *, path: str) -> str:
-        """What a value may be, in words."""
         if '$ref' in field:
             path = 'distill: decay' if field['$ref'].endswith(DECAY) else path
             return f'[section](#{_slug(path)})'
@@ -206,7 +202,6 @@ def _references(field: Schema) -> Iterator[str]:
 
 
 def _slug(path: str) -> str:
-    """The anchor of a heading."""
     return ''.join(one for one in path.lower().replace(' ', '-') if one.isalnum() or one in '-_')
 
 
@@ -219,12 +214,10 @@ def _field_default(field: Schema) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that stands in a cell of a table."""
     return ' '.join(text.replace('|', '\\|').split())
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; cells are Markdown."""
     lines = [heads, ['---'] * len(heads), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -236,12 +229,10 @@ PAGES = {
 
 
 def outdated() -> list[Path]:
-    """The pages that are not what the programs say."""
     return [path for path, page in PAGES.items() if not path.is_file() or path.read_text() != page()]
 
 
 def main() -> None:
-    """Entry point."""
     parser = described_parser(__doc__)
     parser.add_argument('--check', action='store_true', help='compare the pages, write nothing')
     options = parser.parse_args()

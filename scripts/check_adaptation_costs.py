@@ -9,6 +9,7 @@ costs to each target in the same order.
 """
 
 from collections.abc import Sequence
+from itertools import permutations, product
 from pathlib import Path
 
 import torch
@@ -17,23 +18,18 @@ from torch import Tensor, nn
 import mtpd.cache
 from measuring import described_parser
 from mtpd.cache import CacheReader
+from mtpd.cache.format.manifest import ViewName
 from mtpd.ordering import Sampling, adaptation_costs
-from mtpd.ordering.costs import shared_levels, shared_views
+from mtpd.ordering.costs import image_cells, shared_levels, shared_views
 
 BATCH_CELLS = 4096
+EVERY = 2**30  # cell of a map
 
 
-def standardised_cells(cache: CacheReader, image_ids: Sequence[int], views: Sequence[str], name: str) -> Tensor:
+def standardised_cells(cache: CacheReader, image_ids: Sequence[int], views: Sequence[ViewName], name: str) -> Tensor:
     """Cells of a level (N, C) that show an image; channels have mean 0 and deviation 1, constant ones are left out."""
-    stride = next(level.stride for level in cache.levels if level.name == name)
-    parts = []
-    for image_id in image_ids:
-        height, width = cache.sizes(image_id).resized
-        for view in cache.views:
-            if view in views:
-                maps = cache.read(image_id, view, levels=[name])[name]
-                parts.append(maps[:, : -(-height // stride), : -(-width // stride)].flatten(1).T)
-    cells = torch.cat(parts)
+    chosen = product(image_ids, views)
+    cells = torch.cat([image_cells([cache], image_id, view, name, num_cells=EVERY) for image_id, view in chosen])
     deviation = cells.std(0, correction=0)
     return ((cells - cells.mean(0)) / deviation)[:, deviation > 0]
 
@@ -60,7 +56,6 @@ def trained_cost(source: Tensor, target: Tensor, *, num_steps: int) -> float:
 
 
 def main() -> None:
-    """Prints both costs of every pair."""
     parser = described_parser(__doc__)
     parser.add_argument('caches', nargs='+', type=Path)
     parser.add_argument('--num-images', type=int, default=100)
@@ -69,20 +64,17 @@ def main() -> None:
     caches = [mtpd.cache.open(path) for path in arguments.caches]
     image_ids = caches[0].image_ids[: arguments.num_images]
     levels, views = shared_levels(caches), shared_views(caches)
-    solved = adaptation_costs(caches, image_ids, sampling=Sampling(num_cells=2**30, num_resamples=0)).costs
-    trained = torch.zeros_like(solved)
+    solved = adaptation_costs(caches, image_ids, sampling=Sampling(num_cells=EVERY, num_resamples=0)).costs
+    trained, pairs = torch.zeros_like(solved), list(permutations(range(len(caches)), 2))
     for name in levels:
         cells = [standardised_cells(cache, image_ids, views, name) for cache in caches]
-        for row, source in enumerate(cells):
-            for column, target in enumerate(cells):
-                if row != column:
-                    trained[row, column] += trained_cost(source, target, num_steps=arguments.steps) / len(levels)
+        for row, column in pairs:
+            cost = trained_cost(cells[row], cells[column], num_steps=arguments.steps)
+            trained[row, column] += cost / len(levels)
     print(f'{"from":<24}{"to":<24}{"ridge":>10}{"trained":>10}')
-    for row, source_cache in enumerate(caches):
-        for column, target_cache in enumerate(caches):
-            if row != column:
-                costs = f'{solved[row, column]:>10.4f}{trained[row, column]:>10.4f}'
-                print(f'{source_cache.path.name:<24}{target_cache.path.name:<24}{costs}')
+    for row, column in pairs:
+        costs = f'{solved[row, column]:>10.4f}{trained[row, column]:>10.4f}'
+        print(f'{caches[row].path.name:<24}{caches[column].path.name:<24}{costs}')
     same = torch.equal(solved.argsort(0), trained.argsort(0))
     print(f'greatest difference {(solved - trained).abs().max():.4f}')
     print(f'same ranking: {"yes" if same else "no"}')

@@ -12,23 +12,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from measuring import extract_options
 from mtpd.system.text import format_bytes, format_duration
-from mtpd_extract.cli import main as mtpd_extract
 from mtpd_extract.estimate import Prediction, measure_rates, predict
-from mtpd_extract.extraction import Loading, build_extraction
+from mtpd_extract.extraction import build_extraction
 from mtpd_extract.options import ExtractOptions
 from mtpd_extract.output_folder import folder_bytes
 from mtpd_extract.run import extract
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point."""
     if '-h' in arguments or '--help' in arguments:
         print(__doc__)
         return
     with tempfile.TemporaryDirectory() as folder:
-        given = mtpd_extract.make_context('mtpd-extract', ['--out', f'{folder}/cache', *arguments]).params
-        options = ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
+        options = extract_options(['--out', f'{folder}/cache', *arguments])
         if options.out.exists():
             sys.exit(f'{options.out}: already exists, but a new cache is to be timed; give another --out')
         predicted, real = compare(options)
@@ -44,14 +42,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def compare(options: ExtractOptions) -> tuple[Prediction, Prediction]:
-    """What was predicted, and what came of it."""
     extraction = build_extraction(options)
-    loading = Loading(batch_size=options.batch_size, num_threads=options.workers)
-    rates = measure_rates(extraction, loading)
+    rates = measure_rates(extraction)
     predicted = predict(extraction, rates)
     print(f'by a trial on {rates.num_images} of {extraction.plan.num_images} images: {predicted}', flush=True)
     start = time.perf_counter()
-    extract(extraction, options.out, loading, rates=lambda: rates)
+    extract(extraction, options.out, rates=lambda: rates)
     seconds = time.perf_counter() - start
     return predicted, Prediction(extraction.plan.num_images, folder_bytes(options.out), seconds)
 

@@ -35,7 +35,6 @@ def bits_per_element(cache_path: Path) -> float:
 
 
 def main() -> None:
-    """Prints the tables."""
     parser = described_parser(__doc__)
     parser.add_argument('cache', type=Path)
     parser.add_argument('--annotations', type=Path, required=True)

@@ -21,12 +21,10 @@ def read_run(folder: Path) -> tuple[float, float]:
 
 
 def cache_megabytes(folder: Path) -> float:
-    """Size of a cache on disk, MB."""
     return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6
 
 
 def main(folder: Path) -> None:
-    """Prints a row for each teacher and student, and last the line of the students' AP."""
     print(f'{"":<16}{"box AP":>8}{"images/s":>10}{"cache MB":>10}')
     for name in TEACHERS:
         metrics = json.loads((folder / f'teacher_{name}.json').read_text())['metrics']

@@ -27,13 +27,11 @@ VARIABLES = ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES', 'WORLD_SIZE', 'LOCAL_RAN
 
 
 def system() -> str:
-    """Operating system and Python."""
     libc = ' '.join(platform.libc_ver())
     return f'{platform.system()} {platform.release()} {platform.machine()}, {libc}, Python {platform.python_version()}'
 
 
 def commit() -> str:
-    """Commit of the checkout that this script is in."""
     git = ['git', '-C', str(ROOT)]
     head = subprocess.run([*git, 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False)
     if head.returncode:
@@ -43,7 +41,6 @@ def commit() -> str:
 
 
 def packages() -> str:
-    """Versions of what is installed, and what is not."""
     found, missing = [], []
     for name in PACKAGES:
         try:
@@ -54,7 +51,6 @@ def packages() -> str:
 
 
 def cpu() -> str:
-    """Model, cores and memory."""
     lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
     models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -63,7 +59,6 @@ def cpu() -> str:
 
 
 def disk() -> str:
-    """Room in the current folder, and in the memory that data workers share."""
     shared = Path('/dev/shm')
     lines = [f'{shutil.disk_usage(".").free / 1e9:.0f} GB free here']
     if shared.exists():
@@ -72,7 +67,6 @@ def disk() -> str:
 
 
 def gpu() -> str:
-    """What PyTorch sees of GPUs, and the driver."""
     import torch
 
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
@@ -94,7 +88,6 @@ def _driver() -> str:
 
 
 def kernels() -> str:
-    """Whether the fused loss can run."""
     import torch
 
     if importlib.util.find_spec('triton') is None:
@@ -105,7 +98,6 @@ def kernels() -> str:
 
 
 def operators() -> str:
-    """Whose operators mmdet runs on."""
     from mtpd.detectors.runtime import prepare
 
     prepare()
@@ -116,7 +108,6 @@ def operators() -> str:
 
 
 def codecs() -> str:
-    """What compresses and checks caches."""
     import google_crc32c
     import numcodecs
 
@@ -125,7 +116,6 @@ def codecs() -> str:
 
 
 def threads() -> str:
-    """Threads of PyTorch, and variables that change them."""
     import torch
 
     given = [f'{name}={os.environ[name]}' for name in VARIABLES if name in os.environ]
@@ -160,7 +150,6 @@ def without_home(text: str) -> str:
 
 
 def main() -> None:
-    """Prints the report."""
     lines, num_unanswered = report()
     print('\n'.join(lines))
     print(f'unanswered {num_unanswered}')

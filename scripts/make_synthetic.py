@@ -15,7 +15,6 @@ from mtpd.system.console import progress_bar
 
 
 def main() -> int:
-    """Runs the command line; 0 when the set is there, 1 when it cannot be made."""
     defaults = SyntheticSpec()
     parser = argparse.ArgumentParser(description='Creates a COCO-format data set of coloured shapes.')
     parser.add_argument('folder', type=Path, help='output folder; will hold train2017, val2017 and annotations')

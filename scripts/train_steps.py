@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import GradScaler
-from torch.nn.utils import clip_grad_norm_
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
 from mtpd.detectors.detection import collate
@@ -21,9 +19,8 @@ from mtpd.detectors.models import build_detector
 from mtpd.detectors.runtime import known_warnings_ignored
 from mtpd.system.environment import choose_device
 from mtpd_extract.cli import main as mtpd_extract
-from mtpd_train.optimization import build_optimizer
+from mtpd_train.optimization import Optimization
 from mtpd_train.settings.stage_file import load_stages
-from mtpd_train.settings.stage_settings import OptimSettings
 from mtpd_train.stage import build_stages
 from mtpd_train.student import student_config
 from mtpd_train.training.step import (
@@ -50,7 +47,6 @@ WAYS = ('plain', 'cached', 'online')
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is trained."""
     add = parser.add_argument
     add('--device', default='auto', choices=['auto', 'cpu', 'cuda'])
     add('--student', help="zoo name, config or stage file (default: the demo's, on a GPU RetinaNet-R50)")
@@ -146,10 +142,13 @@ class Trainer:
         self._device = device
         self._stage.to(device)
         self._stage.student.model.train()
-        networks = (self._stage.student.model, self._stage.distiller)
-        self._parameters = [one for network in networks for one in network.parameters() if one.requires_grad]
-        self._optimizer = build_optimizer(self._parameters, OptimSettings(lr=1e-4, epochs=1))
-        self._scaler = GradScaler(device.type, enabled=self._stage.settings.optim.precision == 'fp16')
+        self._optimization = Optimization(
+            self._stage.student.model,
+            self._stage.distiller,
+            self._stage.settings.optim,
+            steps_per_epoch=self._stage.steps_per_epoch,
+            device=device,
+        )
         self._epoch = self._num_batches = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
@@ -177,15 +176,15 @@ class Trainer:
         return loaded(self._stage, wanted[:number])
 
     def _step(self, samples: Any, ahead: Any) -> None:
-        accumulate = self._stage.settings.optim.accumulate
-        share = 1 / accumulate
-        add_gradient(self._stage, samples, ahead, share=share, progress=0.0, scaler=self._scaler, device=self._device)
+        accumulate, scaler = self._stage.settings.optim.accumulate, self._optimization.scaler
+        add_gradient(
+            self._stage, samples, ahead, share=1 / accumulate, progress=0.0, scaler=scaler, device=self._device
+        )
         self._num_batches += 1
         if self._num_batches % accumulate == 0:
-            self._update()
+            self._optimization.step(1)
 
     def _step_in_parts(self, batches: Iterator[Any]) -> None:
-        """`add_gradient` and the update, on the clock."""
         stage = self._stage
         with self._part('wait'):
             samples, ahead = next(batches)
@@ -200,16 +199,9 @@ class Trainer:
             losses = outputs.losses | distillation_losses(stage, samples, outputs, targets, progress=0.0)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
         with self._part('backward'):
-            torch.autograd.backward(self._scaler.scale(total))
+            torch.autograd.backward(self._optimization.scaler.scale(total))
         with self._part('update'):
-            self._update()
-
-    def _update(self) -> None:
-        self._scaler.unscale_(self._optimizer)
-        clip_grad_norm_(self._parameters, 10.0)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+            self._optimization.step(1)
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:

@@ -138,7 +138,7 @@ def test_commands__are_understood(line: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_options_in_the_text__exist(page: Path) -> None:
     by_program = {name: options_of(program) for name, program in programs().items()}
     scripts = '\n'.join(path.read_text() for path in (ROOT / 'scripts').rglob('*.py'))
-    known = {'--help', '--no-python', '--nproc-per-node'}.union(
+    known = {'--all', '--help', '--no-python', '--nproc-per-node'}.union(
         *by_program.values(), re.findall(r"'(--[a-z-]+)'", scripts)
     )
     for code in INLINE.findall(prose(page)):

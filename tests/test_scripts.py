@@ -1,4 +1,4 @@
-"""Measurements and sweeps that no other test runs, at toy size: they end, and their last line has its figures."""
+"""Measurements that no other test runs, at toy size: they end, and their last line has its figures."""
 
 import re
 import subprocess
@@ -66,12 +66,3 @@ def test_coco_sizes(caches: list[Path], synthetic_set: Path) -> None:
 def test_check_adaptation_costs(caches: list[Path]) -> None:
     line = last_line('check_adaptation_costs.py', *caches, '--num-images', 4, '--steps', 5)
     assert re.fullmatch(r'same ranking: (yes|no)', line)
-
-
-def test_zoo_sweep() -> None:
-    assert last_line('zoo_sweep.py', '--family', 'retinanet') == 'zoo 1 of 1'
-
-
-def test_student_sweep() -> None:
-    line = last_line('student_sweep.py', '--family', 'retinanet', '--family', 'htc')
-    assert line == 'students 1 of 2, refused 1, unclear 0, wrong 0'

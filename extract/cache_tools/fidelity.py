@@ -1,7 +1,7 @@
 """`mtpd-cache fidelity`: compares a cache's maps with the live teacher's."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,6 @@ Stored = Callable[[int, ViewName, Maps], Maps]
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityOptions(SourceOptions):
-    """Options of `mtpd-cache fidelity`."""
-
     cache: Path
     teacher: str | None
     num_images: int
@@ -45,23 +43,10 @@ class FidelityOptions(SourceOptions):
     as_json: bool
 
 
-@dataclass(frozen=True)
-class AnnotatedImage:
-    """One view of an image.
-
-    Attributes:
-        sample: with the sizes that a head looks up.
-        inputs: normalised and padded, (1, 3, H, W) on the teacher's device.
-    """
-
-    sample: Sample
-    inputs: Tensor
-
-
 def view_of(
     teacher: Teacher, image: CocoImage, *, folder: Path, view: ViewName, device: torch.device
-) -> AnnotatedImage:
-    """An image of the set in `folder`, resized and perhaps mirrored, padded and normalised for `teacher`."""
+) -> tuple[Sample, Tensor]:
+    """An image of the set in `folder` as a sample, and as the teacher's input (1, 3, H, W) on the device."""
     path = image_path(folder, image.file_name)
     sample = make_sample(
         read_image(path, size=(image.height, image.width)),
@@ -70,30 +55,10 @@ def view_of(
         geometry=teacher.preprocessing.geometry,
         view=view,
     )
-    return AnnotatedImage(sample, collate([sample], preprocessing=teacher.preprocessing, device=device))
-
-
-@dataclass(frozen=True)
-class FidelityReport:
-    """What was measured.
-
-    Attributes:
-        source: description of where the stored maps came from.
-        num_images: measured images.
-        views: (view, level name) -> stored maps against live ones.
-        mirrored: level name -> the stored plain map, mirrored, against the stored map of the mirrored image.
-        ap: box AP, 0 to 100, of the teacher's own head on live and on stored maps; None if not requested.
-    """
-
-    source: str
-    num_images: int
-    views: Mapping[tuple[ViewName, str], Comparison]
-    mirrored: Mapping[str, Comparison]
-    ap: tuple[float, float] | None
+    return sample, collate([sample], preprocessing=teacher.preprocessing, device=device)
 
 
 def run(options: FidelityOptions) -> None:
-    """Measures one cache and prints what came out."""
     cache = mtpd.cache.open(options.cache)
     device = choose_device(options.device)
     teacher = _teacher(cache, options, device)
@@ -101,8 +66,8 @@ def run(options: FidelityOptions) -> None:
     coco = read_annotations(annotation_file)
     for doubt in suspicions(coco):
         warn(f'{annotation_file}: {doubt}')
-    report = _measure(cache, teacher, coco, folder, options=options, device=device)
-    print(json.dumps(_record(report), indent=1) if options.as_json else '\n'.join(_lines(report)))
+    record = _measure(cache, teacher, coco, folder, options=options, device=device)
+    print(json.dumps(record, indent=1) if options.as_json else '\n'.join(_lines(record)))
 
 
 def _teacher(cache: CacheReader, options: FidelityOptions, device: torch.device) -> Teacher:
@@ -140,7 +105,12 @@ def _measure(
     *,
     options: FidelityOptions,
     device: torch.device,
-) -> FidelityReport:
+) -> dict[str, Any]:
+    """What `--json` prints.
+
+    `views` compares stored maps with live ones, `mirrored` the stored plain map, mirrored, with the stored map of the
+    mirrored image; `ap` is the box AP, 0 to 100, of the teacher's own head on both.
+    """
     images, source, stored = _stored_maps(cache, coco)
     images = spread(images, options.num_images)
     views = {(view, level.name): Comparison() for view in cache.views for level in cache.levels}
@@ -150,8 +120,8 @@ def _measure(
     for image in progress_bar(images, unit='image', desc='fidelity', in_logs=False):
         found = {}
         for view in cache.views:
-            seen = view_of(teacher, image, folder=folder, view=view, device=device)
-            live = teacher.maps(seen.inputs)
+            sample, inputs = view_of(teacher, image, folder=folder, view=view, device=device)
+            live = teacher.maps(inputs)
             for level in cache.levels:
                 require_finite(live[level.name], level=level.name, view=view, image_ids=[image.id])
             found[view] = stored(image.id, view, live)
@@ -163,8 +133,8 @@ def _measure(
                     results += head_detections(
                         teacher,
                         [given[level.name] for level in teacher.levels],
-                        inputs=seen.inputs,
-                        samples=[seen.sample],
+                        inputs=inputs,
+                        samples=[sample],
                         category_ids=category_ids,
                     )
         for name, comparison in mirrored.items():
@@ -173,8 +143,18 @@ def _measure(
     if options.ap:
         ids = [image.id for image in images]
         live_ap, stored_ap = (100 * evaluate(coco, found, image_ids=ids).metrics['AP'] for found in detections)
-        ap = live_ap, stored_ap
-    return FidelityReport(source, len(images), views, mirrored, ap)
+        ap = {'live': live_ap, 'stored': stored_ap}
+    return {
+        'images': len(images),
+        'source': source,
+        'views': [{'view': view, 'level': level, **_figures(one)} for (view, level), one in views.items()],
+        'mirrored': [{'level': level, **_figures(one)} for level, one in mirrored.items()],
+        'ap': ap,
+    }
+
+
+def _figures(one: Comparison) -> dict[str, float]:
+    return {name: getattr(one, name) for name in ('mean_error', 'worst_error', 'mean_cosine', 'worst_cosine')}
 
 
 def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ...], str, Stored]:
@@ -208,51 +188,33 @@ def _recorded(cache: CacheReader, group: str, field: str) -> Any:
     return fields_of_group.get(field) if isinstance(fields_of_group, dict) else None
 
 
-def _lines(report: FidelityReport) -> list[str]:
+def _lines(record: dict[str, Any]) -> list[str]:
     rows = [
         [
-            view,
-            level,
-            f'{one.mean_error:.2e}',
-            f'{one.worst_error:.2e}',
-            f'{one.mean_cosine:.6f}',
-            f'{one.worst_cosine:.6f}',
+            one['view'],
+            one['level'],
+            f'{one["mean_error"]:.2e}',
+            f'{one["worst_error"]:.2e}',
+            f'{one["mean_cosine"]:.6f}',
+            f'{one["worst_cosine"]:.6f}',
         ]
-        for (view, level), one in report.views.items()
+        for one in record['views']
     ]
     lines = [
-        f'{report.num_images} images, {report.source}, against the live teacher',
+        f'{record["images"]} images, {record["source"]}, against the live teacher',
         *table(['view', 'level', 'error', 'worst', 'cosine', 'worst'], rows),
     ]
-    if report.mirrored:
+    if record['mirrored']:
         rows = [
-            [level, f'{one.mean_error:.2e}', f'{one.mean_cosine:.3f}', f'{one.worst_cosine:.3f}']
-            for level, one in report.mirrored.items()
+            [one['level'], f'{one["mean_error"]:.2e}', f'{one["mean_cosine"]:.3f}', f'{one["worst_cosine"]:.3f}']
+            for one in record['mirrored']
         ]
         lines += [
             '',
             'plain map, mirrored, against the map of the mirrored image: the error of mirroring maps',
             *table(['level', 'error', 'cosine', 'worst'], rows),
         ]
-    if report.ap:
-        live, found = report.ap
+    if record['ap']:
+        live, found = record['ap'].values()
         lines += ['', f"box AP of the teacher's head: live {live:.2f}, stored {found:.2f}, drop {live - found:.2f}"]
     return lines
-
-
-def _record(report: FidelityReport) -> dict[str, Any]:
-    def numbers(one: Comparison) -> dict[str, float]:
-        return {
-            'mean_error': one.mean_error,
-            'worst_error': one.worst_error,
-            'mean_cosine': one.mean_cosine,
-            'worst_cosine': one.worst_cosine,
-        }
-
-    return {
-        'images': report.num_images,
-        'source': report.source,
-        'views': [{'view': view, 'level': level, **numbers(one)} for (view, level), one in report.views.items()],
-        'mirrored': [{'level': level, **numbers(one)} for level, one in report.mirrored.items()],
-        'ap': report.ap and {'live': report.ap[0], 'stored': report.ap[1]},
-    }

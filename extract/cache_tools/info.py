@@ -10,7 +10,7 @@ from mtpd.cache.checking.state import CacheState, read_state
 from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import TEACHER_FILE, VERSION
-from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.format.plan import ShardKey, num_elements
 from mtpd.system.files import canonical_json, sha256_bytes
 from mtpd.system.text import format_bytes, table
 from mtpd_extract.output_folder import folder_bytes
@@ -19,7 +19,6 @@ KINDS = ('maps', 'row_tables', 'rois', 'index', 'teacher_weights', 'rotations')
 
 
 def run(caches: Sequence[Path], *, as_json: bool) -> None:
-    """Prints a block for each cache, or a JSON list."""
     records = []
     for number, root in enumerate(caches):
         record = describe_cache(read_state(root))
@@ -35,8 +34,7 @@ def run(caches: Sequence[Path], *, as_json: bool) -> None:
 def describe_cache(state: CacheState) -> dict[str, Any]:
     """What `--json` prints. Bytes and elements of an unfinished cache are those of its committed shards.
 
-    `bytes` are by kind: maps, row tables, RoIs, index, teacher weights, rotations (of the lean codec), metadata (all
-    other files), and all of them. `elements` are feature values in all views.
+    `metadata` are the bytes of all files of no other kind; `elements` are feature values in all views.
     """
     description, buckets = state.description, state.manifest.buckets
     levels = [level.to_level() for level in description.levels]
@@ -62,11 +60,7 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
         committed[bucket.name] = sum(len(bucket.rows(shard)) for shard in shards)
     elements = {
         level.name: len(description.views)
-        * sum(
-            committed[bucket.name] * level.channels * height * width
-            for bucket in buckets
-            for height, width in [level.grid(*bucket.padded)]
-        )
+        * sum(committed[bucket.name] * num_elements([level], bucket.padded) for bucket in buckets)
         for level in levels
     }
     stated = description.model_dump(mode='json')
@@ -105,7 +99,6 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
 
 
 def _bits(num_bytes: int, num_elements: int) -> float | None:
-    """Per element; None while nothing is stored."""
     return 8 * num_bytes / num_elements if num_elements else None
 
 

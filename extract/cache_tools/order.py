@@ -32,8 +32,6 @@ COLOURS, PATH_COLOUR = 'viridis_r', '#e4572e'
 
 @dataclass(frozen=True)
 class OrderOptions:
-    """Options of `mtpd-cache order`."""
-
     caches: tuple[Path, ...]
     student_cache: Path | None
     last: str | None
@@ -48,46 +46,18 @@ class OrderOptions:
     as_json: bool
 
 
-@dataclass(frozen=True)
-class OrderReport:
-    """What was measured and chosen.
-
-    Attributes:
-        names: of all models, in the order of the matrices; the student, if there is one, is the first.
-        student: its name, or None.
-        num_images: images looked at.
-        found: the costs.
-        selection: the order of the teachers.
-        agreement: share of the bootstrap resamples that give this order; None without them.
-        thin_levels: names of levels with few cells for the number of channels.
-    """
-
-    names: tuple[str, ...]
-    student: str | None
-    num_images: int
-    found: AdaptationCosts
-    selection: Selection
-    agreement: float | None
-    thin_levels: tuple[str, ...]
-
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        """Names of the teachers, as they were given."""
-        return tuple(name for name in self.names if name != self.student)
-
-
 def run(options: OrderOptions) -> None:
-    """Measures the costs, selects an order, and prints and draws both."""
     if options.plot is not None:
         require_png(options.plot, option='--plot')
     paths = [*([] if options.student_cache is None else [options.student_cache]), *options.caches]
-    report = _measure([mtpd.cache.open(path) for path in paths], options)
+    record = _measure([mtpd.cache.open(path) for path in paths], options)
     if options.plot is not None:
-        _save_picture(options.plot, report)
-    print(json.dumps(_record(report), indent=1) if options.as_json else '\n'.join(_lines(report)))
+        _save_picture(options.plot, record)
+    print(json.dumps(record, indent=1) if options.as_json else '\n'.join(_lines(record)))
 
 
-def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> OrderReport:
+def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> dict[str, Any]:
+    """What `--json` prints; a student is the first of the caches."""
     names = _names([cache.path for cache in caches])
     student = names[0] if options.student_cache is not None else None
     teachers = names[1:] if student is not None else names
@@ -112,15 +82,31 @@ def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> OrderRepor
 
     selection = select(found.costs)
     same = [select(costs).teachers == selection.teachers for costs in found.resampled]
-    return OrderReport(
-        names=names,
-        student=student,
-        num_images=len(image_ids),
-        found=found,
-        selection=selection,
-        agreement=sum(same) / len(same) if same else None,
-        thin_levels=_thin_levels(caches, found),
-    )
+    errors = {} if found.deviations is None else _by_name(found.deviations, names)
+    levels = {name: _by_name(costs, names) for name, costs in found.levels.items()}
+    return {
+        'images': len(image_ids),
+        'views': found.views,
+        'levels': [{'level': name, 'cells': count} for name, count in found.num_cells.items()],
+        'student': student,
+        'teachers': teachers,
+        'costs': [
+            {
+                'from': source,
+                'to': target,
+                'cost': cost,
+                'error': errors.get((source, target)),
+                'levels': {name: costs[source, target] for name, costs in levels.items()},
+            }
+            for (source, target), cost in _by_name(found.costs, names).items()
+        ],
+        'order': selection.teachers,
+        'reasons': selection.reasons,
+        'resamples': len(found.resampled),
+        # The share of resamples that give this order.
+        'same_order': sum(same) / len(same) if same else None,
+        'thin_levels': _thin_levels(caches, found),
+    }
 
 
 def _names(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -132,7 +118,6 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _accuracies(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """The values of `--ap NAME=AP`."""
     accuracies = {}
     for text in given:
         name, _, value = text.rpartition('=')
@@ -150,7 +135,6 @@ def _accuracies(given: Sequence[str], names: Sequence[str]) -> dict[str, float]:
 
 
 def _last(given: str | None, teachers: Sequence[str], accuracies: Mapping[str, float]) -> str:
-    """The strongest teacher."""
     if given is not None:
         if given not in teachers:
             raise InputError(f'--last {given}: is not one of the teachers; give one of {", ".join(teachers)}')
@@ -185,118 +169,85 @@ def _by_name(costs: Tensor, names: Sequence[str]) -> Costs:
     }
 
 
-def _lines(report: OrderReport) -> list[str]:
-    """The text that is printed without --json."""
-    found = report.found
+def _models(record: dict[str, Any]) -> list[str]:
+    return [*([] if record['student'] is None else [record['student']]), *record['teachers']]
+
+
+def _path(record: dict[str, Any]) -> list[str]:
+    return [*([] if record['student'] is None else [record['student']]), *record['order']]
+
+
+def _costs(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(from, to) -> costs; nothing is adapted to the student."""
+    return {(one['from'], one['to']): one for one in record['costs'] if one['to'] != record['student']}
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    levels, costs = [one['level'] for one in record['levels']], _costs(record)
+    has_errors = any(one['error'] is not None for one in costs.values())
     text = [
-        f'{report.num_images} images, views {", ".join(found.views)}, levels {", ".join(found.levels)}',
+        f'{record["images"]} images, views {", ".join(record["views"])}, levels {", ".join(levels)}',
         '',
         'adaptation cost: fraction of the variance that a linear map from the row to the column does not explain'
-        + (', and its bootstrap error' if found.deviations is not None else ''),
-        *_matrix(report, found.costs, found.deviations),
+        + (', and its bootstrap error' if has_errors else ''),
+        *table(
+            ['from / to', *record['teachers']],
+            [[name, *(_cell(costs.get((name, target))) for target in record['teachers'])] for name in _models(record)],
+        ),
     ]
-    if len(found.levels) > 1:
-        text += ['', 'by level']
+    if len(levels) > 1:
         rows = [
-            [f'{source} -> {target}', *[f'{costs[row, column]:.3f}' for costs in found.levels.values()]]
-            for row, source in enumerate(report.names)
-            for column, target in enumerate(report.names)
-            if row != column and target != report.student
+            [f'{source} -> {target}', *(f'{one["levels"][name]:.3f}' for name in levels)]
+            for (source, target), one in costs.items()
         ]
-        text += table(['', *found.levels], rows)
-    if report.thin_levels:
+        text += ['', 'by level', *table(['', *levels], rows)]
+    if record['thin_levels']:
         text += [
             '',
-            f'note: too few cells for the channels of {", ".join(report.thin_levels)}, their costs are underestimated; '
-            'increase --num-images',
+            f'note: too few cells for the channels of {", ".join(record["thin_levels"])}, their costs are '
+            'underestimated; increase --num-images',
         ]
-    text += ['', *report.selection.reasons, '']
-    if report.agreement is not None:
-        text.append(f'{report.agreement:.0%} of {len(found.resampled)} bootstrap resamples give this order')
-    if len(report.selection.teachers) > 1:
-        last = report.selection.teachers[-1]
+    text += ['', *record['reasons'], '']
+    if record['same_order'] is not None:
+        text.append(f'{record["same_order"]:.0%} of {record["resamples"]} bootstrap resamples give this order')
+    if len(record['order']) > 1:
+        last = record['order'][-1]
         text.append(f'note: costs do not predict AP; also train from {last} alone for as many epochs and compare')
-    text.append('order: ' + ' -> '.join(_path(report)))
+    text.append('order: ' + ' -> '.join(_path(record)))
     return text
 
 
-def _path(report: OrderReport) -> list[str]:
-    return [*([report.student] if report.student is not None else []), *report.selection.teachers]
+def _cell(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return '-'
+    return f'{one["cost"]:.3f}' + ('' if one['error'] is None else f' +- {one["error"]:.3f}')
 
 
-def _matrix(report: OrderReport, costs: Tensor, deviations: Tensor | None) -> list[str]:
-    rows = []
-    for row, source in enumerate(report.names):
-        cells = [source]
-        for column, target in enumerate(report.names):
-            if target == report.student:
-                continue
-            error = '' if deviations is None else f' +- {deviations[row, column]:.3f}'
-            cells.append('-' if row == column else f'{costs[row, column]:.3f}{error}')
-        rows.append(cells)
-    return table(['from / to', *report.teachers], rows)
-
-
-def _record(report: OrderReport) -> dict[str, Any]:
-    """What `--json` gives."""
-    found = report.found
-    deviations = None if found.deviations is None else _by_name(found.deviations, report.names)
-    levels = {name: _by_name(costs, report.names) for name, costs in found.levels.items()}
-    return {
-        'images': report.num_images,
-        'views': found.views,
-        'levels': [{'level': name, 'cells': count} for name, count in found.num_cells.items()],
-        'student': report.student,
-        'teachers': report.teachers,
-        'costs': [
-            {
-                'from': source,
-                'to': target,
-                'cost': cost,
-                'error': None if deviations is None else deviations[source, target],
-                'levels': {name: costs[source, target] for name, costs in levels.items()},
-            }
-            for (source, target), cost in _by_name(found.costs, report.names).items()
-        ],
-        'order': report.selection.teachers,
-        'reasons': report.selection.reasons,
-        'resamples': len(found.resampled),
-        'same_order': report.agreement,
-        'thin_levels': report.thin_levels,
-    }
-
-
-def _save_picture(out: Path, report: OrderReport) -> None:
-    """Draws the matrix of costs with the steps of the order framed and numbered.
-
-    Nothing is adapted to the student, so it has no column.
-    """
+def _save_picture(out: Path, record: dict[str, Any]) -> None:
+    """Draws the matrix of costs with the steps of the order framed and numbered."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    names, student, targets, deviations = report.names, report.student, report.teachers, report.found.deviations
-    columns = [names.index(name) for name in targets]
-    values = report.found.costs.numpy()[:, columns].copy()
-    for row, source in enumerate(names):
-        if source in targets:
-            values[row, targets.index(source)] = np.nan
+    names, targets, path, costs = _models(record), record['teachers'], _path(record), _costs(record)
+    places = {(source, target): (names.index(source), targets.index(target)) for source, target in costs}
+    values = np.full((len(names), len(targets)), np.nan)
+    for pair, one in costs.items():
+        values[places[pair]] = one['cost']
     figure = Figure(figsize=(3.2 + 1.25 * len(targets), 2.4 + 0.8 * len(names)), layout='constrained')
     axes = figure.add_subplot()
     highest = float(np.nanmax(values))
     image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=max(highest, 1e-6), aspect='auto')
     axes.set_xticks(range(len(targets)), targets, rotation=20, ha='right')
-    axes.set_yticks(range(len(names)), [f'{name} (student)' if name == student else name for name in names])
+    axes.set_yticks(range(len(names)), [f'{name} (student)' if name == record['student'] else name for name in names])
     axes.set_xlabel('to')
     axes.set_ylabel('from')
-    for row, column in np.argwhere(~np.isnan(values)):
-        text = f'{values[row, column]:.3f}'
-        if deviations is not None:
-            text += f'\n± {deviations[row, columns[column]]:.3f}'
-        dark = values[row, column] > 0.55 * highest
-        axes.text(column, row, text, ha='center', va='center', fontsize=9, color='white' if dark else 'black')
-    path = _path(report)
-    for number, (source, target) in enumerate(pairwise(path), start=1):
-        row, column = names.index(source), targets.index(target)
+    for pair, one in costs.items():
+        row, column = places[pair]
+        text = _cell(one).replace(' +- ', '\n± ')
+        colour = 'white' if one['cost'] > 0.55 * highest else 'black'
+        axes.text(column, row, text, ha='center', va='center', fontsize=9, color=colour)
+    for number, step in enumerate(pairwise(path), start=1):
+        row, column = places[step]
         corner = (column - 0.47, row - 0.46)
         axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=PATH_COLOUR, linewidth=3))
         axes.text(column - 0.4, row - 0.4, str(number), va='top', fontsize=9, weight='bold', color=PATH_COLOUR)

@@ -30,12 +30,10 @@ BACKGROUND, INK, OUTLINE = (255, 255, 255), (20, 20, 20), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with a line of text above it.
+    """A picture (H, W, 3), RGB, or an empty place, with a line of text above it.
 
-    Attributes:
-        caption: the line; it may run over the panels to the right where these are empty.
-        picture: (H, W, 3) RGB, or None for an empty place.
-        valid: share of the height and of the width that is image and not padding; outlined.
+    The line may run over empty panels to the right. `valid` is the share of the height and of the width that is image
+    and not padding; it is outlined.
     """
 
     caption: str
@@ -46,7 +44,6 @@ class Panel:
 def run(
     path: Path, out: Path, *, image: int | None, view: ViewName | None, images: Path | None, annotations: Path | None
 ) -> None:
-    """Draws the sheet of an image and prints its path."""
     cache = mtpd.cache.open(path)
     require_png(out, option='--out')
     image_id = cache.image_ids[0] if image is None else image
@@ -64,11 +61,7 @@ def run(
 
 
 def require_png(out: Path, *, option: str) -> None:
-    """Checks the name of a picture before anything is read.
-
-    Raises:
-        InputError: it does not end in .png.
-    """
+    """Checks the name of a picture before anything is read."""
     if out.suffix.lower() != '.png':
         raise InputError(f'{option} {out}: the picture is a PNG file; use a name that ends in .png')
 
@@ -106,13 +99,9 @@ def _level_row(cache: CacheReader, image_id: int, level: Level, views: Sequence[
         cosine = torch.nn.functional.cosine_similarity(mirrored.flatten(), flip.flatten(), dim=0)
         picture = np.full_like(pictures[0], PADDING_GREY)
         picture[:rows, :columns] = _error(difference, size)
-        panels.append(Panel(f'mirrored: {_relative(difference, size):.1e}, cosine {cosine:.3f}', picture, valid))
+        relative = float(difference.pow(2).sum() / size.pow(2).sum().clamp(min=1e-30))
+        panels.append(Panel(f'mirrored: {relative:.1e}, cosine {cosine:.3f}', picture, valid))
     return panels
-
-
-def _relative(error: Tensor, size: Tensor) -> float:
-    """The squared error of a whole map, relative to its energy."""
-    return float(error.pow(2).sum() / size.pow(2).sum().clamp(min=1e-30))
 
 
 def _error(error: Tensor, size: Tensor) -> Picture:
@@ -150,13 +139,7 @@ def _image_file(image_id: int, folder: Path, annotations: Path | None) -> Path:
 
 
 def _draw_sheet(rows: Sequence[Sequence[Panel]], *, title: Sequence[str], aspect: float) -> Image.Image:
-    """Draws rows of panels below a few lines of text.
-
-    Args:
-        rows: the panels.
-        title: the lines above them.
-        aspect: width of a panel over its height.
-    """
+    """Draws rows of panels, whose width over height is `aspect`, below the lines of the title."""
     width, height = round(PANEL_HEIGHT * aspect), PANEL_HEIGHT
     cell_width, cell_height = width + GAP, height + CAPTION_HEIGHT + GAP
     font = ImageFont.load_default(FONT_SIZE)

@@ -19,8 +19,7 @@ STRAYS_NAMED = 20
 def run(caches: Sequence[Path], *, is_repair: bool, num_threads: int) -> None:
     """Verifies cache after cache.
 
-    Raises:
-        CacheDamagedError: at the end, naming all that is damaged and was not repaired.
+    Raises CacheDamagedError at the end, naming all that is damaged and was not repaired.
     """
     problems = []
     for root in caches:
@@ -71,13 +70,9 @@ def _extent(state: CacheState) -> str:
     )
 
 
-def _num_groups(damages: Sequence[Damage]) -> int:
-    return len({damage.key for damage in damages if damage.key})
-
-
 def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') -> list[str]:
     """A line that sums it up, then one for each damaged shard group and for each other file."""
-    num_groups = _num_groups(damages)
+    num_groups = len({damage.key for damage in damages if damage.key})
     counts = {kind: sum(damage.kind == kind for damage in damages) for kind in ('head', 'metadata', 'stray')}
     summary = [
         f'{num_groups} of {state.num_shards} shards damaged' * bool(num_groups),
@@ -102,7 +97,6 @@ def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') ->
 
 
 def _of_the_records(root: Path, error: CacheDamagedError) -> list[str]:
-    """Advice for records that are damaged themselves."""
     if not (root / MANIFEST_FILE).exists():
         return [str(error)]
     return [

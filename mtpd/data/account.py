@@ -34,9 +34,7 @@ def nothing_to_train_on(coco: CocoSet) -> str:
 def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
     """What is odd about the objects that are to be found; None: nothing. pycocotools decides what counts.
 
-    Args:
-        coco: the ground truth.
-        with_masks: whether the detector gives masks, too.
+    `with_masks`: the detector gives masks, too.
     """
     found: Counter[str] = Counter()
     for image, one in _objects(coco):

@@ -67,15 +67,11 @@ class CocoCategory:
 class CocoAnnotation:
     """An object in an image.
 
-    Attributes:
-        bbox: (x, y, width, height) in px of the original image, as annotated: not clipped to the image.
-        category: 0-based index into `CocoSet.categories`.
-        is_crowd: whether the box covers a group; such a box is ignored in training, not background.
-        is_ignored: whether the file says `ignore`; training leaves such an object out, as mmdet, evaluation does not,
-            as pycocotools.
-        area: of the object, in px.
-        segmentation: polygons [[x, y, x, y, ...], ...] in px, or a run-length encoding of the image's size, or None.
-        num_bad_polygons: polygons that were left out, see `mtpd.data.segmentation.check_segmentation`.
+    `bbox` (x, y, width, height) in px of the original image is not clipped to it; `category` is a 0-based index into
+    `CocoSet.categories`; `area` is in px. The box of a crowd covers a group; training ignores it, it is not background.
+    Training leaves out an object that the file says to `ignore`, as mmdet, evaluation does not, as pycocotools.
+    `segmentation`: polygons [[x, y, x, y, ...], ...] in px, or a run-length encoding of the image's size, or None;
+    `num_bad_polygons` were left out, see `mtpd.data.segmentation.check_segmentation`.
     """
 
     bbox: Box
@@ -94,7 +90,6 @@ class CocoAnnotation:
 
     @property
     def is_object(self) -> bool:
-        """Whether it is an object of its own that is to be found."""
         return not self.is_crowd and not self.is_ignored
 
     def mask(self, image: CocoImage) -> Segmentation:
@@ -104,14 +99,9 @@ class CocoAnnotation:
 
 @dataclass(frozen=True)
 class CocoSet:
-    """A checked annotation file.
+    """A checked annotation file; images in the file's order, categories by ascending id.
 
-    Attributes:
-        path: the file.
-        sha256: hex digest of its bytes.
-        images: in the file's order.
-        categories: by ascending id.
-        annotations: by image id, in the file's order; every image has an entry.
+    `annotations` are by image id, in the file's order; every image has an entry.
     """
 
     path: Path
@@ -133,12 +123,8 @@ def read_annotations(path: Path) -> CocoSet:
     Of an image `id`, `file_name`, `height` and `width` are read, of a category `id` and `name`, of an annotation
     `image_id`, `category_id` and `bbox`, all of which must be there; and its `iscrowd` and `ignore` (missing or null:
     no), `area` (missing or null: that of the mask, or else of the box) and `segmentation` (missing or empty: none);
-    other spellings of these, such as `is_crowd`, are refused.
-    Everything else may be missing or be anything, such as the ids of annotations, which are not used.
-
-    Raises:
-        InputError: the file is missing, is not valid JSON or holds something that cannot be used; the message says
-        where.
+    other spellings of these, such as `is_crowd`, are refused. Everything else may be missing or be anything, such as
+    the ids of annotations, which are not used.
     """
     try:
         content = path.read_bytes()
@@ -192,13 +178,10 @@ def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
 
 
 def image_path(folder: Path, file_name: str) -> Path:
-    """The path of an image of an annotation file.
+    """The path of an image of an annotation file; refuses names that are no relative path or would leave `folder`.
 
     Only the name is judged: a symbolic link below `folder` may lead elsewhere, as data folders often span disks, and
     someone who can place a link there needs no annotation file to do harm.
-
-    Raises:
-        InputError: `file_name` is not a plain relative path or would leave `folder`.
     """
     _check_file_name(file_name)
     return folder / file_name
@@ -216,11 +199,7 @@ def _shown_name(file_name: str) -> str:
 
 
 def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
-    """Refuses images so long and thin that the resize leaves nothing of them.
-
-    Raises:
-        InputError: names the first such image.
-    """
+    """Refuses images so long and thin that the resize leaves nothing of them."""
     for image in images:
         if min(geometry.resized((image.height, image.width))) < 1:
             raise InputError(

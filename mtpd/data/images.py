@@ -27,16 +27,10 @@ LEFT_TO_OPENCV = (b'II*\0', b'MM\0*', b'#?R', b'Y\xa6j\x95', b'P7')
 def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]:
     """Reads an image file: (height, width, 3), BGR, the same pixels as mmdet's `LoadImageFromFile`.
 
-    The EXIF orientation is applied; grey, CMYK, palette and 16-bit images become 8-bit BGR; transparency is dropped.
-    Of an animation the first picture is read. JPEGs are checked by decoding them, see `mtpd.data.jpeg`, PNGs by their
-    checksums, others by Pillow; what Pillow does not know is left to OpenCV.
-
-    Args:
-        path: the file.
-        size: (height, width) in px that the image must have, as its annotation says.
-
-    Raises:
-        InputError: the file is missing, empty, damaged, no image, or of another size.
+    The EXIF orientation is applied; grey, CMYK, palette and 16-bit images become 8-bit BGR; transparency is dropped. Of
+    an animation the first picture is read. JPEGs are checked by decoding them, see `mtpd.data.jpeg`, PNGs by their
+    checksums, others by Pillow; what Pillow does not know is left to OpenCV. `size` is the (height, width) in px that
+    the annotation states; an image of another size is refused, as are missing, empty and damaged files.
     """
     try:
         content = path.read_bytes()

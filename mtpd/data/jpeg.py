@@ -49,11 +49,7 @@ DECODE_STDIN = 'import sys, cv2, numpy; cv2.imdecode(numpy.frombuffer(sys.stdin.
 
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
-    """(height, width) in px as the header says, before any EXIF orientation.
-
-    Raises:
-        ValueError: the file ends before it says so.
-    """
+    """(height, width) in px as the header says, before any EXIF orientation."""
     for marker, _, start, end in _segments(content):
         if marker in FRAMES and end >= start + 7:
             return int.from_bytes(content[start + 3 : start + 5]), int.from_bytes(content[start + 5 : start + 7])
@@ -63,11 +59,7 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
 
 
 def decode_jpeg(content: bytes) -> npt.NDArray[Any] | None:
-    """The pixels (height, width, 3), BGR, turned as the EXIF orientation says; None where OpenCV cannot decode them.
-
-    Raises:
-        ValueError: something is missing or broken; the message states what.
-    """
+    """The pixels (height, width, 3), BGR, turned as the EXIF orientation says; None where OpenCV cannot decode them."""
     try:
         pixels = _strictly_decoded(content)
     except ValueError as error:

@@ -33,22 +33,14 @@ MAX_CHECKED_PIXELS = 2**30  # OpenCV reads no more
 
 
 def png_size(content: bytes) -> tuple[int, int]:
-    """(height, width) in px as the header chunk says.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """(height, width) in px as the header chunk says."""
     if content[12:16] != HEADER or len(content) < 29:
         raise ValueError('the PNG has no header chunk')
     return int.from_bytes(content[20:24]), int.from_bytes(content[16:20])
 
 
 def checked_png(content: bytes) -> bytes:
-    """The chunks of a PNG that make its pixels, as a PNG.
-
-    Raises:
-        ValueError: it is cut off, or such a chunk does not match its checksum, or its rows are not whole.
-    """
+    """The chunks of a PNG that make its pixels, as a PNG; ValueError where they are not whole."""
     png_size(content)
     colour = content[25]
     if colour not in KINDS or content[24] not in KINDS[colour][1]:

@@ -36,11 +36,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def parse_json(path: Path, content: bytes) -> Any:
-    """The value that a JSON file holds; UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
-
-    Raises:
-        InputError: it is not JSON, or contradicts itself.
-    """
+    """The value that a JSON file holds; UTF-8, UTF-16 and UTF-32, with or without a byte order mark."""
     if not content.strip():
         raise InputError(f'{path}: is empty; fetch the file again')
     try:
@@ -58,11 +54,7 @@ def parse_json(path: Path, content: bytes) -> Any:
 
 
 def parse_each(path: Path, document: Fields, key: str, parse: Callable[[Fields], Record]) -> Iterator[Record]:
-    """What `parse` makes of each record of a list; it raises ValueError for what it cannot use.
-
-    Raises:
-        InputError: there is no such list, or `parse` refuses a record; the message names it.
-    """
+    """What `parse` makes of each record of a list; it raises ValueError for what it cannot use."""
     records = document.get(key)
     if not isinstance(records, list):
         found = f'is {shown(records)}' if key in document else 'is missing'
@@ -85,7 +77,6 @@ def shown(value: object) -> str:
 
 
 def required(record: Fields, key: str) -> Any:
-    """A field that must be there."""
     if key not in record:
         raise ValueError(f'{key!r} is missing')
     return record[key]
@@ -124,9 +115,7 @@ def flag(record: Fields, key: str) -> bool:
 def require_spelling(record: Fields, keys: Mapping[str, str]) -> None:
     """Refuses optional fields under other spellings: they would be ignored silently.
 
-    Args:
-        record: what was read.
-        keys: other spellings, in small letters without underscores and hyphens -> the key that is read.
+    `keys`: other spellings, in small letters without underscores and hyphens -> the key that is read.
     """
     for written in _misspelt(tuple(record), tuple(keys.items())):
         key = keys[_plain(written)]
@@ -172,10 +161,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:
     content = dict(pairs)
     if len(content) < len(pairs):
         for key, value in pairs:
-            if content[key] != value and not _both_nan(content[key], value):
+            is_nan = isinstance(value, float) and math.isnan(value)
+            if content[key] != value and not (is_nan and isinstance(content[key], float) and math.isnan(content[key])):
                 raise ValueError(f'the key {shown(key)} appears twice in one object, with different values; remove one')
     return content
-
-
-def _both_nan(one: object, other: object) -> bool:
-    return all(isinstance(value, float) and math.isnan(value) for value in (one, other))

@@ -24,10 +24,7 @@ def check_segmentation(segmentation: Any, *, height: int, width: int) -> tuple[S
     The mask is None where there is none that can be used: null, [], {}, '', or no polygon that is one. Polygons
     [[x, y, x, y, ...], ...] of fewer than three points or with an odd number of values are left out, as in mmdet. A
     run-length encoding is {'size': [height, width], 'counts': ...} with a list of run lengths or COCO's compressed
-    string.
-
-    Raises:
-        ValueError: the mask is malformed.
+    string. Raises ValueError for malformed masks.
     """
     if segmentation is None or segmentation in ([], {}, ''):
         return None, 0
@@ -75,9 +72,6 @@ def decode_counts(counts: str) -> list[int]:
 
     Each number is written in groups of 5 bits, lowest first, as characters from '0' on; 32 marks that more follow and
     16, in the last group, a negative number. From the fourth on, numbers are differences to the last but one.
-
-    Raises:
-        ValueError: the string has other characters or ends within a number.
     """
     runs: list[int] = []
     value = shift = 0

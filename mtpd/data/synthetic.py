@@ -43,14 +43,9 @@ SUBPIXEL_BITS = 4  # cv2 draws at 1/16 px
 class SyntheticSpec:
     """What a synthetic set is made of.
 
-    Attributes:
-        num_train: images in train2017.
-        num_val: images in val2017.
-        num_empty: images of each split, the last ones, that have no shape and so no annotation.
-        sizes: (height, width) in px, one drawn for each image.
-        num_shapes: least and most shapes in an image.
-        shape_px: least and most diameter of a shape's circumscribed circle, in px.
-        seed: of everything random.
+    `num_empty` images of each split, the last ones, have no shape. One of `sizes` (height, width) in px is drawn for
+    each image. `num_shapes` are the least and most shapes in an image, `shape_px` the least and most diameter of a
+    shape's circumscribed circle, in px.
     """
 
     num_train: int = 600
@@ -74,16 +69,8 @@ class SyntheticSpec:
 def make_synthetic_set(folder: Path, spec: SyntheticSpec, *, on_image: Callable[[], object] = lambda: None) -> bool:
     """Writes the set in COCO's layout: `train2017/`, `val2017/`, `annotations/instances_*.json`.
 
-    Args:
-        folder: where to; it appears only when the set is complete.
-        spec: what to make.
-        on_image: called after each image, for a progress bar.
-
-    Returns:
-        False if the same set is there already and nothing was done.
-
-    Raises:
-        InputError: the folder holds something else.
+    The folder appears only when the set is complete. `on_image` is called after each image. Returns False if the same
+    set is there already; a folder that holds something else is refused.
     """
     record = canonical_json(asdict(spec))
     if folder.exists():
@@ -200,14 +187,9 @@ def _annotation(category: int, mask: Mask) -> dict[str, Any]:
 
 
 def shape_mask(name: str, centre: tuple[float, float], radius: float, angle: float, size: tuple[int, int]) -> Mask:
-    """The pixels of a shape.
+    """The pixels of one of `SHAPES` in a mask of `size` (height, width), turned clockwise by `angle` in radians.
 
-    Args:
-        name: one of `SHAPES`.
-        centre: (x, y) in px.
-        radius: of the circumscribed circle, in px.
-        angle: by which the shape is turned clockwise from upright, in radians.
-        size: (height, width) of the mask in px.
+    `centre` is (x, y) and `radius` that of the circumscribed circle, in px.
     """
     mask = np.zeros(size, np.uint8)
     if name in ('circle', 'ring'):

@@ -91,9 +91,12 @@ def adaptation_costs(
     sampling = sampling or Sampling()
     levels, views = shared_levels(caches), shared_views(caches)
     num_groups = min(sampling.num_groups, len(image_ids))
+    # How often each group is drawn: once, and as in each resample.
     draws = torch.ones(1, num_groups, dtype=torch.float64)
     if num_groups > 1:
-        draws = torch.cat([draws, _resamples(num_groups, sampling)])
+        generator = torch.Generator().manual_seed(sampling.seed)
+        drawn = torch.randint(num_groups, (sampling.num_resamples, num_groups), generator=generator)
+        draws = torch.cat([draws, torch.nn.functional.one_hot(drawn, num_groups).sum(1).double()])
     costs, num_cells = {}, {}
     # Level by level, so that only one level's moments are held at a time.
     for name in levels:
@@ -101,7 +104,7 @@ def adaptation_costs(
         moments = GroupedMoments(num_groups, sum(num_channels))
         for number, image_id in enumerate(image_ids):
             for view in views:
-                cells = _cells(caches, image_id, view, name, num_cells=sampling.num_cells)
+                cells = image_cells(caches, image_id, view, name, num_cells=sampling.num_cells)
                 moments.add(cells, group=number % num_groups)
             advance()
         costs[name] = torch.stack(
@@ -119,25 +122,17 @@ def adaptation_costs(
 
 
 def shared_levels(caches: Sequence[CacheReader]) -> list[str]:
-    """Names of the levels that all caches have; a level is named after its stride.
-
-    Raises:
-        InputError: there are none.
-    """
-    names = [level.name for level in caches[0].levels]
-    shared = [name for name in names if all(name in [level.name for level in cache.levels] for cache in caches)]
+    """Names of the levels that all caches have; a level is named after its stride. There must be one."""
+    names = [[level.name for level in cache.levels] for cache in caches]
+    shared = [name for name in names[0] if all(name in some for some in names)]
     if not shared:
-        listed = '; '.join(f'{cache.path}: {", ".join(level.name for level in cache.levels)}' for cache in caches)
+        listed = '; '.join(f'{cache.path}: {", ".join(some)}' for cache, some in zip(caches, names, strict=True))
         raise InputError(f'the caches have no common level ({listed}); use caches with the same strides')
     return shared
 
 
 def shared_views(caches: Sequence[CacheReader]) -> tuple[ViewName, ...]:
-    """The views that all caches have.
-
-    Raises:
-        InputError: there are none.
-    """
+    """The views that all caches have; there must be one."""
     shared = tuple(view for view in caches[0].views if all(view in cache.views for cache in caches))
     if not shared:
         listed = '; '.join(f'{cache.path}: {", ".join(cache.views)}' for cache in caches)
@@ -145,18 +140,11 @@ def shared_views(caches: Sequence[CacheReader]) -> tuple[ViewName, ...]:
     return shared
 
 
-def _resamples(num_groups: int, sampling: Sampling) -> Tensor:
-    """How often each group is drawn in each resample: (R, G)."""
-    generator = torch.Generator().manual_seed(sampling.seed)
-    drawn = torch.randint(num_groups, (sampling.num_resamples, num_groups), generator=generator)
-    return torch.nn.functional.one_hot(drawn, num_groups).sum(1).double()
-
-
 def _level(cache: CacheReader, name: str) -> Level:
     return next(level for level in cache.levels if level.name == name)
 
 
-def _cells(caches: Sequence[CacheReader], image_id: int, view: ViewName, name: str, *, num_cells: int) -> Tensor:
+def image_cells(caches: Sequence[CacheReader], image_id: int, view: ViewName, name: str, *, num_cells: int) -> Tensor:
     """Features of all models side by side (N, C1 + C2 + ...) at cells of one map that show the image."""
     rows, columns = _level(caches[0], name).grid(*caches[0].sizes(image_id).resized)
     maps = [cache.read(image_id, view, levels=[name])[name][:, :rows, :columns].flatten(1) for cache in caches]
@@ -183,10 +171,11 @@ def _require_same_images(caches: Sequence[CacheReader]) -> None:
                 f'{first.path} and {other.path} hold different images ({len(first)} and {len(other)}): image '
                 f'{(missing or extra)[0]} is in {where.path} and not in {lacks.path}; {EXTRACT_AGAIN}'
             )
-        if _annotations(first) != _annotations(other):
+        here, there = _annotations(first), _annotations(other)
+        if here != there:
             raise CacheMismatchError(
                 f'{first.path} and {other.path} were extracted with different annotation files (sha256 '
-                f'{str(_annotations(first))[:12]} and {str(_annotations(other))[:12]}); {EXTRACT_AGAIN}'
+                f'{str(here)[:12]} and {str(there)[:12]}); {EXTRACT_AGAIN}'
             )
         for image_id in first.image_ids:
             sizes, others = first.sizes(image_id), other.sizes(image_id)

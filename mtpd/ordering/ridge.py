@@ -21,9 +21,8 @@ LOST_VARIANCE = 1e-9
 class Correlation:
     """What is left of features when each channel is standardised.
 
-    Attributes:
-        matrix: (D, D) float64; rows and columns of constant channels are zero off the diagonal.
-        varies: bool (D,), false for constant channels.
+    `matrix` (D, D) float64: rows and columns of constant channels are zero off the diagonal. `varies`: bool (D,), false
+    for constant channels.
     """
 
     matrix: Tensor
@@ -33,8 +32,7 @@ class Correlation:
 class GroupedMoments:
     """Running moments of feature vectors, kept apart for groups of images; memory is G x D x D float64.
 
-    Attributes:
-        num_cells: (G,) float64, cells taken in.
+    `num_cells`: (G,) float64, cells taken in.
     """
 
     def __init__(self, num_groups: int, num_channels: int) -> None:
@@ -72,12 +70,9 @@ class GroupedMoments:
 
 
 def ridge_weights(among: Tensor, across: Tensor, *, ridge: float) -> Tensor:
-    """The linear map W (C, D) that minimises |Y - X W|^2 + ridge |W|^2.
+    """The linear map W (C, D) that minimises |Y - X W|^2 + ridge |W|^2, for `ridge` above zero.
 
-    Args:
-        among: X^T X, (C, C).
-        across: X^T Y, (C, D).
-        ridge: penalty on squared weights, above zero.
+    `among` is X^T X, (C, C); `across` is X^T Y, (C, D).
     """
     factor, failed = torch.linalg.cholesky_ex(among + ridge * torch.eye(len(among), dtype=among.dtype))
     if not failed:
@@ -89,19 +84,12 @@ def ridge_weights(among: Tensor, across: Tensor, *, ridge: float) -> Tensor:
 
 
 def cost_matrix(correlation: Correlation, num_channels: Sequence[int], *, ridge: float = DEFAULT_RIDGE) -> Tensor:
-    """Adaptation cost of every model to every other, from the correlation of their features at the same cells.
+    """Adaptation cost (M, M) float64 of every model to every other, from the correlation of their features.
 
     The cost is the mean over the target's channels of the residual variance over the variance, after ridge regression
     on the source's channels: that of a 1x1 convolution with bias on standardised channels, where W minimises
-    |Y - X W|^2 / N + ridge |W|^2. Constant channels have nothing to explain and do not count.
-
-    Args:
-        correlation: of the channels of all models side by side.
-        num_channels: of each model, in that order.
-        ridge: penalty on squared weights, relative to the variance of one channel.
-
-    Returns:
-        (M, M) float64: [a, b] is the cost of adapting model a to model b; the diagonal is zero.
+    |Y - X W|^2 / N + ridge |W|^2. Constant channels have nothing to explain and do not count; the diagonal is zero.
+    `num_channels` are those of each model, in the order of the correlation's.
     """
     ends = torch.tensor([0, *num_channels]).cumsum(0).tolist()
     parts = [slice(start, end) for start, end in pairwise(ends)]

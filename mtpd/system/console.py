@@ -28,14 +28,9 @@ _quiet: ContextVar[bool] = ContextVar('quiet', default=False)
 
 @contextmanager
 def reported(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
-    """Runs the work of a program; when it raises, prints the error and exits.
+    """Runs the work of a program; when it raises, prints the error and exits with 1 or 130.
 
-    Args:
-        verbose: show tracebacks.
-        quiet: print neither progress nor status lines.
-
-    Raises:
-        SystemExit: with 1 or 130.
+    `verbose` shows tracebacks, `quiet` hides progress and status lines.
     """
     token = _quiet.set(quiet)
     try:
@@ -102,13 +97,7 @@ def warn(text: str) -> None:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, in_logs: bool = True, **options: Any) -> Any:
-    """A tqdm on stderr; in a log file each update is a line, at long intervals.
-
-    Args:
-        iterable: as for tqdm.
-        in_logs: show it when stderr is not a terminal.
-        options: as for tqdm.
-    """
+    """A tqdm on stderr; in a log file each update is a line, at long intervals, or nothing without `in_logs`."""
     from tqdm import tqdm  # Not at the top: it would slow down --help.
 
     is_terminal = sys.stderr is not None and sys.stderr.isatty()

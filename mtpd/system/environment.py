@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 def choose_device(name: str, *, number: int | None = None) -> 'torch.device':
     """The device for `auto`, `cpu` or `cuda`.
 
-    Args:
-        name: one of these.
-        number: of this process among those of its machine, which have one GPU each; None when it is alone.
-
-    Raises:
-        InputError: CUDA was requested but is not available, or there are fewer GPUs than processes.
+    `number` is that of this process among those of its machine, which have one GPU each; None when it is alone.
     """
     import torch  # Not at the top: it would slow down --help.
 
@@ -47,7 +42,6 @@ def describe_device(device: 'torch.device') -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Version of each package, and of Python."""
     return {name: _version(name) for name in packages} | {'python': platform.python_version()}
 
 
@@ -62,8 +56,7 @@ def _version(package: str) -> str:
 def rank_and_size(environment: Mapping[str, str]) -> tuple[int, int] | None:
     """Rank of this process and world size, as torchrun sets them; None for a process on its own.
 
-    Raises:
-        ValueError: RANK and WORLD_SIZE are not consistent numbers.
+    Raises ValueError where they are not consistent numbers.
     """
     rank, world_size = environment.get('RANK'), environment.get('WORLD_SIZE')
     if rank is None or world_size is None:
@@ -77,20 +70,12 @@ def rank_and_size(environment: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def local_rank(environment: Mapping[str, str]) -> int | None:
-    """Rank of this process on its machine, where torchrun started it.
-
-    Raises:
-        ValueError: LOCAL_RANK is not a number.
-    """
+    """Rank of this process on its machine, where torchrun started it; ValueError where it is not a number."""
     return _number(environment, 'LOCAL_RANK')
 
 
 def local_size(environment: Mapping[str, str]) -> int | None:
-    """How many processes there are on this machine, where torchrun started them.
-
-    Raises:
-        ValueError: LOCAL_WORLD_SIZE is not a number.
-    """
+    """How many processes there are on this machine, where torchrun started them; ValueError as `local_rank`."""
     return _number(environment, 'LOCAL_WORLD_SIZE')
 
 

@@ -27,16 +27,9 @@ def fsync_directory(folder: Path) -> None:
 def write_atomically(path: Path, content: bytes, *, owner: str = '', flush: bool = True) -> None:
     """Writes a temporary file beside `path` and renames it into place.
 
-    Any number of processes, on any machines, may write the same path concurrently: the last one wins.
-
-    Args:
-        path: the file.
-        content: all of it.
-        owner: part of the temporary file's name, for the clean-up after a kill.
-        flush: whether it is to survive a power cut; a kill of the process it survives anyway.
-
-    Raises:
-        OSError: the write failed (disk full, read-only); the temporary file is gone and `path` is as it was.
+    Any number of processes, on any machines, may write the same path concurrently: the last one wins. `owner` is part
+    of the temporary file's name, for the clean-up after a kill. The file survives a power cut only with `flush`. After
+    an OSError the temporary file is gone and `path` is as it was.
     """
     with _temporary(path, content, owner=owner, flush=flush) as temporary:
         temporary.replace(path)
@@ -45,16 +38,7 @@ def write_atomically(path: Path, content: bytes, *, owner: str = '', flush: bool
 
 
 def write_output(path: Path, content: bytes, *, option: str = '') -> None:
-    """Writes a file that the user asked for, like `write_atomically`.
-
-    Args:
-        path: the file.
-        content: all of it.
-        option: what named the file on the command line, for the message.
-
-    Raises:
-        UnavailableError: it cannot be written.
-    """
+    """Writes a file that the user asked for by `option`, like `write_atomically`; raises what `unwritable` says."""
     try:
         write_atomically(path, content)
     except OSError as error:
@@ -97,11 +81,7 @@ def free_bytes(path: Path) -> int:
 
 
 def require_writable(out: Path) -> None:
-    """Refuses a place where no folder `out` can be made or written into.
-
-    Raises:
-        UnavailableError: the file system is read-only, or the user may not write there.
-    """
+    """Refuses a place where no folder `out` can be made or written into."""
     place = _existing(out)
     if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         is_readonly = os.statvfs(place).f_flag & os.ST_RDONLY
@@ -115,7 +95,6 @@ def _existing(path: Path) -> Path:
 
 
 def sha256_bytes(content: bytes) -> str:
-    """Hex digest of `content`."""
     return hashlib.sha256(content).hexdigest()
 
 

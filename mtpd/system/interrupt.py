@@ -29,7 +29,6 @@ class StopFlag:
         self._is_set = False
 
     def set(self) -> None:
-        """Asks for a stop at the next safe point."""
         self._is_set = True
 
     def __bool__(self) -> bool:
@@ -86,12 +85,9 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextmanager
 def signals_blocked_in_children(*, forked: bool = True) -> Iterator[None]:
-    """Blocks `STOP_SIGNALS` in processes that are started within; their parent stops them.
+    """Blocks `STOP_SIGNALS` in processes that are started within, by fork or otherwise; their parent stops them.
 
     Else they would end in the middle of work that the parent wants to finish. They must call `end_with_parent`.
-
-    Args:
-        forked: whether they are forked.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -16,19 +16,11 @@ class LockHeldError(Exception):
 class HolderLock:
     """A lock that one process holds at a time; the operating system releases a dead one's. Use as a context manager.
 
-    The file stays when the lock is free. A `.holder` file beside it names the process.
-
-    Raises (on entering):
-        LockHeldError: another process has it.
+    The file stays when the lock is free; its folder must exist when the lock is entered. A `.holder` file beside it
+    names the process, with `role`. Entering raises LockHeldError when another process has it.
     """
 
     def __init__(self, path: Path, *, role: str = '') -> None:
-        """Takes nothing yet.
-
-        Args:
-            path: the lock's file, in a folder that exists when the lock is entered.
-            role: added to the description of the holder that other processes read.
-        """
         self._holder = path.with_name(f'{path.name}.holder')
         self._role = role
         self._lock = FileLock(path, timeout=0)

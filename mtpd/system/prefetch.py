@@ -58,13 +58,11 @@ class BackgroundQueue:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Queues a call; blocks while the queue is full."""
         while len(self._pending) >= self._depth:
             self._pending.popleft().result()
         self._pending.append(self._executor.submit(self._run, call))
 
     def wait(self) -> None:
-        """Waits for every queued call."""
         while self._pending:
             self._pending.popleft().result()
 

@@ -1,9 +1,16 @@
-"""The families and variants of mmdet's zoo that are tried as students, one config each."""
+"""Which models of mmdet's zoo the tests try: families and variants as students, one config each."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+
+def selected(every: Sequence[str], *default: str) -> Sequence[str]:
+    """Those that MTPD_STRESS_ZOO names, separated by commas, or `all` of them."""
+    named = os.environ.get('MTPD_STRESS_ZOO', ','.join(default))
+    return every if named == 'all' else [one for one in every if one in named.split(',')]
 
 
 @dataclass(frozen=True)
