@@ -39,10 +39,9 @@ def num_classes_of(model: nn.Module) -> int | None:
 def labels_to_categories(
     categories: Sequence[tuple[int, str]], *, classes: Sequence[str] | None, num_classes: int | None, name: str
 ) -> list[int]:
-    """The category id of each label of the detector `name`. InputError if it was trained on other classes.
+    """The category id of each label of the detector `name`, of ids and names by ascending id.
 
-    `categories` are ids and names of a data set, by ascending id. Where the detector's `classes` are unknown (None),
-    its labels follow the ids.
+    Where the detector's `classes` are unknown (None), its labels follow the ids. InputError if they are others.
     """
     ids = [category_id for category_id, _ in categories]
     wanted = len(ids) if num_classes is None else num_classes
@@ -78,12 +77,8 @@ def labels_to_categories(
 
 
 def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, name: str) -> None:
-    """Refuses a teacher `name` whose labels mean other classes than those of a student that takes them by number.
-
-    `ours` are the student's classes and `theirs` the teacher's, in the order of their labels. Nothing is refused where
-    the teacher's are unknown (None) or of another number.
-    """
-    if theirs is None or len(theirs) != len(ours):
+    """Refuses a teacher `name` whose labels mean other classes than those of a student that takes them by number."""
+    if theirs is None or len(theirs) != len(ours):  # unknown, or not comparable one by one
         return
     for label, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         if _key(own) != _key(other):

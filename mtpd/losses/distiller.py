@@ -155,18 +155,12 @@ def _pair_maps(
                 'the student'
             )
         return student_map, teacher_map, student_mask
+    strides = pair.student.stride, pair.teacher.stride
     if pair.resize == 'student':
-        student_map, valid = _resize(student_map, student_mask, pair.student, teacher_map.shape, pair.teacher)
+        student_map, valid = resize_map(student_map, student_mask, strides=strides, grid=teacher_map.shape[2:])
         return student_map, teacher_map, teacher_mask & valid
-    resized, valid = _resize(teacher_map.values(), teacher_mask, pair.teacher, student_map.shape, pair.student)
+    resized, valid = resize_map(teacher_map.values(), teacher_mask, strides=strides[::-1], grid=student_map.shape[2:])
     return student_map, EncodedMaps(resized), student_mask & valid
-
-
-def _resize(
-    values: Tensor, mask: Tensor, level: Level, target: torch.Size, target_level: Level
-) -> tuple[Tensor, Tensor]:
-    grid = target[2], target[3]
-    return resize_map(values, mask, stride=level.stride, target_stride=target_level.stride, target_grid=grid)
 
 
 def _pick(level: Level, owner: str, maps: Mapping[str, Map], masks: Maps) -> tuple[Map, Tensor]:

@@ -22,7 +22,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -102,6 +102,11 @@ class ArraySpec:
         """Bytes of a file before compression."""
         return self.rows_per_file * self.row_bytes
 
+    @property
+    def file_dtype(self) -> np.dtype[Any]:
+        """Of the values in a file, which are little-endian."""
+        return np.dtype(self.dtype).newbyteorder('<')
+
 
 class FilePlace(NamedTuple):
     """What a file of a shard group holds: rows of one array of one view, or of the RoIs, which are of none ('')."""
@@ -172,7 +177,7 @@ def _specs(folder: str, bucket: Bucket, shapes: dict[str, tuple[tuple[int, ...],
 
 def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
     """The file of one plain chunk: little-endian values, rows beyond the last one zero."""
-    chunk = np.zeros((spec.rows_per_file, *spec.row_shape), dtype=np.dtype(spec.dtype).newbyteorder('<'))
+    chunk = np.zeros((spec.rows_per_file, *spec.row_shape), dtype=spec.file_dtype)
     chunk[: len(values)] = values
     return chunk.tobytes()
 
@@ -180,8 +185,7 @@ def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
 def decode_plain(content: bytes, spec: ArraySpec, *, name: str) -> np.ndarray:
     """The rows (rows_per_file, ...) of a plain chunk's file; refuses a content of another size."""
     require_plain_bytes(spec, len(content), name=name)
-    dtype = np.dtype(spec.dtype).newbyteorder('<')
-    return np.frombuffer(content, dtype=dtype).reshape(spec.rows_per_file, *spec.row_shape)
+    return np.frombuffer(content, dtype=spec.file_dtype).reshape(spec.rows_per_file, *spec.row_shape)
 
 
 def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:

@@ -199,28 +199,10 @@ class Manifest(_Record):
         return self
 
 
-def describe(
-    *,
-    fingerprint: dict[str, Any],
-    provenance: dict[str, Any],
-    levels: tuple[Level, ...],
-    codec: CodecName,
-    target_error: float | None = None,
-    views: tuple[ViewName, ...],
-    geometry: Geometry,
-    rois: RoisRecord | None = None,
-) -> Description:
-    """The description of a cache from the program's own values."""
-    return Description(
-        fingerprint=fingerprint,
-        provenance=provenance,
-        levels=tuple(LevelRecord(**vars(level)) for level in levels),
-        codec=codec,
-        target_error=target_error,
-        views=views,
-        geometry=GeometryRecord(**vars(geometry)),
-        rois=rois,
-    )
+def describe(*, levels: Sequence[Level], geometry: Geometry, **others: Any) -> Description:
+    """The description of a cache from the program's own values; `others` are the other fields of `Description`."""
+    records = tuple(LevelRecord(**vars(level)) for level in levels)
+    return Description(levels=records, geometry=GeometryRecord(**vars(geometry)), **others)
 
 
 def bucket_record(bucket: Bucket) -> BucketRecord:
