@@ -44,10 +44,9 @@ def labels_to_categories(
     Where the detector's `classes` are unknown (None), its labels follow the ids. InputError if they are others.
     """
     ids = [category_id for category_id, _ in categories]
-    wanted = len(ids) if num_classes is None else num_classes
-    if wanted != len(ids):
+    if num_classes not in (None, len(ids)):
         raise InputError(
-            f'{name} has {wanted} classes, but the annotations have {len(ids)} categories; '
+            f'{name} has {num_classes} classes, but the annotations have {len(ids)} categories; '
             'give annotations with the classes it was trained on'
         )
     by_name = {_key(category): category_id for category_id, category in categories}
