@@ -49,13 +49,13 @@ def labels_to_categories(
             f'{name} has {num_classes} classes, but the annotations have {len(ids)} categories; '
             'give annotations with the classes it was trained on'
         )
-    by_name = {_key(category): category_id for category_id, category in categories}
     if classes is None:
         return ids
-    if len(by_name) < len(ids):
-        # Repeated names cannot be matched, so their order must be that of the detector.
-        if [_key(one) for one in classes] == [_key(category) for _, category in categories]:
-            return ids
+    own, others = [_key(one) for one in classes], [_key(category) for _, category in categories]
+    if own == others:
+        return ids
+    # Repeated names cannot be matched, so their order must be that of the detector.
+    if len(set(others)) < len(ids):
         (first, named), (second, _) = next(
             (one, other) for one, other in combinations(categories, 2) if _key(one[1]) == _key(other[1])
         )
@@ -63,16 +63,13 @@ def labels_to_categories(
             f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
             'are ambiguous; rename one'
         )
-    known = {_key(one) for one in classes}
-    if known != set(by_name):
-        only_detector, only_set = (
-            listed(sorted(one)) or 'none' for one in (known - set(by_name), set(by_name) - known)
-        )
+    if set(own) != set(others):
         raise InputError(
-            f'the classes of {name} and of the annotations differ: only the detector has {only_detector}, only the '
-            f'annotations have {only_set}'
+            f'the classes of {name} and of the annotations differ: only the detector has '
+            f'{listed(sorted(set(own) - set(others))) or "none"}, only the annotations have '
+            f'{listed(sorted(set(others) - set(own))) or "none"}'
         )
-    return [by_name[_key(one)] for one in classes]
+    return [ids[others.index(one)] for one in own]
 
 
 def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, name: str) -> None:

@@ -83,7 +83,7 @@ class FgdOptions(LevelOptions):
         return FocalGlobalDistillation(
             pair.student.channels,
             pair.teacher.channels,
-            stride=pair.stride,
+            stride=pair.compared.stride,
             weights=weights,
             temperature=self.temperature,
         )

@@ -58,7 +58,7 @@ class FineGrainedOptions(LevelOptions):
         near = AnchorWeights(
             anchors,
             stride=pair.student.stride,
-            target_stride=pair.stride,
+            target_stride=pair.compared.stride,
             threshold=self.threshold,
             reference=self.reference,
         )

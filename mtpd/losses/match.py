@@ -30,13 +30,8 @@ class LevelPair:
         return f'{self.student.name}-{self.teacher.name}'
 
     @property
-    def stride(self) -> int:
-        """Input pixels per cell of the grid on which the maps are compared."""
-        return self.student.stride if self.resize == 'teacher' else self.teacher.stride
-
-    @property
     def compared(self) -> Level:
-        """What is compared: the teacher's channels on that grid."""
+        """What is compared: the teacher's channels, on the grid of the side that is not resized."""
         target = self.student if self.resize == 'teacher' else self.teacher
         return Level(target.name, target.stride, self.teacher.channels)
 

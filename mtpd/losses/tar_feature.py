@@ -52,7 +52,7 @@ class TarFeatureOptions(LevelOptions):
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`; the paper has an adapter everywhere."""
-        weigh = partial(gaussian_weights, stride=pair.stride, spread=self.spread)
+        weigh = partial(gaussian_weights, stride=pair.compared.stride, spread=self.spread)
         return MaskedMse(pair.student.channels, pair.teacher.channels, weigh=weigh, adapter=self.adapter)
 
 
