@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
+from mtpd.command_line import complete_model, output_options
 from mtpd.system.console import reported
 from mtpd.system.environment import launcher_number, rank_and_size
-from mtpd_extract.cli_options import complete_model, data_options, output_options, require_pairs, teacher_options
+from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
 
 EXAMPLES = """
 \b

@@ -1,13 +1,11 @@
-"""Options shared by several command lines: teacher, images, verbosity."""
+"""Options shared by several command lines: teacher, images."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
-Command = TypeVar('Command', bound=Callable[..., Any])
+from mtpd.command_line import Command
 
 
 def teacher_options(command: Command) -> Command:
@@ -84,23 +82,6 @@ def require_pairs(images: Path | None, annotations: Path | None) -> None:
     """Refuses an image folder without its annotation file, and the other way round."""
     if (images is None) != (annotations is None):
         raise click.UsageError('--images and --annotations must be given together')
-
-
-def output_options(command: Command) -> Command:
-    """Verbosity options, as `mtpd.system.console.reported` takes them."""
-    return _together(
-        command,
-        click.option('-q', '--quiet', is_flag=True, help='Show results, warnings and errors only; no progress.'),
-        click.option('-v', '--verbose', is_flag=True, help='Show tracebacks.'),
-    )
-
-
-def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """What a shell offers where a model is named: aliases of the zoo, else files."""
-    from mtpd.detectors.zoo import ALIASES  # Not at the top: it would slow down --help.
-
-    aliases = [CompletionItem(name) for name in ALIASES if name.startswith(incomplete)]
-    return aliases or [CompletionItem(incomplete, type='file')]
 
 
 def _together(command: Command, *options: Callable[[Command], Command]) -> Command:

@@ -25,12 +25,9 @@ METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'A
 
 @dataclass(frozen=True)
 class Evaluation:
-    """COCO metrics of detections.
+    """The numbers of `METRICS`, from 0 to 1, and AP of each class by its name, in the order of category ids.
 
-    Attributes:
-        metrics: the twelve numbers by the names of `METRICS`, from 0 to 1; -1 where there is no such object to find.
-        class_ap: AP of each class by its name, in the order of category ids; -1 likewise. A name that several
-            categories have is followed by the id.
+    -1 where there is no such object to find. A class name that several categories have is followed by the id.
     """
 
     metrics: Mapping[str, float]
@@ -45,20 +42,11 @@ def evaluate(
     image_ids: Sequence[int] | None = None,
     backend: Backend = 'pycocotools',
 ) -> Evaluation:
-    """Evaluates detections as the COCO benchmark does.
+    """Evaluates detections on `image_ids`, or all images of the file, as the COCO benchmark does; others do not count.
 
-    Args:
-        coco: the ground truth. Objects marked `ignore` count, as pycocotools has it; the mask of an object without one
-            is the outline of its box.
-        detections: COCO's result records: `image_id`, `category_id` (the file's own ids), `score`, and `bbox`
-            [x, y, width, height] in px or, for `segm`, `segmentation` as a compressed run-length encoding.
-        kind: whether boxes or masks are compared.
-        image_ids: the images to evaluate; all of the file if None. Detections on others do not count.
-        backend: what computes.
-
-    Raises:
-        InputError: a detection or `image_ids` names an image that the file does not have.
-        UnavailableError: the backend is not installed.
+    Objects marked `ignore` count, as pycocotools has it; the mask of an object without one is the outline of its box.
+    Detections are COCO's result records: `image_id`, `category_id` (the file's own ids), `score`, and `bbox` [x, y,
+    width, height] in px or, for `segm`, `segmentation` as a compressed run-length encoding.
     """
     strangers = ({detection['image_id'] for detection in detections} | set(image_ids or ())) - coco.annotations.keys()
     if strangers:
@@ -69,12 +57,9 @@ def evaluate(
         truth = _indexed(coco_class, _dataset(coco, kind))
         # Copies, as loadRes writes into its records. A mask goes without its box, whose area would count as its own.
         records = [{key: detection[key] for key in fields} for detection in detections]
-        results = (
-            truth.loadRes(records)
-            # loadRes looks into the first record, so it cannot take an empty list.
-            if records
-            else _indexed(coco_class, {**truth.dataset, 'annotations': []})
-        )
+        # loadRes looks into the first record, so it cannot take an empty list.
+        nothing = {**truth.dataset, 'annotations': []}
+        results = truth.loadRes(records) if records else _indexed(coco_class, nothing)
         evaluator = evaluator_class(truth, results, kind)
         if image_ids is not None:
             evaluator.params.imgIds = sorted(set(image_ids))
@@ -106,11 +91,7 @@ def metrics_by_name(found: Mapping[str, Evaluation]) -> dict[str, float]:
 
 
 def require_backend(backend: Backend) -> None:
-    """Checks, before a run of days, that its evaluations can be computed.
-
-    Raises:
-        UnavailableError: the backend is not installed.
-    """
+    """Checks, before a run of days, that its evaluations can be computed."""
     if backend == 'faster' and importlib.util.find_spec('faster_coco_eval') is None:
         raise UnavailableError(
             'the backend `faster` needs faster-coco-eval, which is not installed: pip install faster-coco-eval'

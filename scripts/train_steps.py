@@ -177,9 +177,7 @@ class Trainer:
 
     def _step(self, samples: Any, ahead: Any) -> None:
         accumulate, scaler = self._stage.settings.optim.accumulate, self._optimization.scaler
-        add_gradient(
-            self._stage, samples, ahead, share=1 / accumulate, progress=0.0, scaler=scaler, device=self._device
-        )
+        add_gradient(self._stage, samples, ahead, share=1 / accumulate, progress=0.0, scaler=scaler)
         self._num_batches += 1
         if self._num_batches % accumulate == 0:
             self._optimization.step(1)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from mtpd.command_line import output_options
 from mtpd.system.console import reported
-from mtpd_train.cli_options import output_options
 
 EXAMPLES = """
 \b
@@ -40,9 +40,12 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
     help='Override a setting in every stage; repeatable.',
 )
 @click.option('--resume', is_flag=True, help='Resume the run in RUN from its last save.')
-@click.option('--dry-run', is_flag=True, help='Check all stages, teachers and data, print the plan; do not train.')
+@click.option(
+    '--dry-run', 'is_dry_run', is_flag=True, help='Check all stages, teachers and data, print the plan; do not train.'
+)
 @click.option(
     '--trial-steps',
+    'num_trial_steps',
     type=click.IntRange(0),
     default=3,
     show_default=True,
@@ -62,7 +65,16 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
 )
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
 @output_options
-def main(verbose: bool, quiet: bool, out: Path | None, print_config: bool, **options: Any) -> None:
+def main(
+    verbose: bool,
+    quiet: bool,
+    stages: tuple[Path, ...],
+    out: Path | None,
+    overrides: tuple[str, ...],
+    print_config: bool,
+    device: str,
+    **options: Any,
+) -> None:
     """Train a student in stages, each learning from one teacher or from none.
 
     A stage reads its teacher's cache (`cache:`), or runs the teacher in the loop (`teacher:`).
@@ -75,6 +87,9 @@ def main(verbose: bool, quiet: bool, out: Path | None, print_config: bool, **opt
     with reported(verbose=verbose, quiet=quiet):
         # Silences a warning of DistributedDataParallel about its own options; torch reads this on import.
         os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
-        from mtpd_train.run import RunOptions, run
+        from mtpd_train.run import print_stages, run
 
-        run(RunOptions(out=out, print_config=print_config, **options))
+        if print_config:
+            print_stages(stages, overrides=overrides)
+        elif out is not None:
+            run(stages, out=out, overrides=overrides, device_name=device, **options)

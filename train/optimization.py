@@ -7,7 +7,6 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +90,7 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoc
         rise = 0.0 if not optim.warmup_iters else (optim.warmup_iters + 1) / num_steps
         return OneCycleLR(
             optimizer,
-            max_lr=[group['lr'] for group in optimizer.param_groups],
+            max_lr=optim.lr,
             total_steps=num_steps,
             pct_start=0.3 if optim.warmup_iters is None else rise,
             div_factor=25 if optim.warmup_ratio is None else 1 / optim.warmup_ratio,
@@ -99,9 +98,10 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoc
         )
     warmup_iters, ratio = warmup_of(optim, num_steps=num_steps)
     drops = [milestone * steps_per_epoch for milestone in optim.milestones]
+    floor = optim.min_lr / optim.lr
 
     # In closed form: torch's chained schedulers work from the rate before, which a warm-up and a floor make wrong.
-    def factor(step: int, *, floor: float) -> float:
+    def factor(step: int) -> float:
         warmup = ratio + (1 - ratio) * step / warmup_iters if step < warmup_iters else 1.0
         if optim.schedule == 'multistep':
             return float(warmup * 0.1 ** bisect_right(drops, step))
@@ -109,7 +109,7 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoc
         left = 1 - done if optim.schedule == 'linear' else (1 + math.cos(math.pi * done)) / 2
         return warmup * (floor + (1 - floor) * left)
 
-    return LambdaLR(optimizer, [partial(factor, floor=optim.min_lr / group['lr']) for group in optimizer.param_groups])
+    return LambdaLR(optimizer, factor)
 
 
 def warmup_of(optim: OptimSettings, *, num_steps: int) -> tuple[int, float]:

@@ -185,7 +185,6 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
             share=1 / accumulate,
             progress=0.0,
             scaler=optimization.scaler,
-            device=device,
             network=network,
             ends_step=ends_step,
         )

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,38 +32,35 @@ from mtpd_train.run_folder import (
 from mtpd_train.run_identity import describe_run
 from mtpd_train.settings.printing import dump_stage
 from mtpd_train.settings.stage_file import load_stages, place_of
-from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage, build_stages
 from mtpd_train.student import inheritance_summary, inheritance_table, load_student
 from mtpd_train.training.loop import train_stage
 from mtpd_train.training.saving import save_student, write_file
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """The command line of `mtpd-train`, as its help describes it; `out` may be None only with `print_config`."""
-
-    stages: tuple[Path, ...]
-    out: Path | None
-    overrides: tuple[str, ...]
-    resume: bool
-    dry_run: bool
-    trial_steps: int
-    print_config: bool
-    device: str
+def print_stages(paths: Sequence[Path], *, overrides: Sequence[str]) -> None:
+    """Prints stages with all settings."""
+    settings = load_stages(paths, overrides=overrides)
+    if world_of(os.environ).is_main:
+        print('---\n'.join(map(dump_stage, settings)), end='')
 
 
-def run(options: RunOptions) -> None:
-    """Checks all stages, then trains them."""
-    settings = load_stages(options.stages, overrides=options.overrides)
+def run(
+    paths: Sequence[Path],
+    *,
+    out: Path,
+    overrides: Sequence[str],
+    resume: bool,
+    is_dry_run: bool,
+    num_trial_steps: int,
+    device_name: str,
+) -> None:
+    """Checks all stages, then trains them; the options are those of the command line."""
+    settings = load_stages(paths, overrides=overrides)
     world = world_of(os.environ)
     if not world.is_main:
         hush()
-    if options.print_config:
-        if world.is_main:
-            print('---\n'.join(dump_stage(stage) for stage in settings), end='')
-        return
-    device = choose_device(options.device, number=world.local_rank if world.size > 1 else None)
+    device = choose_device(device_name, number=world.local_rank if world.size > 1 else None)
     if device.type == 'cpu' and any(stage.optim.precision == 'fp16' for stage in settings):
         raise InputError('optim.precision is fp16, which needs a GPU; on a CPU use fp32 or bf16')
     smallest = min(stage.data.batch_size for stage in settings)
@@ -75,54 +71,40 @@ def run(options: RunOptions) -> None:
         )
     try:
         with joined(world, device):
-            _run(options, settings, device=device, world=world)
+            if world.is_main:
+                require_usable(out, settings, resume=resume)
+            stages = build_stages(settings, place_of=partial(place_of, paths, overrides))
+            if world.is_main:
+                _report(stages)
+            unfinished = [one for one in stages if not (stage_folder(out, one.number) / STUDENT_FILE).exists()]
+            try_predictions(unfinished, device)
+            plans = [plan_stage(stage, world) for stage in stages]
+            if is_dry_run:
+                dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=num_trial_steps)
+                return
+            say('\n'.join(plan_lines(plans)))
+            if world.is_main and not resume:
+                require_room(plans, out)
+            with held_folder(out) if world.is_main else nullcontext(), stop_on_signals() as stop:
+                if world.is_main:
+                    claim_folder(out, describe_run(settings, stages, device), resume=resume)
+                for stage in stages:
+                    _run_stage(stage, out=out, device=device, stop=stop, world=world)
+                    if any(world.any(bool(stop))) and stage is not stages[-1]:
+                        raise Interrupted(
+                            f'stopped after stage {stage.number}, which is done; run the same command with --resume '
+                            'to continue'
+                        )
+                if world.is_main:
+                    last = stage_folder(out, len(stages))
+                    for name in (STUDENT_FILE, CONFIG_FILE):
+                        write_file(out / name, (last / name).read_bytes())
+                    say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
     except (Interrupted, DivergedError) as error:
         if world.is_main:
             raise
         # All processes stop together; only the first reports it.
         sys.exit(exit_code(error))
-
-
-def _run(options: RunOptions, settings: Sequence[StageSettings], *, device: torch.device, world: World) -> None:
-    assert options.out is not None
-    out = options.out
-    if world.is_main:
-        require_usable(out, settings, resume=options.resume)
-    stages = build_stages(settings, place_of=partial(place_of, options.stages, options.overrides))
-    for stage in stages:
-        say(_summary(stage))
-    if world.is_main:
-        workers, cores = max(stage.settings.data.workers for stage in stages), os.cpu_count() or 1
-        if workers > cores:
-            more = f'more than the {cores} CPU cores of this machine'
-            warn(f'data.workers is {workers}, {more}; fewer may be just as fast')
-        _report_data(stages)
-        _report_recipes(stages)
-        _report_random_parts(stages)
-        for note in dict.fromkeys(note for stage in stages for note in stage.notes):
-            warn(note)
-    try_predictions([one for one in stages if not (stage_folder(out, one.number) / STUDENT_FILE).exists()], device)
-    plans = [plan_stage(stage, world) for stage in stages]
-    if options.dry_run:
-        dry_run(stages, plans, out=out, device=device, world=world, num_trial_steps=options.trial_steps)
-        return
-    say('\n'.join(plan_lines(plans)))
-    if world.is_main and not options.resume:
-        require_room(plans, out)
-    with held_folder(out) if world.is_main else nullcontext(), stop_on_signals() as stop:
-        if world.is_main:
-            claim_folder(out, describe_run(settings, stages, device), resume=options.resume)
-        for stage in stages:
-            _run_stage(stage, out=out, device=device, stop=stop, world=world)
-            if any(world.any(bool(stop))) and stage is not stages[-1]:
-                raise Interrupted(
-                    f'stopped after stage {stage.number}, which is done; run the same command with --resume to continue'
-                )
-        if world.is_main:
-            last = stage_folder(out, len(stages))
-            for name in (STUDENT_FILE, CONFIG_FILE):
-                write_file(out / name, (last / name).read_bytes())
-            say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
 
 
 def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag, world: World) -> None:
@@ -169,36 +151,34 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
     stage.to(torch.device('cpu'))  # The networks of all stages would fill the GPU.
 
 
-def _report_data(stages: Sequence[Stage]) -> None:
-    """Reports unused annotations and warns of suspicious ones, once for each file."""
+def _report(stages: Sequence[Stage]) -> None:
+    """Says what the run will do, and warns of what may be wrong with it."""
+    for stage in stages:
+        say(_summary(stage))
+    workers, cores = max(stage.settings.data.workers for stage in stages), os.cpu_count() or 1
+    if workers > cores:
+        more = f'more than the {cores} CPU cores of this machine'
+        warn(f'data.workers is {workers}, {more}; fewer may be just as fast')
+    # Stages mostly share their data.
     training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
     evaluation = {
-        stage.val_set.coco.path: (stage.val_set.coco, stage.student.has_masks)
-        for stage in stages
-        if stage.val_set is not None
+        one.val_set.coco.path: (one.val_set.coco, one.student.has_masks) for one in stages if one.val_set is not None
     }
-    lines = [training_account(coco) for coco in training.values()]
-    lines += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in evaluation.values()]
-    for line in filter(None, lines):
-        say(line)
+    accounts = [training_account(coco) for coco in training.values()]
+    accounts += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in evaluation.values()]
+    for account in filter(None, accounts):
+        say(account)
     for path, coco in (training | {path: coco for path, (coco, _) in evaluation.items()}).items():
         for doubt in suspicions(coco):
             warn(f'{path}: {doubt}')
-
-
-def _report_recipes(stages: Sequence[Stage]) -> None:
-    """Reports what the students' own recipes set beyond their stages: one line for all or for each that differs."""
-    missing = {stage.number: (stage.student.name, stage.not_taken_over) for stage in stages}
-    if len(set(missing.values())) == 1:
-        missing = {0: missing[1]}
-    for number, (name, things) in missing.items():
+    # One line for all stages, or for each that differs.
+    recipes = {f'stage {stage.number}': (stage.student.name, stage.not_taken_over) for stage in stages}
+    if len(stages) > 1 and len(set(recipes.values())) == 1:
+        recipes = {'all stages': recipes['stage 1']}
+    for who, (name, things) in recipes.items():
         if things:
-            who = f'stage {number}' if number else 'all stages' if len(stages) > 1 else 'stage 1'
             listed = ', '.join(things)
             say(f'{who}: not adopted from the recipe of {name} (replaced by the setting in brackets): {listed}')
-
-
-def _report_random_parts(stages: Sequence[Stage]) -> None:
     for stage in stages:
         # Later stages continue with the same student.
         if stage.unfrozen and stage.origin is not None:
@@ -210,6 +190,8 @@ def _report_random_parts(stages: Sequence[Stage]) -> None:
                 f'stage {stage.number}: {len(names)} parameters keep random weights, because {stage.student.name} '
                 f'freezes them; the first is {names[0]}; load weights with `init`, or unfreeze them with `model`'
             )
+    for note in dict.fromkeys(note for stage in stages for note in stage.notes):
+        warn(note)
 
 
 def _summary(stage: Stage) -> str:

@@ -22,13 +22,8 @@ def principal_colours(maps: Sequence[Tensor], *, fitted_to: Sequence[Tensor]) ->
     """The first three principal components of the channels as red, green and blue.
 
     These show the most besides the magnitude of the features: outlines and objects, and different objects differently.
-
-    Args:
-        maps: (C, H, W) each; they share components and scale, so that equal colours mean equal features.
-        fitted_to: (C, h, w) each, what the components and the scale are made for: the maps without their padding.
-
-    Returns:
-        (H, W, 3) RGB for each map.
+    The maps (C, H, W) share components and scale, so that equal colours mean equal features; `fitted_to` (C, h, w), the
+    maps without their padding, is what these are made for. Returns (H, W, 3) RGB for each map.
     """
     cells = torch.cat([one.flatten(1) for one in fitted_to], dim=1)
     mean = cells.mean(1, keepdim=True)

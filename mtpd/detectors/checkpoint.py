@@ -73,7 +73,8 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     name = f'checkpoint {path}'
     content = read_checkpoint(path, allow_pickle=allow_pickle)
     require_intact(path)
-    place, found, notes = _find_state(content, name=name)
+    notes: list[str] = []
+    place, found = _find_state(content, notes, name=name)
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     extra = [key for key in map(str, found) if key not in tensors and not key.endswith(EXTRA)]
     if extra:
@@ -152,10 +153,9 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> No
     logger.debug('%s: loaded %d tensors, ignored %s', name, len(own) - len(keys.missing_keys), ignored)
 
 
-def _find_state(content: Any, *, name: str) -> tuple[tuple[str, ...], Mapping[Any, Any], list[str]]:
-    """Where in a checkpoint the weights are: (keys on the way, state dict, notes)."""
+def _find_state(content: Any, notes: list[str], *, name: str) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
+    """Where in a checkpoint the weights are: (keys on the way, state dict). Adds to `notes`."""
     place: tuple[str, ...] = ()
-    notes: list[str] = []
     while True:
         if isinstance(content, nn.Module):
             content = content.state_dict()
@@ -164,8 +164,7 @@ def _find_state(content: Any, *, name: str) -> tuple[tuple[str, ...], Mapping[An
         inner = dict(_inner(content))
         known = [key for key in inner if key in (*TRAINED, *AVERAGED, *ROLES)]
         if known:
-            choice, more = _choice(known, place, name=name)
-            notes += more
+            choice = _choice(known, place, notes, name=name)
         elif len(inner) > 1:
             raise InputError(
                 f'{name}: has tensors under {len(inner)} names ({listed([_at(place, key) for key in inner])}), none of '
@@ -174,7 +173,7 @@ def _find_state(content: Any, *, name: str) -> tuple[tuple[str, ...], Mapping[An
         elif inner:
             (choice,) = inner
         elif _is_state(content):
-            return place, content, notes
+            return place, content
         else:
             raise InputError(f'{name}: {_empty(content)}; {WANTED}')
         if len(place) >= MAX_DEPTH:
@@ -202,8 +201,8 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
     return any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
 
 
-def _choice(known: list[str], place: tuple[str, ...], *, name: str) -> tuple[str, list[str]]:
-    """Which of these entries is meant, and notes."""
+def _choice(known: list[str], place: tuple[str, ...], notes: list[str], *, name: str) -> str:
+    """Which of these entries is meant. Adds to `notes`."""
     trained = [key for key in known if key not in AVERAGED]
     candidates = trained or known
     if len(candidates) > 1:
@@ -212,10 +211,11 @@ def _choice(known: list[str], place: tuple[str, ...], *, name: str) -> tuple[str
             'required one alone, as a state_dict, with torch.save'
         )
     others = [_at(place, key) for key in known if key != candidates[0]]
-    chosen = _at(place, candidates[0])
     if not trained:
-        return candidates[0], [f'loaded the averaged weights {chosen}, there are no others']
-    return candidates[0], [f'loaded {chosen}, not the averaged weights {", ".join(others)}'] if others else []
+        notes.append(f'loaded the averaged weights {_at(place, candidates[0])}, there are no others')
+    elif others:
+        notes.append(f'loaded {_at(place, candidates[0])}, not the averaged weights {", ".join(others)}')
+    return candidates[0]
 
 
 def _without_wrappers(
@@ -240,10 +240,9 @@ def _without_wrappers(
             if dropped:
                 notes.append(f'ignored {len(dropped)} counters of an average ({listed(dropped)})')
             return state, tuple(prefixes)
-        chosen, more = _choice(sorted(roots), (), name=f'{name}: judging by the names of its tensors')
-        notes += more
-        prefix = f'{chosen}.'
-        if prefix != MODULE and not more:
+        num_notes = len(notes)
+        prefix = _choice(sorted(roots), (), notes, name=f'{name}: judging by the names of its tensors') + '.'
+        if prefix != MODULE and len(notes) == num_notes:
             notes.append(f'removed {prefix} from the names of all tensors')
         prefixes.append(prefix)
         dropped += counters

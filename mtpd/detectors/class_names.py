@@ -39,25 +39,23 @@ def num_classes_of(model: nn.Module) -> int | None:
 def labels_to_categories(
     categories: Sequence[tuple[int, str]], *, classes: Sequence[str] | None, num_classes: int | None, name: str
 ) -> list[int]:
-    """The category id of each label of the detector `name`. InputError if it was trained on other classes.
+    """The category id of each label of the detector `name`, of ids and names by ascending id.
 
-    `categories` are ids and names of a data set, by ascending id. Where the detector's `classes` are unknown (None),
-    its labels follow the ids.
+    Where the detector's `classes` are unknown (None), its labels follow the ids. InputError if they are others.
     """
     ids = [category_id for category_id, _ in categories]
-    wanted = len(ids) if num_classes is None else num_classes
-    if wanted != len(ids):
+    if num_classes not in (None, len(ids)):
         raise InputError(
-            f'{name} has {wanted} classes, but the annotations have {len(ids)} categories; '
+            f'{name} has {num_classes} classes, but the annotations have {len(ids)} categories; '
             'give annotations with the classes it was trained on'
         )
-    by_name = {_key(category): category_id for category_id, category in categories}
     if classes is None:
         return ids
-    if len(by_name) < len(ids):
-        # Repeated names cannot be matched, so their order must be that of the detector.
-        if [_key(one) for one in classes] == [_key(category) for _, category in categories]:
-            return ids
+    own, others = [_key(one) for one in classes], [_key(category) for _, category in categories]
+    if own == others:
+        return ids
+    # Repeated names cannot be matched, so their order must be that of the detector.
+    if len(set(others)) < len(ids):
         (first, named), (second, _) = next(
             (one, other) for one, other in combinations(categories, 2) if _key(one[1]) == _key(other[1])
         )
@@ -65,25 +63,18 @@ def labels_to_categories(
             f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
             'are ambiguous; rename one'
         )
-    known = {_key(one) for one in classes}
-    if known != set(by_name):
-        only_detector, only_set = (
-            listed(sorted(one)) or 'none' for one in (known - set(by_name), set(by_name) - known)
-        )
+    if set(own) != set(others):
         raise InputError(
-            f'the classes of {name} and of the annotations differ: only the detector has {only_detector}, only the '
-            f'annotations have {only_set}'
+            f'the classes of {name} and of the annotations differ: only the detector has '
+            f'{listed(sorted(set(own) - set(others))) or "none"}, only the annotations have '
+            f'{listed(sorted(set(others) - set(own))) or "none"}'
         )
-    return [by_name[_key(one)] for one in classes]
+    return [ids[others.index(one)] for one in own]
 
 
 def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, name: str) -> None:
-    """Refuses a teacher `name` whose labels mean other classes than those of a student that takes them by number.
-
-    `ours` are the student's classes and `theirs` the teacher's, in the order of their labels. Nothing is refused where
-    the teacher's are unknown (None) or of another number.
-    """
-    if theirs is None or len(theirs) != len(ours):
+    """Refuses a teacher `name` whose labels mean other classes than those of a student that takes them by number."""
+    if theirs is None or len(theirs) != len(ours):  # unknown, or not comparable one by one
         return
     for label, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         if _key(own) != _key(other):

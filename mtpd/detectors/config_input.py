@@ -36,10 +36,7 @@ _PREPROCESSORS = {
 
 
 def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> Preprocessing:
-    """Reads a detector's preprocessing from its mmengine Config.
-
-    `scale` replaces the config's resize scale (and a fixed pad size with it); None keeps it.
-    """
+    """A detector's preprocessing, from its config; `scale` replaces its resize scale, and a fixed pad size with it."""
     steps = read_steps(config)
     pad = steps.get('Pad')
     if 'Resize' in steps and steps['Resize'].values.get('scale') == scale:
@@ -99,7 +96,6 @@ def _data_preprocessor(config: Any) -> Entry:
     if not entry.flag('boxtype2tensor', True):
         entry.refuse('boxtype2tensor', 'True')
     entry.whole('pad_size_divisor', 1)
-    entry.number('pad_value', 0)
     return entry
 
 

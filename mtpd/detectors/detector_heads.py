@@ -39,10 +39,7 @@ def base_anchors(model: nn.Module) -> dict[int, Tensor]:
 
 
 def roi_head_record(model: nn.Module, *, levels: Sequence[Level]) -> RoiHeadRecord | None:
-    """The record of a detector's RoI head, of a cascade its first stage; None where `RoiHead` could not run it.
-
-    `levels` are what the neck gives; the head takes the first of them.
-    """
+    """The record of a RoI head, of a cascade its first stage; None where `RoiHead` could not run it on `levels`."""
     head, extractor = _box_head(model)
     if head is None or not _is_supported(head, extractor):
         return None

@@ -44,8 +44,7 @@ def plan_inheritance(
 ) -> tuple[Inheritance, ...]:
     """One entry for every tensor of the teacher's neck and head, and for every one that only the student has, by name.
 
-    `student` and `teacher` are the shapes of their tensors by mmdet's names; `parts` is 'neck', 'head' or both, as in
-    `part_of`. The backbone is never inherited and gets no entries.
+    `parts` are those of `part_of` that are inherited. The backbone never is and gets no entries.
     """
     entries = [_entry(name, teacher[name], student, parts) for name in teacher if part_of(name) != BACKBONE]
     met = {entry.student for entry in entries}

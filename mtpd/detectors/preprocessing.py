@@ -58,9 +58,9 @@ def probe_size(geometry: Geometry) -> Size:
 
 
 def normalise(images: Sequence[Tensor], *, padded: Size, normalisation: Normalisation) -> Tensor:
-    """Normalises images (3, h, w), 0..255, in BGR order, and puts each at the top left of one batch of size `padded`.
+    """Images (3, h, w), 0..255, BGR, normalised, each at the top left of a float32 batch (B, 3, *padded).
 
-    Returns float32 (B, 3, *padded) on the images' device, pixel for pixel what mmdet's data preprocessor gives.
+    It is on their device, and pixel for pixel what mmdet's data preprocessor gives.
     """
     device = images[0].device
     mean, std, padding = (

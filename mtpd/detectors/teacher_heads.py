@@ -93,6 +93,7 @@ def teacher_rois(
     """
     prepare()
     from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import bbox2roi
 
     resized = [teacher.preprocessing.geometry.resized(size) for size in originals]
     ordered = [maps[level.name] for level in teacher.levels]
@@ -102,9 +103,7 @@ def teacher_rois(
     for result in rpn_head.predict(tuple(ordered), samples, rescale=False):
         best = result.scores.argsort(descending=True, stable=True)[:num_rois]
         proposals.append(result.bboxes[best].float())
-    rois = torch.cat(
-        [torch.cat([boxes.new_full((len(boxes), 1), number), boxes], dim=1) for number, boxes in enumerate(proposals)]
-    )
+    rois = bbox2roi(proposals)
     logits, deltas = head(ordered[: len(head.record.strides)], rois)
     probabilities = logits.softmax(1)
     labels = probabilities[:, :-1].argmax(1)

@@ -44,10 +44,7 @@ FROZEN_STAGES, NORM_EVAL, NORM_CFG, REQUIRES_GRAD = 'frozen_stages', 'norm_eval'
 
 
 def require_trainable(config: Any) -> None:
-    """Refuses a detector that learns from, or predicts with, something else than a student gets; names an alternative.
-
-    UnavailableError where it needs a package that is not installed.
-    """
+    """Refuses a detector that learns from, or predicts with, something else than a student gets; advises another."""
     name = type_name(config.model)
     nodes = list(config_dicts(config.model))
     heads = {type_name(node) for node in nodes}
@@ -115,11 +112,7 @@ def _obstacle(model: Any, nodes: list[Any], heads: set[str]) -> str | None:
 
 
 def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Size]) -> None:
-    """Refuses an mmdet detector that cannot be trained or tried on inputs of these `padded` (height, width), px.
-
-    It needs inputs of one size; it takes more queries from its maps, of `levels`, than the smallest input gives them
-    cells; or it keeps more detections than its queries make.
-    """
+    """Refuses an mmdet detector that cannot be trained or tried on inputs of these `padded` (height, width), px."""
     name, head = type(model).__name__, getattr(model, 'bbox_head', None)
     sizes = sorted(set(padded))
     if type(head).__name__ == ONE_SIZE_HEAD and len(sizes) > 1:

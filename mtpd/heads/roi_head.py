@@ -66,10 +66,7 @@ def tensor_shapes(record: RoiHeadRecord) -> dict[str, Shape]:
 
 
 def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head's tensors by their names below the record's prefix, of `weights`, the teacher's by their names in it.
-
-    ValueError where the record contradicts itself or the tensors; it names what is wrong.
-    """
+    """The head's tensors among the teacher's, by their names below the record's prefix. ValueError if they differ."""
     if record.num_groups and record.conv_channels % record.num_groups:
         raise ValueError(f'{record.num_groups} groups do not divide {record.conv_channels} channels')
     if list(record.strides) != sorted(set(record.strides)):

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.losses.objects import Objects
 from mtpd.losses.options import Adapter
 
 
@@ -16,11 +15,6 @@ def build_adapter(student_channels: int, teacher_channels: int, *, adapter: Adap
     Between equal channels it starts as the identity, so that training begins where it would without an adapter. Between
     different ones it starts random and keeps the variance of its input (He et al. 2015 with gain 1), from torch's
     global generator.
-
-    Args:
-        student_channels: channels of the student's map.
-        teacher_channels: channels of the teacher's map.
-        adapter: `auto`: only where the channels differ; `always`: between equal ones too.
     """
     if student_channels == teacher_channels and adapter == 'auto':
         return None
@@ -35,7 +29,10 @@ def build_adapter(student_channels: int, teacher_channels: int, *, adapter: Adap
 
 
 class AdaptedLoss(nn.Module):
-    """One loss of one level behind a 1x1 adapter."""
+    """One loss of one level behind a 1x1 adapter.
+
+    `loss` takes student and teacher, both values (B, C, H, W), and the mask (B, 1, H, W), and returns a scalar.
+    """
 
     def __init__(
         self,
@@ -45,27 +42,11 @@ class AdaptedLoss(nn.Module):
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         adapter: Adapter = 'auto',
     ) -> None:
-        """Builds the adapter.
-
-        Args:
-            student_channels: channels of the student's map.
-            teacher_channels: channels of the teacher's map.
-            loss: (student, teacher, mask) -> scalar, with the values of student and teacher of one shape.
-            adapter: see `build_adapter`.
-        """
         super().__init__()
         self._loss = loss
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: EncodedMaps,
-        mask: Tensor,
-        *,
-        objects: Objects | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def forward(self, student: Tensor, teacher: EncodedMaps, mask: Tensor, **_: object) -> Tensor:
         """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:
             # Before the adapter, or a NaN in the padding would reach the gradient of its weight as 0 * NaN.

@@ -47,20 +47,11 @@ def cwd(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 
     The published form is `w tau^2 / (B C) sum p log(p / q)` (mmrazor's code) with padding in the softmax; where
     nothing is padding it is `w` times this loss. The sum runs over a distribution, so it does not grow with the number
     of cells: the weight belongs to any resolution and any number of channels. An offset of a channel costs nothing; its
-    scale does count, and `temperature` divides it. The published detectors distil equal channels, without an adapter.
+    scale does count, and `temperature`, tau, divides it. The published detectors distil equal channels, without an
+    adapter.
 
-    Args:
-        student: (B, C, H, W), any floating dtype.
-        teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
-            nor a gradient.
-        temperature: tau, greater than 0: the higher, the more even the distributions.
-
-    Returns:
-        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
-
-    Raises:
-        InputError: the shapes do not fit, or `temperature` is not greater than 0.
+    Maps (B, C, H, W) of any floating dtype, mask bool (B, 1, H, W): values where it is False, NaN included, change
+    neither the loss nor a gradient. Accumulated in float32 (float64 if an input is); 0 when no cell counts.
     """
     if not temperature > 0:
         raise InputError(f'temperature {temperature} must be greater than 0')

@@ -4,7 +4,6 @@ Legend: B batch, C channels, H W grid of a level.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -21,22 +20,6 @@ from mtpd.losses.options import LevelOptions, decay_factor
 
 Maps = Mapping[str, Tensor]
 Map = TypeVar('Map', Tensor, EncodedMaps)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One loss on one level."""
-
-    options: LevelOptions
-    pair: LevelPair
-
-    @property
-    def key(self) -> str:
-        return f'{self.options.loss}/{self.pair.name}'
-
-    @property
-    def name(self) -> str:
-        return f'distill/{self.key}'
 
 
 class Distiller(nn.Module):
@@ -67,17 +50,19 @@ class Distiller(nn.Module):
         """
         super().__init__()
         self._student = tuple(student)
-        self._parts: list[_Part] = []
+        # By the keys of `losses`.
+        self._parts: dict[str, tuple[LevelOptions, LevelPair]] = {}
         self.losses = nn.ModuleDict()
         for options in losses:
             pairs = match_levels(
                 student, teacher, levels=options.levels, teacher_levels=options.teacher_levels, resize=options.resize
             )
-            for part in (_Part(options, pair) for pair in pairs):
-                if part.key in self.losses:
-                    raise InputError(f'distill lists {options.loss} on {part.pair.name} twice; remove one')
-                self._parts.append(part)
-                self.losses[part.key] = options.build(part.pair, anchors or {})
+            for pair in pairs:
+                key = f'{options.loss}/{pair.name}'
+                if key in self._parts:
+                    raise InputError(f'distill lists {options.loss} on {pair.name} twice; remove one')
+                self._parts[key] = options, pair
+                self.losses[key] = options.build(pair, anchors or {})
 
     def forward(
         self,
@@ -115,30 +100,33 @@ class Distiller(nn.Module):
         objects = None if boxes is None else Objects(boxes, by_stride)
         given = {name: one if isinstance(one, EncodedMaps) else EncodedMaps(one) for name, one in teacher.items()}
         losses: dict[str, Tensor] = {}
-        for part in self._parts:
-            options = part.options
-            factor = options.factor(part.pair.compared) * decay_factor(options.decay, progress=progress)
+        for key, (options, pair) in self._parts.items():
+            factor = options.factor(pair.compared) * decay_factor(options.decay, progress=progress)
             if factor == 0:
-                losses[part.name] = next(iter(masks.values())).new_zeros((), dtype=torch.float32)
+                losses[f'distill/{key}'] = next(iter(masks.values())).new_zeros((), dtype=torch.float32)
                 continue
-            maps = _pair_maps(part.pair, student, given, masks)
+            maps = _pair_maps(pair, student, given, masks)
             if options.looks_at_objects and (objects is None or len(objects.boxes) != len(maps[2])):
-                raise InputError(f'{part.key} needs the boxes of the objects of each image; pass `boxes`')
-            loss = self.losses[part.key](*maps, objects=objects, generator=generator)
+                raise InputError(f'{key} needs the boxes of the objects of each image; pass `boxes`')
+            loss = self.losses[key](*maps, objects=objects, generator=generator)
             if options.is_over_variance:
                 loss = loss / masked_variance(maps[1], maps[2])
-            losses[part.name] = factor * loss
+            losses[f'distill/{key}'] = factor * loss
         return losses
 
     @property
     def teacher_levels(self) -> tuple[Level, ...]:
         """The teacher's levels that some loss compares, from the finest."""
-        return tuple(sorted({part.pair.teacher for part in self._parts}, key=lambda level: (level.stride, level.name)))
+        levels = {pair.teacher for _, pair in self._parts.values()}
+        return tuple(sorted(levels, key=lambda level: (level.stride, level.name)))
 
     def decay_factors(self, *, progress: float) -> dict[str, float]:
         """What the weights of the decaying losses are multiplied by, by the names that `forward` gives the losses."""
-        decaying = [part for part in self._parts if part.options.decay.kind != 'none']
-        return {part.name: decay_factor(part.options.decay, progress=progress) for part in decaying}
+        return {
+            f'distill/{key}': decay_factor(options.decay, progress=progress)
+            for key, (options, _) in self._parts.items()
+            if options.decay.kind != 'none'
+        }
 
 
 def _pair_maps(
@@ -155,18 +143,12 @@ def _pair_maps(
                 'the student'
             )
         return student_map, teacher_map, student_mask
+    strides = pair.student.stride, pair.teacher.stride
     if pair.resize == 'student':
-        student_map, valid = _resize(student_map, student_mask, pair.student, teacher_map.shape, pair.teacher)
+        student_map, valid = resize_map(student_map, student_mask, strides=strides, grid=teacher_map.shape[2:])
         return student_map, teacher_map, teacher_mask & valid
-    resized, valid = _resize(teacher_map.values(), teacher_mask, pair.teacher, student_map.shape, pair.student)
+    resized, valid = resize_map(teacher_map.values(), teacher_mask, strides=strides[::-1], grid=student_map.shape[2:])
     return student_map, EncodedMaps(resized), student_mask & valid
-
-
-def _resize(
-    values: Tensor, mask: Tensor, level: Level, target: torch.Size, target_level: Level
-) -> tuple[Tensor, Tensor]:
-    grid = target[2], target[3]
-    return resize_map(values, mask, stride=level.stride, target_stride=target_level.stride, target_grid=grid)
 
 
 def _pick(level: Level, owner: str, maps: Mapping[str, Map], masks: Maps) -> tuple[Map, Tensor]:

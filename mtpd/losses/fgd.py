@@ -38,10 +38,8 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import weighted_mse
 from mtpd.losses.maps import accumulation_dtype, check_shapes
-from mtpd.losses.masked_mse import masked_mse
 from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import published_elements
 from mtpd.losses.objects import Objects, greatest, has_area
@@ -72,24 +70,22 @@ class FgdOptions(LevelOptions):
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`."""
-        return FocalGlobalDistillation(
-            pair.student.channels,
-            pair.teacher.channels,
-            stride=pair.stride,
-            weights=self._weights(pair.compared),
-            temperature=self.temperature,
-        )
-
-    def _weights(self, compared: Level) -> 'FgdWeights':
         channels, elements = 1, 1
         if self.normalize == 'published':
-            channels, elements = compared.channels, published_elements(compared)
-        return FgdWeights(
+            channels, elements = pair.compared.channels, published_elements(pair.compared)
+        weights = FgdWeights(
             foreground=self.foreground * channels,
             background=self.background * channels,
             spatial_attention=self.attention * elements / channels,
             channel_attention=self.attention * channels,
             relation=self.relation * elements,
+        )
+        return FocalGlobalDistillation(
+            pair.student.channels,
+            pair.teacher.channels,
+            stride=pair.compared.stride,
+            weights=weights,
+            temperature=self.temperature,
         )
 
 
@@ -110,15 +106,6 @@ class FocalGlobalDistillation(nn.Module):
     def __init__(
         self, student_channels: int, teacher_channels: int, *, stride: int, weights: FgdWeights, temperature: float
     ) -> None:
-        """Builds the layers.
-
-        Args:
-            student_channels: channels of the student's map.
-            teacher_channels: channels of the teacher's map.
-            stride: of the grid on which they are compared, input pixels per cell.
-            weights: of the parts.
-            temperature: tau, greater than 0: the higher, the more even the attention.
-        """
         super().__init__()
         self._stride, self._weights, self._temperature = stride, weights, temperature
         self.align = None if student_channels == teacher_channels else nn.Conv2d(student_channels, teacher_channels, 1)
@@ -126,13 +113,7 @@ class FocalGlobalDistillation(nn.Module):
         self.teacher_relation = GcBlock(teacher_channels)
 
     def forward(
-        self,
-        student: Tensor,
-        teacher: EncodedMaps,
-        mask: Tensor,
-        *,
-        objects: Objects | None = None,
-        generator: torch.Generator | None = None,
+        self, student: Tensor, teacher: EncodedMaps, mask: Tensor, *, objects: Objects | None = None, **_: object
     ) -> Tensor:
         """The loss of one batch; see `LevelOptions.build`. It is 0 when no cell counts."""
         assert objects is not None, 'it needs the objects'
@@ -147,26 +128,23 @@ class FocalGlobalDistillation(nn.Module):
         own_spatial, own_channel = _attention(student, mask, self._temperature)
         with torch.no_grad():
             spatial, channel = _attention(values, mask, self._temperature)
-            foreground, background = self._split(objects, mask)
+            # Image by image: all boxes of a batch together would need gigabytes on the finest level.
+            covered = [_inverse_areas(boxes, (mask.shape[2], mask.shape[3]), self._stride) for boxes in objects.boxes]
+            foreground = torch.where(mask, torch.stack(covered)[:, None], 0.0)
+            outside = mask & (foreground == 0)
+            background = outside / outside.sum((2, 3), keepdim=True).clamp(min=1)
         weights = self._weights
+        of_cells = (own_spatial - spatial).abs().sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
         cells = spatial * (weights.foreground * foreground + weights.background * background)
         # A mean by these weights, and not yet the sum that the formula has.
         error = weighted_mse(student, values, mask, weights=cells, channel_weights=channel.flatten(1))
         return (
             _mean_of_images(error * cells.sum((1, 2, 3)), mask)
-            + weights.spatial_attention * _mean_of_images(_cell_mean((own_spatial - spatial).abs(), mask), mask)
+            + weights.spatial_attention * _mean_of_images(of_cells, mask)
             + weights.channel_attention * _mean_of_images((own_channel - channel).abs().mean((1, 2, 3)), mask)
             + weights.relation
-            * masked_mse(self.student_relation(student, mask), self.teacher_relation(values, mask), mask)
+            * weighted_mse(self.student_relation(student, mask), self.teacher_relation(values, mask), mask)
         )
-
-    def _split(self, objects: Objects, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Z and Y, float32 (B, 1, H, W)."""
-        # Image by image: all boxes of a batch together would need gigabytes on the finest level.
-        covered = [_inverse_areas(boxes, (mask.shape[2], mask.shape[3]), self._stride) for boxes in objects.boxes]
-        foreground = torch.where(mask, torch.stack(covered)[:, None], 0.0)
-        outside = mask & (foreground == 0)
-        return foreground, outside / outside.sum((2, 3), keepdim=True).clamp(min=1)
 
 
 class GcBlock(nn.Module):
@@ -178,7 +156,6 @@ class GcBlock(nn.Module):
     """
 
     def __init__(self, channels: int) -> None:
-        """Builds the layers; their first weights come from torch's global generator."""
         super().__init__()
         self.attend = nn.Conv2d(channels, 1, kernel_size=1)
         hidden = max(channels // 2, 1)
@@ -192,12 +169,7 @@ class GcBlock(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """R of a batch.
-
-        Args:
-            values: (B, C, H, W), 0 where the mask is False.
-            mask: bool (B, 1, H, W), True at cells that count.
-        """
+        """R of values (B, C, H, W), 0 where the mask, bool (B, 1, H, W), is False."""
         attention = _softmax_over_cells(self.attend(values), mask)
         context = (attention * values).sum((2, 3), keepdim=True)
         added: Tensor = self.transform(context)
@@ -230,11 +202,6 @@ def _attention(values: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor
     spatial = num_cells * _softmax_over_cells(magnitudes.mean(1, keepdim=True) / temperature, mask)
     means = magnitudes.sum((2, 3), keepdim=True) / num_cells.clamp(min=1)
     return spatial, values.shape[1] * (means / temperature).softmax(1)
-
-
-def _cell_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B,) of each image (B, 1, H, W) over its valid cells; 0 elsewhere is expected."""
-    return values.sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
 
 
 def _mean_of_images(values: Tensor, mask: Tensor) -> Tensor:

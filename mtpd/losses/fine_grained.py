@@ -58,7 +58,7 @@ class FineGrainedOptions(LevelOptions):
         near = AnchorWeights(
             anchors,
             stride=pair.student.stride,
-            target_stride=pair.stride,
+            target_stride=pair.compared.stride,
             threshold=self.threshold,
             reference=self.reference,
         )
@@ -66,23 +66,15 @@ class FineGrainedOptions(LevelOptions):
 
 
 class AnchorWeights(nn.Module):
-    """Marks the cells of a level whose anchors are near an object."""
+    """Marks the cells of a level whose anchors are near an object.
+
+    `anchors` are, for the stride of each level, those of its first cell: (A, 4), absolute xyxy in px. Those of the
+    student's level of `stride` mark cells; the maps are compared at `target_stride`.
+    """
 
     def __init__(
         self, anchors: Mapping[int, Tensor], *, stride: int, target_stride: int, threshold: float, reference: Reference
     ) -> None:
-        """Keeps the anchors.
-
-        Args:
-            anchors: stride of a level -> anchors (A, 4) of its first cell, absolute xyxy in px.
-            stride: of the student's level whose anchors count, input pixels per cell.
-            target_stride: of the grid on which the maps are compared; another one where the student is resized.
-            threshold: psi, from 0 to below 1: the lower, the more cells.
-            reference: over which anchors the greatest IoU of an object is taken.
-
-        Raises:
-            InputError: the head has no anchors of this stride.
-        """
         super().__init__()
         if stride not in anchors:
             found = ', '.join(map(str, anchors))
@@ -96,15 +88,7 @@ class AnchorWeights(nn.Module):
             self.register_buffer(f'anchors_{one}', anchors[one], persistent=False)
 
     def forward(self, objects: Objects, mask: Tensor) -> Tensor:
-        """What each cell weighs.
-
-        Args:
-            objects: of the batch.
-            mask: of the grid on which the maps are compared, (B, 1, H, W); only its shape counts.
-
-        Returns:
-            float32 (B, 1, H, W), 0 or 1.
-        """
+        """What each cell weighs, float32 (B, 1, H, W), 0 or 1; of the mask (B, 1, H, W) only the shape counts."""
         # Image by image: the anchors of a fine level times the boxes of a batch would be gigabytes.
         marked = torch.stack([self._image(objects, index)[None] for index in range(len(objects.boxes))])
         if self._stride != self._target_stride:

@@ -15,11 +15,7 @@ from mtpd.geometry import Size
 
 
 def check_shapes(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
-    """Refuses maps of different shapes, which broadcasting would let pass.
-
-    Raises:
-        InputError: they are not two maps of one shape and a bool mask (B, 1, H, W).
-    """
+    """Refuses maps of different shapes, which broadcasting would let pass."""
     wanted = (teacher.shape[0], 1, *teacher.shape[2:])
     if teacher.ndim != 4 or student.shape != teacher.shape or mask.shape != wanted or mask.dtype != torch.bool:
         raise InputError(
@@ -60,14 +56,8 @@ def valid_cells(
 def on_full_grid(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Brings a map that lacks the last row or column to the grid of its mask; the cells that it lacks do not count.
 
-    Networks that round the size of a map down, as HRNet's neck does, see nothing of the input's last pixels.
-
-    Args:
-        values: (B, C, h, w), with h and w as in the mask or one less.
-        mask: bool (B, 1, H, W).
-
-    Returns:
-        both on the grid (H, W); the arguments themselves where they fit, or differ by more, which the losses refuse.
+    Networks that round the size of a map down, as HRNet's neck does, see nothing of the input's last pixels. A map that
+    fits, or lacks more than one row or column, which the losses refuse, stays as it is.
     """
     rows, columns = values.shape[2:]
     lacking = mask.shape[2] - rows, mask.shape[3] - columns
@@ -78,38 +68,28 @@ def on_full_grid(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return pad(values, (0, lacking[1], 0, lacking[0])), seen
 
 
-def resize_map(
-    values: Tensor, mask: Tensor, *, stride: int, target_stride: int, target_grid: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Bilinear interpolation of the valid cells, and where it has any to go by.
+def resize_map(values: Tensor, mask: Tensor, *, strides: tuple[int, int], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Bilinear interpolation of the valid cells, in float32 (float64 if `values` is), and a mask of where it has any.
+
+    From the first of the strides, in input pixels per cell, to the second, of whose map `grid` is (rows, columns).
 
     Cells are squares of the input, so a place keeps its pixels: where the grids are exact multiples and nothing is
     padding this is torch's `interpolate(mode='bilinear', align_corners=False)`. Elsewhere the weights of valid
     neighbours are scaled to add up to 1. Shrinking takes the cells around the centre, without smoothing, as torch does.
-
-    Args:
-        values: (B, C, h, w), any floating dtype. Values outside the mask, including NaN, change neither the
-            result nor a gradient.
-        mask: bool (B, 1, h, w), True at cells that count.
-        stride: of `values`, input pixels per cell.
-        target_stride: of the result.
-        target_grid: (H, W) of the result.
-
-    Returns:
-        the map (B, C, H, W), in float32 (float64 if `values` is), and a bool mask (B, 1, H, W), True at cells beside
-        a valid one; the map is 0 elsewhere.
+    Values outside the mask, NaN included, change neither the result nor a gradient; it is 0 beside no valid cell.
     """
     values = torch.where(mask, values, 0.0).to(accumulation_dtype(values))
     # Both grids are rounded up from the same input, each by its own stride: with cells that count for nothing the
     # finite grids cover the same pixels, and one is an exact multiple of the other.
+    stride, target_stride = strides
     common = math.lcm(stride, target_stride)
     covered = [
         -(-max(cells * stride, wanted * target_stride) // common) * common
-        for cells, wanted in zip(values.shape[2:], target_grid, strict=True)
+        for cells, wanted in zip(values.shape[2:], grid, strict=True)
     ]
     extra = (0, covered[1] // stride - values.shape[3], 0, covered[0] // stride - values.shape[2])
     size = covered[0] // target_stride, covered[1] // target_stride
-    rows, columns = target_grid
+    rows, columns = grid
     sums, weights = (
         interpolate(pad(one, extra), size=size, mode='bilinear', align_corners=False)[:, :, :rows, :columns]
         for one in (values, mask.to(values.dtype))

@@ -1,5 +1,15 @@
 """FitNet's loss (Romero et al. 2015): squared error between two maps over their valid cells, behind a 1x1 adapter.
 
+    L = sum_bchw M_bhw (A(S)_bchw - T_bchw)^2 / (C sum_bhw M_bhw)
+
+A mean does not change with resolution, padding or the number of channels. Papers state sums; the weight `a` of a sum
+becomes that of this mean by the number of elements that the sum ran over:
+
+    a (1/B) sum_bchw (S - T)^2    ->   a C H W           (MGD, and the simple feature matching of MTPD)
+    a 1/2 ||S - T||^2             ->   a C H W / 2       (FitNet as printed, one image)
+
+with H W the paper's own grid: see `mtpd.losses.mgd.published_elements` for MGD's.
+
 `MaskedMse` and `squared_error`, which compares the teacher's codes as they are stored, serve other losses too.
 
 Legend: B batch, C channels, H W grid of a level.
@@ -47,19 +57,12 @@ class MaskedMse(nn.Module):
     def __init__(
         self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto', weigh: Weigh | None = None
     ) -> None:
-        """Builds the adapter: see `build_adapter`."""
         super().__init__()
         self.weigh = weigh
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
     def forward(
-        self,
-        student: Tensor,
-        teacher: EncodedMaps,
-        mask: Tensor,
-        *,
-        objects: Objects | None = None,
-        generator: torch.Generator | None = None,
+        self, student: Tensor, teacher: EncodedMaps, mask: Tensor, *, objects: Objects | None = None, **_: object
     ) -> Tensor:
         """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:
@@ -69,34 +72,6 @@ class MaskedMse(nn.Module):
             assert objects is not None, 'the weights of the cells come from the objects'
             weights = self.weigh(objects, mask)
         return squared_error(student, teacher, mask, weights=weights, layer=self.adapter)
-
-
-def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over valid cells and channels, the hint loss of FitNet (Romero et al. 2015).
-
-        L = sum_bchw M_bhw (S_bchw - T_bchw)^2 / (C sum_bhw M_bhw)
-
-    A mean does not change with resolution, padding or the number of channels. Papers state sums; the weight `a` of a
-    sum becomes that of this mean by the number of elements that the sum ran over:
-
-        a (1/B) sum_bchw (S - T)^2    ->   a C H W           (MGD, and the simple feature matching of MTPD)
-        a 1/2 ||S - T||^2             ->   a C H W / 2       (FitNet as printed, one image)
-
-    with H W the paper's own grid: see `mtpd.losses.mgd.published_elements` for MGD's.
-
-    Args:
-        student: (B, C, H, W), any floating dtype.
-        teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
-            nor a gradient.
-
-    Returns:
-        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
-
-    Raises:
-        InputError: the shapes do not fit.
-    """
-    return weighted_mse(student, teacher, mask)
 
 
 def squared_error(
@@ -120,19 +95,10 @@ def squared_error(
     the teacher's channels, which no code stands for, and losses that have some take `EncodedMaps.values`. Where A is a
     convolution, B^T joins its weight and bias: a product of C x C numbers in place of one for each cell.
 
-    Args:
-        student: S, (B, C of the student, H, W), any floating dtype.
-        teacher: T, (B, C, H, W).
-        mask: M, bool (B, 1, H, W), True at cells that count. What the teacher has elsewhere, NaN included, changes
-            nothing; nor what the layer makes of the student there.
-        weights: W, (B, 1, H, W), at least 0, without gradient; None: 1.
-        layer: A, a convolution from the student's to the teacher's channels; None: nothing.
-
-    Returns:
-        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
-
-    Raises:
-        InputError: the shapes do not fit.
+    S is (B, C of the student, H, W) of any floating dtype, the mask M bool (B, 1, H, W), the weights W (B, 1, H, W), at
+    least 0 and without gradient, `layer` the convolution A. What the teacher has where M is False, NaN included,
+    changes nothing; nor what the layer makes of the student there. Accumulated in float32 (float64 if an input is);
+    0 when no cell counts.
     """
     codes, scale, basis = teacher.codes, teacher.scale, teacher.basis
     if layer is not None:
@@ -160,13 +126,8 @@ def masked_variance(teacher: EncodedMaps, mask: Tensor) -> Tensor:
     It is computed from the codes, which are not decoded: with the means taken off the offsets it is a squared error
     against 0. A rotation of the channels changes neither V nor sum_c mean_c^2, as T - mean and mean turn together.
 
-    Args:
-        teacher: T, (B, C, H, W).
-        mask: M, bool (B, 1, H, W).
-
-    Returns:
-        Positive scalar, float32 (float64 if the codes are). A constant map has no variance to divide by: it gives a
-        thousandth of its mean square, and 1 where that is 0 too or no cell is valid.
+    A constant map has no variance to divide by: it gives a thousandth of its mean square, and 1 where that is 0 too or
+    no cell is valid.
     """
     with torch.no_grad():
         codes, dtype = teacher.codes, teacher.dtype

@@ -16,13 +16,7 @@ Resize = Literal['none', 'student', 'teacher']
 
 @dataclass(frozen=True)
 class LevelPair:
-    """A level of the student and the level of the teacher that it learns from.
-
-    Attributes:
-        student: the student's level.
-        teacher: the teacher's level.
-        resize: whose map is brought to the grid of the other; `none` where both have the same stride.
-    """
+    """A level of the student and the level of the teacher that it learns from; `resize` is `none` at equal strides."""
 
     student: Level
     teacher: Level
@@ -36,13 +30,8 @@ class LevelPair:
         return f'{self.student.name}-{self.teacher.name}'
 
     @property
-    def stride(self) -> int:
-        """Input pixels per cell of the grid on which the maps are compared."""
-        return self.student.stride if self.resize == 'teacher' else self.teacher.stride
-
-    @property
     def compared(self) -> Level:
-        """What is compared: the teacher's channels on that grid."""
+        """What is compared: the teacher's channels, on the grid of the side that is not resized."""
         target = self.student if self.resize == 'teacher' else self.teacher
         return Level(target.name, target.stride, self.teacher.channels)
 
@@ -57,16 +46,8 @@ def match_levels(
 ) -> list[LevelPair]:
     """Pairs levels by name, for any index (a RetinaNet starts at p3, a Mask R-CNN at p2), or as given.
 
-    Args:
-        student: the student's levels.
-        teacher: the teacher's levels.
-        levels: names of the levels to pair, in the order of the result; None for all that both have.
-        teacher_levels: the teacher's level for each of `levels`, one by one; None for those of the same names.
-        resize: whose maps are resized where strides differ.
-
-    Raises:
-        InputError: a wanted level is missing on one side, or they share none; the lists do not fit one another; or
-            strides differ and nothing is to be resized, or the other way round.
+    `levels` are names in the order of the result, None for all that both sides have; `teacher_levels` the teacher's
+    level for each of them, None for those of the same names.
     """
     if teacher_levels is None:
         pairs = _pairs_by_name(student, teacher, levels)

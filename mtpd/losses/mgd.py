@@ -16,7 +16,6 @@ from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
-from mtpd.losses.objects import Objects
 from mtpd.losses.options import LevelOptions, Normalize, Scale, Share
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
@@ -56,8 +55,7 @@ class MgdOptions(LevelOptions):
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`."""
-        channels = pair.student.channels, pair.teacher.channels
-        return MaskedGenerativeDistillation(*channels, mask_ratio=self.mask_ratio)
+        return MaskedGenerativeDistillation(pair.student.channels, pair.teacher.channels, mask_ratio=self.mask_ratio)
 
     def factor(self, compared: Level) -> float:
         """See `LevelOptions`."""
@@ -74,7 +72,6 @@ class MaskedGenerativeDistillation(nn.Module):
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, *, mask_ratio: float) -> None:
-        """Raises InputError when `mask_ratio` is not within [0, 1]."""
         super().__init__()
         if not 0 <= mask_ratio <= 1:
             raise InputError(f'mask_ratio {mask_ratio} must be from 0 (hide nothing) to 1 (hide every cell)')
@@ -92,8 +89,8 @@ class MaskedGenerativeDistillation(nn.Module):
         teacher: EncodedMaps,
         mask: Tensor,
         *,
-        objects: Objects | None = None,
         generator: torch.Generator | None = None,
+        **_: object,
     ) -> Tensor:
         """The loss of one batch; see `LevelOptions.build`.
 

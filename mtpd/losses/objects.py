@@ -12,12 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Objects:
-    """The annotated objects of a batch.
+    """The annotated objects of a batch: boxes of each image (N, 4), absolute xyxy in px of the padded input.
 
-    Attributes:
-        boxes: of each image (N, 4), absolute xyxy in px of the padded input; none for an image without objects. A box
-            without area marks nothing.
-        masks: stride of each of the student's levels -> bool (B, 1, H, W), True at cells that show the image.
+    A box without area marks nothing. `masks` are of the student's levels by stride: bool (B, 1, H, W), True at cells
+    that show the image.
     """
 
     boxes: Sequence[Tensor]

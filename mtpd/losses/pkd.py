@@ -54,17 +54,8 @@ def pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     A channel without variance, up to rounding, correlates with nothing: its standardised values are 0 and without
     gradient. It costs 1/2 where the other side varies and 0 where neither does.
 
-    Args:
-        student: (B, C, H, W), any floating dtype.
-        teacher: (B, C, H, W), any floating dtype.
-        mask: bool (B, 1, H, W), True at cells that count. Values elsewhere, including NaN, change neither the loss
-            nor a gradient.
-
-    Returns:
-        Scalar, accumulated in float32 (float64 if an input is); 0 when no cell counts.
-
-    Raises:
-        InputError: the shapes do not fit.
+    Maps (B, C, H, W) of any floating dtype, mask bool (B, 1, H, W): values where it is False, NaN included, change
+    neither the loss nor a gradient. Accumulated in float32 (float64 if an input is); 0 when no cell counts.
     """
     check_shapes(student, teacher, mask)
     dtype = accumulation_dtype(student, teacher)

@@ -52,33 +52,20 @@ class TarFeatureOptions(LevelOptions):
 
     def build(self, pair: LevelPair, anchors: Mapping[int, Tensor]) -> nn.Module:
         """See `LevelOptions`; the paper has an adapter everywhere."""
-        weigh = partial(gaussian_weights, stride=pair.stride, spread=self.spread)
+        weigh = partial(gaussian_weights, stride=pair.compared.stride, spread=self.spread)
         return MaskedMse(pair.student.channels, pair.teacher.channels, weigh=weigh, adapter=self.adapter)
 
 
 def gaussian_weights(objects: Objects, mask: Tensor, *, stride: int, spread: tuple[float, float]) -> Tensor:
-    """What each cell of a level weighs: see the module.
-
-    Args:
-        objects: of the batch.
-        mask: of the level, (B, 1, H, W); only its shape and device count.
-        stride: input pixels per cell.
-        spread: sx and sy.
-
-    Returns:
-        float32 (B, 1, H, W), from 0 to 1.
-    """
+    """What each cell of a level weighs, float32 (B, 1, H, W): see the module. Only the shape of the mask counts."""
     y, x = ((torch.arange(cells, device=mask.device) + 0.5) * stride for cells in mask.shape[2:])
+    weights = []
     # Image by image: all boxes of a batch together would need gigabytes on the finest level.
-    return torch.stack([_image_weights(boxes, x, y, spread)[None] for boxes in objects.boxes])
-
-
-def _image_weights(boxes: Tensor, x: Tensor, y: Tensor, spread: tuple[float, float]) -> Tensor:
-    """(H, W) of one image, from its boxes (N, 4)."""
-    boxes = torch.where(has_area(boxes)[:, None], boxes.float(), -1.0)
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
-    along_x, along_y = _profile(x, x1, x2, spread[0]), _profile(y, y1, y2, spread[1])
-    return greatest(along_y[:, :, None] * along_x[:, None, :])
+    for boxes in objects.boxes:
+        x1, y1, x2, y2 = torch.where(has_area(boxes)[:, None], boxes.float(), -1.0)[:, :, None].unbind(1)
+        along_x, along_y = _profile(x, x1, x2, spread[0]), _profile(y, y1, y2, spread[1])
+        weights.append(greatest(along_y[:, :, None] * along_x[:, None, :])[None])
+    return torch.stack(weights)
 
 
 def _profile(positions: Tensor, low: Tensor, high: Tensor, spread: float) -> Tensor:

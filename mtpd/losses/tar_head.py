@@ -24,6 +24,7 @@ from mtpd.losses.options import LINEAR_DECAY, Decay, Options, decay_factor, requ
 ClassGate = Literal['better', 'none']
 BoxGate = Literal['proposal', 'student', 'none']
 
+NAMES = 'distill/tar_head/class', 'distill/tar_head/box'
 # The smallest that half precision tells from 0, which has no logarithm.
 LEAST_PROBABILITY = 2.0**-24
 
@@ -54,40 +55,25 @@ class TarHeadOptions(Options):
 
 
 class LabelledBoxes(NamedTuple):
-    """The annotated objects of one image.
-
-    Attributes:
-        boxes: (N, 4) absolute xyxy in px of the input.
-        labels: (N,) class indices.
-    """
+    """The annotated objects of one image: boxes (N, 4), absolute xyxy in px of the input, and classes (N,)."""
 
     boxes: Tensor
     labels: Tensor
 
 
 class Matches(NamedTuple):
-    """The annotated objects of RoIs.
+    """The annotated objects of RoIs; for background the label is the number of classes and the box zeros."""
 
-    Attributes:
-        labels: (K,) class of the object, or the number of classes for background.
-        boxes: (K, 4) the object's box; zeros for background.
-        positive: (K,) bool, whether it has an object.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    positive: Tensor
+    labels: Tensor  # (K,)
+    boxes: Tensor  # (K, 4)
+    positive: Tensor  # (K,) bool, whether it has an object
 
 
 @torch.no_grad()
 def match_rois(rois: Tensor, objects: Sequence[LabelledBoxes], *, num_classes: int, positive_iou: float) -> Matches:
     """Assigns each RoI the object of its image with the highest IoU, if that is at least `positive_iou`.
 
-    Args:
-        rois: (K, 5): image in the batch, absolute xyxy in px of the input.
-        objects: of each image.
-        num_classes: object classes.
-        positive_iou: a detector's own threshold for training is 0.5.
+    RoIs are (K, 5): image in the batch, absolute xyxy in px of the input.
     """
     labels = torch.full((len(rois),), num_classes, dtype=torch.long, device=rois.device)
     boxes = rois.new_zeros(len(rois), 4)
@@ -104,17 +90,11 @@ def match_rois(rois: Tensor, objects: Sequence[LabelledBoxes], *, num_classes: i
 
 
 class TeacherPredictions(NamedTuple):
-    """The teacher's predictions for RoIs.
+    """The teacher's predictions for RoIs."""
 
-    Attributes:
-        logits: (K, C + 1), or log probabilities.
-        raw: (K, 4) raw deltas of each RoI's true class.
-        known: (K,) bool, whether there are such deltas.
-    """
-
-    logits: Tensor
-    raw: Tensor
-    known: Tensor
+    logits: Tensor  # (K, C + 1), or log probabilities
+    raw: Tensor  # (K, 4) raw deltas of each RoI's true class
+    known: Tensor  # (K,) bool, whether there are such deltas
 
 
 def predictions_of_head(predictions: RoiPredictions, matches: Matches, *, coder: BoxCoder) -> TeacherPredictions:
@@ -139,22 +119,10 @@ def tar_head_losses(
     coder: BoxCoder,
     progress: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The losses of one batch, weighted and decayed.
+    """The losses of one batch, weighted and decayed: `distill/tar_head/class` and `distill/tar_head/box`, float32.
 
-    Args:
-        options: weights, gates and decay.
-        rois: (K, 5): image in the batch, absolute xyxy in px of the padded input.
-        matches: the annotated objects of the RoIs.
-        student: of the same RoIs, any floating dtype; only these get a gradient.
-        teacher: of the same RoIs.
-        coder: the student's.
-        progress: share of the stage that is done, from 0 to 1.
-
-    Returns:
-        `distill/tar_head/class` and `distill/tar_head/box` -> scalar float32.
-
-    Raises:
-        InputError: student and teacher have different numbers of classes.
+    RoIs are (K, 5): image in the batch, absolute xyxy in px of the padded input; `coder` is the student's. Only the
+    student's predictions get a gradient.
     """
     if student.logits.shape != teacher.logits.shape:
         raise InputError(
@@ -170,30 +138,27 @@ def tar_head_losses(
         objects=matches.boxes.to(teacher.raw.dtype),
         positive=matches.positive & teacher.known,
     )
-    losses = {
-        'class': options.class_weight
-        * class_term(
-            student.logits, teacher.logits, matches.labels, temperature=options.temperature, gate=options.class_gate
-        ),
-        'box': options.box_weight * box_term(deltas, coder.from_raw(teacher.raw), is_open),
-    }
+    of_classes = class_term(
+        student.logits, teacher.logits, matches.labels, temperature=options.temperature, gate=options.class_gate
+    )
+    of_boxes = box_term(deltas, coder.from_raw(teacher.raw), is_open)
     factor = decay_factor(options.decay, progress=progress)
-    return {f'distill/{options.loss}/{name}': factor * loss for name, loss in losses.items()}
+    losses = factor * (options.class_weight * of_classes), factor * (options.box_weight * of_boxes)
+    return dict(zip(NAMES, losses, strict=True))
 
 
 def no_losses(options: TarHeadOptions, *, progress: float, device: torch.device) -> dict[str, Tensor] | None:
     """The losses where their weight has decayed to 0, so that nothing need be computed; else None."""
     if decay_factor(options.decay, progress=progress):
         return None
-    return {f'distill/{options.loss}/{name}': torch.zeros((), device=device) for name in ('class', 'box')}
+    return {name: torch.zeros((), device=device) for name in NAMES}
 
 
 def decay_factors(options: TarHeadOptions, *, progress: float) -> dict[str, float]:
     """What the weights of decaying losses are multiplied by, by the names of `tar_head_losses`."""
     if options.decay.kind == 'none':
         return {}
-    factor = decay_factor(options.decay, progress=progress)
-    return {f'distill/{options.loss}/{name}': factor for name in ('class', 'box')}
+    return dict.fromkeys(NAMES, decay_factor(options.decay, progress=progress))
 
 
 def class_term(
@@ -208,18 +173,8 @@ def class_term(
     Closed RoIs count in the mean, so the loss fades as the student overtakes its teacher. Whether the paper weights
     foreground more is not known to us; here all RoIs weigh the same, and detectors sample them 1 : 3.
 
-    Args:
-        student: logits (K, C + 1), any floating dtype; only these get a gradient.
-        teacher: logits (K, C + 1), or log probabilities.
-        labels: (K,) true classes.
-        temperature: tau, greater than 0.
-        gate: `better` or `none`.
-
-    Returns:
-        Scalar, accumulated in float32 (float64 if an input is); 0 without RoIs.
-
-    Raises:
-        InputError: the shapes do not fit, or `temperature` is not greater than 0.
+    Logits (K, C + 1) of any floating dtype, or log probabilities of the teacher; labels (K,) are the true classes.
+    Accumulated in float32 (float64 if an input is); 0 without RoIs.
     """
     if not temperature > 0:
         raise InputError(f'temperature {temperature} must be greater than 0')
@@ -230,7 +185,11 @@ def class_term(
         )
     dtype = accumulation_dtype(student, teacher)
     student, teacher = student.to(dtype), teacher.detach().to(dtype)
-    is_open = _class_gate(student.detach(), teacher, labels, gate)[:, None]
+    is_open = torch.ones_like(labels[:, None], dtype=torch.bool)
+    if gate == 'better':
+        of_teacher, of_student = (one.softmax(1).gather(1, labels[:, None]) for one in (teacher, student.detach()))
+        # Not `>`: a NaN of the student must come out, not close the gate.
+        is_open = ~(of_teacher <= of_student)
     log_p = (teacher / temperature).log_softmax(1)
     log_q = torch.where(is_open, student / temperature, 0.0).log_softmax(1)
     divergence = torch.where(is_open, log_p.exp() * (log_p - log_q), 0.0).sum()
@@ -242,16 +201,8 @@ def box_term(student: Tensor, teacher: Tensor, is_open: Tensor) -> Tensor:
 
         L = 1 / sum_k g_k  sum_k g_k |S_k - T_k|_1
 
-    Args:
-        student: (K, 4) deltas of the true class, any floating dtype; only these get a gradient.
-        teacher: (K, 4) the teacher's in the same units.
-        is_open: (K,) bool, from `box_gate`. Values in other rows, including NaN, have no effect.
-
-    Returns:
-        Scalar, accumulated in float32 (float64 if an input is); 0 when no gate is open.
-
-    Raises:
-        InputError: the shapes do not fit.
+    Deltas (K, 4) of the true class in the same units; `is_open` (K,) is from `box_gate`, and values in other rows, NaN
+    included, have no effect. Accumulated in float32 (float64 if an input is); 0 when no gate is open.
     """
     if student.ndim != 2 or student.shape != teacher.shape or is_open.shape != student.shape[:1]:
         raise InputError(
@@ -270,14 +221,8 @@ def box_gate(
 ) -> Tensor:
     """Positive RoIs (K,) whose teacher's box has a higher IoU with the object than the box to beat.
 
-    The paper's box to beat is, to the best of our knowledge, the proposal.
-
-    Args:
-        gate: `proposal`: the proposal is to be beaten; `student`: the student's box; `none`: open for all positives.
-        proposals: (K, 4) absolute xyxy.
-        teacher, student: (K, 4) raw deltas of the true class.
-        objects: (K, 4) matched boxes.
-        positive: (K,) bool.
+    The paper's box to beat is, to the best of our knowledge, the proposal. Proposals and objects are (K, 4), absolute
+    xyxy; teacher and student (K, 4) raw deltas of the true class.
     """
     if gate == 'none':
         return positive
@@ -285,10 +230,3 @@ def box_gate(
     # Not `>`: a NaN of the student must come out, not close the gate.
     is_worse = paired_iou(decode(proposals, teacher), objects) <= paired_iou(rival, objects)
     return positive & ~is_worse
-
-
-def _class_gate(student: Tensor, teacher: Tensor, labels: Tensor, gate: ClassGate) -> Tensor:
-    if gate == 'none':
-        return torch.ones_like(labels, dtype=torch.bool)
-    of_teacher, of_student = (one.softmax(1).gather(1, labels[:, None])[:, 0] for one in (teacher, student))
-    return ~(of_teacher <= of_student)

@@ -1,4 +1,4 @@
-"""Formats numbers and tables for a terminal."""
+"""Formats numbers, names and tables for a terminal."""
 
 from collections.abc import Sequence
 

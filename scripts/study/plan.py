@@ -17,6 +17,7 @@ LOSSES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     'fgd': [{'loss': 'fgd', 'weight': 1.0}],
     'tar_feature': [{'loss': 'tar_feature', 'weight': 3.0}],
     'tar_head': [{'loss': 'tar_head'}],
+    'tar_classes': [{'loss': 'tar_head', 'box_weight': 0.0}],
     'tar': [{'loss': 'tar_feature', 'weight': 3.0}, {'loss': 'tar_head'}],
 }
 MAP_LOSSES = ('masked_mse', 'mgd', 'pkd', 'cwd', 'fgd')
@@ -179,7 +180,7 @@ QUESTIONS: Mapping[str, Question] = {
             'alone': (Stage(None, HALF, student='faster_student'),),
             **{
                 loss: (Stage('faster_strong', HALF, loss=loss, student='faster_student'),)
-                for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar')
+                for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar_classes', 'tar')
             },
         },
     ),

@@ -22,7 +22,7 @@ def cells(size: tuple[int, int], stride: int) -> tuple[int, int]:
 def test_torchs_interpolation_where_nothing_is_padding(stride: int, target: int) -> None:
     size = (48, 96)
     values, mask = random_map(cells(size, stride)), torch.ones(2, 1, *cells(size, stride), dtype=torch.bool)
-    got, valid = resize_map(values, mask, stride=stride, target_stride=target, target_grid=cells(size, target))
+    got, valid = resize_map(values, mask, strides=(stride, target), grid=cells(size, target))
     want = interpolate(values, size=cells(size, target), mode='bilinear', align_corners=False)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     assert valid.all()
@@ -58,7 +58,7 @@ def test_padding_and_odd_grids_against_the_formula(stride: int, target: int) -> 
     values = random_map(cells(size, stride))
     mask = valid_cells([(100, 155), (61, 70)], stride=stride, grid=cells(size, stride))
     spoiled = torch.where(mask, values, math.nan)
-    got, valid = resize_map(spoiled, mask, stride=stride, target_stride=target, target_grid=cells(size, target))
+    got, valid = resize_map(spoiled, mask, strides=(stride, target), grid=cells(size, target))
     want, covered = reference(values, mask, stride, target, cells(size, target))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     assert torch.equal(valid, covered)
@@ -66,7 +66,7 @@ def test_padding_and_odd_grids_against_the_formula(stride: int, target: int) -> 
 
 def test_a_constant_stays_constant_up_to_the_border_of_the_image() -> None:
     mask = valid_cells([(40, 64), (21, 37)], stride=8, grid=(5, 8))
-    got, valid = resize_map(torch.full((2, 1, 5, 8), 3.0), mask, stride=8, target_stride=4, target_grid=(10, 16))
+    got, valid = resize_map(torch.full((2, 1, 5, 8), 3.0), mask, strides=(8, 4), grid=(10, 16))
     assert torch.equal(got, torch.where(valid, 3.0, 0.0))
     # Every cell of the finer grid that shows the image lies in a coarse one that does.
     assert (valid | ~valid_cells([(40, 64), (21, 37)], stride=4, grid=(10, 16))).all()
@@ -77,7 +77,7 @@ def test_gradients() -> None:
     values = random_map((5, 8)).requires_grad_()
 
     def resized(given: Tensor) -> Tensor:
-        return resize_map(given, mask, stride=8, target_stride=4, target_grid=(10, 16))[0]
+        return resize_map(given, mask, strides=(8, 4), grid=(10, 16))[0]
 
     assert torch.autograd.gradcheck(resized, values)
     spoiled = torch.where(mask, values.detach(), math.nan).requires_grad_()
@@ -90,6 +90,6 @@ def test_gradients() -> None:
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_interpolated_in_single(dtype: torch.dtype) -> None:
     values, mask = random_map((6, 8), dtype), torch.ones(2, 1, 6, 8, dtype=torch.bool)
-    got, _ = resize_map(values, mask, stride=8, target_stride=4, target_grid=(12, 16))
+    got, _ = resize_map(values, mask, strides=(8, 4), grid=(12, 16))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, interpolate(values.float(), scale_factor=2, mode='bilinear', align_corners=False))

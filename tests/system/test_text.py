@@ -1,8 +1,8 @@
-"""Numbers for people."""
+"""Numbers and names for people."""
 
 import pytest
 
-from mtpd.system.text import format_bytes, format_duration
+from mtpd.system.text import format_bytes, format_duration, listed
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,9 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_bytes(num_bytes: float, text: str) -> None:
     assert format_bytes(num_bytes) == text
+
+
+def test_names_are_cut_and_cannot_control_the_terminal() -> None:
+    assert listed(['a', 'b', 'c', 'd']) == 'a, b, c, ...'
+    assert listed(['\x1b[2Jlong'], length=6) == '?[2Jlo'
+    assert listed([]) == ''

@@ -51,7 +51,7 @@ def test_one_step(
     assert {level.channels for level in stage.student.levels} == {256}
     model.train()
     samples, ahead = next(loaded(stage, stage.epoch_batches(0)))
-    losses = step_losses(stage, samples, ahead, device=torch.device('cpu'))
+    losses = step_losses(stage, samples, ahead)
     torch.autograd.backward(torch.stack(list(losses.values())).sum())
     assert all(loss.isfinite() for loss in losses.values())
     distilled = {'distill/masked_mse/p3', 'distill/masked_mse/p4', 'distill/masked_mse/p5'}

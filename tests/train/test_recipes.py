@@ -103,7 +103,7 @@ def one_step(stage: Stage) -> dict[str, float]:
     optimizer = build_optimizer(parameters, optim)
     before = {name: value.clone() for name, value in model.named_parameters()}
     samples, ahead = next(loaded(stage, stage.epoch_batches(0)))
-    losses = step_losses(stage, samples, ahead, device=CPU)
+    losses = step_losses(stage, samples, ahead)
     torch.autograd.backward(torch.stack(list(losses.values())).sum())
     torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip or 35.0, error_if_nonfinite=True)
     optimizer.step()

@@ -89,7 +89,7 @@ def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(
     assert stage.responses is not None
     assert [level.name for level in stage.teacher_levels] == ['p2', 'p3', 'p4', 'p5']
     torch.manual_seed(0)
-    losses = step_losses(stage, samples, ahead, device=CPU)
+    losses = step_losses(stage, samples, ahead)
     # Once more, step by step; the same seed samples the same proposals.
     student: Any = stage.student.model
     images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
@@ -124,7 +124,7 @@ def test_the_students_head_runs_on_the_teachers_proposals(
     samples, ahead = first_batch(stage)
     assert {sample.view for sample in samples} == {'plain', 'flip'}
     torch.manual_seed(0)
-    losses = step_losses(stage, samples, ahead, device=CPU)
+    losses = step_losses(stage, samples, ahead)
     # By hand: boxes through mmdet's own way of resizing and mirroring, then the student's own head.
     student: Any = stage.student.model
     images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
@@ -156,13 +156,13 @@ def test_heads_do_not_run_for_weights_that_have_decayed_to_nothing(
 ) -> None:
     stage = build_student(decay={'kind': 'step', 'at': [0.5]})
     samples, ahead = first_batch(stage)
-    assert step_losses(stage, samples, ahead, device=CPU, progress=0.4)[NAMES[0]] > 0
+    assert step_losses(stage, samples, ahead, progress=0.4)[NAMES[0]] > 0
 
     def refused(self: RoiHead, *_: Any) -> RoiPredictions:
         raise AssertionError('the head ran')
 
     monkeypatch.setattr(RoiHead, 'forward', refused)
-    losses = step_losses(stage, samples, ahead, device=CPU, progress=0.5)
+    losses = step_losses(stage, samples, ahead, progress=0.5)
     assert [losses[name].item() for name in NAMES] == [0, 0]
     assert stage.decay_factors(progress=0.5) == dict.fromkeys(NAMES, 0)
 
@@ -194,7 +194,7 @@ def test_only_the_student_gets_a_gradient(build_student: Callable[..., Stage]) -
     stage = build_student()
     samples, ahead = first_batch(stage)
     scaler = torch.amp.GradScaler('cpu', enabled=False)
-    add_gradient(stage, samples, ahead, share=1.0, progress=0.0, scaler=scaler, device=CPU)
+    add_gradient(stage, samples, ahead, share=1.0, progress=0.0, scaler=scaler)
     assert stage.responses is not None
     assert stage.responses.head is not None
     assert list(stage.responses.head.parameters())
@@ -202,7 +202,7 @@ def test_only_the_student_gets_a_gradient(build_student: Callable[..., Stage]) -
     assert not list(stage.distiller.parameters())
     # The response losses alone reach the student's backbone through its RoI head.
     stage.student.model.zero_grad()
-    losses = step_losses(stage, samples, ahead, device=CPU)
+    losses = step_losses(stage, samples, ahead)
     torch.autograd.backward(losses[NAMES[0]] + losses[NAMES[1]])
     reached = {name.split('.')[0] for name, one in stage.student.model.named_parameters() if one.grad is not None}
     assert reached == {'backbone', 'neck', 'roi_head'}
@@ -214,7 +214,7 @@ def test_the_loss_fades_with_the_stage(build_student: Callable[..., Stage]) -> N
     values = []
     for progress in (0.0, 0.5, 1.0):
         torch.manual_seed(0)
-        losses = step_losses(stage, samples, ahead, device=CPU, progress=progress)
+        losses = step_losses(stage, samples, ahead, progress=progress)
         values.append([losses[name].item() for name in NAMES])
     assert values[1] == pytest.approx([one / 2 for one in values[0]], rel=1e-5)
     assert values[2] == [0.0, 0.0]
@@ -227,7 +227,7 @@ def test_half_precision(build_stage: Callable[..., Stage], tiny_two_stage: Path,
         stage = build_stage(**options, data={'val': None}, optim={'precision': precision})
         samples, ahead = first_batch(stage)
         torch.manual_seed(0)
-        losses = step_losses(stage, samples, ahead, device=CPU)
+        losses = step_losses(stage, samples, ahead)
         assert losses[NAMES[0]].dtype == losses[NAMES[1]].dtype == torch.float32
         values[precision] = losses[NAMES[0]].item()
     assert values['bf16'] == pytest.approx(values['fp32'], rel=0.1)
@@ -237,7 +237,7 @@ def test_beside_a_loss_on_maps(build_stage: Callable[..., Stage], tiny_two_stage
     distill = [{'loss': 'masked_mse', 'levels': ['p6']}, {'loss': 'tar_head'}]
     stage = build_stage(student=str(tiny_two_stage), cache=cache, distill=distill, data={'val': None})
     assert [level.name for level in stage.teacher_levels] == ['p2', 'p3', 'p4', 'p5', 'p6']
-    losses = step_losses(stage, *first_batch(stage), device=CPU)
+    losses = step_losses(stage, *first_batch(stage))
     assert {*NAMES, 'distill/masked_mse/p6'} <= losses.keys()
     assert stage.decay_factors(progress=0.5) == dict.fromkeys(NAMES, 0.5)
 
@@ -251,6 +251,6 @@ def test_a_teacher_in_the_loop(
     for source in (teacher, {'cache': cache}):
         stage = build_stage(student=str(tiny_two_stage), distill=[{'loss': 'tar_head'}], data={'val': None}, **source)
         torch.manual_seed(0)
-        losses = step_losses(stage, *first_batch(stage), device=CPU)
+        losses = step_losses(stage, *first_batch(stage))
         values.append([losses[name].item() for name in NAMES])
     assert values[0] == pytest.approx(values[1], rel=1e-3)

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
+from mtpd.command_line import complete_model, output_options
 from mtpd.system.console import reported
-from mtpd_train.cli_options import complete_model, output_options
 
 EXAMPLES = """
 \b
@@ -63,9 +63,13 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     show_default=True,
     help='AP implementation; faster is faster-coco-eval, same results: pip install faster-coco-eval.',
 )
-@click.option('--classes', is_flag=True, help='Also print the AP of each class.')
-@click.option('--json', type=_file, metavar='OUT.json', help='Write the metrics as JSON, with the AP of each class.')
-@click.option('--results', type=_file, metavar='OUT.json', help='Write all detections in the COCO results format.')
+@click.option('--classes', 'with_classes', is_flag=True, help='Also print the AP of each class.')
+@click.option(
+    '--json', 'json_file', type=_file, metavar='OUT.json', help='Write the metrics as JSON, with the AP of each class.'
+)
+@click.option(
+    '--results', 'results_file', type=_file, metavar='OUT.json', help='Write all detections in the COCO results format.'
+)
 @output_options
 def main(
     verbose: bool,
@@ -75,6 +79,7 @@ def main(
     coco: Path | None,
     images: Path | None,
     annotations: Path | None,
+    device: str,
     **options: Any,
 ) -> None:
     """Evaluate a student or teacher on an annotated set: COCO AP of boxes and masks.
@@ -91,6 +96,7 @@ def main(
     if model is not None and images is None and coco is None:
         coco = Path('data/coco')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_train.evaluator.run import EvalOptions, evaluate_model
+        from mtpd_train.evaluator.run import evaluate_model
 
-        evaluate_model(EvalOptions(run=run, model=model, coco=coco, images=images, annotations=annotations, **options))
+        options |= {'coco': coco, 'images': images, 'annotations': annotations, 'device_name': device}
+        evaluate_model(run=run, model=model, **options)

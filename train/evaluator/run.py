@@ -4,9 +4,8 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mtpd.data.account import evaluation_account, suspicions
 from mtpd.data.coco import coco_paths, read_annotations
@@ -18,55 +17,62 @@ from mtpd.system.files import unwritable, write_output
 from mtpd.system.text import table
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect
-from mtpd_train.evaluator.detector import Detector, build_student, category_ids, model_by_name, student_of_run
+from mtpd_train.evaluator.detector import build_student, category_ids, model_by_name, student_of_run
 
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'pycocotools')
 
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """The command line of `mtpd-eval`; its help describes each option. Either `run` or `model` is given."""
+def evaluate_model(
+    *,
+    run: Path | None,
+    model: str | None,
+    checkpoint: Path | None,
+    trust_checkpoint: bool,
+    coco: Path | None,
+    split: str,
+    images: Path | None,
+    annotations: Path | None,
+    scale: tuple[int, int] | None,
+    batch_size: int,
+    workers: int,
+    device_name: str,
+    backend: Backend,
+    with_classes: bool,
+    json_file: Path | None,
+    results_file: Path | None,
+) -> None:
+    """Evaluates a detector, prints the tables and writes the requested files.
 
-    run: Path | None
-    model: str | None
-    checkpoint: Path | None
-    trust_checkpoint: bool
-    coco: Path | None
-    split: str
-    images: Path | None
-    annotations: Path | None
-    scale: tuple[int, int] | None
-    batch_size: int
-    workers: int
-    device: Literal['auto', 'cpu', 'cuda']
-    backend: Backend
-    classes: bool
-    json: Path | None
-    results: Path | None
-
-
-def evaluate_model(options: EvalOptions) -> None:
-    """Evaluates a detector, prints the tables and writes the requested files."""
-    require_backend(options.backend)
-    device = choose_device(options.device)
-    if options.run is not None:
-        detector = student_of_run(options.run, options.checkpoint)
+    The options are those of the command line. Either `run` or `model` is given.
+    """
+    require_backend(backend)
+    device = choose_device(device_name)
+    if run is not None:
+        detector = student_of_run(run, checkpoint)
     else:
-        assert options.model is not None
-        detector = model_by_name(options.model, options.checkpoint)
-    images, annotations = _files(options, detector)
-    coco = read_annotations(annotations)
-    if not coco.images:
-        raise InputError(f'{coco.path}: lists no images; give another annotation file')
-    for doubt in suspicions(coco):
-        warn(f'{coco.path}: {doubt}')
-    student = build_student(detector, device, scale=options.scale, trust_checkpoint=options.trust_checkpoint)
-    ids = category_ids(detector, student, coco, trust_checkpoint=options.trust_checkpoint)
+        assert model is not None
+        detector = model_by_name(model, checkpoint)
+    if images is None or annotations is None:
+        if coco is not None:
+            images, annotations = coco_paths(coco, split)
+        elif detector.val_set is not None:
+            images, annotations = detector.val_set
+        else:
+            raise InputError(
+                f'{detector.name}: does not name a validation set; add --coco DIR, or --images DIR --annotations FILE'
+            )
+    annotated = read_annotations(annotations)
+    if not annotated.images:
+        raise InputError(f'{annotated.path}: lists no images; give another annotation file')
+    for doubt in suspicions(annotated):
+        warn(f'{annotated.path}: {doubt}')
+    student = build_student(detector, device, scale=scale, trust_checkpoint=trust_checkpoint)
+    ids = category_ids(detector, student, annotated, trust_checkpoint=trust_checkpoint)
     geometry = student.preprocessing.geometry
-    dataset = DetectionDataset(coco, images, geometry=geometry, for_training=False, with_masks=False)
-    if line := evaluation_account(coco, with_masks=student.has_masks and coco.has_masks):
+    dataset = DetectionDataset(annotated, images, geometry=geometry, for_training=False, with_masks=False)
+    if line := evaluation_account(annotated, with_masks=student.has_masks and annotated.has_masks):
         say(line)
-    for option, out in (('--json', options.json), ('--results', options.results)):
+    for option, out in (('--json', json_file), ('--results', results_file)):
         if out is not None:
             _require_place(option, out)
 
@@ -74,37 +80,37 @@ def evaluate_model(options: EvalOptions) -> None:
     boxes, masks = detect(
         student,
         dataset,
-        batch_size=options.batch_size,
-        num_workers=options.workers,
+        batch_size=batch_size,
+        num_workers=workers,
         device=device,
         category_ids=ids,
     )
     seconds = time.perf_counter() - started
-    if options.results is not None:
-        write_output(options.results, json.dumps(_together(boxes, masks)).encode(), option='--results')
-    found = evaluate_detections(coco, boxes, masks if student.has_masks else None, backend=options.backend)
+    if results_file is not None:
+        write_output(results_file, json.dumps(_together(boxes, masks)).encode(), option='--results')
+    found = evaluate_detections(annotated, boxes, masks if student.has_masks else None, backend=backend)
 
-    if options.json is not None:
+    if json_file is not None:
         record = {
             'model': detector.name,
             'checkpoint': str(detector.checkpoint),
             'images': str(images),
-            'annotations': str(coco.path),
-            'num_images': len(coco.images),
+            'annotations': str(annotated.path),
+            'num_images': len(annotated.images),
             'metrics': metrics_by_name(found),
             'class_ap': {kind: dict(one.class_ap) for kind, one in found.items()},
             'seconds': seconds,
-            'backend': options.backend,
+            'backend': backend,
             'device': describe_device(device),
             'versions': versions(LIBRARIES),
         }
-        write_output(options.json, json.dumps(record).encode(), option='--json')
-    print(f'{detector.name} from {detector.checkpoint} on {coco.path}')
-    print(f'{len(coco.images)} images in {seconds:.1f} s ({len(coco.images) / seconds:.1f} images/s)')
+        write_output(json_file, json.dumps(record).encode(), option='--json')
+    print(f'{detector.name} from {detector.checkpoint} on {annotated.path}')
+    print(f'{len(annotated.images)} images in {seconds:.1f} s ({len(annotated.images) / seconds:.1f} images/s)')
     if student.has_masks and 'mask' not in found:
         print('masks are not evaluated: the annotations have no masks')
     print('\n'.join(metrics_table(found)))
-    if options.classes:
+    if with_classes:
         print('\n' + '\n'.join(class_table(found)))
 
 
@@ -124,19 +130,6 @@ def class_table(found: Mapping[str, Evaluation]) -> list[str]:
 
 def _percent(value: float) -> str:
     return '-' if value < 0 else f'{100 * value:.1f}'
-
-
-def _files(options: EvalOptions, detector: Detector) -> tuple[Path, Path]:
-    """Image folder and annotation file that the command line names, or else those of the run."""
-    if options.images is not None and options.annotations is not None:
-        return options.images, options.annotations
-    if options.coco is not None:
-        return coco_paths(options.coco, options.split)
-    if detector.val_set is None:
-        raise InputError(
-            f'{detector.name}: does not name a validation set; add --coco DIR, or --images DIR --annotations FILE'
-        )
-    return detector.val_set
 
 
 def _together(boxes: Sequence[Mapping[str, Any]], masks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -71,8 +71,7 @@ def run_charts(run: RunLog, summaries: Sequence[StageSummary]) -> dict[str, byte
     ):
         drawn = [line for line in lines if line.points]
         if drawn:
-            is_log = name == 'loss'
-            charts[name] = line_chart(drawn, y_label=y_label, borders=borders, is_log=is_log, from_zero=not is_log)
+            charts[name] = line_chart(drawn, y_label=y_label, borders=borders, is_log=name == 'loss')
     for kind in ('box', 'mask'):
         sizes = [name for name in SIZES if any(one.metrics.get(f'{kind}/{name}') is not None for one in summaries)]
         if sizes:
@@ -123,16 +122,11 @@ def _over_steps(run: RunLog, value: Callable[[TrainRecord], float]) -> list[tupl
 
 
 def line_chart(
-    lines: Sequence[Line],
-    *,
-    y_label: str,
-    borders: Mapping[str, float] | None = None,
-    is_log: bool = False,
-    from_zero: bool = False,
+    lines: Sequence[Line], *, y_label: str, borders: Mapping[str, float] | None = None, is_log: bool = False
 ) -> bytes:
-    """Lines in one chart, as SVG.
+    """Lines in one chart, as SVG; from zero, or on a logarithmic scale, where what is not above zero is a gap.
 
-    `borders` is name of a stage -> x at which it begins. With `is_log`, what is not above zero is a gap.
+    `borders` is name of a stage -> x at which it begins.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -150,18 +144,12 @@ def line_chart(
             axes.set_yscale('log')
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        elif from_zero:
+        else:
             axes.set_ylim(bottom=0)
         for name, x in (borders or {}).items():
             axes.axvline(x, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
-            axes.annotate(
-                _label(name),
-                (x, 1),
-                xycoords=('data', 'axes fraction'),
-                xytext=(4, 1),
-                textcoords='offset points',
-                fontsize=9,
-            )
+            place: Any = {'xycoords': ('data', 'axes fraction'), 'xytext': (4, 1), 'textcoords': 'offset points'}
+            axes.annotate(_label(name), (x, 1), fontsize=9, **place)
         axes.set_xlabel('optimizer steps')
         axes.set_ylabel(y_label)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
@@ -169,8 +157,7 @@ def line_chart(
         axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
         axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
         if len(lines) > 1:
-            columns = min(3, len(lines))
-            figure.legend(loc='outside upper left', ncols=columns, handlelength=2.6, fontsize=9)
+            figure.legend(loc='outside upper left', ncols=min(3, len(lines)), handlelength=2.6, fontsize=9)
         return _svg(figure)
 
 

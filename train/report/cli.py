@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from mtpd.command_line import output_options
 from mtpd.system.console import reported
-from mtpd_train.cli_options import output_options
 
 HELP = ['-h', '--help']
 CONTEXT = {'help_option_names': HELP, 'max_content_width': 110}

@@ -99,7 +99,7 @@ def compare_runs(folders: Sequence[Path], *, as_json: bool, html: Path | None) -
     headings, *rows = zip(*columns, strict=True)
     if html is not None:
         lines = [line for run in runs if (line := ap_line(run, 'box/AP', name=str(run.folder))).points]
-        svg = line_chart(lines, y_label='box AP, %', from_zero=True) if lines else None
+        svg = line_chart(lines, y_label='box AP, %') if lines else None
         chart = None if svg is None else data_uri(svg, 'image/svg+xml')
         context = {'headings': headings, 'texts': TEXT_HEADINGS, 'rows': rows, 'chart': chart, 'runs': runs}
         _write(html, 'compare.html', context)

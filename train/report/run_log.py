@@ -33,17 +33,6 @@ class StageLog:
         records: list[Record] = [*self.train, *self.evaluations]
         return sorted(records, key=lambda one: one.step)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that was last recorded, from 1; 0 before any."""
-        return max((one.epoch for one in self.records), default=0)
-
-    @property
-    def epochs(self) -> int | None:
-        """Epochs planned; None if run.json does not have them."""
-        found = section(self.settings, 'optim').get('epochs')
-        return found if type(found) is int else None
-
 
 @dataclass(frozen=True)
 class RunLog:
@@ -160,6 +149,7 @@ def _summarise(stage: StageLog) -> StageSummary:
     best_ap, best_epoch = max(((ap, epoch) for ap, epoch in aps if ap is not None), default=(None, None))
     class_ap = next((one.class_ap for one in reversed(stage.evaluations) if one.class_ap), {})
     teacher = section(stage.teaching, 'provenance').get('teacher') or stage.settings.get('teacher')
+    epochs = section(stage.settings, 'optim').get('epochs')
     times = [one.seconds for one in stage.records if one.seconds is not None]
     is_timed = stage.train and len(times) == len(stage.records)
     return StageSummary(
@@ -167,8 +157,8 @@ def _summarise(stage: StageLog) -> StageSummary:
         teacher=str(teacher or stage.settings.get('cache') or 'none'),
         codec=_codec(stage.teaching),
         losses=tuple(str(one.get('loss')) for one in entries(stage.settings, 'distill') if isinstance(one, dict)),
-        epoch=stage.epoch,
-        epochs=stage.epochs,
+        epoch=max(one.epoch for one in stage.records),
+        epochs=epochs if type(epochs) is int else None,
         is_finished=stage.is_finished,
         has_diverged=stage.has_diverged,
         metrics={name: known(value) for name, value in metrics.items()},

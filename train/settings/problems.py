@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mtpd.errors import InputError, MtpdError
+from mtpd.system import text
 from mtpd_train.settings.stage_settings import StageSettings
 
 Key = tuple[str | int, ...]
@@ -102,11 +103,9 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 
 def table(heading: str, problems: Sequence[Problem]) -> str:
     """The problems in columns, with their number at the end of the heading."""
-    place_width = max(len(one.place) for one in problems)
-    key_width = max(len(one.key) for one in problems)
     number = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
-    rows = [f'  {one.place:{place_width}}  {one.key:{key_width}}  {one.text}' for one in problems]
-    return '\n'.join([f'{heading} {number}', *rows])
+    first, *others = [(f'  {one.place}', one.key, one.text) for one in problems]
+    return '\n'.join([f'{heading} {number}', *text.table(first, others, num_texts=3)])
 
 
 def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden: Sequence[str]) -> list[Problem]:

@@ -64,8 +64,7 @@ class CachedTeacher(TeacherSource):
         if found != coco.sha256:
             raise CacheMismatchError(
                 f'{cache.path}: was made from a different annotation file than {coco.path} (sha256 '
-                f'{str(found)[:12]}... there, '
-                f'{coco.sha256[:12]}... here); extract a cache of this data set'
+                f'{str(found)[:12]}... there, {coco.sha256[:12]}... here); extract a cache of this data set'
             )
         missing = [image_id for image_id in train_set.sizes(with_objects=True) if image_id not in cache]
         if missing:

@@ -157,7 +157,12 @@ def response_losses(
 
 def _matches(responses: Responses, samples: Sequence[Sample], rois: Tensor) -> Matches:
     """What the RoIs are by the annotations."""
-    objects = [_objects(sample, rois.device) for sample in samples]
+    instances = [sample.data_sample.gt_instances for sample in samples]
+    # Without waiting for what the device is at.
+    objects = [
+        LabelledBoxes(*(value.to(rois.device, non_blocking=True) for value in (one.bboxes, one.labels)))
+        for one in instances
+    ]
     return match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.options.positive_iou)
 
 
@@ -165,9 +170,3 @@ def _on_sample(rois: ImageRois, sample: Sample) -> ImageRois:
     """RoIs in px of the original image, on its resized and perhaps mirrored view."""
     placed = scaled(rois, source=sample.data_sample.ori_shape, target=sample.resized)
     return mirrored(placed, width=sample.resized[1]) if sample.view == 'flip' else placed
-
-
-def _objects(sample: Sample, device: torch.device) -> LabelledBoxes:
-    instances = sample.data_sample.gt_instances
-    # Without waiting for what the device is at.
-    return LabelledBoxes(*(one.to(device, non_blocking=True) for one in (instances.bboxes, instances.labels)))

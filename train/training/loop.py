@@ -45,7 +45,7 @@ def train_stage(
     saver = Saver(stage, optimization, meter, progress_file=progress_file, world=world)
     start = saver.restore(metrics_file)
     if start == Position():
-        check_teacher(stage, device)
+        check_teacher(stage)
     step = start.step
 
     for epoch in range(start.epoch, optim.epochs):
@@ -75,7 +75,6 @@ def train_stage(
                     progress=progress,
                     epoch=epoch,
                     scaler=optimization.scaler,
-                    device=device,
                     network=network,
                     ends_step=ends_step,
                 )

@@ -77,23 +77,16 @@ class StudentOutputs:
 
 
 def step_losses(
-    stage: Stage,
-    samples: Sequence[Sample],
-    ahead: ReadAhead,
-    *,
-    device: torch.device,
-    progress: float = 0.0,
-    epoch: int = 0,
+    stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, *, progress: float = 0.0, epoch: int = 0
 ) -> dict[str, Tensor]:
     """The detector's own losses and the distillation losses of one batch, by name, weighted and decayed.
 
     `ahead` is what was read of the teacher for the samples, `progress` the share of the stage's optimizer steps that
     are done, `epoch` (from 0) seeds what is drawn for each image.
     """
-    samples = to_device(samples, device)
-    images = collate(
-        seen_by_student(stage, samples, epoch=epoch), preprocessing=stage.student.preprocessing, device=device
-    )
+    samples = to_device(samples, stage.device)
+    seen = seen_by_student(stage, samples, epoch=epoch)
+    images = collate(seen, preprocessing=stage.student.preprocessing, device=stage.device)
     # Before the student's forward pass, whose activations then do not add to what a teacher's own pass takes.
     targets = teacher_targets(stage, samples, ahead, images)
     outputs = student_pass(stage, samples, images)
@@ -198,7 +191,6 @@ def add_gradient(
     progress: float,
     epoch: int = 0,
     scaler: GradScaler,
-    device: torch.device,
     network: DistributedDataParallel | None = None,
     ends_step: bool = True,
 ) -> dict[str, Tensor]:
@@ -207,12 +199,11 @@ def add_gradient(
     With a `network` all processes do so together, each with its own batch; at the end of a step all then hold the mean
     of their gradients.
     """
-    options: dict[str, Any] = {'device': device, 'progress': progress, 'epoch': epoch}
     with nullcontext() if network is None or ends_step else network.no_sync():
         if network is None:
-            losses = step_losses(stage, samples, ahead, **options)
+            losses = step_losses(stage, samples, ahead, progress=progress, epoch=epoch)
         else:
-            losses = network(samples, ahead, **options)
+            losses = network(samples, ahead, progress=progress, epoch=epoch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         torch.autograd.backward(scaler.scale(total * share))
     return losses
@@ -247,15 +238,15 @@ def build_network(stage: Stage, world: World) -> DistributedDataParallel | None:
     return DistributedDataParallel(StepLosses(stage), find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
-def check_teacher(stage: Stage, device: torch.device) -> None:
+def check_teacher(stage: Stage) -> None:
     """Looks at the first images of a stage; refuses a teacher whose maps are nearly constant where a loss compares."""
     if stage.source is None or not stage.teacher_levels:
         return
     # The same in all processes, so that they end together; without processes that read, which start with the training.
     requests = stage.epoch_batches(0)[0][:CHECKED_IMAGES]
     for samples, ahead in loaded(stage, [requests], num_workers=0):
-        moved = to_device(samples, device)
-        images = collate(moved, preprocessing=stage.student.preprocessing, device=device)
+        moved = to_device(samples, stage.device)
+        images = collate(moved, preprocessing=stage.student.preprocessing, device=stage.device)
         targets = teacher_targets(stage, moved, ahead, images)
         assert targets is not None
         if stage.source.kind == 'teachers':

@@ -22,15 +22,16 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, ShardKey
+from mtpd.cache.format.strict_json import StrictRecord
 from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.geometry import Level
 
@@ -45,7 +46,15 @@ _SHARD_FILE = re.compile(r'(?:(\d+x\d+)/(\w+)|heads/(\d+x\d+))/([^/]+)/c/(\d{1,9
 MAX_PLAIN_BYTES = 2**30
 HEADS = 'heads'
 MAX_ROIS = 4096
-INDEX_COLUMNS = ('image_id', 'bucket', 'row', 'original', 'resized', 'padded')
+# Shape of a row, and dtype.
+INDEX_COLUMNS: dict[str, tuple[tuple[int, ...], str]] = {
+    'image_id': ((), 'int64'),
+    'bucket': ((), 'int32'),
+    'row': ((), 'int32'),
+    'original': ((2,), 'int32'),
+    'resized': ((2,), 'int32'),
+    'padded': ((2,), 'int32'),
+}
 # Of a shard: a missing chunk's offset and length.
 MISSING = 2**64 - 1
 CHECKSUM_BYTES = 4
@@ -56,10 +65,8 @@ MAX_HEADER_BYTES = 18
 _ZSTD = Zstd()
 
 
-class RoisRecord(BaseModel):
+class RoisRecord(StrictRecord):
     """How many RoIs of an image a cache holds at most, and of how many object classes."""
-
-    model_config = ConfigDict(extra='forbid', frozen=True, strict=True)
 
     num_rois: Annotated[int, Field(gt=0, le=MAX_ROIS)]
     num_classes: Annotated[int, Field(gt=0, le=2**14)]
@@ -102,6 +109,11 @@ class ArraySpec:
         """Bytes of a file before compression."""
         return self.rows_per_file * self.row_bytes
 
+    @property
+    def file_dtype(self) -> np.dtype[Any]:
+        """Of the values in a file, which are little-endian."""
+        return np.dtype(self.dtype).newbyteorder('<')
+
 
 class FilePlace(NamedTuple):
     """What a file of a shard group holds: rows of one array of one view, or of the RoIs, which are of none ('')."""
@@ -132,7 +144,7 @@ def view_specs(bucket: Bucket, *, view: str, levels: Sequence[Level], codec: Cod
     if codec in SCALE_DTYPES:
         shapes |= {f'{level.name}.scale': ((2, level.channels), SCALE_DTYPES[codec]) for level in levels}
     shapes |= {'image_id': ((), 'int64'), 'crc32c': ((len(levels),), 'uint32'), 'error': ((len(levels),), 'float32')}
-    specs = _specs(f'{bucket.name}/{view}', bucket, shapes)
+    specs = _specs(f'{bucket.name}/{view}', len(bucket.images), bucket.rows_per_shard, shapes)
     return specs | {level.name: replace(specs[level.name], zstd_level=ZSTD_LEVELS[codec]) for level in levels}
 
 
@@ -149,30 +161,27 @@ def roi_specs(bucket: Bucket, rois: RoisRecord | None) -> dict[str, ArraySpec]:
         'labels': ((rois.num_rois,), 'int32'),
         'deltas': ((rois.num_rois, 4), 'float32'),
     }
-    return _specs(f'{HEADS}/{bucket.name}', bucket, shapes)
+    return _specs(f'{HEADS}/{bucket.name}', len(bucket.images), bucket.rows_per_shard, shapes)
 
 
 def index_specs(num_images: int) -> dict[str, ArraySpec]:
     """The arrays of the index, by column: for every image where it is and what its sizes are."""
-    columns = {}
-    for name in INDEX_COLUMNS:
-        shape = (num_images, 2) if name in ('original', 'resized', 'padded') else (num_images,)
-        dtype = 'int64' if name == 'image_id' else 'int32'
-        columns[name] = ArraySpec(f'index/{name}', shape, dtype, rows_per_file=num_images)
-    return columns
+    return _specs('index', num_images, num_images, INDEX_COLUMNS)
 
 
-def _specs(folder: str, bucket: Bucket, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, ArraySpec]:
-    """Arrays of a bucket by name, from the shape of a row and the dtype of each."""
+def _specs(
+    folder: str, num_rows: int, rows_per_file: int, shapes: dict[str, tuple[tuple[int, ...], str]]
+) -> dict[str, ArraySpec]:
+    """Arrays by name, from the shape of a row and the dtype of each."""
     return {
-        name: ArraySpec(f'{folder}/{name}', (len(bucket.images), *row_shape), dtype, bucket.rows_per_shard)
+        name: ArraySpec(f'{folder}/{name}', (num_rows, *row_shape), dtype, rows_per_file)
         for name, (row_shape, dtype) in shapes.items()
     }
 
 
 def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
     """The file of one plain chunk: little-endian values, rows beyond the last one zero."""
-    chunk = np.zeros((spec.rows_per_file, *spec.row_shape), dtype=np.dtype(spec.dtype).newbyteorder('<'))
+    chunk = np.zeros((spec.rows_per_file, *spec.row_shape), dtype=spec.file_dtype)
     chunk[: len(values)] = values
     return chunk.tobytes()
 
@@ -180,8 +189,7 @@ def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
 def decode_plain(content: bytes, spec: ArraySpec, *, name: str) -> np.ndarray:
     """The rows (rows_per_file, ...) of a plain chunk's file; refuses a content of another size."""
     require_plain_bytes(spec, len(content), name=name)
-    dtype = np.dtype(spec.dtype).newbyteorder('<')
-    return np.frombuffer(content, dtype=dtype).reshape(spec.rows_per_file, *spec.row_shape)
+    return np.frombuffer(content, dtype=spec.file_dtype).reshape(spec.rows_per_file, *spec.row_shape)
 
 
 def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:

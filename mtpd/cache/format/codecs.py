@@ -164,8 +164,11 @@ def encode(maps: Tensor, codec: CodecName, *, target: float | None = None, basis
     if codec == 'fp16':
         codes = maps.half()
         return EncodedMaps(codes, error=_relative_error(codes.float(), maps))
-    if codec == 'int8':
-        basis = None
+    basis = basis if codec == 'lean' else None
+    if not maps.numel():
+        codes = maps.to(torch.int8)
+        scale = maps.new_zeros(len(maps), 2, maps.shape[1], dtype=torch.half if codec == 'lean' else torch.float32)
+    elif codec == 'int8':
         codes, scale = _int8_codes(maps)
     else:
         rotated = maps if basis is None else torch.einsum('ck,bchw->bkhw', basis, maps)
@@ -201,8 +204,6 @@ def require_finite(values: Tensor, *, level: str, view: str, image_ids: Sequence
 
 def _int8_codes(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 (B, C, H, W) and scale (B, 2, C)."""
-    if not maps.numel():
-        return maps.to(torch.int8), maps.new_zeros(maps.shape[0], 2, maps.shape[1])
     low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
     step = (high - low) / 255
     # A constant channel has step 0: every code is 0 and the offset is the value.
@@ -219,7 +220,7 @@ def _lean_codes(maps: Tensor, *, target: float) -> tuple[Tensor, Tensor]:
     `target` is the greatest ||decoded - map||^2 / ||map||^2 of each image. Step and offset of a channel are in half
     precision, since on the small maps of deep levels they would take a fifth of all bits.
     """
-    offset = maps.mean((-2, -1)).half() if maps.numel() else maps.new_zeros(maps.shape[:2]).half()
+    offset = maps.mean((-2, -1)).half()
     centred = maps - offset.float()[..., None, None]
     steps = _channel_steps(centred, _search(centred, maps.square().sum((1, 2, 3)) * target))
     steps = (steps * ROUND_DOWN).half()
@@ -229,8 +230,7 @@ def _lean_codes(maps: Tensor, *, target: float) -> tuple[Tensor, Tensor]:
 
 def _search(centred: Tensor, allowed: Tensor) -> Tensor:
     """The largest step (B,) whose squared error stays within `allowed` (B,), or the least one tried."""
-    num_elements = max(1, centred[0].numel() if len(centred) else 1)
-    noise_only = (12 * allowed / num_elements).sqrt()
+    noise_only = (12 * allowed / centred[0].numel()).sqrt()
     low, high = (noise_only * factor for factor in SEARCH_RANGE)
     # On the device all the way: each comparison on the host would wait for the GPU.
     for _ in range(SEARCH_STEPS):
@@ -244,8 +244,6 @@ def _search(centred: Tensor, allowed: Tensor) -> Tensor:
 
 def _channel_steps(centred: Tensor, step: Tensor) -> Tensor:
     """Steps (B, C): `step` (B,), coarser where a channel would leave the range of the codes."""
-    if not centred.numel():
-        return centred.new_zeros(centred.shape[:2])
     return torch.maximum(step[:, None], centred.abs().amax((-2, -1)) / LARGEST_CODE)
 
 

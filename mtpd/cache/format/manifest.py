@@ -12,8 +12,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -24,7 +22,7 @@ from pydantic import (
 from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec, RoisRecord, roi_specs, view_specs
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
-from mtpd.cache.format.strict_json import read_json, require_shallow, short
+from mtpd.cache.format.strict_json import StrictRecord, read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
 from mtpd.geometry import Geometry, Level
 from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
@@ -54,11 +52,7 @@ Facts = Annotated[dict[str, Any], AfterValidator(require_shallow)]
 ViewName = Literal['plain', 'flip']
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra='forbid', frozen=True, strict=True)
-
-
-class LevelRecord(_Record):
+class LevelRecord(StrictRecord):
     """A stored level; see `mtpd.geometry.Level`."""
 
     name: LevelName
@@ -70,7 +64,7 @@ class LevelRecord(_Record):
         return Level(self.name, self.stride, self.channels)
 
 
-class GeometryRecord(_Record):
+class GeometryRecord(StrictRecord):
     """The geometry of all inputs; see `mtpd.geometry.Geometry`."""
 
     scale: tuple[Pixels, Pixels] = Field(strict=False)
@@ -95,7 +89,7 @@ class GeometryRecord(_Record):
         return {name: value for name, value in content.items() if name in stated}
 
 
-class BucketRecord(_Record):
+class BucketRecord(StrictRecord):
     """A bucket without its images, which the index holds."""
 
     padded: tuple[Pixels, Pixels] = Field(strict=False)
@@ -113,14 +107,14 @@ class BucketRecord(_Record):
         return -(-self.num_images // self.rows_per_shard)
 
 
-class FileRecord(_Record):
+class FileRecord(StrictRecord):
     """A file below the cache's root."""
 
     num_bytes: int = Field(ge=0, lt=2**63)
     sha256: str = Field(pattern=r'^[0-9a-f]{64}$')
 
 
-class Description(_Record):
+class Description(StrictRecord):
     """What a cache is made of: all that is known before the teacher runs.
 
     Attributes:
@@ -154,7 +148,7 @@ class Description(_Record):
         return content
 
 
-class Manifest(_Record):
+class Manifest(StrictRecord):
     """A finished cache."""
 
     format: Literal['mtpd-cache']
@@ -199,28 +193,10 @@ class Manifest(_Record):
         return self
 
 
-def describe(
-    *,
-    fingerprint: dict[str, Any],
-    provenance: dict[str, Any],
-    levels: tuple[Level, ...],
-    codec: CodecName,
-    target_error: float | None = None,
-    views: tuple[ViewName, ...],
-    geometry: Geometry,
-    rois: RoisRecord | None = None,
-) -> Description:
-    """The description of a cache from the program's own values."""
-    return Description(
-        fingerprint=fingerprint,
-        provenance=provenance,
-        levels=tuple(LevelRecord(**vars(level)) for level in levels),
-        codec=codec,
-        target_error=target_error,
-        views=views,
-        geometry=GeometryRecord(**vars(geometry)),
-        rois=rois,
-    )
+def describe(*, levels: Sequence[Level], geometry: Geometry, **others: Any) -> Description:
+    """The description of a cache from the program's own values; `others` are the other fields of `Description`."""
+    records = tuple(LevelRecord(**vars(level)) for level in levels)
+    return Description(levels=records, geometry=GeometryRecord(**vars(geometry)), **others)
 
 
 def bucket_record(bucket: Bucket) -> BucketRecord:

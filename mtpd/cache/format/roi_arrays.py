@@ -11,27 +11,25 @@
 N rows, R places for RoIs of an image, C object classes. They belong to the plain view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import google_crc32c
 import numpy as np
 import torch
 
-from mtpd.cache.format.arrays import RoisRecord
+from mtpd.cache.format.arrays import ArraySpec
 from mtpd.heads.rois import ImageRois
 
 TABLES = ('image_id', 'num_rois', 'crc32c')
 VALUES = ('boxes', 'probabilities', 'labels', 'deltas')
 
 
-def encode_row(rois: ImageRois, record: RoisRecord) -> dict[str, np.ndarray]:
+def encode_row(rois: ImageRois, specs: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:
     """The rows of the four `VALUES`, little-endian, zero beyond the RoIs there are."""
-    shapes = {'boxes': (4,), 'probabilities': (record.num_classes + 1,), 'labels': (), 'deltas': (4,)}
-    dtypes = {'boxes': '<f4', 'probabilities': '<f2', 'labels': '<i4', 'deltas': '<f4'}
     rows = {}
     for name in VALUES:
         values = getattr(rois, name).cpu().numpy()
-        rows[name] = np.zeros((record.num_rois, *shapes[name]), dtype=dtypes[name])
+        rows[name] = np.zeros(specs[name].row_shape, dtype=specs[name].file_dtype)
         rows[name][: len(values)] = values
     return rows
 
@@ -44,20 +42,23 @@ def row_checksum(rows: Sequence[bytes]) -> int:
     return int(checksum)
 
 
-def decode_row(rows: Sequence[bytes], record: RoisRecord, *, num_rois: int) -> ImageRois:
+def decode_row(rows: Sequence[bytes], specs: Mapping[str, ArraySpec], *, num_rois: int) -> ImageRois:
     """What `encode_row` encoded, in the order of `VALUES`, each row of its right length; raises as `require_rois`."""
-    if not 0 <= num_rois <= record.num_rois:
-        raise ValueError(f'{num_rois} RoIs in {record.num_rois} places')
-    boxes, deltas = (np.frombuffer(rows[number], '<f4').reshape(-1, 4) for number in (0, 3))
-    probabilities = np.frombuffer(rows[1], '<f2').reshape(-1, record.num_classes + 1).astype(np.float32)
-    labels = np.frombuffer(rows[2], '<i4').astype(np.int64)
-    found = ImageRois(*(torch.tensor(one[:num_rois]) for one in (boxes, probabilities, labels, deltas)))
-    require_rois(found, num_classes=record.num_classes)
+    (num_places,) = specs['labels'].row_shape
+    if not 0 <= num_rois <= num_places:
+        raise ValueError(f'{num_rois} RoIs in {num_places} places')
+    values = {}
+    for name, row in zip(VALUES, rows, strict=True):
+        stored = np.frombuffer(row, specs[name].file_dtype).reshape(specs[name].row_shape)[:num_rois]
+        values[name] = torch.tensor(stored.astype(np.int64 if name == 'labels' else np.float32))
+    found = ImageRois(**values)
+    require_rois(found)
     return found
 
 
-def require_rois(rois: ImageRois, *, num_classes: int) -> None:
+def require_rois(rois: ImageRois) -> None:
     """Checks the values of RoIs; ValueError states what is wrong."""
+    num_classes = rois.probabilities.shape[1] - 1
     if not all(bool(one.isfinite().all()) for one in rois):
         raise ValueError('values that are not finite')
     if not bool(((rois.labels >= 0) & (rois.labels < num_classes)).all()):

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from mtpd.errors import CacheDamagedError
 
 # The manifest of COCO in shards of 24 images, five levels and two views takes 20 MB.
@@ -13,6 +15,12 @@ MAX_BYTES = 2**28
 # An empty list takes three bytes in a file and 64 in memory; what extractions write has 50 bytes to a value.
 FREE_VALUES, BYTES_PER_VALUE = 100_000, 24
 MAX_DEPTH = 32
+
+
+class StrictRecord(BaseModel):
+    """Frozen, validated by pydantic, strict about types and names."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True, strict=True)
 
 
 def read_json(path: Path) -> Any:

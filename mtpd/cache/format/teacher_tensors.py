@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from mtpd.cache.format.basis import METADATA_KEY
 from mtpd.cache.format.manifest import first_problem
-from mtpd.cache.format.strict_json import short
+from mtpd.cache.format.strict_json import StrictRecord, short
 from mtpd.errors import CacheDamagedError, CacheMismatchError
 from mtpd.heads.roi_head import RoiHead, RoiHeadRecord
 from mtpd.system.files import canonical_json
@@ -25,9 +25,7 @@ class TeacherTensors:
     roi_head: RoiHeadRecord | None
 
 
-class _Metadata(BaseModel):
-    model_config = ConfigDict(extra='forbid', frozen=True, strict=True)
-
+class _Metadata(StrictRecord):
     roi_head: RoiHeadRecord
 
 

@@ -21,7 +21,8 @@ def read_index(files: CacheFiles, manifest: Manifest) -> CachePlan:
         raise CacheDamagedError(f'{files.root}: {problem}; extract it again')
     order = np.lexsort((columns['row'], columns['bucket']))
     image_ids = columns['image_id'][order].tolist()
-    original, resized, padded = (list(map(tuple, columns[name][order].tolist())) for name in arrays.INDEX_COLUMNS[3:])
+    names = 'original', 'resized', 'padded'
+    original, resized, padded = (list(map(tuple, columns[name][order].tolist())) for name in names)
     geometry: Geometry = manifest.description.geometry.to_geometry()
 
     @cache  # a data set has far fewer sizes than images

@@ -38,7 +38,7 @@ class RoiReader:
         if row_checksum(rows) != tables['crc32c'][position]:
             raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
         try:
-            return decode_row(rows, self._record, num_rois=int(tables['num_rois'][position]))
+            return decode_row(rows, specs, num_rois=int(tables['num_rois'][position]))
         except ValueError as error:
             raise CacheDamagedError(f'{name}: holds {error}; {REPAIR}') from error
 

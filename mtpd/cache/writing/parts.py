@@ -70,8 +70,7 @@ WHOLE = Part()
 class CacheLock:
     """The right to write a cache or a part of it. Use as a context manager; the folder must exist.
 
-    Raises (on entering):
-        UnavailableError: another process is writing the same; the message names it.
+    UnavailableError on entering: another process is writing the same; the message names it.
     """
 
     def __init__(self, root: Path, *, part: Part = WHOLE) -> None:
@@ -81,7 +80,12 @@ class CacheLock:
 
     def __enter__(self) -> 'CacheLock':
         with self.gate():
-            for other in _present_locks(self._root):
+            # The parts that have, or once had, a lock here.
+            others = [WHOLE] if _lock_path(self._root, WHOLE).exists() else []
+            for path in sorted(self._root.glob(f'{LOCK_FILE}.*')):
+                if match := _PART_LOCK.fullmatch(path.name):
+                    others.append(Part(int(match[1]), int(match[2])))
+            for other in others:
                 if other != self._part and other.excludes(self._part):
                     self._require_dead(other)
             try:
@@ -97,11 +101,7 @@ class CacheLock:
 
     @contextmanager
     def gate(self) -> Iterator[None]:
-        """Keeps all other writers from starting or publishing.
-
-        Raises:
-            UnavailableError: another process does not let go of it.
-        """
+        """Keeps all other writers from starting or publishing."""
         gate = FileLock(self._root / GATE_FILE, timeout=GATE_SECONDS)
         try:
             gate.acquire()
@@ -132,12 +132,3 @@ class CacheLock:
 
 def _lock_path(root: Path, part: Part) -> Path:
     return root / (LOCK_FILE if part.is_whole else f'{LOCK_FILE}.{part.label}')
-
-
-def _present_locks(root: Path) -> list[Part]:
-    """The parts that have, or once had, a lock here."""
-    found = [WHOLE] if (root / LOCK_FILE).exists() else []
-    for path in sorted(root.glob(f'{LOCK_FILE}.*')):
-        if match := _PART_LOCK.fullmatch(path.name):
-            found.append(Part(int(match[1]), int(match[2])))
-    return found

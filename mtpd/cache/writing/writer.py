@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest
-from mtpd.cache.format.arrays import chunk_checksum, encode_chunk, encode_shard
+from mtpd.cache.format.arrays import chunk_checksum, encode_chunk, encode_shard, roi_specs
 from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
@@ -89,17 +89,17 @@ class ShardGroup:
 
     def append_rois(self, images: Sequence[ImageRois]) -> None:
         """Appends the RoIs of the next images, in row order; InputError where values cannot be stored."""
-        record, folder = self._description.rois, f'{arrays.HEADS}/{self._bucket.name}'
-        assert record is not None, 'this cache holds no RoIs'
+        folder, specs = f'{arrays.HEADS}/{self._bucket.name}', roi_specs(self._bucket, self._description.rois)
+        assert specs, 'this cache holds no RoIs'
         for rois in images:
             image_id = self._images[len(self._rows[f'{folder}/image_id'])].image_id
             try:
-                require_rois(rois, num_classes=record.num_classes)
+                require_rois(rois)
             except ValueError as error:
                 raise InputError(
                     f'image {image_id}: the teacher returns proposals with {error}; omit them with --rois 0'
                 ) from error
-            values = encode_row(rois, record)
+            values = encode_row(rois, specs)
             checksum = row_checksum([values[name].tobytes() for name in VALUES])
             tables = {'image_id': image_id, 'num_rois': len(rois.boxes), 'crc32c': checksum}
             for name, value in (tables | values).items():

@@ -41,17 +41,12 @@ def install() -> None:
     module = ModuleType(NAME, __doc__)
     # Without a spec, importlib.util.find_spec('mmcv._ext') raises ValueError instead of answering.
     module.__spec__ = ModuleSpec(NAME, loader=None, origin=__file__)
-    functions = [get_compiler_version, get_compiling_cuda_version, *(one for part in MODULES for one in _public(part))]
-    for function in functions:
-        setattr(module, function.__name__, function)
-    vars(module)['__getattr__'] = _missing
+    functions: list[Any] = [get_compiler_version, get_compiling_cuda_version]
+    for part in MODULES:
+        own = [one for one in vars(part).values() if isinstance(one, FunctionType) and one.__module__ == part.__name__]
+        functions += [one for one in own if not one.__name__.startswith('_')]
+    vars(module).update({one.__name__: one for one in functions}, __getattr__=_missing)
     sys.modules[NAME] = module
-
-
-def _public(module: ModuleType) -> list[Callable[..., Any]]:
-    """The functions that a module defines, without those that it imports."""
-    own = [value for name, value in vars(module).items() if not name.startswith('_')]
-    return [one for one in own if isinstance(one, FunctionType) and one.__module__ == module.__name__]
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:

@@ -132,10 +132,7 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Fills `data_col` (C * kernel_h * kernel_w, N) with the patch of `features` (1, C, H, W) under each of N cells.
-
-    Those are in rows `mask_h_idx` and columns `mask_w_idx` (N,) int64. Batches of one image.
-    """
+    """Fills `data_col` (C * kernel_h * kernel_w, N) with the patch of `features` (1, C, H, W) under each of N cells."""
     padded = pad(features[0], (pad_w, pad_w, pad_h, pad_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=features.device)[:, None, None]
     columns = mask_w_idx + torch.arange(kernel_w, device=features.device)[:, None]

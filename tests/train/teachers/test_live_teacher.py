@@ -122,7 +122,7 @@ def test_its_maps_are_float32_in_half_precision_training_too(
     for precision in ('fp32', 'bf16'):
         stage = build_stage(**live(16), distill=DISTILL, optim={'precision': precision})
         samples, ahead = next(loaded(stage, stage.epoch_batches(0)))
-        step_losses(stage, samples, ahead, device=CPU)
+        step_losses(stage, samples, ahead)
     assert [maps['p3'].codes.dtype for maps in given] == [torch.float32] * 2
     assert torch.equal(given[0]['p3'].codes, given[1]['p3'].codes)
     assert not given[1]['p3'].codes.requires_grad

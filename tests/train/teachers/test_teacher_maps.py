@@ -170,7 +170,7 @@ def test_only_image_cells_count_in_a_step(stage: Stage) -> None:
                 codes[:, rows - 1, columns - 1] += 1
         changed[where][level.name] = replace(maps, codes=batch)
     before, padding, image = (
-        {name: loss.item() for name, loss in step_losses(stage, samples, codes, device=CPU).items()}
+        {name: loss.item() for name, loss in step_losses(stage, samples, codes).items()}
         for codes in (encoded, ReadAhead(changed['padding']), ReadAhead(changed['image']))
     )
     assert padding == before

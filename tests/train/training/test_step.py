@@ -144,7 +144,7 @@ def test_plain_training_asks_for_no_neck(build_stage: BuildStage, monkeypatch: p
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     needless = 'mtpd_train.training.step.captured_maps'
     monkeypatch.setattr(needless, lambda *_, **__: pytest.fail('the neck is not needed'))
-    assert set(step_losses(stage, samples, encoded, device=CPU)) == {'loss_cls', 'loss_bbox'}
+    assert set(step_losses(stage, samples, encoded)) == {'loss_cls', 'loss_bbox'}
 
 
 RESNET = {'backbone.depth': 18, 'backbone.base_channels': 8, 'neck.in_channels': [8, 16, 32, 64]}
@@ -168,10 +168,10 @@ def test_a_students_maps_are_taken_where_its_teachers_are(
     stage = build_stage(**student, cache=caches[16], distill=[{'loss': 'masked_mse'}])
     assert stage.hook_point == hook_point
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
-    before = step_losses(stage, samples, encoded, device=CPU)
+    before = step_losses(stage, samples, encoded)
     for convolution in stage.student.model.get_submodule('neck.fpn_convs').children():
         convolution.get_parameter('gn.weight').data *= 2
-    after = step_losses(stage, samples, encoded, device=CPU)
+    after = step_losses(stage, samples, encoded)
     distilled = [name for name in before if name.startswith('distill/')]
     assert len(distilled) == 3
     for name in distilled:
@@ -185,7 +185,7 @@ def test_the_options_of_pkd_and_cwd_reach_them(build_stage: BuildStage, caches: 
         samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
         stage.student.model.train()
         torch.manual_seed(0)
-        return {name: value.item() for name, value in step_losses(stage, samples, encoded, device=CPU).items()}
+        return {name: value.item() for name, value in step_losses(stage, samples, encoded).items()}
 
     plain = losses({'loss': 'pkd', 'levels': ['p3']}, {'loss': 'cwd', 'levels': ['p3']})
     assert all(plain[f'distill/{loss}/p3'] > 0 for loss in ('pkd', 'cwd'))
@@ -205,7 +205,7 @@ def test_losses_get_the_objects_of_the_view_that_was_drawn(build_stage: BuildSta
     stage.distiller.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
     seen = set()
     for samples, encoded in loaded(stage, stage.epoch_batches(0)):
-        step_losses(stage, samples, encoded, device=CPU)
+        step_losses(stage, samples, encoded)
         for sample, boxes in zip(samples, given['boxes'], strict=True):
             seen.add(sample.view)
             (image,) = [one for one in stage.train_set.coco.images if one.id == sample.image_id]

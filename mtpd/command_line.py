@@ -1,4 +1,4 @@
-"""Verbosity options, shared by the command lines of the trainer."""
+"""What the command lines of several programs share. Imports nothing heavy, so that --help is instant."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
