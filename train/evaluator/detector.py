@@ -139,12 +139,12 @@ def find_student(folder: Path) -> StageStudent | None:
     return None if epoch is None else StageStudent(epoch_file(folder, epoch), f'latest so far, epoch {epoch}')
 
 
-def stage_student(folder: Path) -> tuple[Detector, str]:
-    """The student in the folder of a stage, and its `StageStudent.title`; refuses a stage without any."""
+def require_student(folder: Path) -> StageStudent:
+    """As `find_student`; refuses a stage without any."""
     found = find_student(folder)
     if found is None:
         raise InputError(_why_none(folder))
-    return student_of_run(folder, found.checkpoint), found.title
+    return found
 
 
 def _why_none(folder: Path) -> str:

@@ -17,7 +17,7 @@ from mtpd.detectors.features import NECK, neck_features, probe_levels, student_h
 from mtpd.detectors.transforms import make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.ordering.ridge import ridge_weights
-from mtpd_train.evaluator.detector import build_student, stage_student
+from mtpd_train.evaluator.detector import build_student, require_student, student_of_run
 from mtpd_train.report.images import map_uri, photo_uri, read_pixels
 from mtpd_train.report.run_log import RunLog, StageLog, entries, section
 from mtpd_train.run_folder import stage_folder
@@ -60,7 +60,8 @@ def stage_maps(
     """
     if stage.settings.get('cache') is None:
         raise InputError('the stage did not use a cache')
-    detector, title = stage_student(stage_folder(run.folder, stage.number))
+    stage_files = stage_folder(run.folder, stage.number)
+    found = require_student(stage_files)
     cache = mtpd.cache.open(stage.settings['cache'])
     if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
         raise CacheMismatchError(f'{cache.path}: is not the cache that the stage was trained with')
@@ -69,7 +70,7 @@ def stage_maps(
     images = [
         image for image in coco.images if image.id in cache and any(one.is_object for one in coco.annotations[image.id])
     ]
-    student = build_student(detector, device)
+    student = build_student(student_of_run(stage_files, found.checkpoint), device)
     shown = spread(images, num_images)
     pairs: dict[int, dict[str, Pair]] = {}
     for image in (*spread(images, max(num_images, NUM_FITTED)), *shown):
@@ -87,7 +88,7 @@ def stage_maps(
         uris = [map_uri(picture) for picture in principal_colours([*taught, *own], fitted_to=taught)]
         pictures[level] = list(zip(uris[: len(shown)], uris[len(shown) :], strict=True))
     return StageMaps(
-        student=title,
+        student=found.title,
         images=[
             ImageMaps(
                 image.file_name,

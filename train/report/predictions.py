@@ -12,7 +12,7 @@ from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, read_annotations,
 from mtpd.errors import InputError, MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect
-from mtpd_train.evaluator.detector import Detector, build_student, category_ids, stage_student
+from mtpd_train.evaluator.detector import Detector, build_student, category_ids, require_student, student_of_run
 from mtpd_train.report.images import DrawnBox, photo_uri, read_pixels
 from mtpd_train.report.run_log import RunLog
 from mtpd_train.run_folder import stage_folder
@@ -62,8 +62,11 @@ def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch
     titles: dict[int, str] = {}
     missing: dict[int, str] = {}
     for stage in run.stages:
+        folder = stage_folder(run.folder, stage.number)
         try:
-            students[stage.number], titles[stage.number] = stage_student(stage_folder(run.folder, stage.number))
+            student = require_student(folder)
+            students[stage.number] = student_of_run(folder, student.checkpoint)
+            titles[stage.number] = student.title
         except MtpdError as error:
             missing[stage.number] = str(error)
     if not students:
