@@ -16,7 +16,7 @@ from torch import Tensor
 from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.basis import Covariance
 from mtpd.cache.format.codecs import DEFAULT_TARGET, EncodedMaps, encode, expected_bytes, require_finite
-from mtpd.cache.format.manifest import Description, describe
+from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord
 from mtpd.cache.format.plan import CachePlan, ShardKey, SourceImage, plan_cache
 from mtpd.cache.format.teacher_tensors import save_teacher
 from mtpd.cache.writing.writer import ShardGroup
@@ -120,14 +120,14 @@ def build_extraction(options: ExtractOptions) -> Extraction:
         if 'plain' not in options.views:
             raise InputError('--rois: proposals are stored with the plain view; extract it too with --views plain,flip')
         head = proposing_head(teacher).to(device)
-    description = describe(
+    description = Description(
         fingerprint=fingerprint(teacher, coco, selected),
         provenance=provenance(teacher, coco, paths, device),
-        levels=levels,
+        levels=tuple(LevelRecord(**vars(level)) for level in levels),
         codec=options.codec,
         target_error=target_error,
         views=options.views,
-        geometry=geometry,
+        geometry=GeometryRecord(**vars(geometry)),
         rois=None if head is None else RoisRecord(num_rois=options.rois, num_classes=head.record.num_classes),
     )
     return Extraction(

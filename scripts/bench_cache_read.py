@@ -55,7 +55,7 @@ from measuring import described_parser, median_ratio
 from mtpd.cache import CacheReader
 from mtpd.cache.format.arrays import CHECKSUM_BYTES, ZSTD_LEVELS, encode_chunk
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode, expected_bytes
-from mtpd.cache.format.manifest import describe
+from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord
 from mtpd.cache.format.plan import SourceImage, plan_cache
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level, Size
@@ -117,14 +117,14 @@ def synthetic_cache(root: Path, codec: CodecName, *, num_images: int, scale: Siz
     plan = plan_cache(
         images, geometry=geometry, levels=levels, bytes_per_element=expected_bytes(codec), shard_bytes=shard_bytes
     )
-    description = describe(
+    description = Description(
         fingerprint={'maps': 'synthetic'},
         provenance={},
-        levels=levels,
+        levels=tuple(LevelRecord(**vars(level)) for level in levels),
         codec=codec,
         target_error=0.03 if codec == 'lean' else None,
         views=('plain',),
-        geometry=geometry,
+        geometry=GeometryRecord(**vars(geometry)),
     )
     weights = safetensors.torch.save({'none': torch.zeros(1)})
     with CacheWriter(root, description=description, plan=plan, teacher_weights=weights) as writer:

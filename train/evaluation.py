@@ -4,8 +4,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from mtpd.detectors.detection import collate, predict
 from mtpd.evaluation import evaluate_detections, metrics_by_name
 from mtpd.system.console import progress_bar, say
@@ -26,7 +24,6 @@ def detect(
     *,
     batch_size: int,
     num_workers: int,
-    device: torch.device,
     category_ids: Sequence[int] | None = None,
     num_images: int | None = None,
     stop: StopFlag = NEVER,
@@ -51,7 +48,7 @@ def detect(
     total, is_whole = sum(map(len, batches)), num_images is None
     with progress_bar(total=total, unit='image', desc='evaluate', leave=False, in_logs=is_whole) as bar:
         for samples in load_batches(dataset, batches, num_workers=num_workers):
-            images = collate(samples, preprocessing=preprocessing, device=device)
+            images = collate(samples, preprocessing=preprocessing, device=student.device)
             with named_failures(student.name, 'predict', image_ids=[one.image_id for one in samples]):
                 found = predict(student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks)
             boxes += found[0]
@@ -66,14 +63,7 @@ def detect(
 
 
 def evaluate_stage(
-    stage: Stage,
-    student: Student,
-    *,
-    step: int,
-    epoch: int,
-    device: torch.device,
-    stop: StopFlag = NEVER,
-    world: World = ALONE,
+    stage: Stage, student: Student, *, step: int, epoch: int, stop: StopFlag = NEVER, world: World = ALONE
 ) -> EvaluationRecord:
     """Evaluates a student on the stage's val_set, shows the main numbers above the progress bar; raises as `detect`."""
     assert stage.val_set is not None
@@ -83,7 +73,6 @@ def evaluate_stage(
         stage.val_set,
         batch_size=stage.settings.data.batch_size,
         num_workers=stage.settings.data.workers,
-        device=device,
         stop=stop,
         world=world,
     )

@@ -219,7 +219,6 @@ def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
                 stage.train_set if stage.val_set is None else stage.val_set,
                 batch_size=stage.settings.data.batch_size,
                 num_workers=0,
-                device=device,
                 num_images=NUM_PREDICTED_IMAGES,
             )
         model.to(before)

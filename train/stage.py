@@ -81,7 +81,7 @@ class Stage:
     @property
     def device(self) -> torch.device:
         """Where the student is."""
-        return next(self.student.model.parameters()).device
+        return self.student.device
 
     def to(self, device: torch.device) -> None:
         """Moves the networks that the stage runs, in place."""

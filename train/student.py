@@ -40,6 +40,11 @@ class Student:
     levels: tuple[Level, ...]  # what its neck gives
     has_masks: bool
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
 
 @contextmanager
 def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> Iterator[None]:

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 from scipy.stats import spearmanr
 
-from study.plan import DATA, FULL, QUESTIONS, Chain, Stage
+from study.plan import DATA, FULL, QUESTIONS, TEACHERS, Chain, Stage
 from study.running import RESULTS, Results, Setting, call, extract, make_cache, make_data, run_folder
 from study.tables import Estimate, box_ap
 
 COSTS = RESULTS.parent / 'costs.json'
-TEACHERS = ('weak', 'transformer', 'strong')
 STUDENT = (Stage(None, FULL),)
 CODEC = STUDENT[0].codec
 # What a sequence might be judged by, of the costs of its steps; the first step is from the student alone.

@@ -20,6 +20,7 @@ LOSSES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     'tar_classes': [{'loss': 'tar_head', 'box_weight': 0.0}],
     'tar': [{'loss': 'tar_feature', 'weight': 3.0}, {'loss': 'tar_head'}],
 }
+TEACHERS = ('weak', 'transformer', 'strong')
 MAP_LOSSES = ('masked_mse', 'mgd', 'pkd', 'cwd', 'fgd')
 
 
@@ -159,6 +160,13 @@ QUESTIONS: Mapping[str, Question] = {
             'decaying loss': (Stage('weak'), Stage('strong', decay=True)),
             'new adapters in each stage': (Stage('weak', adapter=True), Stage('strong', adapter=True)),
             f'{HALF} + {3 * HALF} epochs': (Stage('weak', HALF), Stage('strong', 3 * HALF)),
+        },
+    ),
+    'low_rate': Question(
+        f'Second stage at 0.3 of the peak rate, {2 * FULL} epochs',
+        {
+            'strong, one stage': _of('strong', epochs=2 * FULL),
+            **{f'{first}, strong': (Stage(first), Stage('strong', lr=0.3)) for first in TEACHERS},
         },
     ),
     'inheritance': Question(

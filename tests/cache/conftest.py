@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, encode, expected_bytes
-from mtpd.cache.format.manifest import Description, ViewName, describe
+from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord, ViewName
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.writer import CacheWriter
@@ -48,14 +48,14 @@ class Recipe:
 
     def description(self) -> Description:
         """The manifest's part that is known before the teacher runs."""
-        return describe(
+        return Description(
             fingerprint=self.fingerprint,
             provenance={'teacher': 'random'},
-            levels=LEVELS,
+            levels=tuple(LevelRecord(**vars(level)) for level in LEVELS),
             codec=self.codec,
             target_error=DEFAULT_TARGET if self.codec == 'lean' else None,
             views=self.views,
-            geometry=GEOMETRY,
+            geometry=GeometryRecord(**vars(GEOMETRY)),
             rois=self.rois,
         )
 

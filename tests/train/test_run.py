@@ -19,7 +19,6 @@ from mtpd_train.stage import build_stages
 # mmengine 0.10.7 on Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:'pkgutil.find_loader' is deprecated:DeprecationWarning")
 
-CPU = torch.device('cpu')
 Records = Callable[..., list[dict[str, Any]]]
 
 
@@ -201,7 +200,7 @@ def test_mmdet_predicts_the_same_boxes(number: int, finished: Finished) -> None:
     stage.student.model.load_state_dict(load(folder / 'student.pth')['state_dict'])
     dataset = stage.val_set
     assert dataset is not None
-    ours, _ = detect(stage.student, dataset, batch_size=3, num_workers=0, device=CPU)
+    ours, _ = detect(stage.student, dataset, batch_size=3, num_workers=0)
     category_ids = [category.id for category in dataset.coco.categories]
     assert detector.dataset_meta['classes'] == stage.classes
     total = 0

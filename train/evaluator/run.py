@@ -77,14 +77,7 @@ def evaluate_model(
             _require_place(option, out)
 
     started = time.perf_counter()
-    boxes, masks = detect(
-        student,
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        device=device,
-        category_ids=ids,
-    )
+    boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=workers, category_ids=ids)
     seconds = time.perf_counter() - started
     if results_file is not None:
         write_output(results_file, json.dumps(_together(boxes, masks)).encode(), option='--results')

@@ -76,7 +76,11 @@ def describe(error: DivergedError, *, losses_file: Path, progress_file: Path) ->
     """Writes the losses of each batch since the last record to `losses_file`; the error with what to do next."""
     seen = ''
     if error.batches:
-        lines = [json.dumps(_plain(batch), allow_nan=False) + '\n' for batch in error.batches]
+        lines = []
+        for batch in error.batches:
+            # JSON has no NaN: such a number is written as its name.
+            losses = {name: one if math.isfinite(one) else str(one) for name, one in batch.losses.items()}
+            lines.append(json.dumps(asdict(batch) | {'losses': losses}, allow_nan=False) + '\n')
         with suppress(OSError):  # a full disk must not hide the error
             write_atomically(losses_file, ''.join(lines).encode())
             seen = f'; {losses_file} lists the losses of the batches around it'
@@ -91,9 +95,3 @@ def _where(name: str, batch: SeenBatch) -> str:
     images = ', '.join(map(str, batch.image_ids[:NAMED_IMAGES]))
     more = ', ...' if len(batch.image_ids) > NAMED_IMAGES else ''
     return f'{name}, {batch.losses[name]:.3g} in step {batch.step} on the images {images}{more}'
-
-
-def _plain(batch: SeenBatch) -> dict[str, object]:
-    """As JSON, which has no NaN: such a number is written as its name."""
-    losses = {name: value if math.isfinite(value) else str(value) for name, value in batch.losses.items()}
-    return asdict(batch) | {'losses': losses}

@@ -104,7 +104,7 @@ def _detections(
     ids = category_ids(detector, student, coco)
     geometry = student.preprocessing.geometry
     dataset = DetectionDataset(coco, photos, geometry=geometry, for_training=False, with_masks=False)
-    boxes, _ = detect(student, dataset, batch_size=1, num_workers=0, device=device, category_ids=ids)
+    boxes, _ = detect(student, dataset, batch_size=1, num_workers=0, category_ids=ids)
     result: dict[int, list[Detection]] = {image.id: [] for image in coco.images}
     for one in most_certain_first(boxes, min_score=min_score):
         result[one['image_id']].append(one)

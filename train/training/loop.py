@@ -102,9 +102,7 @@ def train_stage(
         is_last = epoch + 1 == optim.epochs
         if stage.val_set is not None and (is_last or (epoch + 1) % stage.settings.evaluate.every == 0):
             try:
-                evaluation = evaluate_stage(
-                    stage, student, step=step, epoch=epoch + 1, device=device, stop=stop, world=world
-                )
+                evaluation = evaluate_stage(stage, student, step=step, epoch=epoch + 1, stop=stop, world=world)
             except StopRequested:
                 saver.save(Position(epoch, step))
                 raise _interrupted(stage, epoch, step) from None

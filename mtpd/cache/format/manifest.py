@@ -193,12 +193,6 @@ class Manifest(StrictRecord):
         return self
 
 
-def describe(*, levels: Sequence[Level], geometry: Geometry, **others: Any) -> Description:
-    """The description of a cache from the program's own values; `others` are the other fields of `Description`."""
-    records = tuple(LevelRecord(**vars(level)) for level in levels)
-    return Description(levels=records, geometry=GeometryRecord(**vars(geometry)), **others)
-
-
 def bucket_record(bucket: Bucket) -> BucketRecord:
     """A bucket as the manifest keeps it."""
     return BucketRecord(padded=bucket.padded, num_images=len(bucket.images), rows_per_shard=bucket.rows_per_shard)

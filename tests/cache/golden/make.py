@@ -18,7 +18,7 @@ import torch
 
 from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, expected_bytes
-from mtpd.cache.format.manifest import Description, ViewName, describe
+from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord, ViewName
 from mtpd.cache.format.plan import SourceImage, plan_cache
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level
@@ -83,14 +83,14 @@ def proposals(image_id: int) -> ImageRois:
 
 def description(codec: CodecName, rois: RoisRecord | None = None) -> Description:
     """What the manifest says."""
-    return describe(
+    return Description(
         fingerprint={'teacher': {'weights': '0' * 64}, 'data': {'annotations': '1' * 64}},
         provenance={'teacher': 'golden', 'versions': {}},
-        levels=LEVELS,
+        levels=tuple(LevelRecord(**vars(level)) for level in LEVELS),
         codec=codec,
         target_error=0.03125 if codec == 'lean' else None,
         views=VIEWS[codec],
-        geometry=GEOMETRY,
+        geometry=GeometryRecord(**vars(GEOMETRY)),
         rois=rois,
     )
 

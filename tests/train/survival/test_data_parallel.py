@@ -122,7 +122,7 @@ def test_all_processes_have_the_average_and_the_statistics_of_the_first(whole_of
 def test_evaluation_is_divided(whole_of_two: Path, stages: list[Path], records: Records) -> None:
     built, _ = build_stages(load_stages(stages))
     load_student(built.student.model, whole_of_two / 'stage1' / 'student.pth', name='student')
-    found = evaluate_stage(built, built.student, step=18, epoch=3, device=torch.device('cpu'))
+    found = evaluate_stage(built, built.student, step=18, epoch=3)
     *_, last = records(whole_of_two, 'evaluation')
     assert last['metrics'] == pytest.approx(found.metrics, abs=1e-6)
     assert found.metrics['box/AR100'] > 0
