@@ -15,6 +15,9 @@ LOSSES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     'pkd': [{'loss': 'pkd', 'weight': 3.0}],
     'cwd': [{'loss': 'cwd', 'weight': 10.0}],
     'fgd': [{'loss': 'fgd', 'weight': 1.0}],
+    'fgd_means': [
+        {'loss': 'fgd', 'normalize': 'mean', 'foreground': 1.0, 'background': 0.5, 'attention': 0.05, 'relation': 1.0}
+    ],
     'tar_feature': [{'loss': 'tar_feature', 'weight': 3.0}],
     'tar_head': [{'loss': 'tar_head'}],
     'tar_classes': [{'loss': 'tar_head', 'box_weight': 0.0}],
@@ -180,7 +183,10 @@ QUESTIONS: Mapping[str, Question] = {
     ),
     'losses': Question(
         f'Losses, directly from strong, {HALF} epochs',
-        {'alone': _of('alone', epochs=HALF), **{loss: (Stage('strong', HALF, loss=loss),) for loss in MAP_LOSSES}},
+        {
+            'alone': _of('alone', epochs=HALF),
+            **{loss: (Stage('strong', HALF, loss=loss),) for loss in (*MAP_LOSSES, 'fgd_means')},
+        },
     ),
     'two_stage': Question(
         f'Faster R-CNN from its strong teacher, {HALF} epochs',
