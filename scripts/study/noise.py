@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -10,10 +10,10 @@ from study.plan import DATA, FULL, Chain, Stage, chain_name
 from study.running import RESULTS, Setting, call, make_images, run_folder
 
 NOISE = RESULTS.parent / 'noise.json'
-# Students of seed 0.
+# Students of seed 0; the others are compared with the first.
 STUDENTS: Mapping[str, Chain] = {
-    'alone': (Stage(None, 2 * FULL),),
     'strong, one stage': (Stage('strong', 2 * FULL),),
+    'alone, one stage': (Stage(None, 2 * FULL),),
     'weak, strong': (Stage('weak'), Stage('strong')),
 }
 SETS = range(100, 110)  # Seeds of validation sets; the study's own has DATA['seed'].
@@ -39,15 +39,17 @@ def noise_table() -> str:
     if not NOISE.exists():
         return 'Not measured yet.'
     found: dict[str, list[float]] = json.loads(NOISE.read_text())
-    baseline = next(iter(found))
+    baseline, *others = STUDENTS
     lines = [
         f'| | box AP | its deviation between sets | against {baseline} | its deviation |',
         '|---|---|---|---|---|',
+        f'| {baseline} | {_spread(found[baseline])} | | |',
     ]
-    for label, aps in found.items():
-        ap = f'| {label} | {statistics.mean(aps):.1f} | {statistics.stdev(aps):.2f} |'
-        gains = [here - there for here, there in zip(aps, found[baseline], strict=True)]
-        lines.append(
-            ap + (' | |' if label == baseline else f' {statistics.mean(gains):+.1f} | {statistics.stdev(gains):.2f} |')
-        )
+    for label in others:
+        gains = [here - there for here, there in zip(found[label], found[baseline], strict=True)]
+        lines.append(f'| {label} | {_spread(found[label])} | {_spread(gains, sign="+")} |')
     return '\n'.join(lines)
+
+
+def _spread(values: Sequence[float], sign: str = '') -> str:
+    return f'{statistics.mean(values):{sign}.1f} | {statistics.stdev(values):.2f}'
