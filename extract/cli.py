@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import complete_model, output_options
+from mtpd.command_line import CONTEXT, complete_model, output_options
 from mtpd.system.console import reported
 from mtpd.system.environment import launcher_number, rank_and_size
 from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
@@ -66,10 +66,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     return index, count
 
 
-@click.command(
-    epilog=EXAMPLES,
-    context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True},
-)
+@click.command(epilog=EXAMPLES, context_settings=CONTEXT)
 @click.option(
     '--teacher',
     required=True,

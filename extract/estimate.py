@@ -70,7 +70,7 @@ CodeBytes = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Rates:
-    """What a trial has measured.
+    """What a trial has measured, on `num_images` in all their views.
 
     `seconds_per_pixel` is of padded input, for all views of it; images are read and codes compressed concurrently.
     `bases_seconds` is what the channel statistics of `lean` take before the first shard.
@@ -230,11 +230,12 @@ def _extract_unwritten(extraction: Extraction, bases: Mapping[str, Tensor], *, n
     sizes: dict[str, int] = {}
 
     def commit(group: ShardGroup) -> int:
-        before = sum(sizes.values())
+        num_bytes = 0
         for file, content in group.files():
             sha256_bytes(content)  # takes time in a real run too
             sizes[file] = len(content)
-        return sum(sizes.values()) - before
+            num_bytes += len(content)
+        return num_bytes
 
     with compression_threads() as compressors:
         extract_groups(

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+# Settings of every command.
+CONTEXT: dict[str, Any] = {'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True}
 Command = TypeVar('Command', bound=Callable[..., Any])
 
 

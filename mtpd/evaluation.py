@@ -66,7 +66,7 @@ def evaluate(
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    # The fast twin has further numbers behind COCO's twelve.
+    # faster-coco-eval has further numbers after COCO's twelve.
     metrics = dict(zip(METRICS, map(float, evaluator.stats[: len(METRICS)]), strict=True))
     return Evaluation(metrics, _class_ap(evaluator))
 

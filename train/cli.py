@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import output_options
+from mtpd.command_line import CONTEXT, output_options
 from mtpd.system.console import reported
 
 EXAMPLES = """
@@ -29,7 +29,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
         context.exit()
 
 
-@click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.command(epilog=EXAMPLES, context_settings=CONTEXT)
 @click.argument('stages', nargs=-1, required=True, metavar='STAGE.yaml...', type=click.Path(path_type=Path))
 @click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Run folder.')
 @click.option(
@@ -48,7 +48,6 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
     'num_trial_steps',
     type=click.IntRange(0),
     default=3,
-    show_default=True,
     metavar='N',
     help='With --dry-run: training steps per stage to measure time and memory; 0: none.',
 )
@@ -63,7 +62,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
     callback=_print_schema,
     help='Print the JSON schema of stage files, for editors, then exit.',
 )
-@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @output_options
 def main(
     verbose: bool,

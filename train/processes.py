@@ -82,7 +82,7 @@ ALONE = World()
 
 
 def world_of(environment: Mapping[str, str]) -> World:
-    """The world that torchrun describes in the environment; `ALONE` without torchrun; InputError for half of one."""
+    """The world that torchrun describes in the environment, `ALONE` without it; InputError where it is inconsistent."""
     try:
         found = rank_and_size(environment)
         number, num_local = (launcher_number(environment, f'LOCAL_{name}') for name in ('RANK', 'WORLD_SIZE'))

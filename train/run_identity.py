@@ -23,7 +23,8 @@ from mtpd_train.teachers.live_teacher import teacher_name
 LIBRARIES = (
     'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
 )  # fmt: skip
-# Sections of run.json that describe teachers, and the name of a stage's teacher in them.
+# Sections of run.json that describe teachers, and the name of a stage's teacher in them; without one the name is
+# 'None' or begins with it, which no section holds.
 SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     'caches': lambda stage: str(stage.get('cache')),
     'teachers': lambda stage: teacher_name(str(stage.get('teacher')), stage.get('checkpoint')),

@@ -5,11 +5,9 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import complete_model, output_options
+from mtpd.command_line import CONTEXT, complete_model, output_options
 from mtpd.system.console import progress_bar, reported, say
 from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
-
-CONTEXT = {'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True}
 
 EXAMPLES = """
 \b

@@ -215,6 +215,6 @@ def _lines(record: dict[str, Any]) -> list[str]:
             *table(['level', 'error', 'cosine', 'worst'], rows),
         ]
     if record['ap']:
-        live, found = record['ap'].values()
+        live, found = record['ap']['live'], record['ap']['stored']
         lines += ['', f"box AP of the teacher's head: live {live:.2f}, stored {found:.2f}, drop {live - found:.2f}"]
     return lines

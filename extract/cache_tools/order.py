@@ -169,12 +169,9 @@ def _by_name(costs: Tensor, names: Sequence[str]) -> Costs:
     }
 
 
-def _models(record: dict[str, Any]) -> list[str]:
-    return [*([] if record['student'] is None else [record['student']]), *record['teachers']]
-
-
-def _path(record: dict[str, Any]) -> list[str]:
-    return [*([] if record['student'] is None else [record['student']]), *record['order']]
+def _with_student(record: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """The student, if there is one, before others."""
+    return [*([] if record['student'] is None else [record['student']]), *names]
 
 
 def _costs(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -192,7 +189,10 @@ def _lines(record: dict[str, Any]) -> list[str]:
         + (', and its bootstrap error' if has_errors else ''),
         *table(
             ['from / to', *record['teachers']],
-            [[name, *(_cell(costs.get((name, target))) for target in record['teachers'])] for name in _models(record)],
+            [
+                [name, *(_cell(costs.get((name, target))) for target in record['teachers'])]
+                for name in _with_student(record, record['teachers'])
+            ],
         ),
     ]
     if len(levels) > 1:
@@ -213,14 +213,14 @@ def _lines(record: dict[str, Any]) -> list[str]:
     if len(record['order']) > 1:
         last = record['order'][-1]
         text.append(f'note: costs do not predict AP; also train from {last} alone for as many epochs and compare')
-    text.append('order: ' + ' -> '.join(_path(record)))
+    text.append('order: ' + ' -> '.join(_with_student(record, record['order'])))
     return text
 
 
-def _cell(one: dict[str, Any] | None) -> str:
+def _cell(one: dict[str, Any] | None, *, sign: str = ' +- ') -> str:
     if one is None:
         return '-'
-    return f'{one["cost"]:.3f}' + ('' if one['error'] is None else f' +- {one["error"]:.3f}')
+    return f'{one["cost"]:.3f}' + ('' if one['error'] is None else f'{sign}{one["error"]:.3f}')
 
 
 def _save_picture(out: Path, record: dict[str, Any]) -> None:
@@ -228,7 +228,8 @@ def _save_picture(out: Path, record: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    names, targets, path, costs = _models(record), record['teachers'], _path(record), _costs(record)
+    targets, costs = record['teachers'], _costs(record)
+    names, path = _with_student(record, targets), _with_student(record, record['order'])
     places = {(source, target): (names.index(source), targets.index(target)) for source, target in costs}
     values = np.full((len(names), len(targets)), np.nan)
     for pair, one in costs.items():
@@ -243,7 +244,7 @@ def _save_picture(out: Path, record: dict[str, Any]) -> None:
     axes.set_ylabel('from')
     for pair, one in costs.items():
         row, column = places[pair]
-        text = _cell(one).replace(' +- ', '\n± ')
+        text = _cell(one, sign='\n± ')
         colour = 'white' if one['cost'] > 0.55 * highest else 'black'
         axes.text(column, row, text, ha='center', va='center', fontsize=9, color=colour)
     for number, step in enumerate(pairwise(path), start=1):

@@ -161,7 +161,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:
     content = dict(pairs)
     if len(content) < len(pairs):
         for key, value in pairs:
-            is_nan = isinstance(value, float) and math.isnan(value)
-            if content[key] != value and not (is_nan and isinstance(content[key], float) and math.isnan(content[key])):
+            if content[key] != value and not _both_nan(content[key], value):
                 raise ValueError(f'the key {shown(key)} appears twice in one object, with different values; remove one')
     return content
+
+
+def _both_nan(one: object, other: object) -> bool:
+    return all(isinstance(value, float) and math.isnan(value) for value in (one, other))

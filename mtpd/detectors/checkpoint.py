@@ -147,7 +147,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> No
     ignored = [key for key in keys.unexpected_keys if key.startswith(IGNORED) or key.endswith(BATCH_COUNTER)]
     unexpected = [key for key in keys.unexpected_keys if key not in ignored]
     pairs = (('are missing', missing), ('are unexpected', unexpected))
-    problems = [_some(keys, f'tensors {what}') for what, keys in pairs if keys]
+    problems = [_some(found, f'tensors {what}') for what, found in pairs if found]
     if problems:
         raise InputError(f'{name}: {"; ".join(problems)}; is it the checkpoint of this config?')
     logger.debug('%s: loaded %d tensors, ignored %s', name, len(own) - len(keys.missing_keys), ignored)
@@ -240,9 +240,10 @@ def _without_wrappers(
             if dropped:
                 notes.append(f'ignored {len(dropped)} counters of an average ({listed(dropped)})')
             return state, tuple(prefixes)
-        num_notes = len(notes)
-        prefix = _choice(sorted(roots), (), notes, name=f'{name}: judging by the names of its tensors') + '.'
-        if prefix != MODULE and len(notes) == num_notes:
+        about_choice: list[str] = []
+        prefix = _choice(sorted(roots), (), about_choice, name=f'{name}: judging by the names of its tensors') + '.'
+        notes += about_choice
+        if prefix != MODULE and not about_choice:
             notes.append(f'removed {prefix} from the names of all tensors')
         prefixes.append(prefix)
         dropped += counters

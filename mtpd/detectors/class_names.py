@@ -39,9 +39,11 @@ def num_classes_of(model: nn.Module) -> int | None:
 def labels_to_categories(
     categories: Sequence[tuple[int, str]], *, classes: Sequence[str] | None, num_classes: int | None, name: str
 ) -> list[int]:
-    """The category id of each label of the detector `name`, of ids and names by ascending id.
+    """The category id of each label of the detector `name`.
 
-    Where the detector's `classes` are unknown (None), its labels follow the ids. InputError if they are others.
+    `categories` are the annotations' ids and names by ascending id. Where the detector's `classes` are unknown (None),
+    its labels follow the ids; None for an unknown number of classes. InputError: it was trained on other classes, or
+    names of categories are ambiguous.
     """
     ids = [category_id for category_id, _ in categories]
     if num_classes not in (None, len(ids)):

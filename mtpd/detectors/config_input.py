@@ -63,7 +63,8 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
         notes = (f'{error} (not adopted: the resize and padding of the stage are used instead)',)
         steps: dict[str, Entry] = {}
         with suppress(InputError):  # Nothing is lost: all of it is replaced.
-            steps = {entry.type: entry for entry in reversed(find_steps(config)) if entry.type == 'Normalize'}
+            first = next((entry for entry in find_steps(config) if entry.type == 'Normalize'), None)
+            steps = {} if first is None else {'Normalize': first}
         return _normalisation(steps, preprocessor), notes
     return own.normalisation, tuple(
         f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'

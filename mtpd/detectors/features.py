@@ -118,7 +118,10 @@ def _normed_convolutions(model: Any, hook_point: str) -> Sequence[Any]:
 
 
 def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -> tuple[Tensor, ...]:
-    """The maps (B, C, h, w) at `hook_point` of an mmdet detector's neck, or of its backbone where it has no neck."""
+    """The maps (B, C, h, w) at `hook_point` of an mmdet detector's neck, or of its backbone where it has no neck.
+
+    The images are normalised and padded, (B, 3, H, W).
+    """
     extract: Callable[[Tensor], Any] | None = getattr(model, 'extract_feat', None)
     if extract is None:
         raise InputError(f'{type(model).__name__} returns no features (it has no extract_feat): use a detector')

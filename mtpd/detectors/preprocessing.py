@@ -58,9 +58,10 @@ def probe_size(geometry: Geometry) -> Size:
 
 
 def normalise(images: Sequence[Tensor], *, padded: Size, normalisation: Normalisation) -> Tensor:
-    """Images (3, h, w), 0..255, BGR, normalised, each at the top left of a float32 batch (B, 3, *padded).
+    """Normalised images, each at the top left of a float32 batch (B, 3, *padded).
 
-    It is on their device, and pixel for pixel what mmdet's data preprocessor gives.
+    The images are (3, h, w), uint8 or float32, 0..255, BGR. The batch is on their device, and pixel for pixel what
+    mmdet's data preprocessor gives.
     """
     device = images[0].device
     mean, std, padding = (

@@ -109,7 +109,7 @@ def find_model(reference: str) -> ZooModel | None:
     """The zoo model of that name, alias or config name (without `.py`); None if there is none."""
     name = ALIASES.get(reference, reference)
     by_stem = (model for model in models().values() if model.config.stem == name)
-    return models().get(name) or next(by_stem, _unlisted_configs().get(name))
+    return models().get(name) or next(by_stem, None) or _unlisted_configs().get(name)
 
 
 def resolve(reference: str) -> ZooModel:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.losses.objects import Objects
 from mtpd.losses.options import Adapter
 
 
@@ -46,7 +47,15 @@ class AdaptedLoss(nn.Module):
         self._loss = loss
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def forward(self, student: Tensor, teacher: EncodedMaps, mask: Tensor, **_: object) -> Tensor:
+    def forward(
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:
             # Before the adapter, or a NaN in the padding would reach the gradient of its weight as 0 * NaN.

@@ -101,7 +101,10 @@ class FgdWeights:
 
 
 class FocalGlobalDistillation(nn.Module):
-    """FGD's loss of one level. All layers start as the authors' do."""
+    """FGD's loss of one level. All layers start as the authors' do.
+
+    `stride` is that of the compared grid, input px per cell; the higher the temperature, the more even the attention.
+    """
 
     def __init__(
         self, student_channels: int, teacher_channels: int, *, stride: int, weights: FgdWeights, temperature: float
@@ -113,7 +116,13 @@ class FocalGlobalDistillation(nn.Module):
         self.teacher_relation = GcBlock(teacher_channels)
 
     def forward(
-        self, student: Tensor, teacher: EncodedMaps, mask: Tensor, *, objects: Objects | None = None, **_: object
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """The loss of one batch; see `LevelOptions.build`. It is 0 when no cell counts."""
         assert objects is not None, 'it needs the objects'

@@ -54,7 +54,9 @@ def valid_cells(
 
 
 def on_full_grid(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Brings a map that lacks the last row or column to the grid of its mask; the cells that it lacks do not count.
+    """Brings a map (B, C, h, w) that lacks the last row or column to the grid of its mask, bool (B, 1, H, W).
+
+    Returns both on that grid; the cells that the map lacks do not count.
 
     Networks that round the size of a map down, as HRNet's neck does, see nothing of the input's last pixels. A map that
     fits, or lacks more than one row or column, which the losses refuse, stays as it is.
@@ -69,14 +71,16 @@ def on_full_grid(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def resize_map(values: Tensor, mask: Tensor, *, strides: tuple[int, int], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Bilinear interpolation of the valid cells, in float32 (float64 if `values` is), and a mask of where it has any.
+    """Bilinear interpolation of the valid cells to another stride.
 
-    From the first of the strides, in input pixels per cell, to the second, of whose map `grid` is (rows, columns).
+    `values` are (B, C, h, w) and the mask is bool (B, 1, h, w). `strides`, in input px per cell, are those of `values`
+    and of the result; `grid` is (H, W) of the result. Returns a map (B, C, H, W), float32 (float64 if `values` is),
+    and a mask, bool (B, 1, H, W), of the cells beside a valid one; elsewhere the map is 0.
 
     Cells are squares of the input, so a place keeps its pixels: where the grids are exact multiples and nothing is
     padding this is torch's `interpolate(mode='bilinear', align_corners=False)`. Elsewhere the weights of valid
     neighbours are scaled to add up to 1. Shrinking takes the cells around the centre, without smoothing, as torch does.
-    Values outside the mask, NaN included, change neither the result nor a gradient; it is 0 beside no valid cell.
+    Values outside the mask, NaN included, change neither the result nor a gradient.
     """
     values = torch.where(mask, values, 0.0).to(accumulation_dtype(values))
     # Both grids are rounded up from the same input, each by its own stride: with cells that count for nothing the

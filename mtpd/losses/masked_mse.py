@@ -12,7 +12,7 @@ with H W the paper's own grid: see `mtpd.losses.mgd.published_elements` for MGD'
 
 `MaskedMse` and `squared_error`, which compares the teacher's codes as they are stored, serve other losses too.
 
-Legend: B batch, C channels, H W grid of a level.
+Legend: S student, T teacher, M mask, A adapter, B batch, C channels, H W grid of a level.
 """
 
 from collections.abc import Callable, Mapping
@@ -62,7 +62,13 @@ class MaskedMse(nn.Module):
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
     def forward(
-        self, student: Tensor, teacher: EncodedMaps, mask: Tensor, *, objects: Objects | None = None, **_: object
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:

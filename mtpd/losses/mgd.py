@@ -16,6 +16,7 @@ from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
+from mtpd.losses.objects import Objects
 from mtpd.losses.options import LevelOptions, Normalize, Scale, Share
 
 # Network input at which MGD's and MTPD's weights were tuned: the commonest COCO image, 640x480, under the recipe's
@@ -89,8 +90,8 @@ class MaskedGenerativeDistillation(nn.Module):
         teacher: EncodedMaps,
         mask: Tensor,
         *,
+        objects: Objects | None = None,
         generator: torch.Generator | None = None,
-        **_: object,
     ) -> Tensor:
         """The loss of one batch; see `LevelOptions.build`.
 

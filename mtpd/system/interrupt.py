@@ -85,9 +85,10 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 @contextmanager
 def signals_blocked_in_children(*, forked: bool = True) -> Iterator[None]:
-    """Blocks `STOP_SIGNALS` in processes that are started within, by fork or otherwise; their parent stops them.
+    """Blocks `STOP_SIGNALS` in processes that are started within; their parent stops them.
 
     Else they would end in the middle of work that the parent wants to finish. They must call `end_with_parent`.
+    Unless they are `forked`, a process that other start methods need is started first.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.losses import MapLoss
@@ -63,6 +64,16 @@ def build(term: LevelOptions) -> Distiller:
 
 def total(losses: Maps) -> Tensor:
     return torch.stack(list(losses.values())).sum()
+
+
+@by_loss
+def test_a_keyword_that_no_loss_takes_is_refused(term: LevelOptions) -> None:
+    """A misspelled `generator` would draw from torch's global one, with no other sign of it."""
+    student, teacher, masks, _ = random_case()
+    with pytest.raises(TypeError, match='generater'):
+        next(iter(build(term).losses.values()))(
+            student['p3'], EncodedMaps(teacher['p3']), masks['p3'], generater=torch.Generator()
+        )
 
 
 def test_tar_feature_is_a_mean_by_its_mask_and_a_share_of_the_variance() -> None:

@@ -115,10 +115,12 @@ def load_batches(
 
 
 def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
+    samples = []
     for one in loaded:
         if isinstance(one, MtpdError):
             raise one
-    return loaded  # type: ignore[return-value]  # none is an error
+        samples.append(one)
+    return samples
 
 
 def _start_worker(_: int) -> None:

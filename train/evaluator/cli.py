@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import complete_model, output_options
+from mtpd.command_line import CONTEXT, complete_model, output_options
 from mtpd.system.console import reported
 
 EXAMPLES = """
@@ -32,7 +32,7 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     return int(parts[0]), int(parts[1])
 
 
-@click.command(epilog=EXAMPLES, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.command(epilog=EXAMPLES, context_settings=CONTEXT)
 @click.argument('run', required=False, metavar='[RUN]', type=_folder)
 @click.option(
     '--model',
@@ -49,18 +49,17 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option(
     '--coco', type=_folder, help="Data set in COCO's own layout.  [default: the run's; with --model data/coco]"
 )
-@click.option('--split', default='val2017', show_default=True, help='Split of --coco.')
+@click.option('--split', default='val2017', help='Split of --coco.')
 @click.option('--images', type=_folder, help='Image folder, instead of --coco and --split.')
 @click.option('--annotations', type=_file, help='COCO annotation file; required with --images.')
 @click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the config's]")
-@click.option('--batch-size', type=click.IntRange(1), default=4, show_default=True, help='Images per forward pass.')
-@click.option('--workers', type=click.IntRange(0), default=2, show_default=True, help='Processes that read images.')
-@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--batch-size', type=click.IntRange(1), default=4, help='Images per forward pass.')
+@click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images.')
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @click.option(
     '--backend',
     type=click.Choice(['pycocotools', 'faster']),
     default='pycocotools',
-    show_default=True,
     help='AP implementation; faster is faster-coco-eval, same results: pip install faster-coco-eval.',
 )
 @click.option('--classes', 'with_classes', is_flag=True, help='Also print the AP of each class.')

@@ -73,7 +73,10 @@ def require_sound(batches: Sequence[SeenBatch], *, first_total: float, stage: in
 
 
 def describe(error: DivergedError, *, losses_file: Path, progress_file: Path) -> MtpdError:
-    """Writes the losses of each batch since the last record to `losses_file`; the error with what to do next."""
+    """Writes the losses of each batch since the last record to `losses_file`; the error with what to do next.
+
+    `progress_file` is the last good state, if the stage has saved one.
+    """
     seen = ''
     if error.batches:
         lines = []

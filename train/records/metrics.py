@@ -48,7 +48,8 @@ class EvaluationRecord:
     epoch: int  # epochs trained
     metrics: Mapping[str, float]  # COCO's numbers by name, such as `box/AP`, from 0 to 1; -1: there is nothing to find
     seconds: float
-    # AP of each class by kind and name, such as `{'box': {'person': 0.5}}`; runs of earlier versions have none.
+    # AP of each class by kind and name, such as `{'box': {'person': 0.5}}`, 0 to 1, or -1 without objects of the
+    # class; runs of earlier versions have none.
     class_ap: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

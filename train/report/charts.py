@@ -148,8 +148,14 @@ def line_chart(
             axes.set_ylim(bottom=0)
         for name, x in (borders or {}).items():
             axes.axvline(x, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
-            place: Any = {'xycoords': ('data', 'axes fraction'), 'xytext': (4, 1), 'textcoords': 'offset points'}
-            axes.annotate(_label(name), (x, 1), fontsize=9, **place)
+            axes.annotate(
+                _label(name),
+                (x, 1),
+                xycoords=('data', 'axes fraction'),
+                xytext=(4, 1),
+                textcoords='offset points',
+                fontsize=9,
+            )
         axes.set_xlabel('optimizer steps')
         axes.set_ylabel(y_label)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)

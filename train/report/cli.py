@@ -6,11 +6,9 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from mtpd.command_line import output_options
+from mtpd.command_line import CONTEXT, output_options
 from mtpd.system.console import reported
 
-HELP = ['-h', '--help']
-CONTEXT = {'help_option_names': HELP, 'max_content_width': 110}
 PAGE = 'page'
 
 EXAMPLES = """
@@ -53,7 +51,7 @@ class _PageByDefault(click.Group):
     """`mtpd-report RUN` is short for `mtpd-report page RUN`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, *HELP}:
+        if args and args[0] not in {*self.commands, *CONTEXT['help_option_names']}:
             args = [PAGE, *args]
         return super().parse_args(ctx, args)
 
@@ -78,17 +76,15 @@ def main() -> None:
     '--images',
     type=click.IntRange(0, 100),
     default=4,
-    show_default=True,
     help='Number of images with predictions and feature maps.',
 )
 @click.option(
     '--min-score',
     type=click.FloatRange(0, 1),
     default=0.4,
-    show_default=True,
     help='Minimum score of the detections shown.',
 )
-@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto', show_default=True)
+@click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @output_options
 def page(verbose: bool, quiet: bool, run: Path, out: Path | None, images: int, min_score: float, device: str) -> None:
     """Write one HTML page about RUN.

@@ -55,7 +55,11 @@ class ClassRow:
 
 
 def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: float, device: str) -> None:
-    """`mtpd-report RUN`: writes the page of a run, finished or not; with no `num_images`, no predictions and maps."""
+    """`mtpd-report RUN`: writes the page of a run, finished or not.
+
+    Without an `out` it is in the run's folder. With 0 `num_images` it shows neither predictions nor maps; detections
+    below `min_score` are not drawn.
+    """
     run, on = read_run(folder), choose_device(device)
     summaries = summarise(run)
     evaluated = [one for one in summaries if one.metrics]

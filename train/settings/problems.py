@@ -104,6 +104,7 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 def table(heading: str, problems: Sequence[Problem]) -> str:
     """The problems in columns, with their number at the end of the heading."""
     number = '1 problem' if len(problems) == 1 else f'{len(problems)} problems'
+    # Without a header: the first problem is in its place.
     first, *others = [(f'  {one.place}', one.key, one.text) for one in problems]
     return '\n'.join([f'{heading} {number}', *text.table(first, others, num_texts=3)])
 

@@ -133,7 +133,7 @@ def save_student(path: Path, model: nn.Module, *, classes: tuple[str, ...], meta
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file of a run; until it is complete, `path` is what it was. UnavailableError: the disk is full."""
+    """Writes a file of a run; until it is complete, `path` is what it was. UnavailableError if it cannot be."""
     try:
         write_atomically(path, content)
     except OSError as error:

@@ -40,7 +40,13 @@ class CacheState:
 
 
 def read_state(root: Path) -> CacheState:
-    """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs."""
+    """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs.
+
+    Raises:
+        CacheIncompleteError: there is no cache, not even an unfinished one.
+        CacheMismatchError: another program or a newer version wrote it.
+        CacheDamagedError: the manifest or the plan was changed after it was written.
+    """
     if (root / PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
         try:
             return _unfinished_state(root)

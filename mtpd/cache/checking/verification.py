@@ -73,7 +73,7 @@ class FileCheck:
 
     @property
     def shard(self) -> int:
-        """Of the group."""
+        """Number of the group's shard; 0 for a file of none."""
         return 0 if self.key is None else self.key.shard
 
 

@@ -187,13 +187,13 @@ def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
 
 
 def decode_plain(content: bytes, spec: ArraySpec, *, name: str) -> np.ndarray:
-    """The rows (rows_per_file, ...) of a plain chunk's file; refuses a content of another size."""
+    """The rows (rows_per_file, ...) of a plain chunk's file; CacheDamagedError for a content of another size."""
     require_plain_bytes(spec, len(content), name=name)
     return np.frombuffer(content, dtype=spec.file_dtype).reshape(spec.rows_per_file, *spec.row_shape)
 
 
 def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:
-    """Refuses the size of a plain chunk's file that its shape does not make, or too large to be read whole."""
+    """CacheDamagedError for a plain chunk's file that has not the size of its shape, or is too large to read whole."""
     if num_bytes != spec.file_bytes or num_bytes > MAX_PLAIN_BYTES:
         raise CacheDamagedError(
             f'{name}: has {num_bytes} bytes, expected {spec.file_bytes} by its shape and at most {MAX_PLAIN_BYTES}; '
@@ -213,7 +213,10 @@ def chunk_checksum(chunk: bytes) -> int:
 
 
 def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> None:
-    """Checks and decompresses one inner chunk into `out`, whose size the caller knows from the manifest."""
+    """Decompresses one inner chunk into `out`, whose size the caller knows from the manifest.
+
+    CacheDamagedError: the checksum is not the chunk's or not the expected one, or the size is another.
+    """
     # Whole and by its residue: without its end it would have to be copied. Of bytes the lock is released.
     if len(chunk) <= CHECKSUM_BYTES or google_crc32c.value(chunk) != RESIDUE or chunk_checksum(chunk) != checksum:
         raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
@@ -251,7 +254,8 @@ def decode_index(
 ) -> np.ndarray:
     """Offsets and lengths (chunks_per_shard, 2) uint64 from the last `index_bytes` of a shard.
 
-    It must hold its first `num_chunks`, within the shard, each no longer than `chunk_bytes` can compress to.
+    CacheDamagedError unless the shard holds its first `num_chunks` chunks (a last shard has more entries than chunks),
+    inside its `shard_bytes` and each no longer than `chunk_bytes` can compress to.
     """
     index = tail[:-CHECKSUM_BYTES]
     if len(tail) != index_bytes(chunks_per_shard) or google_crc32c.value(index) != chunk_checksum(tail):

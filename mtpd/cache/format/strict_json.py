@@ -26,7 +26,8 @@ class StrictRecord(BaseModel):
 def read_json(path: Path) -> Any:
     """Reads a JSON file; its parsed value takes no more than a few times the memory of the file.
 
-    CacheDamagedError: it cannot be read, is too large or dense, is not JSON, repeats a key, or has infinite numbers.
+    CacheDamagedError: it cannot be read, is too large or dense, is not JSON, repeats a key, or has numbers that are
+    not finite.
     """
     try:
         size = path.stat().st_size

@@ -19,10 +19,10 @@ from mtpd.system.files import canonical_json
 
 @dataclass(frozen=True)
 class TeacherTensors:
-    """Parameters and buffers by their names in the teacher; None where no RoI head that can be run is on record."""
+    """What the file holds."""
 
-    weights: dict[str, Tensor]
-    roi_head: RoiHeadRecord | None
+    weights: dict[str, Tensor]  # parameters and buffers by their names in the teacher
+    roi_head: RoiHeadRecord | None  # None: no head that can be run is on record
 
 
 class _Metadata(StrictRecord):

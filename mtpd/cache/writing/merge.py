@@ -18,7 +18,10 @@ from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
 
 
 def publish_parts(root: Path) -> None:
-    """Publishes a cache whose parts have committed all they had to; UnavailableError while a part is running."""
+    """Publishes a cache whose parts have committed all they had to.
+
+    CacheIncompleteError: they have not. UnavailableError: a part is running.
+    """
     if is_published(root):
         return
     plan = read_plan_file(root)
@@ -39,6 +42,12 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
     Every file is verified by its hash and then linked, or copied where `out` is on another file system; `advance` gets
     its bytes when it is in place. When it was killed, the same call resumes: `out` need not exist, or holds a merge
     that was not finished.
+
+    Raises:
+        CacheMismatchError: the folders, or `out`, are of different extractions.
+        CacheIncompleteError: no folder has committed some shard.
+        CacheDamagedError: a file is not what was written.
+        UnavailableError: `out` is in use or cannot be written.
     """
     plan = _common_plan(sources)
     with disk_errors(out):

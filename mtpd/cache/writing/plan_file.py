@@ -94,7 +94,10 @@ def read_plan_json(root: Path) -> Any:
 
 
 def read_plan_file(root: Path) -> PlanRecord:
-    """Reads and checks the plan of the unfinished cache in `root`; CacheIncompleteError where there is none."""
+    """Reads and checks the plan of the unfinished cache in `root`.
+
+    CacheIncompleteError: there is none. CacheDamagedError: it is not what was written.
+    """
     content = read_plan_json(root)
     try:
         return PlanRecord.model_validate(content)

@@ -212,7 +212,8 @@ class CacheWriter:
     def commit(self, group: ShardGroup) -> int:
         """Puts a full group's files in place and journals it; returns the bytes written.
 
-        UnavailableError: the disk is full or read-only. CacheMismatchError: the folder has become another extraction's.
+        UnavailableError: the disk is full or read-only; what was committed before is kept. CacheMismatchError: the
+        folder has become another extraction's, or the cache has been finished.
         """
         # Locks can fail on a network file system, and folders be deleted: nothing goes into another extraction.
         if self.is_finished:

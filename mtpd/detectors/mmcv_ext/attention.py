@@ -20,9 +20,21 @@ def ms_deform_attn_forward(
     return _attention(*common(value, locations, weights), sizes=shapes.tolist()).to(value.dtype)
 
 
-def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
-    """Fills the last three tensors with the gradients of the value, the locations and the weights."""
-    value, shapes, _, locations, weights, grad_output, *gradients = tensors
+def ms_deform_attn_backward(
+    value: Tensor,
+    shapes: Tensor,
+    starts: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_locations: Tensor,
+    grad_weights: Tensor,
+    *,
+    im2col_step: int,
+) -> None:
+    """Fills the last three tensors."""
+    gradients = grad_value, grad_locations, grad_weights
     attention = partial(_attention, sizes=shapes.tolist())
     fill_gradients(gradients, attention, common(value, locations, weights), grad_output)
 

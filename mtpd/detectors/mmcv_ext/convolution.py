@@ -35,39 +35,83 @@ _modulated_sizes = itemgetter(
 )
 
 
-def deform_conv_forward(*tensors: Tensor, **options: int) -> None:
+def deform_conv_forward(
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **options: int
+) -> None:
     """Fills `output`."""
-    input, weight, offset, output, _, _ = tensors
     output.copy_(_forward(input, weight, offset, None, None, _sizes(options)))
 
 
-def deform_conv_backward_input(*tensors: Tensor, **options: int) -> None:
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    **options: int,
+) -> None:
     """Fills `grad_input` and `grad_offset`."""
-    input, offset, grad_output, grad_input, grad_offset, weight, _ = tensors
     gradients = _backward(grad_output, input, weight, offset, None, _sizes(options))
     grad_input.copy_(gradients[0])
     grad_offset.copy_(gradients[2])
 
 
-def deform_conv_backward_parameters(*tensors: Tensor, scale: float, **options: int) -> None:
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    *,
+    scale: float,
+    **options: int,
+) -> None:
     """Adds `scale` times the weight's gradient to `grad_weight`."""
-    input, offset, grad_output, grad_weight, _, _ = tensors
     # The values of the weight do not enter its own gradient, only its shape does.
     gradients = _backward(grad_output, input, torch.zeros_like(grad_weight), offset, None, _sizes(options))
     grad_weight.add_(gradients[1].to(grad_weight.dtype), alpha=scale)
 
 
-def modulated_deform_conv_forward(*tensors: Tensor, with_bias: bool, **options: int) -> None:
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    *,
+    with_bias: bool,
+    **options: int,
+) -> None:
     """Fills `output`."""
-    input, weight, bias, _, offset, mask, output, _ = tensors
     offset, mask = _values_read(offset, output.shape[2:]), _values_read(mask, output.shape[2:])
     output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, _modulated_sizes(options)))
 
 
-def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **options: int) -> None:
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    *,
+    with_bias: bool,
+    **options: int,
+) -> None:
     """Fills all gradients; `grad_bias` only `with_bias`."""
-    input, weight, _, _, offset, mask, _, *targets, grad_output = tensors
-    grad_input, grad_weight, grad_bias, grad_offset, grad_mask = targets
     offset, mask = _values_read(offset, grad_output.shape[2:]), _values_read(mask, grad_output.shape[2:])
     gradients = _backward(grad_output, input, weight, offset, mask, _modulated_sizes(options))
     grad_input.copy_(gradients[0])

@@ -11,7 +11,6 @@ Max pooling is mmcv's: bin edges are not rounded to cells first, unlike torchvis
 """
 
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -57,13 +56,21 @@ def roi_align_backward(
     grad_input.copy_(backward(gradient, regions, scale, *bins, *grad_input.shape, ratio, aligned))
 
 
-def _align_options(*, pool_mode: int, **options: Any) -> Any:
+def _align_options(
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> tuple[Any, ...]:
     """In the order in which torchvision takes them."""
     if pool_mode == MAX_POOLING:
         raise NotImplementedError(
             "roi_align with pool_mode 'max' is not implemented in mtpd; use pool_mode 'avg' or install a compiled mmcv"
         )
-    return itemgetter('spatial_scale', 'aligned_height', 'aligned_width', 'sampling_ratio', 'aligned')(options)
+    return spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
 
 
 def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, **options: Any) -> None:
@@ -77,9 +84,16 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output:
     output.copy_(_deform_pool(maps, shifts, rois=regions, **options))
 
 
-def deform_roi_pool_backward(*tensors: Tensor, **options: Any) -> None:
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    **options: Any,
+) -> None:
     """Fills `grad_input` and `grad_offset`."""
-    grad_output, input, rois, offset, grad_input, grad_offset = tensors
     maps, regions, shifts = common(input, rois, offset)
     pool = partial(_deform_pool, rois=regions, **options)
     fill_gradients((grad_input, grad_offset), pool, (maps, shifts), grad_output)
