@@ -36,8 +36,7 @@ def head_detections(
 ) -> list[dict[str, Any]]:
     """What the teacher's head finds in `maps`, as COCO box results in px of the original images.
 
-    `maps` (B, C, H, W) are those of the teacher's hook point, of each of its levels in their order; norms of the neck
-    after it are applied. Only the size of the normalised `inputs` (B, 3, H, W) counts. `samples` are from `collate`.
+    `maps` (B, C, H, W) are those of the teacher's hook point, one for each level. Of `inputs` only the size counts.
     """
     model: Any = teacher.module
     if hasattr(model, METHOD):
@@ -86,10 +85,9 @@ def proposing_head(teacher: Teacher) -> RoiHead:
 def teacher_rois(
     teacher: Teacher, head: RoiHead, maps: Mapping[str, Tensor], *, originals: Sequence[Size], num_rois: int
 ) -> list[ImageRois]:
-    """The best proposals of each image of a batch in px of the original image, on the CPU.
+    """The `num_rois` best proposals of each image, or all if they are fewer, in px of the original image, on the CPU.
 
-    `head` is from `proposing_head`, on the teacher's device; `maps` are (B, C, H, W) of all levels; `originals` are the
-    (height, width) of the images before their resize. The RPN may give fewer than `num_rois`.
+    `head` is from `proposing_head`; `maps` are (B, C, H, W) of all levels; `originals` are sizes before the resize.
     """
     prepare()
     from mmdet.structures import DetDataSample
