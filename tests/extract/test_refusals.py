@@ -134,7 +134,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ('retinanet_r50_fpn_1x_cocco', (), 'retinanet_r50_fpn_1x_coco'),
         ('nowhere/config.py', (), 'config nowhere/config.py: there is no such file'),
-        (TINY_RETINANET, (), 'a config file needs its weights; give a local file with --checkpoint FILE'),
+        (TINY_RETINANET, (), 'a config file needs its weights: add --checkpoint FILE'),
         (TINY_RETINANET, ('--checkpoint', 'gone.pth'), 'gone.pth: there is no such file'),
         (TINY_RETINANET, ('--checkpoint', '{}/other.pth'), 'is it the checkpoint of this config?'),
         (TINY_RETINANET, ('--checkpoint', '{}/truncated.pth'), 'is damaged or truncated'),
