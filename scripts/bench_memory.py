@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import torch
 
+from bench_step import Trainer, add_setting_options, parse_options, prepare
 from measuring import described_parser
 from mtpd.system.environment import describe_device
-from train_steps import Trainer, add_setting_options, parse_options, prepare
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     'defaults': (),
