@@ -210,7 +210,6 @@ def parse() -> argparse.Namespace:
     add('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
     add('--batches', nargs='+', type=int, default=[2, 16])
     add('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='types of student and teacher')
-    add('--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='memory layouts of the student')
     add('--csv', type=Path, help='CSV file for the table')
     add('--toy', action='store_true', help='tiny sizes on the CPU')
     return parser.parse_args()
@@ -229,7 +228,7 @@ def main() -> None:
     device_name = 'CPU, Triton interpreted' if options.toy else torch.cuda.get_device_name(device)
     rows: list[Row] = []
     with options.csv.open('w', newline='') if options.csv else contextlib.nullcontext() as file:
-        for each in product(options.pyramids, sorted(options.batches), options.layouts, options.dtypes):
+        for each in product(options.pyramids, sorted(options.batches), LAYOUTS, options.dtypes):
             setting = Setting(*each)
             row = measure(setting, size, device, toy=options.toy)
             shown = columns(setting, row)

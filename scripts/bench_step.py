@@ -3,10 +3,10 @@
 
     scripts/bench_step.py                                   # a CPU: the demo's student and strong teacher, under 3 min
     scripts/bench_step.py --device cuda --batch-size 16 --precision bf16 --workers 8
-    scripts/bench_step.py --student my.py --teacher r101 --checkpoint r101.pth --coco data/coco_mini --size 1333x800
+    scripts/bench_step.py --student my.py --teacher r101 --size 1333x800
 
-Creates images of one size (or uses --coco), a teacher with random weights (or --checkpoint), and its cache. Each way
-runs in its own process, so that memory is separate; they take turns of `--steps` steps, `--rounds` times, after one
+Creates images of one size, a teacher with random weights, which are as fast as others, and its cache. Each way runs in
+its own process, so that memory is separate; they take turns of `--steps` steps, `--rounds` times, after one
 warm-up round. Every turn starts with untimed steps, to consume prefetched batches. Figures
 are medians of turns, ratios medians of rounds, so that a slow phase of the machine affects all ways. The parts of a
 step are measured in additional steps, which wait for the GPU after each part:
@@ -80,13 +80,10 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     add('--device', default='auto', choices=['auto', 'cpu', 'cuda'])
     add('--student', help="zoo name, config or stage file (default: the demo's, on a GPU RetinaNet-R50)")
     add('--teacher', help="zoo name, config or stage file (default: the demo's strong one, on a GPU r101)")
-    add('--checkpoint', type=Path, help='weights of the teacher; without it random weights, which are as fast')
     add('--loss', default='masked_mse', help='distillation loss, on all common levels (default %(default)s)')
     add('--codec', default='lean', choices=['fp16', 'int8', 'lean'], help='codec of the cache (default %(default)s)')
     add('--size', metavar='WxH', help='size of the images, px (default %(default)s)')
     add('--images', type=int, default=64, help='number of images in the created set (default %(default)s)')
-    add('--coco', type=Path, help='data set to use instead; --size is then the scale of the resize')
-    add('--split', default='train2017', help='split of --coco (default %(default)s)')
     add('--precision', choices=['fp32', 'fp16', 'bf16'], help='(default %(default)s)')
     add('--workers', type=int, help='processes that read images (default %(default)s)')
 
@@ -101,37 +98,31 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Makes images, teacher and cache, and a stage file for each way."""
-    coco = options.coco or folder / 'coco'
+    coco, teacher, checkpoint, cache_folder = (folder / name for name in ('coco', 'teacher.py', 'teacher.pth', 'cache'))
     width, height = map(int, options.size.split('x'))
-    if options.coco is None:
-        print(f'making {options.images} images of {options.size}', flush=True)
-        spec = SyntheticSpec(num_train=options.images, num_val=1, num_empty=0, sizes=((height, width),))
-        make_synthetic_set(coco, spec)
-    teacher, checkpoint = folder / 'teacher.py', options.checkpoint or folder / 'teacher.pth'
+    print(f'making {options.images} images of {options.size}', flush=True)
+    make_synthetic_set(coco, SyntheticSpec(options.images, num_val=1, num_empty=0, sizes=((height, width),)))
     config = _config(options.teacher)
     config.dump(teacher)
-    if options.checkpoint is None:
-        torch.manual_seed(0)
-        torch.save(build_detector(config, init_weights=True).state_dict(), checkpoint)
+    torch.manual_seed(0)
+    torch.save(build_detector(config, init_weights=True).state_dict(), checkpoint)
     _config(options.student).dump(folder / 'student.py')
     print('extracting its cache', flush=True)
-    source = ['--teacher', teacher, '--checkpoint', checkpoint, '--coco', coco, '--split', options.split]
-    how = ['--codec', options.codec, '--scale', options.size, '--device', options.device, '--out', folder / 'cache']
+    source = ['--teacher', teacher, '--checkpoint', checkpoint, '--coco', coco, '--out', cache_folder]
+    how = ['--codec', options.codec, '--scale', options.size, '--device', options.device]
     mtpd_extract.main([str(one) for one in (*source, *how)], standalone_mode=False)
-    base: dict[str, Any] = {
+    data = {'coco': str(coco), 'val': None, 'batch_size': options.batch_size, 'workers': options.workers}
+    base = {
         'student': str(folder / 'student.py'),
         'init': {'backbone': 'none'},
-        'data': {
-            'coco': str(coco), 'train': options.split, 'val': None, 'batch_size': options.batch_size,
-            'workers': options.workers,
-        },
+        'data': data,
         'optim': {'lr': 1e-4, 'epochs': 1, 'grad_clip': 10.0, 'precision': options.precision},
-    }  # fmt: skip
-    sized = base | {'data': base['data'] | {'geometry': {'scale': options.size}}}
+    }
+    sized = base | {'data': data | {'geometry': {'scale': options.size}}}
     distill = {'distill': [{'loss': options.loss}]}
     ways = {
         'plain': sized,
-        'cached': base | distill | {'cache': str(folder / 'cache')},
+        'cached': base | distill | {'cache': str(cache_folder)},
         'online': sized | distill | {'teacher': str(teacher), 'checkpoint': str(checkpoint)},
     }
     for way, stage in ways.items():
@@ -179,7 +170,7 @@ class Trainer:
             steps_per_epoch=self._stage.steps_per_epoch,
             device=device,
         )
-        self._epoch = self._num_batches = 0
+        self._epoch = 0
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     def turn(self, num_steps: int) -> Turn:
@@ -206,11 +197,8 @@ class Trainer:
         return loaded(self._stage, wanted[:number])
 
     def _step(self, samples: Any, ahead: Any) -> None:
-        accumulate, scaler = self._stage.settings.optim.accumulate, self._optimization.scaler
-        add_gradient(self._stage, samples, ahead, share=1 / accumulate, progress=0.0, scaler=scaler)
-        self._num_batches += 1
-        if self._num_batches % accumulate == 0:
-            self._optimization.step(1)
+        add_gradient(self._stage, samples, ahead, share=1.0, progress=0.0, scaler=self._optimization.scaler)
+        self._optimization.step(1)
 
     def _step_in_parts(self, batches: Iterator[Any]) -> None:
         stage = self._stage
