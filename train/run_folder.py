@@ -9,7 +9,7 @@ from typing import Any
 from mtpd.errors import InputError, UnavailableError
 from mtpd.system.console import warn
 from mtpd.system.files import TEMPORARY, require_writable
-from mtpd.system.locks import HolderLock, LockHeldError
+from mtpd.system.locks import LockHeldError, held
 from mtpd_train.run_identity import SOURCES, described_stages, require_same_run
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.training.saving import write_file
@@ -38,7 +38,7 @@ def held_folder(out: Path) -> Iterator[None]:
     _require_own(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with HolderLock(out / LOCK_FILE):
+        with held(out / LOCK_FILE):
             for half_written in out.rglob(f'{TEMPORARY}*'):
                 half_written.unlink()
             yield
