@@ -53,16 +53,14 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
 
 def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
     """A detector's normalisation at another geometry, and a line for each unused part of its test pipeline."""
-    preprocessor = _data_preprocessor(config)
     try:
         own = read_preprocessing(config)
     except InputError as error:
         notes = (f'{error} (not adopted: the resize and padding of the stage are used instead)',)
         steps: dict[str, Entry] = {}
         with suppress(InputError):  # Nothing is lost: all of it is replaced.
-            first = next((entry for entry in find_steps(config) if entry.type == 'Normalize'), None)
-            steps = {} if first is None else {'Normalize': first}
-        return _normalisation(steps, preprocessor), notes
+            steps = {entry.type: entry for entry in reversed(find_steps(config)) if entry.type == 'Normalize'}
+        return _normalisation(steps, _data_preprocessor(config)), notes
     return own.normalisation, tuple(
         f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'
         for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')

@@ -187,15 +187,10 @@ def drop_weight_references(config: Any) -> None:
 
 def backbone_reference(model: Any) -> str | None:
     """Where a model's config takes its backbone's weights from, such as 'torchvision://resnet50'; None: nowhere."""
-    backbone = model.get('backbone') or {}
-    init = backbone.get('init_cfg') or []
-    for one in init if isinstance(init, list | tuple) else [init]:
-        if _names_weights(one) and isinstance(one.get('checkpoint'), str):
-            return str(one['checkpoint'])
-    # The older spellings.
-    return next(
-        (str(one) for one in (backbone.get('pretrained'), model.get('pretrained')) if isinstance(one, str)), None
-    )
+    found = {place: value for place, value in weight_references(model) if value != 'True'}
+    places = [place for place in found if re.fullmatch(r'backbone\.init_cfg(\.\d+)?\.checkpoint', place)]
+    # Two older spellings follow.
+    return next((found[one] for one in (*places, 'backbone.pretrained', 'pretrained') if one in found), None)
 
 
 def _names_weights(init: Any) -> bool:

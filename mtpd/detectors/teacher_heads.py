@@ -39,23 +39,16 @@ def head_detections(
     `maps` (B, C, H, W) are those of the teacher's hook point, one for each level. Of `inputs` only the size counts.
     """
     model: Any = teacher.module
-    if hasattr(model, METHOD):
-        return _from_method(getattr(model, METHOD), maps, inputs=inputs, samples=samples, category_ids=category_ids)
-    features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
-    # The instance's attribute hides the class's method: the maps replace the features of any input.
-    model.extract_feat = lambda inputs: features
-    try:
-        boxes, _ = predict(model, inputs, samples, category_ids=category_ids, with_masks=False)
-    finally:
-        del model.extract_feat
-    return boxes
-
-
-def _from_method(
-    method: Any, maps: Sequence[Tensor], *, inputs: Tensor, samples: Sequence[Sample], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+    if not hasattr(model, METHOD):
+        features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
+        # The instance's attribute hides the class's method: the maps replace the features of any input.
+        model.extract_feat = lambda inputs: features
+        try:
+            return predict(model, inputs, samples, category_ids=category_ids, with_masks=False)[0]
+        finally:
+            del model.extract_feat
     results = []
-    found = method(list(maps), tuple(inputs.shape[-2:]))
+    found = getattr(model, METHOD)(list(maps), tuple(inputs.shape[-2:]))
     for (boxes, scores, labels), sample in zip(found, samples, strict=True):
         height, width = sample.data_sample.ori_shape
         scale_y, scale_x = height / sample.resized[0], width / sample.resized[1]
