@@ -93,10 +93,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     help="Where maps are taken: neck: the neck's output; before-norm: before its last norms; auto: before-norm if any.",
 )
 @click.option(
-    '--codec',
-    type=click.Choice(['fp16', 'int8', 'lean']),
-    default='lean',
-    help='Storage format of the maps.',
+    '--codec', type=click.Choice(['fp16', 'int8', 'lean']), default='lean', help='Storage format of the maps.'
 )
 @click.option(
     '--error',
@@ -105,10 +102,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     help='For --codec lean: relative squared error of each stored map.  [default: 0.03]',
 )
 @click.option(
-    '--views',
-    callback=_views,
-    default='plain,flip',
-    help='Views to store; training with horizontal flips needs both.',
+    '--views', callback=_views, default='plain,flip', help='Views to store; training with horizontal flips needs both.'
 )
 @click.option(
     '--rois',
@@ -138,25 +132,16 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @click.option('--overwrite', is_flag=True, help='Delete an existing cache in CACHE and start over.')
 @click.option('--dry-run', is_flag=True, help='Estimate time and disk; write nothing.')
 @output_options
-def main(
-    images: Path | None,
-    annotations: Path | None,
-    part: tuple[int, int] | None,
-    resume: bool,
-    overwrite: bool,
-    verbose: bool,
-    quiet: bool,
-    **others: Any,
-) -> None:
+def main(verbose: bool, quiet: bool, **options: Any) -> None:
     """Run a teacher once over a data set and store its compressed feature maps in CACHE.
 
     Run the same command again to resume after an interruption. Parts may run concurrently or sequentially, and may be
     re-split; the last one to finish publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
     interrupted after saving.
     """
-    require_pairs(images, annotations)
-    if part not in (None, (1, 1)) and (overwrite or not resume):
-        option = '--overwrite' if overwrite else '--no-resume'
+    require_pairs(options['images'], options['annotations'])
+    if options['part'] not in (None, (1, 1)) and (options['overwrite'] or not options['resume']):
+        option = '--overwrite' if options['overwrite'] else '--no-resume'
         raise click.UsageError(
             f'{option} cannot be combined with parts, which share a cache: delete CACHE before they start'
         )
@@ -168,14 +153,4 @@ def main(
         from mtpd_extract.options import ExtractOptions
         from mtpd_extract.run import run
 
-        run(
-            ExtractOptions(
-                images=images,
-                annotations=annotations,
-                part=part,
-                resume=resume,
-                overwrite=overwrite,
-                local_rank=number,
-                **others,
-            )
-        )
+        run(ExtractOptions(local_rank=number, **options))

@@ -65,10 +65,7 @@ def data_options(command: Command) -> Command:
     return _together(
         command,
         click.option(
-            '--coco',
-            type=click.Path(path_type=Path),
-            default=Path('data/coco'),
-            help="Data set in COCO's own layout.",
+            '--coco', type=click.Path(path_type=Path), default=Path('data/coco'), help="Data set in COCO's own layout."
         ),
         click.option('--split', default='train2017', help='Split of --coco.'),
         click.option('--images', type=click.Path(path_type=Path), help='Image folder, instead of --coco and --split.'),

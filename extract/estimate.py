@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, compressed_bound, index_bytes, roi_specs
-from mtpd.cache.format.basis import max_basis_bytes
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage, num_elements
+from mtpd.cache.format.tensor_files import max_basis_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
 from mtpd.data.coco import spread
@@ -48,21 +48,9 @@ NUM_COCO_IMAGES = 118_287
 # The sizes (height, width) in px that came up more than once among 123 images of COCO 2017, and how often. The mean
 # padded area at 1333x800 of these 84 is that of the 123 within 0.2 %.
 COCO_SIZES: Mapping[Size, int] = {
-    (480, 640): 25,
-    (427, 640): 16,
-    (640, 480): 9,
-    (375, 500): 5,
-    (426, 640): 5,
-    (428, 640): 4,
-    (640, 427): 4,
-    (334, 500): 3,
-    (425, 640): 3,
-    (640, 621): 2,
-    (429, 640): 2,
-    (333, 500): 2,
-    (500, 375): 2,
-    (640, 426): 2,
-}
+    (480, 640): 25, (427, 640): 16, (640, 480): 9, (375, 500): 5, (426, 640): 5, (428, 640): 4, (640, 427): 4,
+    (334, 500): 3, (425, 640): 3, (640, 621): 2, (429, 640): 2, (333, 500): 2, (500, 375): 2, (640, 426): 2,
+}  # fmt: skip
 
 # Level name -> compressed bytes of a code.
 CodeBytes = Mapping[str, float]
@@ -108,7 +96,7 @@ def measure_rates(extraction: Extraction) -> Rates:
     bases = compute_bases(warm_up) if is_lean else {}
     _extract_unwritten(warm_up, bases, name='warm-up')
     start = time.perf_counter()
-    sizes = _extract_unwritten(sample, bases, name='trial')
+    code_bytes = _extract_unwritten(sample, bases, name='trial')
     num_pixels = _num_pixels(sample.plan)
     seconds_per_pixel = (time.perf_counter() - start) / num_pixels
     num_basis_images = min(NUM_BASIS_IMAGES, extraction.plan.num_images) if is_lean else 0
@@ -116,7 +104,7 @@ def measure_rates(extraction: Extraction) -> Rates:
     return Rates(
         num_images=sample.plan.num_images,
         seconds_per_pixel=seconds_per_pixel,
-        code_bytes=_code_bytes(sample, sizes),
+        code_bytes=code_bytes,
         bases_seconds=basis_pixels * seconds_per_pixel / len(extraction.description.views),
     )
 
@@ -224,16 +212,18 @@ def _only(extraction: Extraction, sample: Sequence[Batch]) -> Extraction:
     return replace(extraction, plan=CachePlan(tuple(buckets)))
 
 
-def _extract_unwritten(extraction: Extraction, bases: Mapping[str, Tensor], *, name: str) -> dict[str, int]:
-    """Extracts everything but writes nothing; returns the size of each file."""
-    plan = extraction.plan
-    sizes: dict[str, int] = {}
+def _extract_unwritten(extraction: Extraction, bases: Mapping[str, Tensor], *, name: str) -> CodeBytes:
+    """Extracts everything but writes nothing."""
+    plan, description = extraction.plan, extraction.description
+    stored = {level.name: 0 for level in extraction.levels}
 
     def commit(group: ShardGroup) -> int:
         num_bytes = 0
         for file, content in group.files():
             sha256_bytes(content)  # takes time in a real run too
-            sizes[file] = len(content)
+            place = arrays.file_place(file)
+            if place is not None and place.array in stored:
+                stored[place.array] += len(content) - index_bytes(plan.by_name[place.key.bucket].rows_per_shard)
             num_bytes += len(content)
         return num_bytes
 
@@ -242,27 +232,16 @@ def _extract_unwritten(extraction: Extraction, bases: Mapping[str, Tensor], *, n
             extraction,
             plan.shard_keys(),
             bases=bases,
-            start_group=lambda key: ShardGroup(
-                extraction.description, plan.by_name[key.bucket], key, compressors=compressors
-            ),
+            start_group=lambda key: ShardGroup(description, plan.by_name[key.bucket], key, compressors=compressors),
             commit=commit,
             stop=StopFlag(),
             bar=progress_bar(total=plan.num_images, unit='image', desc=name, smoothing=0.1, in_logs=False),
         )
-    return sizes
-
-
-def _code_bytes(sample: Extraction, sizes: Mapping[str, int]) -> CodeBytes:
-    levels = {level.name: level for level in sample.levels}
-    elements, stored = dict.fromkeys(levels, 0), dict.fromkeys(levels, 0)
-    for file, num_bytes in sizes.items():
-        place = arrays.file_place(file)
-        if place is not None and place.array in levels:
-            bucket, level = sample.plan.by_name[place.key.bucket], levels[place.array]
-            num_rows = len(bucket.rows(place.key.shard))
-            elements[level.name] += num_rows * num_elements([level], bucket.padded)
-            stored[level.name] += num_bytes - index_bytes(bucket.rows_per_shard)
-    return {name: stored[name] / elements[name] for name in levels}
+    elements = {
+        level.name: sum(len(one.images) * num_elements([level], one.padded) for one in plan.buckets)
+        for level in extraction.levels
+    }
+    return {name: stored[name] / (len(description.views) * elements[name]) for name in stored}
 
 
 def _content_bytes(spec: ArraySpec, num_rows: int, code_bytes: CodeBytes | None = None) -> int:

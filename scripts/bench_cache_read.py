@@ -26,15 +26,13 @@ import math
 import mmap
 import os
 import random
-import statistics
 import tarfile
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby, product
@@ -51,7 +49,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 import mtpd.cache
-from measuring import described_parser, median_ratio
+from measuring import described_parser
 from mtpd.cache import CacheReader
 from mtpd.cache.format.arrays import CHECKSUM_BYTES, ZSTD_LEVELS, encode_chunk
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode, expected_bytes
@@ -66,26 +64,19 @@ DISTINCT_MAPS = 4  # images share them, which costs a reader nothing less
 IMAGES_PER_SHARD = 6
 OUTLIER = 60  # how far one cell stands out: it takes most of the range of int8
 
-ORDERS, PAGE_CACHES, THREADS = ('random', 'shards'), ('warm', 'cold'), (1, 2)
+# The rows of the tables: state of the page cache, order of the images, threads.
+SETTINGS = list(product(('warm', 'cold'), ('random', 'shards'), (1, 2)))
 
 
-class Setting(NamedTuple):
-    """A row of the table."""
-
-    page_cache: str
-    order: str
-    num_threads: int
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to read images, by their ids, one after another in one thread.
+class Method(NamedTuple):
+    """A way to read images, by their ids, one after another in one thread, from files on `gigabytes` an image.
 
     The limit has no files: it reads memory. `by_shard`: it can only read whole shards.
     """
 
     name: str
     files: Sequence[Path]
+    gigabytes: float
     read: Callable[[Sequence[int]], object]
     by_shard: bool = False
 
@@ -146,32 +137,24 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
     npy, half, saved, tars = (folder / name for name in ('npy', 'fp16', 'saved', 'tar'))
     for path in (npy, half, saved, tars):
         path.mkdir()
-    shards = dict.fromkeys(map(reader.shard, ids))
-    tar_of = {one: tars / f'{list(shards).index(reader.shard(one))}.tar' for one in ids}
+    shards = list(dict.fromkeys(map(reader.shard, ids)))
+    tar_of = {one: tars / f'{shards.index(reader.shard(one))}.tar' for one in ids}
     for one in tqdm(ids, desc='writing the rivals', unit='image', mininterval=0.5):
         encoded = reader.read_encoded(one)
-        codes = {name: maps.codes.numpy() for name, maps in encoded.items()}
-        chunks = [encode_chunk(each, level=ZSTD_LEVELS[codec])[:-CHECKSUM_BYTES] for each in codes.values()]
-        frames[one] = list(zip(chunks, (each.size for each in codes.values()), strict=True))
-        np.save(npy / f'{one}.npy', np.concatenate([each.ravel() for each in codes.values()]))
+        codes = [maps.codes.numpy() for maps in encoded.values()]
+        frames[one] = [(encode_chunk(each, level=ZSTD_LEVELS[codec])[:-CHECKSUM_BYTES], each.size) for each in codes]
+        np.save(npy / f'{one}.npy', np.concatenate([each.ravel() for each in codes]))
         np.save(half / f'{one}.npy', torch.cat([maps.values().half().flatten() for maps in encoded.values()]))
         torch.save({name: maps.codes.clone() for name, maps in encoded.items()}, saved / f'{one}.pt')
         with tarfile.open(tar_of[one], 'a') as tar:
-            for name, each in codes.items():
-                file = io.BytesIO()
-                np.save(file, each)
-                entry = tarfile.TarInfo(f'{one}.{name}.npy')
-                entry.size = file.tell()
-                file.seek(0)
-                tar.addfile(entry, file)
+            tar.add(npy / f'{one}.npy', arcname=f'{one}.npy')
     group: Any = zarr.open_group(reader.path, mode='r', zarr_format=3)
     # Of each image, the arrays of its levels and its row in them.
     arrays = {one: [f'{reader.shard(one).bucket}/plain/{level.name}' for level in reader.levels] for one in ids}
     opened = {each: group[each] for paths in arrays.values() for each in paths}
     position: dict[int, int] = {}
     for key in shards:
-        table = group[f'{key.bucket}/plain/image_id'][:]
-        position |= {int(image_id): row for row, image_id in enumerate(table)}
+        position |= {int(image_id): row for row, image_id in enumerate(group[f'{key.bucket}/plain/image_id'][:])}
 
     def limit(some: Sequence[int]) -> None:
         zstd, codes = Zstd(), buffers[threading.get_ident()].numpy()
@@ -199,15 +182,20 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
                     assert content is not None, 'only files were put in'
                     np.load(io.BytesIO(content.read()))
 
+    def rival(name: str, files: Path, read: Callable[[Sequence[int]], object], *, by_shard: bool = False) -> Method:
+        paths = sorted(files.iterdir())
+        return Method(name, paths, _gigabytes(paths) / len(ids), read, by_shard)
+
     of_cache = [path for path in reader.path.rglob('c/**/*') if path.is_file()]
+    size = _gigabytes(of_cache) / len(reader)
     found = [
-        Method('read', of_cache, read),
-        Method('limit', [], limit),
-        Method('zarr-python', of_cache, by_zarr),
-        Method('npy codes', sorted(npy.iterdir()), lambda some: [np.load(npy / f'{one}.npy') for one in some]),
-        Method('npy fp16', sorted(half.iterdir()), lambda some: [np.load(half / f'{one}.npy') for one in some]),
-        Method('torch.save', sorted(saved.iterdir()), lambda some: [torch.load(saved / f'{one}.pt') for one in some]),
-        Method('tar', sorted(tars.iterdir()), untar, by_shard=True),
+        Method('read', of_cache, size, read),
+        Method('limit', [], math.nan, limit),
+        Method('zarr-python', of_cache, size, by_zarr),
+        rival('npy codes', npy, lambda some: [np.load(npy / f'{one}.npy') for one in some]),
+        rival('npy fp16', half, lambda some: [np.load(half / f'{one}.npy') for one in some]),
+        rival('torch.save', saved, lambda some: [torch.load(saved / f'{one}.pt') for one in some]),
+        rival('tar', tars, untar, by_shard=True),
     ]
     if find_spec('tensorstore'):
         tensorstore = import_module('tensorstore')
@@ -221,27 +209,23 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
                 for array in arrays[one]:
                     stores[array][position[one]].read().result()
 
-        found.append(Method('tensorstore', of_cache, by_tensorstore))
+        found.append(Method('tensorstore', of_cache, size, by_tensorstore))
     return found
 
 
-def ordered(reader: CacheReader, ids: Sequence[int], order: str, *, seed: int) -> list[int]:
-    """The images in random order, or those of a shard together and in their order in it."""
-    generator = random.Random(seed)
-    shuffled = generator.sample(ids, len(ids))
-    if order == 'random':
-        return shuffled
-    shards = list(dict.fromkeys(map(reader.shard, shuffled)))
-    return sorted(ids, key=lambda one: shards.index(reader.shard(one)))
+def _gigabytes(files: Sequence[Path]) -> float:
+    return sum(path.stat().st_size for path in files) / 1e9
 
 
-def portions(reader: CacheReader, ids: Sequence[int], number: int, *, by_shard: bool) -> Iterator[list[int]]:
-    """The images dealt out to threads: one by one, or shard by shard."""
-    groups = [[one] for one in ids]
-    if by_shard:
-        groups = [list(group) for _, group in groupby(ids, key=reader.shard)]
-    for thread in range(number):
-        yield [one for group in groups[thread::number] for one in group]
+def dealt(reader: CacheReader, ids: Sequence[int], order: str, num_threads: int, *, seed: int) -> list[list[int]]:
+    """The images for each thread: one by one in random order, or shard by shard in a random order of the shards."""
+    shuffled = random.Random(seed).sample(ids, len(ids))
+    groups = [[one] for one in shuffled]
+    if order == 'shards':
+        shards = list(dict.fromkeys(map(reader.shard, shuffled)))
+        by_shard = sorted(ids, key=lambda one: shards.index(reader.shard(one)))
+        groups = [list(group) for _, group in groupby(by_shard, key=reader.shard)]
+    return [[one for group in groups[thread::num_threads] for one in group] for thread in range(num_threads)]
 
 
 def dropped(files: Sequence[Path]) -> float:
@@ -256,9 +240,8 @@ def dropped(files: Sequence[Path]) -> float:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
                 first = ctypes.c_char.from_buffer(mapped)
                 states = (ctypes.c_ubyte * math.ceil(len(mapped) / mmap.PAGESIZE))()
-                ctypes.CDLL(None).mincore(
-                    ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), states
-                )
+                start, length = ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped))
+                ctypes.CDLL(None).mincore(start, length, states)
                 del first
                 num_pages, num_left = num_pages + len(states), num_left + sum(one & 1 for one in states)
     return 1 - num_left / max(1, num_pages)
@@ -275,89 +258,60 @@ def main() -> None:
         # Neighbours in the cache, so that shards are read whole.
         ids = reader.image_ids[: options.images]
         methods = methods_of(reader, ids, folder)
-        gigabytes = {one.name: _gigabytes(one, methods, reader, ids) for one in methods}
         codes = sum(map(reader.num_codes, ids)) * reader.code_dtype.itemsize / len(ids)
         print(
             f'{len(ids)} images of {codes / 1e6:.2f} MB of codes ({reader.manifest.description.codec}), '
-            f'{1000 * gigabytes["read"]:.2f} GB on disk for 1000 images'
+            f'{1000 * methods[0].gigabytes:.2f} GB on disk for 1000 images'
         )
-        _report(*_measure(reader, ids, methods, options.rounds), gigabytes)
+        rates, milliseconds = _measure(reader, ids, methods, options.rounds)
+    _report(methods, rates, milliseconds)
 
 
-# Of every setting, method and round.
-Figures = dict[Setting, dict[str, list[float]]]
-
-
-def _measure(
-    reader: CacheReader, ids: Sequence[int], methods: Sequence[Method], num_rounds: int
-) -> tuple[Figures, Figures]:
-    """Images/s, and milliseconds of processor time an image; NaN for what a method cannot do."""
-    settings = list(map(Setting._make, product(PAGE_CACHES, ORDERS, THREADS)))
-    rates: Figures = {setting: {one.name: [] for one in methods} for setting in settings}
-    processor: Figures = {setting: {one.name: [] for one in methods} for setting in settings}
+def _measure(reader: CacheReader, ids: Sequence[int], methods: Sequence[Method], num_rounds: int) -> Any:
+    """Images/s and ms of processor time an image, (2, rounds, settings, methods); NaN for what a method cannot do."""
+    figures = np.full((2, num_rounds + 1, len(SETTINGS), len(methods)), np.nan)
     gone = 1.0
-    for number, setting in product(range(num_rounds + 1), settings):
-        images = ordered(reader, ids, setting.order, seed=number)
-        for method in random.Random(number).sample(methods, len(methods)):
-            rate = milliseconds = math.nan
-            if setting.order == 'shards' or not method.by_shard:
-                if setting.page_cache == 'cold':
-                    gone = min(gone, dropped(method.files))
-                parts = list(portions(reader, images, setting.num_threads, by_shard=setting.order == 'shards'))
-                with ThreadPoolExecutor(setting.num_threads) as executor:
-                    start, started = time.perf_counter(), time.process_time()
-                    list(executor.map(method.read, parts))
-                    rate = len(ids) / (time.perf_counter() - start)
-                    milliseconds = 1000 * (time.process_time() - started) / len(ids)
-            if number:  # the first round warms up
-                rates[setting][method.name].append(rate)
-                processor[setting][method.name].append(milliseconds)
+    for number, (row, (page_cache, order, num_threads)) in product(range(num_rounds + 1), enumerate(SETTINGS)):
+        parts = dealt(reader, ids, order, num_threads, seed=number)
+        for column in random.Random(number).sample(range(len(methods)), len(methods)):
+            method = methods[column]
+            if method.by_shard and order != 'shards':
+                continue
+            if page_cache == 'cold':
+                gone = min(gone, dropped(method.files))
+            with ThreadPoolExecutor(num_threads) as executor:
+                start, started = time.perf_counter(), time.process_time()
+                list(executor.map(method.read, parts))
+                seconds, used = time.perf_counter() - start, time.process_time() - started
+            figures[:, number, row, column] = len(ids) / seconds, 1000 * used / len(ids)
     print(
         f'cold: {100 * gone:.1f}% of the pages were out of memory (mincore); caches of the disk or of the host of a '
         'virtual machine are not visible here'
     )
-    return rates, processor
+    return figures[:, 1:]  # the first round warms up
 
 
-def _report(rates: Figures, processor: Figures, gigabytes: Mapping[str, float]) -> None:
-    names = list(gigabytes)
-    print(f'\n{"images/s":<18}', *(f'{name:>12}' for name in names), 'read/limit  read/best')
-    for setting, found in rates.items():
-        _print_medians(setting, found, names, '.1f', f'{_ratio(found, "limit"):>10.3f} {_to_best(found):>10.3f}')
-    print(f'{"GB per 1000":<18}', *(f'{1000 * gigabytes[name]:>12.2f}' for name in names))
+def _report(methods: Sequence[Method], rates: Any, milliseconds: Any) -> None:
+    """Tables of the medians; a ratio is the median of those of each round."""
+    sizes = 1000 * np.array([one.gigabytes for one in methods])
+    ratios = np.median(rates[..., :1] / rates, axis=0)
+    # To the rival that comes nearest to the reader, or is furthest ahead of it.
+    best, best_per_gb = (np.nanmin(one[:, 2:], axis=1) for one in (ratios, ratios * sizes / sizes[0]))
+    busy = np.median(milliseconds[..., 1] / milliseconds[..., 0], axis=0)
+
+    def lines(figures: Any, form: str, *last: Any) -> None:
+        for setting, row, *others in zip(SETTINGS, np.median(figures, axis=0), *last, strict=True):
+            print(f'{" ".join(map(str, setting)):<18}', *(f'{one:>12{form}}' for one in row), *others)
+
+    print(f'\n{"images/s":<18}', *(f'{one.name:>12}' for one in methods), 'read/limit  read/best')
+    lines(rates, '.1f', [f'{one:>10.3f}' for one in ratios[:, 1]], [f'{one:>10.3f}' for one in best])
+    print(f'{"GB per 1000":<18}', *(f'{one:>12.2f}' for one in sizes))
     print('\nimages/s per GB')
-    for setting, found in rates.items():
-        per_gb = {name: [rate / (1000 * gigabytes[name]) for rate in found[name]] for name in names if gigabytes[name]}
-        _print_medians(setting, per_gb, names, '.1f', f'{"":10} {_to_best(per_gb):>10.3f}')
+    lines(rates / sizes, '.1f', [f'{one:>21.3f}' for one in best_per_gb])
     print("\nms of processor time per image, and the limit's share of the reading time")
-    for setting, found in processor.items():
-        _print_medians(setting, found, names, '.2f', f'{1 / _ratio(found, "limit"):>10.3f}')
-    limit = min(_ratio(found, 'limit') for setting, found in rates.items() if setting.page_cache == 'warm')
-    rival = min(_to_best(found) for setting, found in rates.items() if setting.page_cache == 'cold')
-    print(f'read/limit {limit:.3f} read/best-rival {rival:.3f}')
-
-
-def _print_medians(
-    setting: Setting, found: Mapping[str, Sequence[float]], names: Sequence[str], form: str, ratios: str
-) -> None:
-    values = (f'{statistics.median(found[name]):>12{form}}' if name in found else f'{"-":>12}' for name in names)
-    print(f'{" ".join(map(str, setting)):<18}', *values, ratios)
-
-
-def _ratio(found: Mapping[str, Sequence[float]], other: str) -> float:
-    return median_ratio(found['read'], found[other])
-
-
-def _to_best(found: Mapping[str, Sequence[float]]) -> float:
-    """The ratio to the rival that comes nearest to the reader, or is furthest ahead of it."""
-    ratios = [_ratio(found, name) for name in found if name not in ('read', 'limit')]
-    return min(one for one in ratios if not math.isnan(one))
-
-
-def _gigabytes(method: Method, methods: Sequence[Method], reader: CacheReader, ids: Sequence[int]) -> float:
-    """On disk for an image; of a cache by the share of its images that is read."""
-    size = sum(path.stat().st_size for path in method.files) / 1e9
-    return size / (len(reader) if method.files is methods[0].files else len(ids))
+    lines(milliseconds, '.2f', [f'{one:>10.3f}' for one in busy])
+    is_warm = np.array([setting[0] == 'warm' for setting in SETTINGS])
+    print(f'read/limit {ratios[is_warm, 1].min():.3f} read/best-rival {best[~is_warm].min():.3f}')
 
 
 def _options() -> argparse.Namespace:

@@ -15,19 +15,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numcodecs import BitRound, Blosc, Zstd
 from torch import Tensor
 from tqdm import tqdm
 
 from measuring import described_parser
 from mtpd.cache.format.arrays import ZSTD_LEVELS, chunk_checksum, decode_chunk, encode_chunk
-from mtpd.cache.format.basis import Covariance
-from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
-from mtpd.cache.format.comparison import Comparison
+from mtpd.cache.format.codecs import CodecName, Comparison, Covariance, EncodedMaps, encode
 from mtpd.data.coco import CocoSet, coco_paths, read_annotations, spread
 from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
@@ -43,8 +42,7 @@ CPU = torch.device('cpu')
 Pack = Callable[[Tensor, Tensor], tuple[int, Callable[[], Tensor]]]
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A way to store a map, ours or a rival's."""
 
     name: str
@@ -128,13 +126,11 @@ def as_absmax_blosc(maps: Tensor, _: Tensor) -> tuple[int, Callable[[], Tensor]]
 
 
 def all_methods() -> list[Method]:
+    zstd = Zstd(level=3)
     methods = [
         Method('.npy float32', as_npy),
-        Method('fp16, zstd 3', compressed('float16', Zstd(level=3))),
-        *[
-            Method(f'bitround {bits}, zstd 3', compressed('float32', Zstd(level=3), BitRound(keepbits=bits)))
-            for bits in (1, 2, 4)
-        ],
+        Method('fp16, zstd 3', compressed('float16', zstd)),
+        *[Method(f'bitround {bits}, zstd 3', compressed('float32', zstd, BitRound(bits))) for bits in (1, 2, 4)],
         Method('int8 absmax, blosc', as_absmax_blosc),
         our_method('fp16', 'fp16'),
         our_method('int8', 'int8'),
@@ -203,41 +199,29 @@ def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None
     print(f'\n{name}: live AP {live:.2f}')
     print(f'{"method":<24}{"bits":>7}{"error":>10}{"cosine":>9}{"AP":>7}{"drop":>7}{"pack M/s":>10}{"unpack M/s":>11}')
     for method, one in outcomes.items():
+        closeness = one.comparison.summary()
         print(
-            f'{method:<24}{one.bits:>7.2f}{one.comparison.mean_error:>10.1e}{one.comparison.mean_cosine:>9.5f}'
+            f'{method:<24}{one.bits:>7.2f}{closeness["mean_error"]:>10.1e}{closeness["mean_cosine"]:>9.5f}'
             f'{one.ap:>7.2f}{live - one.ap:>7.2f}{one.num_elements / one.pack_seconds / 1e6:>10.1f}'
             f'{one.num_elements / one.unpack_seconds / 1e6:>11.1f}'
         )
 
 
 def plot(path: Path, results: Mapping[str, tuple[float, dict[str, Outcome]]], methods: Sequence[Method]) -> None:
-    import matplotlib as mpl
-
-    mpl.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(results), figsize=(6.5 * len(results), 4.8), squeeze=False)
-    for panel, (name, (live, outcomes)) in zip(panels[0], results.items(), strict=True):
+    figure = Figure(figsize=(6.5 * len(results), 4.8), layout='tight')
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for panel, (name, (live, outcomes)) in zip(panels, results.items(), strict=True):
         panel.axhline(live, color='grey', linestyle='--', linewidth=1, label='live')
         for method in methods:
-            one = outcomes[method.name]
+            place = outcomes[method.name].bits, outcomes[method.name].ap
             colour, marker, slant = ('tab:blue', 'o', -40) if method.is_ours else ('tab:orange', 's', 40)
-            panel.plot(one.bits, one.ap, marker, color=colour)
+            panel.plot(*place, marker, color=colour)
             # Names of ours hang down from their points and those of rivals rise, so that few of them meet.
-            panel.annotate(
-                method.name,
-                (one.bits, one.ap),
-                xytext=(2, slant / 8),
-                textcoords='offset points',
-                fontsize=6.5,
-                rotation=slant,
-                rotation_mode='anchor',
-                va='center',
-            )
+            style = {'fontsize': 6.5, 'rotation': slant, 'rotation_mode': 'anchor', 'va': 'center'}
+            panel.annotate(method.name, place, (2, slant / 8), textcoords='offset points', **style)
         panel.set(xscale='log', xlabel='bits per element', ylabel='box AP of the own head', title=name)
         panel.set_xticks([1, 2, 4, 8, 16, 32], labels=['1', '2', '4', '8', '16', '32'])
         panel.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 

@@ -6,7 +6,7 @@
 
 Options: those of mtpd-extract except --out, and --repeats. The bare pass has its input ready: resized, padded and
 normalised, on the device, in batches of the same images; its maps are thrown away. The extraction reads the image
-files, encodes, compresses and writes to a temporary folder (--folder names one on another disk), up to the last shard;
+files, encodes, compresses and writes to a temporary folder (TMPDIR names one on another disk), up to the last shard;
 one-time work (loading, zarr metadata, the statistics of `lean`) is not timed. Both alternate, after one warm-up
 round; medians. In the end a trial predicts the extraction, as `mtpd-extract --dry-run` does, and a whole one is run,
 timed from the first image to the manifest. Last line: `extract/forward R predicted/real bytes B time T`, of throughputs
@@ -48,7 +48,6 @@ from mtpd_extract.run import extract
 def main(arguments: Sequence[str]) -> None:
     parser = described_parser(__doc__)
     parser.add_argument('--repeats', type=int, default=5, help='measured rounds (default 5)')
-    parser.add_argument('--folder', type=Path, help='folder for the temporary caches')
     own, others = parser.parse_known_args(arguments)
     given = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
     options = ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
@@ -61,10 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         f'{", ".join(description.views)} as {description.codec}, batches of {extraction.batch_size}, '
         f'{extraction.num_threads} reader threads, {torch.get_num_threads()} network threads'
     )
-    ways = {
-        'forward': partial(time_forward, extraction, inputs),
-        'extract': partial(time_extract, extraction, own.folder),
-    }
+    ways = {'forward': partial(time_forward, extraction, inputs), 'extract': partial(time_extract, extraction)}
     rounds = interleaved(ways, own.repeats)
     times = {name: [one[name] for one in rounds] for name in ways}
     print(f'{"":<10}{"median s":>10}{"fastest s":>11}{"slowest s":>11}{"images/s":>10}')
@@ -72,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         median = statistics.median(counted)
         print(f'{name:<10}{median:>10.2f}{min(counted):>11.2f}{max(counted):>11.2f}{num_images / median:>10.2f}')
     ratio = median_ratio(times['forward'], times['extract'])
-    num_bytes, seconds = compare_prediction(extraction, own.folder)
+    num_bytes, seconds = compare_prediction(extraction)
     print(f'extract/forward {ratio:.3f} predicted/real bytes {num_bytes:.3f} time {seconds:.3f}')
 
 
@@ -98,9 +94,9 @@ def time_forward(extraction: Extraction, inputs: Sequence[Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def time_extract(extraction: Extraction, folder: Path | None) -> float:
+def time_extract(extraction: Extraction) -> float:
     """Seconds from the first image to the last shard on the disk."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    with tempfile.TemporaryDirectory() as name:
         writer = CacheWriter(
             Path(name) / 'cache',
             description=extraction.description,
@@ -125,11 +121,11 @@ def time_extract(extraction: Extraction, folder: Path | None) -> float:
             return time.perf_counter() - start
 
 
-def compare_prediction(extraction: Extraction, folder: Path | None) -> tuple[float, float]:
+def compare_prediction(extraction: Extraction) -> tuple[float, float]:
     """Predicted over real bytes and seconds of the whole extraction."""
     rates = measure_rates(extraction)
     predicted = predict(extraction, rates)
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    with tempfile.TemporaryDirectory() as name:
         out = Path(name) / 'cache'
         start = time.perf_counter()
         extract(extraction, out, rates=lambda: rates)

@@ -77,24 +77,17 @@ class Setting(NamedTuple):
     dtypes: str
 
 
-@dataclass(frozen=True)
-class Row:
-    """What came out: bytes that must be moved, bytes per second of a copy, read and written, and figures by method.
+class Row(NamedTuple):
+    """What came out, by method; NaN where memory did not suffice.
 
-    `seconds` are those of a step, NaN where memory did not suffice; `extra` are bytes beyond inputs and gradients, NaN
-    on a CPU.
+    `seconds` are those of a step; `extra` are bytes beyond inputs and gradients, NaN on a CPU; `rate` are bytes per
+    second: of those that must be moved, or read and written by `copy`.
     """
 
-    setting: Setting
-    elements: int
-    floor_bytes: int
-    copy_rate: float
+    num_elements: int
     seconds: dict[str, float]
     extra: dict[str, float]
-
-    def rate(self, method: str) -> float:
-        """Bytes per second: of the floor, or moved by a copy."""
-        return self.copy_rate if method == 'copy' else self.floor_bytes / self.seconds[method]
+    rate: dict[str, float]
 
 
 def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[LevelInputs]:
@@ -121,15 +114,13 @@ def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[Leve
 def loss_of(method: str, *, toy: bool) -> Loss:
     if method == 'eager':
         return reference_weighted_mse
-    if method == 'compile':
-        # A shape at a time, as fast as it gets; what was compiled for the last row would count against a limit.
-        torch.compiler.reset()
-        compiled: Loss = torch.compile(
-            reference_weighted_mse, dynamic=False, backend='aot_eager' if toy else 'inductor'
-        )
-        return compiled
-
-    return lambda *inputs: fused_weighted_mse(*inputs)[0]
+    if method == 'kernel':
+        return lambda *inputs: fused_weighted_mse(*inputs)[0]
+    # A shape at a time, as fast as it gets; what was compiled for the last row would count against a limit.
+    torch.compiler.reset()
+    backend = 'aot_eager' if toy else 'inductor'
+    compiled: Loss = torch.compile(reference_weighted_mse, dynamic=False, backend=backend)
+    return compiled
 
 
 def step(loss: Loss, inputs: Sequence[LevelInputs]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -173,23 +164,24 @@ def extra_bytes(run: Callable[[], object], inputs: Sequence[LevelInputs], device
 def measure(setting: Setting, size: Size, device: torch.device, *, toy: bool) -> Row:
     """One row; all methods must agree."""
     inputs = make_inputs(setting, size, device)
-    wanted, seconds, extra = None, {}, {}
+    floor = sum(3 * level[0].nbytes + 2 * level[1].nbytes for level in inputs)
+    row = Row(sum(level[0].numel() for level in inputs), {}, {}, {'copy': copy_rate(size, device)})
+    wanted = None
     for method in METHODS:
-        seconds[method] = extra[method] = math.nan
+        row.seconds[method] = row.extra[method] = math.nan
         run = partial(step, loss_of(method, toy=toy), inputs)
         try:
             found = run()[0].item()
-            extra[method] = extra_bytes(run, inputs, device)
-            seconds[method] = seconds_of(run, device)
+            row.extra[method] = extra_bytes(run, inputs, device)
+            row.seconds[method] = seconds_of(run, device)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            continue
-        wanted = found if wanted is None else wanted
-        if not math.isclose(found, wanted, rel_tol=1e-4):
-            raise InputError(f'{setting}: {method} gives {found}, but kernel {wanted}; one of them is wrong')
-    elements = sum(level[0].numel() for level in inputs)
-    floor = sum(3 * level[0].nbytes + 2 * level[1].nbytes for level in inputs)
-    return Row(setting, elements, floor, copy_rate(size, device), seconds, extra)
+        else:
+            wanted = found if wanted is None else wanted
+            if not math.isclose(found, wanted, rel_tol=1e-4):
+                raise InputError(f'{setting}: {method} gives {found}, but kernel {wanted}; one of them is wrong')
+        row.rate[method] = floor / row.seconds[method]
+    return row
 
 
 def copy_rate(size: Size, device: torch.device) -> float:
@@ -197,18 +189,19 @@ def copy_rate(size: Size, device: torch.device) -> float:
     return 2 * size.copied_bytes / seconds_of(lambda: target.copy_(source), device)
 
 
-RATIOS = (('kernel', 'copy'), ('kernel', 'compile'), ('eager', 'kernel'))
-
-
-def columns(row: Row) -> dict[str, str]:
-    pyramid, batch, layout, dtypes = row.setting
-    shown = {'pyramid': pyramid, 'batch': str(batch), 'dtypes': dtypes, 'layout': layout}
-    shown['M elements'] = f'{row.elements / 1e6:.1f}'
+def columns(setting: Setting, row: Row) -> dict[str, str]:
+    shown = {name: str(getattr(setting, name)) for name in ('pyramid', 'batch', 'dtypes', 'layout')}
+    shown['M elements'] = f'{row.num_elements / 1e6:.1f}'
     shown |= {f'{method} ms': f'{1000 * row.seconds[method]:.3f}' for method in METHODS}
-    shown |= {f'{method} GB/s': f'{row.rate(method) / 1e9:.4g}' for method in ('copy', 'kernel')}
+    shown |= {f'{method} GB/s': f'{row.rate[method] / 1e9:.4g}' for method in ('copy', 'kernel')}
     shown |= {f'{method} extra MB': f'{row.extra[method] / 1e6:.1f}' for method in METHODS}
-    shown |= {f'{one}/{other}': f'{row.rate(one) / row.rate(other):.3f}' for one, other in RATIOS}
+    shown |= {ratio: f'{value:.3f}' for ratio, value in ratios(row).items()}
     return {name: '-' if value == 'nan' else value for name, value in shown.items()}
+
+
+def ratios(row: Row) -> dict[str, float]:
+    pairs = (('kernel', 'copy'), ('kernel', 'compile'), ('eager', 'kernel'))
+    return {f'{one}/{other}': row.rate[one] / row.rate[other] for one, other in pairs}
 
 
 def parse() -> argparse.Namespace:
@@ -217,7 +210,6 @@ def parse() -> argparse.Namespace:
     add('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
     add('--batches', nargs='+', type=int, default=[2, 16])
     add('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='types of student and teacher')
-    add('--layouts', nargs='+', choices=LAYOUTS, default=list(LAYOUTS), help='memory layouts of the student')
     add('--csv', type=Path, help='CSV file for the table')
     add('--toy', action='store_true', help='tiny sizes on the CPU')
     return parser.parse_args()
@@ -235,23 +227,24 @@ def main() -> None:
         raise SystemExit('bench_kernel.py needs a GPU, but none was found; --toy tests it on the CPU')
     device_name = 'CPU, Triton interpreted' if options.toy else torch.cuda.get_device_name(device)
     rows: list[Row] = []
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(options.csv.open('w', newline='')) if options.csv else None
-        for setting in product(options.pyramids, sorted(options.batches), options.layouts, options.dtypes):
-            row = measure(Setting(*setting), size, device, toy=options.toy)
-            shown = {'device': device_name, 'torch': torch.__version__, **columns(row)}
+    with options.csv.open('w', newline='') if options.csv else contextlib.nullcontext() as file:
+        for each in product(options.pyramids, sorted(options.batches), LAYOUTS, options.dtypes):
+            setting = Setting(*each)
+            row = measure(setting, size, device, toy=options.toy)
+            shown = columns(setting, row)
             if not rows:
-                print(*list(shown)[2:], sep=' | ', flush=True)
-            print(*list(shown.values())[2:], sep=' | ', flush=True)
+                print(*shown, sep=' | ')
+            print(*shown.values(), sep=' | ', flush=True)
             if file is not None:
+                shown = {'device': device_name, 'torch': torch.__version__, **shown}
                 writer = csv.DictWriter(file, shown)
                 if not rows:
                     writer.writeheader()
                 writer.writerow(shown)
             rows.append(row)
     # Of equal sizes the first: contiguous maps in the first dtypes.
-    largest = max(rows, key=lambda row: row.elements)
-    print(*(f'{one}/{other} {largest.rate(one) / largest.rate(other):.3f}' for one, other in RATIOS))
+    largest = max(rows, key=lambda row: row.num_elements)
+    print(*(f'{name} {value:.3f}' for name, value in ratios(largest).items()))
 
 
 if __name__ == '__main__':

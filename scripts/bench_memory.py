@@ -6,11 +6,10 @@
     scripts/bench_memory.py --device cuda --memory-limit 0.1 --batch-sizes 2   # as on a card of a tenth of the size
 
 Trains a few steps of the same student plain and distilled from a cache, each cell of the table in a process of its
-own: with the stage file's defaults, with `optim.channels_last`, with `optim.activation_checkpointing`, with both;
-each with `optim.accumulate` as --accumulate says. A cell is the most memory in MB and the images/s of the timed
-steps; `-` means that it did not fit. On a GPU the memory is what PyTorch takes from the card (reserved; the driver's
-own context, some hundred MB, comes on top), on a CPU the most that the process takes while it trains, without what it
-took for imports.
+own: with the stage file's defaults, with `optim.channels_last`, with `optim.activation_checkpointing`, with both. A
+cell is the most memory in MB and the images/s of the timed steps; `-` means that it did not fit. On a GPU the memory
+is what PyTorch takes from the card (reserved; the driver's own context, some hundred MB, comes on top), on a CPU the
+most that the process takes while it trains, without what it took for imports.
 
 --memory-limit restricts PyTorch to that share of the GPU memory. Last line: the least memory with which a batch of the
 smallest size ran plain and distilled, and their ratio.
@@ -26,9 +25,9 @@ from typing import NamedTuple
 
 import torch
 
+from bench_step import Trainer, add_setting_options, parse_options, prepare
 from measuring import described_parser
 from mtpd.system.environment import describe_device
-from train_steps import Trainer, add_setting_options, parse_options, prepare
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     'defaults': (),
@@ -58,11 +57,11 @@ def main() -> None:
         files = prepare(Path(name), options)
         print(
             f'{options.student} from {options.teacher} on {describe_device(options.chosen)}: {options.size}, '
-            f'{options.precision}, {options.loss}, codec {options.codec}, accumulate {options.accumulate}'
+            f'{options.precision}, {options.loss}, codec {options.codec}'
         )
         table = {
             (way, choice): [_in_own_process(files[way], OPTIONS[choice], size, options) for size in sizes]
-            for choice in options.options
+            for choice in OPTIONS
             for way in WAYS
         }
     _report(table, sizes)
@@ -84,7 +83,7 @@ def _report(table: Mapping[tuple[str, str], list[Cell]], sizes: list[int]) -> No
 
 
 def _in_own_process(file: Path, choice: tuple[str, ...], batch_size: int, options: argparse.Namespace) -> Cell:
-    overrides = (*choice, f'data.batch_size={batch_size}', f'optim.accumulate={options.accumulate}')
+    overrides = (*choice, f'data.batch_size={batch_size}')
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         return pool.submit(_train, file, overrides, options.chosen, options.memory_limit, options.steps).result()
 
@@ -107,8 +106,6 @@ def _options() -> argparse.Namespace:
     add_setting_options(parser)
     add = parser.add_argument
     add('--batch-sizes', type=int, nargs='+', default=[1, 2, 4, 8], help='(default 1 2 4 8)')
-    add('--options', nargs='+', default=list(OPTIONS), choices=OPTIONS, help='rows of the table (default: all)')
-    add('--accumulate', type=int, default=1, help='batches per optimizer step (default %(default)s)')
     add(
         '--memory-limit', type=float, metavar='SHARE', help='share of the GPU memory to use, from 0 to 1 (default: all)'
     )

@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from measuring import described_parser
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, batch_images, encode
@@ -29,33 +27,6 @@ from mtpd.geometry import Level
 CODECS: tuple[CodecName, ...] = ('fp16', 'int8', 'lean')
 STRIDES = (8, 16, 32, 64, 128)
 Encoded = Mapping[str, EncodedMaps]
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the memory that operators give out while it lives, on a CPU, whose allocator does not say."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
-        result = func(*args, **(kwargs or {}))
-        given = {id_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
-        for one in tree_leaves(result):
-            if isinstance(one, Tensor) and id_of(one) not in given:
-                storage = one.untyped_storage()
-                self._storages[id_of(one)] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
-        self.peak = max(self.peak, self.live())
-        return result
-
-    def live(self) -> int:
-        self._storages = {key: one for key, one in self._storages.items() if not one[0].expired()}  # type: ignore[no-untyped-call]
-        return sum(size for _, size in self._storages.values())
-
-
-def id_of(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def image_codes(codec: CodecName, levels: tuple[Level, ...], padded: tuple[int, int]) -> Encoded:
@@ -83,20 +54,25 @@ def streamed(images: list[Encoded], device: torch.device) -> tuple[list[Encoded]
     return moved, buffer
 
 
-def bytes_of(make: Callable[[], Any], device: torch.device) -> tuple[int, int]:
-    """Bytes that live when it is made, and the most while it is made."""
+def bytes_of(make: Callable[[], Any], given: list[Encoded], device: torch.device) -> tuple[int, int]:
+    """Bytes that live when it is made of `given`, and the most while it is made, beyond those of `given`."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         held = make()
-        now, peak = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+        now, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     else:
-        with LiveBytes() as counter:
+        # The allocator of a CPU does not say: what operators give out is counted while it lives.
+        tracker = MemTracker()
+        parts = [part for image in given for one in image.values() for part in (one.codes, one.scale, one.basis)]
+        tracker.track_external(*(part for part in parts if part is not None))
+        before = tracker.get_tracker_snapshot()[device]['Total']
+        with tracker:
             held = make()
-            now, peak = counter.live(), counter.peak
+        now, peak = (tracker.get_tracker_snapshot(kind)[device]['Total'] for kind in ('current', 'peak'))
     del held
-    return now, peak
+    return now - before, peak - before
 
 
 def main() -> None:
@@ -116,8 +92,8 @@ def main() -> None:
         for batch, is_mixed in product(sorted(options.batches), (True, False)):
             images = [narrow if is_mixed and number % 2 else whole for number in range(batch)]
             encoded, buffer = streamed(images, device)
-            codes, codes_peak = bytes_of(partial(_batched, encoded), device)
-            decoded, decoded_peak = bytes_of(partial(_decoded, encoded), device)
+            codes, codes_peak = bytes_of(partial(_batched, encoded), encoded, device)
+            decoded, decoded_peak = bytes_of(partial(_decoded, encoded), encoded, device)
             row = (buffer.nbytes, codes, decoded, codes_peak, decoded_peak)
             shown = ''.join(f'{one / 1e6:>13.2f}' for one in row)
             print(f'{codec:<6}{batch:>6}{"mixed" if is_mixed else "":>7}{shown}', flush=True)

@@ -10,7 +10,7 @@ import json
 import sys
 import textwrap
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,48 +55,11 @@ def _command(context: click.Context, *, heading: str) -> str:
     command, name = context.command, context.command_path
     usage = ' '.join([name, *command.collect_usage_pieces(context)])
     parts = [f'{heading} {name}', f'```text\n{usage}\n```', inspect.cleandoc(command.help or '')]
-    rows = [_row(one) for one in command.params if isinstance(one, click.Option)]
-    if rows:
-        parts.append(table(('option', 'default', 'meaning'), rows))
-    parts.append(f'```bash\n{_examples(command)}\n```')
-    return '\n\n'.join(parts) + '\n'
-
-
-def _examples(command: click.Command) -> str:
-    """The examples at the end of the help, without the heading."""
-    text = (command.epilog or '').split('Examples:\n')[1]
-    return textwrap.dedent(text).strip()
-
-
-def _row(option: click.Option) -> tuple[str, str, str]:
-    names = ', '.join(f'`{name}`' for name in sorted(option.opts, key=len))
-    if option.secondary_opts:
-        names += ' / ' + ', '.join(f'`{name}`' for name in option.secondary_opts)
-    kind: Any = option.type
-    text, _, said = (option.help or '').partition('  [default: ')
-    if isinstance(kind, click.Choice):
-        text += ' One of ' + ', '.join(f'`{one}`' for one in kind.choices) + '.'
-    value = _value(option)
-    return names + (f' `{value}`' if value else ''), cell(said.rstrip(']') or _option_default(option)), cell(text)
-
-
-def _value(option: click.Option) -> str:
-    if option.is_flag:
-        return ''
-    if option.metavar:
-        return option.metavar
-    kind: Any = option.type
-    words = {'integer': 'N', 'integer range': 'N', 'float': 'X', 'float range': 'X', 'directory': 'DIR', 'file': 'FILE'}
-    return words.get(kind.name, 'PATH' if kind.name == 'path' else 'VALUE')
-
-
-def _option_default(option: click.Option) -> str:
-    if option.required:
-        return 'required'
-    default = option.to_info_dict().get('default')
-    if option.is_flag and option.secondary_opts and isinstance(default, bool):
-        return f'`{(option.opts if default else option.secondary_opts)[0]}`'
-    return '' if default is None or default is False or default == () else f'`{default}`'
+    records = [one.get_help_record(context) or ('', '') for one in command.params if isinstance(one, click.Option)]
+    if records:
+        parts.append(_table(('option', 'meaning'), [(f'`{_cell(names)}`', _cell(text)) for names, text in records]))
+    examples = textwrap.dedent((command.epilog or '').split('Examples:\n')[1]).strip()
+    return '\n\n'.join([*parts, f'```bash\n{examples}\n```']) + '\n'
 
 
 Schema = Mapping[str, Any]
@@ -108,112 +71,92 @@ A stage file is YAML. Every section below is a mapping of the file; a key that i
 relative to the current directory. `mtpd-train STAGE.yaml --print-config` prints a stage with all its settings, and
 `configs/stage.schema.json` is the schema for editors. [Stage files](../stage-files.md) explains how they work together.
 """
-HEADS = ('key', 'type', 'default', 'meaning')
-DECAY = 'Decay'  # the one section that entries of a list have in common
+SLUG = str.maketrans({' ': '-', ':': None, '.': None})
+DECAY = 'distill: decay'  # the one section that entries of a list have in common
 WORDS = {'boolean': 'true or false', 'object': 'mapping', 'string': 'text'}
 BOUNDS = {'exclusiveMinimum': 'above', 'minimum': 'at least', 'exclusiveMaximum': 'below', 'maximum': 'at most'}
 
 
 def stage_file_page() -> str:
     schema = json.loads(schema_text())
-    return '\n'.join([STAGE_FILE, *_Page(schema['$defs']).blocks(schema)])
+    return '\n'.join([STAGE_FILE, *_sections(_resolved(schema, schema['$defs']), '')])
 
 
-class _Page:
-    """The sections of a schema, each with a heading that its key links to."""
-
-    def __init__(self, definitions: Mapping[str, Schema]) -> None:
-        self._definitions = definitions
-
-    def blocks(self, schema: Schema) -> Iterator[str]:
-        """The whole stage, its sections, and one section for each distillation loss."""
-        yield f'## Top level\n\n{self._table(schema, path="")}\n'
-        yield from self._sections(schema, path='')
-
-    def _sections(self, schema: Schema, *, path: str) -> Iterator[str]:
-        for key, field in schema['properties'].items():
-            here = f'{path}.{key}'.lstrip('.')
-            losses = field.get('items', {}).get('discriminator', {}).get('mapping')
-            if losses:
-                yield f'## {here}\n\n{field["description"]} A list; the settings of an entry depend on its `loss`.\n'
-                for name, reference in losses.items():
-                    yield self._section(self._resolve(reference), title=f'{here}: {name}')
-                yield self._section(self._definitions[DECAY], title=f'{here}: decay')
-                continue
-            for reference in _references(field):
-                yield self._section(self._resolve(reference), title=here)
-                yield from self._sections(self._resolve(reference), path=here)
-
-    def _section(self, section: Schema, *, title: str) -> str:
-        level = '###' if ':' in title else '##'
-        return f'{level} {title}\n\n{section.get("description", "")}\n\n{self._table(section, path=title)}\n'
-
-    def _table(self, schema: Schema, *, path: str) -> str:
-        required = schema.get('required', ())
-        rows = []
-        for key, field in schema['properties'].items():
-            default = '*required*' if key in required else _field_default(field)
-            kind = self._kind(field, path=f'{path}.{key}'.lstrip('.'))
-            meanings = [field, *(self._resolve(one) for one in _references(field))]
-            meaning = next(one['description'] for one in meanings if 'description' in one)
-            rows.append((f'`{key}`', kind, default, cell(meaning)))
-        return table(HEADS, rows)
-
-    def _kind(self, field: Schema, *, path: str) -> str:
-        if '$ref' in field:
-            path = 'distill: decay' if field['$ref'].endswith(DECAY) else path
-            return f'[section](#{_slug(path)})'
-        if 'const' in field:
-            return f'`{field["const"]}`'
-        if 'enum' in field:
-            return ', '.join(f'`{one}`' for one in field['enum'])
-        for union in ('anyOf', 'oneOf'):
-            if union in field:
-                return ' or '.join(dict.fromkeys(self._kind(one, path=path) for one in field[union]))
-        if field.get('type') == 'array':
-            return self._list(field, path=path)
-        kind = 'path' if field.get('format') == 'path' else WORDS.get(field['type'], str(field['type']))
-        bounds = [f'{word} {field[name]:g}' for name, word in BOUNDS.items() if name in field]
-        return ', '.join([kind, *bounds])
-
-    def _list(self, field: Schema, *, path: str) -> str:
-        if 'prefixItems' in field:
-            return f'pair of: {self._kind(field["prefixItems"][0], path=path)}'
-        if 'discriminator' in field['items']:
-            return f'list of [losses](#{_slug(path)})'
-        return f'list of: {self._kind(field["items"], path=path)}'
-
-    def _resolve(self, reference: str) -> Schema:
-        return self._definitions[reference.removeprefix('#/$defs/')]
+def _resolved(node: Any, definitions: Schema) -> Any:
+    """A schema with what its references stand for in their place."""
+    if isinstance(node, list):
+        return [_resolved(one, definitions) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if '$ref' in node:
+        section = definitions[node['$ref'].removeprefix('#/$defs/')]
+        node = section | node | {'about': section['description']}
+    return {key: _resolved(one, definitions) for key, one in node.items() if key not in ('$ref', '$defs')}
 
 
-def _references(field: Schema) -> Iterator[str]:
-    """The sections that a key may hold."""
-    if '$ref' in field:
-        yield field['$ref']
-    for one in (*field.get('anyOf', ()), *field.get('oneOf', ())):
-        yield from _references(one)
+def _sections(schema: Schema, path: str) -> Iterator[str]:
+    """A section and those below it, each with a heading that its key links to."""
+    heading = f'{"###" if ":" in path else "##"} {path or "Top level"}'
+    description = f'{schema["about"]}\n\n' if path else ''
+    yield f'{heading}\n\n{description}{_table(("key", "type", "default", "meaning"), _rows(schema, path))}\n'
+    for key, field in schema['properties'].items():
+        losses = field.get('items', {}).get('oneOf')
+        if losses:
+            yield f'## {key}\n\n{field["description"]} A list; the settings of an entry depend on its `loss`.\n'
+            by_name = {loss['properties']['loss']['const']: loss for loss in losses}
+            for name, loss in sorted(by_name.items()):
+                yield from _sections(loss, f'{key}: {name}')
+            yield from _sections(losses[0]['properties']['decay'], DECAY)
+        elif key != 'decay':
+            for one in _alternatives(field):
+                if 'properties' in one:
+                    yield from _sections(one, f'{path}.{key}'.lstrip('.'))
 
 
-def _slug(path: str) -> str:
-    return ''.join(one for one in path.lower().replace(' ', '-') if one.isalnum() or one in '-_')
+def _rows(schema: Schema, path: str) -> Iterator[Sequence[str]]:
+    for key, field in schema['properties'].items():
+        default = '*required*' if key in schema.get('required', ()) else _default(field.get('default', {}))
+        meaning = next(one['description'] for one in (field, *_alternatives(field)) if 'description' in one)
+        section = DECAY if key == 'decay' else f'{path}.{key}'.lstrip('.')
+        link = f'(#{section.translate(SLUG)})'
+        yield f'`{key}`', _kind(field, link), default, _cell(meaning)
 
 
-def _field_default(field: Schema) -> str:
-    default = field.get('default', {})
+def _alternatives(field: Schema) -> list[Schema]:
+    """The schemas of which a value must fit one."""
+    found = field.get('anyOf') or field.get('oneOf')
+    return [one for each in found for one in _alternatives(each)] if found else [field]
+
+
+def _kind(field: Schema, link: str) -> str:
+    """The type of a value; `link` is to the section of its key."""
+    if _alternatives(field) != [field]:
+        return ' or '.join(dict.fromkeys(_kind(one, link) for one in _alternatives(field)))
+    if 'properties' in field:
+        return f'[section]{link}'
+    if 'const' in field or 'enum' in field:
+        return ', '.join(f'`{one}`' for one in field.get('enum') or [field['const']])
+    if 'prefixItems' in field:
+        return f'pair of: {_kind(field["prefixItems"][0], link)}'
+    if 'items' in field:
+        return f'list of [losses]{link}' if 'oneOf' in field['items'] else f'list of: {_kind(field["items"], link)}'
+    kind = 'path' if field.get('format') == 'path' else WORDS.get(field['type'], str(field['type']))
+    return ', '.join([kind, *(f'{word} {field[name]:g}' for name, word in BOUNDS.items() if name in field)])
+
+
+def _default(default: Any) -> str:
     if isinstance(default, dict):
         # Of a section, what differs from the section's own defaults: a decay other than none.
         return f'`{{kind: {default["kind"]}}}`' if 'kind' in default else ('' if default else '`{}`')
     return f'`{json.dumps(default)}`'
 
 
-def cell(text: str) -> str:
+def _cell(text: str) -> str:
     return ' '.join(text.replace('|', '\\|').split())
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ['---'] * len(heads), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return '\n'.join(f'| {" | ".join(line)} |' for line in [heads, ['---'] * len(heads), *rows])
 
 
 PAGES = {

@@ -7,6 +7,7 @@ Example:
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
@@ -18,22 +19,15 @@ def main() -> int:
     defaults = SyntheticSpec()
     parser = argparse.ArgumentParser(description='Creates a COCO-format data set of coloured shapes.')
     parser.add_argument('folder', type=Path, help='output folder; will hold train2017, val2017 and annotations')
-    parser.add_argument('--train', type=int, default=defaults.num_train, help='training images (%(default)s)')
-    parser.add_argument('--val', type=int, default=defaults.num_val, help='validation images (%(default)s)')
-    parser.add_argument(
-        '--empty', type=int, default=defaults.num_empty, help='images without a shape in each (%(default)s)'
-    )
-    parser.add_argument('--sizes', type=_size, nargs='+', metavar='WxH', help='image sizes in px (128x128)')
-    parser.add_argument('--seed', type=int, default=defaults.seed, help='random seed of the set (%(default)s)')
+    add = partial(parser.add_argument, type=int)
+    add('--train', default=defaults.num_train, help='training images (%(default)s)')
+    add('--val', default=defaults.num_val, help='validation images (%(default)s)')
+    add('--empty', default=defaults.num_empty, help='images without a shape in each (%(default)s)')
+    add('--sizes', type=_size, nargs='+', default=defaults.sizes, metavar='WxH', help='image sizes in px (128x128)')
+    add('--seed', default=defaults.seed, help='random seed of the set (%(default)s)')
     options = parser.parse_args()
     try:
-        spec = SyntheticSpec(
-            num_train=options.train,
-            num_val=options.val,
-            num_empty=options.empty,
-            sizes=tuple(options.sizes or defaults.sizes),
-            seed=options.seed,
-        )
+        spec = SyntheticSpec(options.train, options.val, options.empty, tuple(options.sizes), seed=options.seed)
         with progress_bar(total=spec.num_train + spec.num_val, desc='drawing', unit='image') as progress:
             is_new = make_synthetic_set(options.folder, spec, on_image=progress.update)
             progress.update(progress.total - progress.n)

@@ -18,7 +18,7 @@ from mtpd.errors import InputError, UnavailableError
 from mtpd.system.console import warn
 from mtpd.system.environment import describe_device, versions
 from mtpd.system.files import TEMPORARY, canonical_json, differences, require_writable, sha256_bytes, sha256_file
-from mtpd.system.locks import HolderLock, LockHeldError
+from mtpd.system.locks import LockHeldError, held
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
 from mtpd_train.teachers.teacher_source import teacher_name
@@ -73,7 +73,7 @@ def held_folder(out: Path) -> Iterator[None]:
     _require_own(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with HolderLock(out / LOCK_FILE):
+        with held(out / LOCK_FILE):
             for half_written in out.rglob(f'{TEMPORARY}*'):
                 half_written.unlink()
             yield

@@ -20,7 +20,7 @@ from mtpd.detectors.models import build_detector, load_config, missing_package
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.trainable import BACKBONE, PARTS, require_trainable
 from mtpd.detectors.weights import backbone_weights, fetch_weights
-from mtpd.detectors.zoo import find_model, resolve
+from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.geometry import Level
 from mtpd.system.text import table
@@ -141,7 +141,7 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
 
 def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
     """Loads all weights of a student and describes them; errors call the file `name`."""
-    load_into(model, load_checkpoint(checkpoint, network=model), name=f'{name} {checkpoint}')
+    load_into(model, checkpoint, name=f'{name} {checkpoint}')
     return f'student from {checkpoint}'
 
 
@@ -153,8 +153,8 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     path = Path(reference)
     # Names of the zoo have dots, too.
     if not path.exists() and (not path.suffix or find_model(reference) is not None):
-        path = fetch_weights(resolve(reference), offline='set init.fine_tune to a local file instead of the name')
-    state = load_checkpoint(path, network=model)
+        path = fetch_weights(reference, offline='set init.fine_tune to a local file instead of the name')
+    state, _ = load_checkpoint(path, network=model)
     own = model.state_dict()
     initialised = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
     missing = [name for name in own if name not in state and not _NOT_IN_IMAGENET.search(name)]

@@ -123,20 +123,18 @@ def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, 
     help="COCO annotation file with the image names; not needed for COCO's own names.",
 )
 @output_options
-def picture(
-    cache: Path, out: Path, images: Path | None, annotations: Path | None, verbose: bool, quiet: bool, **others: Any
-) -> None:
+def picture(verbose: bool, quiet: bool, **options: Any) -> None:
     """Draw a contact sheet of an image: every level's map and its error, plain next to flip.
 
     Equal colours in a row mean equal features. If both views are stored, the last column compares the plain map,
     mirrored, with the map of the mirrored image: the error of training on mirrored maps.
     """
-    if annotations is not None and images is None:
+    if options['annotations'] is not None and options['images'] is None:
         raise click.UsageError('--annotations requires --images')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.picture import run
 
-        run(cache, out, images=images, annotations=annotations, **others)
+        run(**options)
 
 
 @main.command(epilog=FIDELITY_EXAMPLES)
@@ -149,31 +147,22 @@ def picture(
 )
 @teacher_options
 @data_options
-@click.option(
-    '--num-images',
-    type=click.IntRange(1),
-    default=100,
-    help='Number of images, evenly spaced over the set.',
-)
-@click.option(
-    '--ap/--no-ap',
-    default=True,
-    help="Also compute the box AP of the teacher's head on stored maps.",
-)
+@click.option('--num-images', type=click.IntRange(1), default=100, help='Number of images, evenly spaced over the set.')
+@click.option('--ap/--no-ap', default=True, help="Also compute the box AP of the teacher's head on stored maps.")
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
-def fidelity(images: Path | None, annotations: Path | None, verbose: bool, quiet: bool, **others: Any) -> None:
+def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
     """Compare the maps in CACHE with those of the live teacher: error, cosine and AP.
 
     With the annotation file of the extraction, stored maps are compared. Images of any
     other annotated set are encoded with the cache's codec in memory. The default teacher is recorded in the cache.
     """
-    require_pairs(images, annotations)
+    require_pairs(options['images'], options['annotations'])
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.fidelity import FidelityOptions, run
 
-        run(FidelityOptions(images=images, annotations=annotations, **others))
+        run(FidelityOptions(**options))
 
 
 @main.command(epilog=ORDER_EXAMPLES)
@@ -194,17 +183,9 @@ def fidelity(images: Path | None, annotations: Path | None, verbose: bool, quiet
     help='With a student: use only teachers that lower the cost (stepping-stones), or all.',
 )
 @click.option('--max-teachers', type=click.IntRange(1), help='Maximum number of teachers.  [default: no limit]')
+@click.option('--num-images', type=click.IntRange(1), default=200, help='Number of images, evenly spaced over the set.')
 @click.option(
-    '--num-images',
-    type=click.IntRange(1),
-    default=200,
-    help='Number of images, evenly spaced over the set.',
-)
-@click.option(
-    '--num-cells',
-    type=click.IntRange(1),
-    default=2048,
-    help='Maximum number of cells per map, chosen at random.',
+    '--num-cells', type=click.IntRange(1), default=2048, help='Maximum number of cells per map, chosen at random.'
 )
 @click.option(
     '--ridge',
@@ -212,12 +193,7 @@ def fidelity(images: Path | None, annotations: Path | None, verbose: bool, quiet
     default=1e-4,
     help='L2 penalty on the weights, relative to the variance of a channel.',
 )
-@click.option(
-    '--resamples',
-    type=click.IntRange(0),
-    default=100,
-    help='Number of bootstrap resamples of the images.',
-)
+@click.option('--resamples', type=click.IntRange(0), default=100, help='Number of bootstrap resamples of the images.')
 @click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Plot the costs.')
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
@@ -250,7 +226,7 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
     if out is None and len(caches) != 1:
         raise click.UsageError('merging several CACHEs needs a new folder: give --out, or name one CACHE')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd.cache.checking.state import read_state
+        from mtpd.cache.checking import read_state
         from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
         from mtpd.system.text import format_bytes
 

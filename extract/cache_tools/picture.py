@@ -42,22 +42,22 @@ class Panel:
 
 
 def run(
-    path: Path, out: Path, *, image: int | None, view: ViewName | None, images: Path | None, annotations: Path | None
+    cache: Path, out: Path, *, image: int | None, view: ViewName | None, images: Path | None, annotations: Path | None
 ) -> None:
-    cache = mtpd.cache.open(path)
+    reader = mtpd.cache.open(cache)
     require_png(out, option='--out')
-    image_id = cache.image_ids[0] if image is None else image
-    views = cache.views if view is None else (view,)
-    rows = [_level_row(cache, image_id, level, views) for level in cache.levels]
+    image_id = reader.image_ids[0] if image is None else image
+    views = reader.views if view is None else (view,)
+    rows = [_level_row(reader, image_id, level, views) for level in reader.levels]
     if images is not None:
         file = _image_file(image_id, images, annotations)
-        rows.insert(0, _input_row(cache, image_id, file, views))
-    height, width = cache.sizes(image_id).padded
-    sheet = _draw_sheet(rows, title=_title(cache, image_id), aspect=width / height)
+        rows.insert(0, _input_row(reader, image_id, file, views))
+    height, width = reader.sizes(image_id).padded
+    sheet = _draw_sheet(rows, title=_title(reader, image_id), aspect=width / height)
     content = io.BytesIO()
     sheet.save(content, format='PNG')
     write_output(out, content.getvalue(), option='--out')
-    say(f'{out}: image {image_id}, {len(cache.levels)} levels, {sheet.width} x {sheet.height} px')
+    say(f'{out}: image {image_id}, {len(reader.levels)} levels, {sheet.width} x {sheet.height} px')
 
 
 def require_png(out: Path, *, option: str) -> None:

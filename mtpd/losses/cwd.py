@@ -11,7 +11,6 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from mtpd.errors import InputError
 from mtpd.losses.adapter import AdaptedLoss
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.match import LevelPair
@@ -53,8 +52,6 @@ def cwd(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float = 
     Maps (B, C, H, W) of any floating dtype, mask bool (B, 1, H, W): values where it is False, NaN included, change
     neither the loss nor a gradient. Accumulated in float32 (float64 if an input is); 0 when no cell counts.
     """
-    if not temperature > 0:
-        raise InputError(f'temperature {temperature} must be greater than 0')
     check_shapes(student, teacher, mask)
     dtype = accumulation_dtype(student, teacher)
     cells = mask.flatten(2)

@@ -50,9 +50,21 @@ def match_levels(
     level for each of them, None for those of the same names.
     """
     if teacher_levels is None:
-        pairs = _pairs_by_name(student, teacher, levels)
-    else:
-        pairs = _pairs_as_named(student, teacher, levels or (), teacher_levels, resize)
+        levels = teacher_levels = _shared(student, teacher, levels)
+    elif len(levels or ()) != len(teacher_levels):
+        raise InputError(
+            f'teacher_levels {", ".join(teacher_levels)} must name one level for each of levels '
+            f'{", ".join(levels or ()) or "(not given)"}; give both lists with the same length'
+        )
+    pairs = []
+    for name, teacher_name in zip(levels or (), teacher_levels, strict=True):
+        one, other = _find(student, name, 'student'), _find(teacher, teacher_name, 'teacher')
+        if one.stride != other.stride and resize == 'none':
+            raise InputError(
+                f'cannot distil {name} of the student (stride {one.stride}) from {teacher_name} of the teacher (stride '
+                f'{other.stride}): their grids differ; set resize to student or teacher, or pair levels of one stride'
+            )
+        pairs.append(LevelPair(one, other, 'none' if one.stride == other.stride else resize))
     # What was meant is most likely another pairing, which would train on other levels than these.
     if resize != 'none' and all(pair.resize == 'none' for pair in pairs):
         names = ', '.join(pair.name for pair in pairs)
@@ -63,46 +75,17 @@ def match_levels(
     return pairs
 
 
-def _pairs_by_name(student: Sequence[Level], teacher: Sequence[Level], levels: Sequence[str] | None) -> list[LevelPair]:
-    teachers = {(level.name, level.stride): level for level in teacher}
-    pairs = [(level, teachers.get((level.name, level.stride))) for level in student]
-    shared = {one.name: LevelPair(one, other) for one, other in pairs if other is not None}
+def _shared(student: Sequence[Level], teacher: Sequence[Level], levels: Sequence[str] | None) -> Sequence[str]:
+    """The names of the levels that both sides have, of those that are wanted, which both must have."""
+    places = {(level.name, level.stride) for level in teacher}
+    shared = [level.name for level in student if (level.name, level.stride) in places]
     both = f'the student has {_names(student)}, the teacher {_names(teacher)}'
     if not shared:
         raise InputError(f'student and teacher share no level to distil: {both}; use a teacher with the same strides')
-    if levels is None:
-        return list(shared.values())
-    missing = [name for name in levels if name not in shared]
+    missing = [name for name in levels or () if name not in shared]
     if missing:
         raise InputError(f'cannot distil {", ".join(missing)}: {both}; choose levels from {", ".join(shared)}')
-    return [shared[name] for name in levels]
-
-
-def _pairs_as_named(
-    student: Sequence[Level],
-    teacher: Sequence[Level],
-    levels: Sequence[str],
-    teacher_levels: Sequence[str],
-    resize: Resize,
-) -> list[LevelPair]:
-    if len(levels) != len(teacher_levels):
-        raise InputError(
-            f'teacher_levels {", ".join(teacher_levels)} must name one level for each of levels '
-            f'{", ".join(levels) or "(not given)"}; give both lists with the same length'
-        )
-    pairs = []
-    for name, teacher_name in zip(levels, teacher_levels, strict=True):
-        one, other = _find(student, name, 'student'), _find(teacher, teacher_name, 'teacher')
-        if one.stride == other.stride:
-            pairs.append(LevelPair(one, other))
-        elif resize == 'none':
-            raise InputError(
-                f'cannot distil {name} of the student (stride {one.stride}) from {teacher_name} of the teacher (stride '
-                f'{other.stride}): their grids differ; set resize to student or teacher, or pair levels of one stride'
-            )
-        else:
-            pairs.append(LevelPair(one, other, resize))
-    return pairs
+    return shared if levels is None else levels
 
 
 def _find(levels: Sequence[Level], name: str, owner: str) -> Level:

@@ -12,7 +12,6 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
@@ -74,8 +73,6 @@ class MaskedGenerativeDistillation(nn.Module):
 
     def __init__(self, student_channels: int, teacher_channels: int, *, mask_ratio: float) -> None:
         super().__init__()
-        if not 0 <= mask_ratio <= 1:
-            raise InputError(f'mask_ratio {mask_ratio} must be from 0 (hide nothing) to 1 (hide every cell)')
         self.mask_ratio = mask_ratio
         self.align = None if student_channels == teacher_channels else nn.Conv2d(student_channels, teacher_channels, 1)
         self.generation = nn.Sequential(

@@ -68,10 +68,8 @@ def decay_factor(decay: Decay, *, progress: float) -> float:
     TAR (Sun et al. 2020) lets distillation decay. Its form is, to the best of our knowledge, that of DWPose (Yang et
     al. 2023), which credits it: `1 - (t - 1) / t_max` in epoch t from 1. `linear` is that, by optimizer steps.
 
-    Args:
-        decay: the course.
-        progress: x, the share of the stage that is done: optimizer steps taken / all. It is 0 in the first step and
-            falls short of 1 by one step in the last; there is no other state, so a resumed stage continues exactly.
+    `progress`, x, is optimizer steps taken / all: 0 in the first step, one step short of 1 in the last. There is no
+    other state, so a resumed stage continues exactly.
     """
     if decay.kind == 'linear':
         return 1 - progress

@@ -176,8 +176,6 @@ def class_term(
     Logits (K, C + 1) of any floating dtype, or log probabilities of the teacher; labels (K,) are the true classes.
     Accumulated in float32 (float64 if an input is); 0 without RoIs.
     """
-    if not temperature > 0:
-        raise InputError(f'temperature {temperature} must be greater than 0')
     if student.ndim != 2 or student.shape != teacher.shape or labels.shape != student.shape[:1]:
         raise InputError(
             f'class logits of student {tuple(student.shape)} and teacher {tuple(teacher.shape)} and labels '

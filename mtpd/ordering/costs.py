@@ -5,7 +5,7 @@ Letters: C channels, G groups of images, H W grid of a level, M models, R resamp
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from mtpd.errors import CacheMismatchError, InputError
 from mtpd.geometry import Level
 from mtpd.ordering.ridge import DEFAULT_RIDGE, GroupedMoments, cost_matrix
 
+Name = TypeVar('Name', bound=str)
 EXTRACT_AGAIN = 'extract both with the same settings'
 
 
@@ -124,19 +125,20 @@ def adaptation_costs(
 def shared_levels(caches: Sequence[CacheReader]) -> list[str]:
     """Names of the levels that all caches have; a level is named after its stride. There must be one."""
     names = [[level.name for level in cache.levels] for cache in caches]
-    shared = [name for name in names[0] if all(name in some for some in names)]
-    if not shared:
-        listed = '; '.join(f'{cache.path}: {", ".join(some)}' for cache, some in zip(caches, names, strict=True))
-        raise InputError(f'the caches have no common level ({listed}); use caches with the same strides')
-    return shared
+    return _shared(caches, names, kind='level', advice='use caches with the same strides')
 
 
 def shared_views(caches: Sequence[CacheReader]) -> tuple[ViewName, ...]:
     """The views that all caches have; there must be one."""
-    shared = tuple(view for view in caches[0].views if all(view in cache.views for cache in caches))
+    views = _shared(caches, [cache.views for cache in caches], kind='view', advice='extract them with the same --views')
+    return tuple(views)
+
+
+def _shared(caches: Sequence[CacheReader], names: Sequence[Sequence[Name]], *, kind: str, advice: str) -> list[Name]:
+    shared = [name for name in names[0] if all(name in some for some in names)]
     if not shared:
-        listed = '; '.join(f'{cache.path}: {", ".join(cache.views)}' for cache in caches)
-        raise InputError(f'the caches have no common view ({listed}); extract them with the same --views')
+        listed = '; '.join(f'{cache.path}: {", ".join(some)}' for cache, some in zip(caches, names, strict=True))
+        raise InputError(f'the caches have no common {kind} ({listed}); {advice}')
     return shared
 
 

@@ -21,6 +21,7 @@ LOSSES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     'tar_feature': [{'loss': 'tar_feature', 'weight': 3.0}],
     'tar_head': [{'loss': 'tar_head'}],
     'tar_classes': [{'loss': 'tar_head', 'box_weight': 0.0}],
+    'tar_light_boxes': [{'loss': 'tar_head', 'box_weight': 0.1}],
     'tar': [{'loss': 'tar_feature', 'weight': 3.0}, {'loss': 'tar_head'}],
 }
 TEACHERS = ('weak', 'transformer', 'strong')
@@ -172,6 +173,17 @@ QUESTIONS: Mapping[str, Question] = {
             **{f'{first}, strong': (Stage(first), Stage('strong', lr=0.3)) for first in TEACHERS},
         },
     ),
+    'transformer_last': Question(
+        f'The transformer last, {2 * FULL} epochs',
+        {
+            'transformer, one stage': _of('transformer', epochs=2 * FULL),
+            **{f'{first}, transformer': _of(first, 'transformer') for first in TEACHERS},
+            **{
+                f'{first}, transformer at 0.3 of the peak rate': (Stage(first), Stage('transformer', lr=0.3))
+                for first in TEACHERS
+            },
+        },
+    ),
     'inheritance': Question(
         f'Neck and head of the teacher as a start, {2 * FULL} epochs',
         {
@@ -188,16 +200,25 @@ QUESTIONS: Mapping[str, Question] = {
             **{loss: (Stage('strong', HALF, loss=loss),) for loss in (*MAP_LOSSES, 'fgd_means')},
         },
     ),
-    'two_stage': Question(
-        f'Faster R-CNN from its strong teacher, {HALF} epochs',
-        {
-            'alone': (Stage(None, HALF, student='faster_student'),),
-            **{
-                loss: (Stage('faster_strong', HALF, loss=loss, student='faster_student'),)
-                for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar_classes', 'tar')
-            },
-        },
+    'two_stage_convergence': Question(
+        'Faster R-CNN alone, by epochs',
+        {f'{epochs} epochs': (Stage(None, epochs, student='faster_student'),) for epochs in (HALF, 2 * FULL)},
+        num_seeds=3,
     ),
+    **{
+        name: Question(
+            f'Faster R-CNN from its strong teacher, {epochs} epochs',
+            {
+                'alone': (Stage(None, epochs, student='faster_student'),),
+                **{
+                    loss: (Stage('faster_strong', epochs, loss=loss, student='faster_student'),)
+                    for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar_light_boxes', 'tar_classes', 'tar')
+                },
+            },
+            num_seeds=3,
+        )
+        for name, epochs in (('two_stage', 2 * FULL), ('two_stage_short', HALF))
+    },
     'small_student': Question(
         f'A student with half the channels, {FULL} epochs: one stage, or two of {HALF}',
         {

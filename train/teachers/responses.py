@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.class_names import require_same_labels
-from mtpd.detectors.detector_heads import CapturedRois, predict_rois, student_box_coder, student_num_classes
+from mtpd.detectors.detector_heads import CapturedRois, predict_rois, student_box_coder
 from mtpd.detectors.features import NECK
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
@@ -51,7 +51,7 @@ def build_responses(
     if len(entries) > 1:
         raise InputError('distill lists tar_head twice; remove one')
     (options,) = entries
-    coder, num_classes = student_box_coder(student), student_num_classes(student)
+    coder = student_box_coder(student)
     if options.mode == 'head_on_gpu' and source.hook_point != NECK:
         raise InputError(
             f'tar_head: the maps of {source.name} are taken before the norms of its neck, but its RoI head needs '
@@ -59,13 +59,13 @@ def build_responses(
         )
     head = source.roi_head() if options.mode == 'head_on_gpu' else None
     of_teacher = source.num_roi_classes() if head is None else head.record.num_classes
-    if of_teacher != num_classes:
+    if of_teacher != len(classes):
         raise InputError(
-            f'tar_head: the teacher of {source.name} has {of_teacher} classes, the student {num_classes}; '
+            f'tar_head: the teacher of {source.name} has {of_teacher} classes, the student {len(classes)}; '
             'use a teacher trained on the classes of data.train'
         )
     require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
-    return Responses(options, coder, num_classes, head, levels=() if head is None else _levels(head.record, source))
+    return Responses(options, coder, len(classes), head, levels=() if head is None else _levels(head.record, source))
 
 
 def _levels(record: RoiHeadRecord, source: TeacherSource) -> tuple[Level, ...]:
