@@ -23,7 +23,7 @@ Examples:
 
 def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
-        from mtpd_train.settings.printing import schema_text
+        from mtpd_train.settings.stage_file import schema_text
 
         click.echo(schema_text(), nl=False)
         context.exit()

@@ -38,7 +38,7 @@ def detect(
     student.model.eval()
     preprocessing = student.preprocessing
     padded = {image_id: preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
-    batches = world.share(evaluation_batches(padded, batch_size=max(1, batch_size // world.size)))
+    batches = evaluation_batches(padded, batch_size=max(1, batch_size // world.size))[world.rank :: world.size]
     if num_images is not None:
         batches = [batch[:num_images] for batch in batches[:1]]
     if category_ids is None:
@@ -67,16 +67,10 @@ def evaluate_stage(
 ) -> EvaluationRecord:
     """Evaluates a student on the stage's val_set, shows the main numbers above the progress bar; raises as `detect`."""
     assert stage.val_set is not None
-    started = time.perf_counter()
+    started, data, record = time.perf_counter(), stage.settings.data, None
     boxes, masks = detect(
-        student,
-        stage.val_set,
-        batch_size=stage.settings.data.batch_size,
-        num_workers=stage.settings.data.workers,
-        stop=stop,
-        world=world,
+        student, stage.val_set, batch_size=data.batch_size, num_workers=data.workers, stop=stop, world=world
     )
-    record = None
     if world.is_main:
         evaluated = evaluate_detections(
             stage.val_set.coco, boxes, masks if student.has_masks else None, backend=stage.settings.evaluate.backend

@@ -1,7 +1,4 @@
-"""How a stage is optimised: optimizer, learning rate schedule, loss scaler, moving average (EMA), and the step.
-
-`OptimSettings` describes every setting.
-"""
+"""How `OptimSettings` are carried out: optimizer, schedule, loss scaler, moving average (EMA), and the step."""
 
 import itertools
 import math
@@ -22,10 +19,9 @@ from mtpd_train.settings.stage_settings import OptimSettings
 
 
 class Optimization:
-    """Optimizer, schedule, loss scaler and moving average of a stage.
+    """Optimizer, schedule, loss scaler and moving average (`average`, None without `ema`) of a stage.
 
-    `average` is the moving average of the student's weights, None without `ema`. `student` is the network to evaluate
-    and to save: the average where there is one, else the one that is trained.
+    `student` is the network to evaluate and to save: the average where there is one, else the one that is trained.
     """
 
     def __init__(
@@ -79,9 +75,8 @@ def build_optimizer(parameters: Iterable[Parameter], optim: OptimSettings) -> Op
 def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoch: int) -> LRScheduler:
     """Learning rate per optimizer step: `step()` follows each step of the optimizer; raises as `require_warmup_ends`.
 
-    The warm-up rises from `warmup_ratio * lr` to `lr` and multiplies the rest of the schedule, which runs from step 0:
-    mmdet's recipes combine their linear warm-up and their milestones like this. Its defaults are those of mmdet, with
-    `onecycle` those of torch.
+    The warm-up rises from `warmup_ratio * lr` to `lr` and multiplies the rest of the schedule, which runs from step 0,
+    as in mmdet's recipes. Its defaults are those of mmdet, with `onecycle` those of torch.
     """
     num_steps = optim.epochs * steps_per_epoch
     require_warmup_ends(optim, steps_per_epoch=steps_per_epoch)
@@ -132,9 +127,8 @@ def require_warmup_ends(optim: OptimSettings, *, steps_per_epoch: int) -> None:
 def update_average(average: AveragedModel, model: nn.Module, *, decay: float, step: int) -> None:
     """Updates the moving average A with the weights W of `model` after optimizer step `step`, from 1.
 
-    A becomes d A + (1 - d) W, with d = min(decay, (1 + step) / (10 + step)): at first it follows the student closely,
-    else its random start would weigh in for long. The first step sets A to W. Batch statistics are averaged as the
-    weights are; counters are copied.
+    A becomes d A + (1 - d) W, with d = min(decay, (1 + step) / (10 + step)), so that a random start does not weigh in
+    for long; the first step sets A to W. Batch statistics are averaged as the weights are; counters are copied.
     """
     average.multi_avg_fn = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
     average.update_parameters(model)

@@ -3,7 +3,7 @@
 All processes must call these functions, in the same order. They only exchange values of the run itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,10 +72,6 @@ class World:
         if self.size > 1:
             for buffer in (one for module in modules for one in module.buffers()):
                 torch.distributed.broadcast(buffer, 0)
-
-    def share(self, items: Sequence[Value]) -> list[Value]:
-        """This process's share of divided work: every `size`-th item."""
-        return list(items[self.rank :: self.size])
 
 
 ALONE = World()

@@ -30,8 +30,7 @@ from mtpd_train.run_folder import (
     require_usable,
     stage_folder,
 )
-from mtpd_train.settings.printing import dump_stage
-from mtpd_train.settings.stage_file import load_stages, place_of
+from mtpd_train.settings.stage_file import dump_stage, load_stages, place_of
 from mtpd_train.stage import Stage, build_stages
 from mtpd_train.student import inheritance_summary, inheritance_table, load_student
 from mtpd_train.training.loop import train_stage

@@ -36,6 +36,4 @@ def test_alone_it_asks_nobody() -> None:
     assert ALONE.any(True, False) == (True, False)
     assert ALONE.from_main(3) == 3
     assert ALONE.gathered(3) == ALONE.gathered_by_main(3) == [3]
-    assert ALONE.share([1, 2, 3]) == [1, 2, 3]
-    assert World(rank=1, size=2).share([1, 2, 3]) == [2]
     ALONE.share_buffers()

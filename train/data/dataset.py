@@ -10,14 +10,7 @@ import cv2
 import torch.utils.data
 
 from mtpd.data.account import nothing_to_train_on
-from mtpd.data.coco import (
-    CocoImage,
-    CocoSet,
-    coco_paths,
-    missing_images,
-    require_pixels,
-    training_annotations,
-)
+from mtpd.data.coco import CocoImage, CocoSet, coco_paths, missing_images, require_pixels, training_annotations
 from mtpd.data.images import read_image
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
@@ -35,11 +28,8 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         self, coco: CocoSet, folder: Path, *, geometry: Geometry, for_training: bool, with_masks: bool
     ) -> None:
         """Refuses a set of which images are missing; samples carry annotations `for_training`."""
-        self.coco = coco
-        self.folder = folder
-        self._geometry = geometry
-        self._for_training = for_training
-        self._with_masks = with_masks
+        self.coco, self.folder = coco, folder
+        self._geometry, self._for_training, self._with_masks = geometry, for_training, with_masks
         self._images: dict[int, CocoImage] = {image.id: image for image in coco.images}
         require_pixels(coco.images, geometry)
         missing = missing_images(coco.images, folder)
@@ -91,11 +81,10 @@ def load_batches(
     pin_memory: bool = False,
     start_method: Literal['fork', 'spawn'] | None = None,
 ) -> Iterator[list[Sample]]:
-    """The samples of each batch, in order, prefetched by processes that start immediately.
+    """The samples of each batch, in order, prefetched by processes that start immediately; with none, when requested.
 
     Where the system can, they are forked, because a copy of COCO's annotations for each of them would take gigabytes.
-    Threads may read a cache meanwhile: they hold no lock that a worker takes. Without any `num_workers`, each batch is
-    read when it is requested. With `pin_memory` a GPU can fetch pixels while it computes.
+    Threads may read a cache meanwhile: they hold no lock that a worker takes.
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
     forked = (start_method or multiprocessing.get_start_method()) == 'fork'
@@ -132,9 +121,7 @@ def _start_worker(_: int) -> None:
 
 def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:
     """Image folder and annotation file of a split."""
-    if isinstance(split, str):
-        return coco_paths(data.coco, split)
-    return split.images, split.annotations
+    return coco_paths(data.coco, split) if isinstance(split, str) else (split.images, split.annotations)
 
 
 def read_train_annotations(data: DataSettings, *, read: Callable[[Path], CocoSet]) -> CocoSet:

@@ -33,9 +33,8 @@ def training_batches(
     left over when an epoch ends fill the last batches together.
 
     With `shards` (image id -> the shard that its maps are read from), every epoch distributes these again over windows
-    of WINDOW, and the images are shuffled within a window, so that few files are read at a time. Still, an image may
-    come anywhere in an epoch, any two may meet in a batch, and views are drawn for each image by itself. But two images
-    of one shard are always in one window, so they meet more often; and those of a window come near each other.
+    of WINDOW, and the images are shuffled within a window, so that few files are read at a time. An image may come
+    anywhere in an epoch, but images of one shard meet in a batch more often than others.
 
     `sizes` are original (height, width) in px, `flip` is the probability of the mirrored view, `seed` is of this epoch.
     """
@@ -44,7 +43,10 @@ def training_batches(
     generator.shuffle(image_ids)
     mirrored = generator.random(len(image_ids)) < flip
     if shards is not None:
-        windows = _windows([shards[one] for one in image_ids.tolist()], generator)
+        # Numbered in the order in which the shuffled images name them, which is random but not uniform.
+        numbers: dict[Hashable, int] = {}
+        of_image = [numbers.setdefault(shards[one], len(numbers)) for one in image_ids.tolist()]
+        windows = generator.permutation(len(numbers))[np.array(of_image, dtype=np.int64)] // WINDOW
         # A stable sort: within a window the images stay shuffled.
         image_ids = image_ids[np.argsort(windows, kind='stable')]
     batches: list[list[Request]] = []
@@ -68,32 +70,17 @@ class Share(NamedTuple):
 
 
 def share_of(batch: Sequence[Request], *, rank: int, size: int) -> Share:
-    """The share of process `rank`, from 0, of `size`: together they have each image once.
-
-    Where there are fewer images than processes, some repeat one, which then has no weight, so that all take the step.
-    """
+    """The share of process `rank`, from 0, of `size`: each image once, or repeated without weight if there are few."""
     own = list(batch[rank::size])
     return Share(own, len(own) / len(batch)) if own else Share([batch[rank % len(batch)]], 0.0)
 
 
 def evaluation_batches(padded: Mapping[int, Size], *, batch_size: int) -> list[list[Request]]:
-    """Batches of images with one padded size, so that a prediction does not depend on its neighbours in the batch.
-
-    `padded` is image id -> (height, width) of its network input, px.
-    """
+    """Batches of images with one size in `padded` (px), so that a prediction does not depend on its neighbours."""
     groups: dict[Size, list[Request]] = {}
     for image_id, size in padded.items():
         groups.setdefault(size, []).append(Request(image_id, 'plain'))
     return [batch for group in groups.values() for batch in _chunks(group, batch_size)]
-
-
-def _windows(shards: Sequence[Hashable], generator: np.random.Generator) -> np.ndarray:
-    """The window of each image, given its shard: (N,) int64."""
-    numbers: dict[Hashable, int] = {}
-    # Numbered in the order in which the shuffled images name them, which is random but not uniform.
-    of_image = np.array([numbers.setdefault(one, len(numbers)) for one in shards], dtype=np.int64)
-    windows: np.ndarray = generator.permutation(len(numbers))[of_image] // WINDOW
-    return windows
 
 
 def _chunks(requests: Sequence[Request], size: int) -> list[list[Request]]:

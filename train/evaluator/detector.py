@@ -21,9 +21,13 @@ from mtpd_train.run_folder import CONFIG_FILE, DIVERGED_FILE, RUN_FILE, STUDENT_
 from mtpd_train.student import Student
 from mtpd_train.training.saving import BEST_FILE, epoch_file, kept_epochs
 
-NONE_YET = 'no student yet: the first is saved after an epoch (save.keep) or an evaluation (best.pth)'
-DIVERGED = 'no student: its losses diverged before the first save'
 RESUME = 'wait for it, or resume the run with its mtpd-train command and --resume'
+# Why a stage has no student, and what to do.
+NONE_YET = 'no student yet: the first is saved after an epoch (save.keep) or an evaluation (best.pth)', RESUME
+DIVERGED = (
+    'no student: its losses diverged before the first save',
+    'train again in another --out, with a lower optim.lr or optim.grad_clip',
+)
 _STAGE_FOLDER = re.compile(r'stage(\d+)')
 
 
@@ -65,17 +69,12 @@ def student_of_run(folder: Path, checkpoint: Path | None = None) -> Detector:
     config = load_config(str(config_file))
     # The set that a student's config carries for mmdet's test tool.
     dataset = config.get('test_dataloader', {}).get('dataset', {})
-    has_set = 'ann_file' in dataset
-    val_set = (Path(dataset.data_prefix['img']), Path(dataset.ann_file)) if has_set else None
+    val_set = (Path(dataset.data_prefix['img']), Path(dataset.ann_file)) if 'ann_file' in dataset else None
     return Detector(str(folder), config, weights, val_set)
 
 
 def build_student(
-    detector: Detector,
-    device: torch.device,
-    *,
-    scale: tuple[int, int] | None = None,
-    trust_checkpoint: bool = False,
+    detector: Detector, device: torch.device, *, scale: tuple[int, int] | None = None, trust_checkpoint: bool = False
 ) -> tuple[Student, Mapping[str, Any]]:
     """The detector with its weights, in eval mode, and the `meta` of its checkpoint; `scale` replaces its resize.
 
@@ -114,71 +113,58 @@ def category_ids(detector: Detector, student: Student, meta: Mapping[str, Any], 
     )
 
 
-@dataclass(frozen=True)
-class StageStudent:
-    """A student that a stage has saved."""
+def find_student(folder: Path) -> tuple[Path, str] | None:
+    """The student in the folder of a stage, the last one, else the best so far, else the newest so far, and its title.
 
-    checkpoint: Path
-    title: str = ''  # such as `best so far, epoch 3`; empty for the last one of a stage that has finished
-
-
-def find_student(folder: Path) -> StageStudent | None:
-    """The student in the folder of a stage: the last one, else the best so far, else the newest so far."""
+    The title is such as `best so far, epoch 3`; empty for the last one of a stage that has finished.
+    """
     last, best = folder / STUDENT_FILE, folder / BEST_FILE
     if last.is_file():
-        return StageStudent(last)
+        return last, ''
     if best.is_file():
         _, meta = load_checkpoint(best)
-        return StageStudent(best, f'best so far, epoch {meta.get("epoch", "unknown")}')
+        return best, f'best so far, epoch {meta.get("epoch", "unknown")}'
     epoch = max(kept_epochs(folder), default=None)
-    return None if epoch is None else StageStudent(epoch_file(folder, epoch), f'latest so far, epoch {epoch}')
+    return None if epoch is None else (epoch_file(folder, epoch), f'latest so far, epoch {epoch}')
 
 
-def require_student(folder: Path) -> StageStudent:
+def require_student(folder: Path) -> tuple[Path, str]:
     """As `find_student`; refuses a stage without any."""
     found = find_student(folder)
     if found is None:
-        raise InputError(_why_none(folder))
+        raise InputError(_why_none(folder)[0])
     return found
 
 
-def _why_none(folder: Path) -> str:
-    """Why a stage has no student at all."""
+def _why_none(folder: Path) -> tuple[str, str]:
+    """Why a stage has no student at all, and what to do."""
     return DIVERGED if (folder / DIVERGED_FILE).is_file() else NONE_YET
 
 
 def without_student(folder: Path) -> InputError:
     """What to do about a folder without a last student: that of a run, of a stage, or of neither."""
+    whole = folder.resolve()
     if (folder / RUN_FILE).is_file():
         # The latest stage that has one, as the command line takes it.
         matches = (_STAGE_FOLDER.fullmatch(path.name) for path in folder.iterdir())
         for number in sorted((int(match[1]) for match in matches if match), reverse=True):
             stage = stage_folder(folder, number)
-            found = find_student(stage)
-            if found is not None:
+            if found := find_student(stage):
                 way = f'give a finished stage, such as {stage}'
-                if found.title:
-                    way = f'for the {found.title} of stage {number}, give {stage} --checkpoint {found.checkpoint}'
+                if found[1]:
+                    way = f'for the {found[1]} of stage {number}, give {stage} --checkpoint {found[0]}'
                 return InputError(f'{folder}: has no {STUDENT_FILE}, the run has not finished; {way}')
-        return _without_any_student(folder, stage_folder(folder, 1))
-    whole = folder.resolve()
-    if not (_STAGE_FOLDER.fullmatch(whole.name) and (whole.parent / RUN_FILE).is_file()):
+        why, way = _why_none(stage_folder(folder, 1))
+    elif not (_STAGE_FOLDER.fullmatch(whole.name) and (whole.parent / RUN_FILE).is_file()):
         return InputError(
             f'{folder}: is neither a run nor a stage of a run (no {RUN_FILE}, no {STUDENT_FILE}); give the --out of '
             'mtpd-train, or --model and --checkpoint'
         )
-    if not folder.is_dir():
+    elif not folder.is_dir():
         return InputError(f'{folder}: there is no such stage, or the run has not reached it; {RESUME}')
-    found = find_student(folder)
-    if found is None:
-        return _without_any_student(folder, folder)
-    return InputError(
-        f'{folder}: has no {STUDENT_FILE}, the stage has not finished; for its {found.title}, add --checkpoint '
-        f'{found.checkpoint}'
-    )
-
-
-def _without_any_student(folder: Path, stage: Path) -> InputError:
-    is_hopeless = (stage / DIVERGED_FILE).is_file()
-    way = 'train again in another --out, with a lower optim.lr or optim.grad_clip' if is_hopeless else RESUME
-    return InputError(f'{folder}: has {_why_none(stage)}; {way}')
+    elif found := find_student(folder):
+        way = f'for its {found[1]}, add --checkpoint {found[0]}'
+        return InputError(f'{folder}: has no {STUDENT_FILE}, the stage has not finished; {way}')
+    else:
+        why, way = _why_none(folder)
+    return InputError(f'{folder}: has {why}; {way}')

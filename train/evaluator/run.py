@@ -3,9 +3,8 @@
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mtpd.data.account import evaluation_account, suspicions
 from mtpd.data.coco import coco_paths, read_annotations
@@ -80,7 +79,10 @@ def evaluate_model(
     boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=workers, category_ids=ids)
     seconds = time.perf_counter() - started
     if results_file is not None:
-        write_output(results_file, json.dumps(_together(boxes, masks)).encode(), option='--results')
+        # One record for each detection, with its mask where there are masks.
+        both = zip(boxes, masks, strict=True) if masks else ()
+        records = [box | {'segmentation': mask['segmentation']} for box, mask in both] or boxes
+        write_output(results_file, json.dumps(records).encode(), option='--results')
     found = evaluate_detections(annotated, boxes, masks if student.has_masks else None, backend=backend)
 
     if json_file is not None:
@@ -123,13 +125,6 @@ def class_table(found: Mapping[str, Evaluation]) -> list[str]:
 
 def _percent(value: float) -> str:
     return '-' if value < 0 else f'{100 * value:.1f}'
-
-
-def _together(boxes: Sequence[Mapping[str, Any]], masks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One result record for each detection, with its mask where there are masks."""
-    if not masks:
-        return [dict(box) for box in boxes]
-    return [{**box, 'segmentation': mask['segmentation']} for box, mask in zip(boxes, masks, strict=True)]
 
 
 def _require_place(option: str, path: Path) -> None:

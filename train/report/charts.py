@@ -55,11 +55,7 @@ class Line:
 
 
 def run_charts(run: RunLog, summaries: Sequence[StageSummary]) -> dict[str, bytes]:
-    """The charts of a run by name, as SVG; without those that there is nothing for.
-
-    `ap`, `loss`, `lr`, `speed` and `wait` are over the optimizer steps of all stages; `size_box` and `size_mask` are AP
-    by size of objects.
-    """
+    """The charts of a run by name, over the steps of all stages or by size of objects, as SVG; without empty ones."""
     charts = {}
     borders = {f'stage {stage.number}': stage.first_step for stage in run.begun}
     for name, lines, y_label in (
@@ -75,10 +71,9 @@ def run_charts(run: RunLog, summaries: Sequence[StageSummary]) -> dict[str, byte
     for kind in ('box', 'mask'):
         sizes = [name for name in SIZES if any(one.metrics.get(f'{kind}/{name}') is not None for one in summaries)]
         if sizes:
-            groups = {
-                f'stage {one.number}': [in_percent(one.metrics.get(f'{kind}/{name}')) for name in sizes]
-                for one in summaries
-            }
+            groups = {}
+            for one in summaries:
+                groups[f'stage {one.number}'] = [in_percent(one.metrics.get(f'{kind}/{name}')) for name in sizes]
             names = [SIZES[name] for name in sizes]
             charts[f'size_{kind}'] = bar_chart(groups, names=names, y_label=f'{kind} AP, %')
     return charts
@@ -148,14 +143,8 @@ def line_chart(
             axes.set_ylim(bottom=0)
         for name, x in (borders or {}).items():
             axes.axvline(x, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
-            axes.annotate(
-                _label(name),
-                (x, 1),
-                xycoords=('data', 'axes fraction'),
-                xytext=(4, 1),
-                textcoords='offset points',
-                fontsize=9,
-            )
+            at: Any = {'xycoords': ('data', 'axes fraction'), 'xytext': (4, 1), 'textcoords': 'offset points'}
+            axes.annotate(_label(name), (x, 1), fontsize=9, **at)
         axes.set_xlabel('optimizer steps')
         axes.set_ylabel(y_label)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)

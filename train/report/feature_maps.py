@@ -45,7 +45,7 @@ class ImageMaps:
 class StageMaps:
     """The maps of a stage's teacher and student."""
 
-    student: str  # which of its students is shown, see `StageStudent.title`
+    student: str  # which of its students is shown, see `find_student`
     images: Sequence[ImageMaps]
     explained: Mapping[str, float]  # level -> share of the teacher's variance that the student's maps explain
 
@@ -61,7 +61,7 @@ def stage_maps(
     if stage.settings.get('cache') is None:
         raise InputError('the stage did not use a cache')
     stage_files = stage_folder(run.folder, stage.number)
-    found = require_student(stage_files)
+    checkpoint, title = require_student(stage_files)
     cache = mtpd.cache.open(stage.settings['cache'])
     if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
         raise CacheMismatchError(f'{cache.path}: is not the cache that the stage was trained with')
@@ -70,7 +70,7 @@ def stage_maps(
     images = [
         image for image in coco.images if image.id in cache and any(one.is_object for one in coco.annotations[image.id])
     ]
-    student, _ = build_student(student_of_run(stage_files, found.checkpoint), device)
+    student, _ = build_student(student_of_run(stage_files, checkpoint), device)
     shown = spread(images, num_images)
     pairs: dict[int, dict[str, Pair]] = {}
     for image in (*spread(images, max(num_images, NUM_FITTED)), *shown):
@@ -87,26 +87,18 @@ def stage_maps(
         own = [adapt(pairs[image.id][level][1]) for image in shown]
         uris = [map_uri(picture) for picture in principal_colours([*taught, *own], fitted_to=taught)]
         pictures[level] = list(zip(uris[: len(shown)], uris[len(shown) :], strict=True))
-    return StageMaps(
-        student=found.title,
-        images=[
-            ImageMaps(
-                image.file_name,
-                photo_uri(read_pixels(image, folder), []),
-                {level: pictures[level][index] for level in levels},
-            )
-            for index, image in enumerate(shown)
-        ],
-        explained=explained,
-    )
+    drawn = []
+    for index, image in enumerate(shown):
+        maps = {level: pictures[level][index] for level in levels}
+        drawn.append(ImageMaps(image.file_name, photo_uri(read_pixels(image, folder), []), maps))
+    return StageMaps(title, drawn, explained)
 
 
 def fit_adapter(pairs: Sequence[Pair]) -> tuple[Callable[[Tensor], Tensor], float]:
     """The linear map (S, H, W) -> (C, H, W) of a student's channels that comes closest to its teacher's, by ridge
     regression over cells, and the share of the variance of the teacher's cells that it explains.
 
-    Adapters that are trained are not kept, and a student may order its channels as it likes: only behind such a map can
-    its features be compared with the teacher's.
+    A student may order its channels as it likes: only behind such a map are its features comparable.
     """
     cells = []
     for pair in pairs:
@@ -158,12 +150,7 @@ def _train_files(stage: StageLog) -> tuple[Path, Path]:
 
 def _levels(stage: StageLog, common: Iterable[str]) -> list[str]:
     """The finest common levels, those first that a loss names."""
-    named = {
-        str(level)
-        for entry in entries(stage.settings, 'distill')
-        if isinstance(entry, Mapping)
-        for level in entries(entry, 'levels')
-    }
+    named = {str(level) for loss in entries(stage.settings, 'distill') for level in entries(loss, 'levels')}
     names = list(common)
     chosen = sorted(names, key=lambda name: name not in named)[:MAX_LEVELS]
     return [name for name in names if name in chosen]

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,8 @@ def _rectangle(draw: ImageDraw.ImageDraw, box: Box, colour: str, *, width: int, 
     if not is_dashed:
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
         return
-    for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
-        length = abs(end[0] - start[0]) + abs(end[1] - start[1])
-        for number in range(0, int(length // DASH) + 1, 2):
-            shares = (min(number * DASH / max(length, 1), 1), min((number + 1) * DASH / max(length, 1), 1))
-            points = [tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)) for share in shares]
-            draw.line([points[0], points[1]], fill=colour, width=width)
+    for start, end in pairwise(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)])):
+        length = max(float(np.abs(end - start).sum()), 1.0)
+        for place in np.arange(0, length, 2 * DASH):
+            points = [start + min(one / length, 1.0) * (end - start) for one in (place, place + DASH)]
+            draw.line(np.concatenate(points).tolist(), fill=colour, width=width)

@@ -55,11 +55,7 @@ class ClassRow:
 
 
 def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: float, device: str) -> None:
-    """`mtpd-report RUN`: writes the page of a run, finished or not.
-
-    Without an `out` it is in the run's folder. With 0 `num_images` it shows neither predictions nor maps; detections
-    below `min_score` are not drawn.
-    """
+    """`mtpd-report RUN`: writes the page of a run, finished or not; without an `out` into the run's folder."""
     run, on = read_run(folder), choose_device(device)
     summaries = summarise(run)
     evaluated = [one for one in summaries if one.metrics]
@@ -67,6 +63,7 @@ def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: fl
     detections = partial(predictions, run, num_images=num_images, min_score=min_score, device=on)
     read = cache(read_annotations)  # stages mostly share their data
     maps = partial(stage_maps, run, num_images=num_images, device=on, read=read)
+    as_yaml = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
     context = {
         'run': run,
         'summaries': summaries,
@@ -81,21 +78,15 @@ def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: fl
         'sources': cache_facts(run),
         'versions': section(run.facts, 'versions'),
         'device': run.facts.get('device', 'unknown'),
-        'settings': {
-            stage.number: yaml.safe_dump(
-                stage.settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
-            )
-            for stage in run.stages
-        },
+        'settings': {stage.number: as_yaml(stage.settings) for stage in run.stages},
     }
     _write(out or folder / PAGE_FILE, 'run.html', context)
 
 
 def compare_runs(folders: Sequence[Path], *, as_json: bool, html: Path | None) -> None:
-    """`mtpd-report compare RUN...`: prints runs side by side, a row for each stage.
+    """`mtpd-report compare RUN...`: prints runs side by side, a row for each stage; writes the page `html`.
 
-    With `as_json` as plain values: AP from 0 to 1, bytes, seconds, null for what is not known. `html` is a page to
-    write with the table and the AP curves.
+    With `as_json` as plain values: AP from 0 to 1, bytes, seconds, null for what is not known.
     """
     runs = [read_run(folder) for folder in folders]
     # A column that is empty but for its heading is left out.
@@ -108,15 +99,10 @@ def compare_runs(folders: Sequence[Path], *, as_json: bool, html: Path | None) -
         context = {'headings': headings, 'texts': TEXT_HEADINGS, 'rows': rows, 'chart': chart, 'runs': runs}
         _write(html, 'compare.html', context)
     if as_json:
-        records = [
-            {
-                'run': str(run.folder),
-                'finished': run.is_finished,
-                'device': run.facts.get('device'),
-                'stages': [asdict(one) for one in summarise(run)],
-            }
-            for run in runs
-        ]
+        records = []
+        for run in runs:
+            facts = {'run': str(run.folder), 'finished': run.is_finished, 'device': run.facts.get('device')}
+            records.append(facts | {'stages': [asdict(one) for one in summarise(run)]})
         print(json.dumps(records, indent=1))
     else:
         num_texts = sum(heading in TEXT_HEADINGS for heading in headings)
@@ -162,11 +148,7 @@ def class_rows(summaries: Sequence[StageSummary], *, kind: str) -> list[ClassRow
         values = [in_percent(one.class_ap.get(kind, {}).get(name)) for one in summaries]
         changes = [None if one is None or other is None else other - one for one, other in pairwise(values)]
         rows.append(ClassRow(name, tuple(values), (None, *changes)))
-    return sorted(rows, key=lambda row: (_descending(row.changes[-1]), _descending(row.values[-1])))
-
-
-def _descending(value: float | None) -> tuple[bool, float]:
-    return value is None, -(value or 0.0)
+    return sorted(rows, key=lambda row: [(one is None, -(one or 0.0)) for one in (row.changes[-1], row.values[-1])])
 
 
 def cache_facts(run: RunLog) -> list[tuple[str, dict[str, str]]]:
@@ -183,18 +165,15 @@ def _facts(description: Mapping[str, Any]) -> dict[str, str]:
     provenance, fingerprint = section(description, 'provenance'), section(description, 'fingerprint')
     teacher, geometry = section(fingerprint, 'teacher'), section(description, 'geometry')
     codec, error = description.get('codec'), description.get('target_error')
-    levels = [
-        f'{level.get("name")} ({level.get("channels")} channels, stride {level.get("stride")})'
-        for level in entries(description, 'levels')
-        if isinstance(level, Mapping)
-    ]
+    levels = [one for one in entries(description, 'levels') if isinstance(one, Mapping)]
+    texts = [f'{one.get("name")} ({one.get("channels")} channels, stride {one.get("stride")})' for one in levels]
     scale = 'x'.join(map(str, entries(geometry, 'scale')))
     ratio = 'aspect ratio kept' if geometry.get('keep_ratio') else 'aspect ratio not kept'
     facts: dict[str, Any] = {
         'teacher': provenance.get('teacher'),
         'weights (sha256)': teacher.get('weights'),
         'hook point': teacher.get('hook_point'),
-        'levels': ', '.join(levels),
+        'levels': ', '.join(texts),
         'codec': codec if error is None else f'{codec}, relative squared error {error}',
         'views': ', '.join(map(str, entries(description, 'views'))),
         'input': f'{scale}, {ratio}, padded to multiples of {geometry.get("pad_divisor")} px' if geometry else None,
@@ -218,13 +197,8 @@ def _attempt(make: Callable[[], object], num_images: int) -> Attempt:
 
 def _write(out: Path, template: str, context: Mapping[str, Any]) -> None:
     """Writes a template of this package, with everything that comes from files escaped."""
-    environment = Environment(
-        loader=PackageLoader('mtpd_train.report'),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, strict = PackageLoader('mtpd_train.report'), StrictUndefined
+    environment = Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         'breakable': lambda text: Markup('/<wbr>').join(text.split('/')),  # a path may wrap after a slash
         'percent': percent,

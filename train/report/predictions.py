@@ -49,7 +49,7 @@ class Predictions:
     """The predictions of the students of a run."""
 
     images: Sequence[PredictedImage]
-    titles: Mapping[int, str]  # stage -> which of its students is shown, see `StageStudent`
+    titles: Mapping[int, str]  # stage -> which of its students is shown, see `find_student`
     missing: Mapping[int, str]  # stage -> why no student of it is shown
 
 
@@ -64,9 +64,8 @@ def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch
     for stage in run.stages:
         folder = stage_folder(run.folder, stage.number)
         try:
-            student = require_student(folder)
-            students[stage.number] = student_of_run(folder, student.checkpoint)
-            titles[stage.number] = student.title
+            checkpoint, titles[stage.number] = require_student(folder)
+            students[stage.number] = student_of_run(folder, checkpoint)
         except MtpdError as error:
             missing[stage.number] = str(error)
     if not students:
@@ -86,14 +85,10 @@ def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch
             found[number] = _detections(detector, chosen, photos, min_score=min_score, device=device)
         except MtpdError as error:
             missing[number] = str(error)
-    return Predictions(
-        images=[
-            _drawn(image, chosen, photos, {number: one[image.id] for number, one in found.items()})
-            for image in (chosen.images if found else ())
-        ],
-        titles={number: titles[number] for number in found},
-        missing=dict(sorted(missing.items())),
-    )
+    images = []
+    for image in chosen.images if found else ():
+        images.append(_drawn(image, chosen, photos, {number: one[image.id] for number, one in found.items()}))
+    return Predictions(images, {number: titles[number] for number in found}, missing=dict(sorted(missing.items())))
 
 
 def _detections(

@@ -29,8 +29,7 @@ class StageLog:
     @property
     def records(self) -> list[Record]:
         """All records, by their steps."""
-        records: list[Record] = [*self.train, *self.evaluations]
-        return sorted(records, key=lambda one: one.step)
+        return sorted([*self.train, *self.evaluations], key=lambda one: one.step)
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,13 @@ def read_run(folder: Path) -> RunLog:
     for number in sorted(map(int, planned)):
         own = [record for record in records if record.stage == number]
         files, settings = stage_folder(folder, number), section(planned, str(number))
+        kinds = [kind for key, kind in (('cache', 'caches'), ('teacher', 'teachers')) if settings.get(key) is not None]
         is_finished = (files / STUDENT_FILE).is_file()
         stages.append(
             StageLog(
                 number=number,
                 settings=settings,
-                teaching=_teaching(facts, settings),
+                teaching=next((section(section(facts, kind), SOURCES[kind](settings)) for kind in kinds), None),
                 train=tuple(record for record in own if isinstance(record, TrainRecord)),
                 evaluations=tuple(record for record in own if isinstance(record, EvaluationRecord)),
                 first_step=first_step,
@@ -84,12 +84,6 @@ def read_run(folder: Path) -> RunLog:
         )
         first_step += max((record.step for record in own), default=0)
     return RunLog(folder, facts, tuple(stages))
-
-
-def _teaching(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    kinds = {'cache': 'caches', 'teacher': 'teachers'}
-    kind = next((kinds[key] for key in kinds if settings.get(key) is not None), None)
-    return None if kind is None else section(section(facts, kind), SOURCES[kind](settings))
 
 
 def section(content: Any, name: str) -> Mapping[str, Any]:

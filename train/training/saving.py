@@ -51,20 +51,13 @@ class Saver:
         self._student = optimization.student
         self._meter = meter
         # Everything with a state, by its key in the file; with the key `model` init.checkpoint accepts the file.
-        self._parts: dict[str, Any] = {
-            'model': stage.student.model,
-            'distiller': stage.distiller,
-            'optimizer': optimization.optimizer,
-            'schedule': optimization.schedule,
-            'scaler': optimization.scaler,
-            'meter': meter,
-        }
-        if optimization.average is not None:
-            self._parts['average'] = optimization.average
-        self._file = progress_file
-        self._world = world
-        minutes = stage.settings.save.every_minutes
-        self._every = math.inf if minutes is None else 60 * minutes
+        self._parts: dict[str, Any] = {'model': stage.student.model, 'distiller': stage.distiller, 'meter': meter}
+        for name in ('optimizer', 'schedule', 'scaler', 'average'):
+            part = getattr(optimization, name)
+            if part is not None:
+                self._parts[name] = part
+        self._file, self._world = progress_file, world
+        self._every = 60 * (stage.settings.save.every_minutes or math.inf)
         self._saved = time.monotonic()
 
     @property
@@ -99,10 +92,7 @@ class Saver:
         self._saved = time.monotonic()
 
     def finish_epoch(self, position: Position, metrics: Mapping[str, float]) -> None:
-        """Saves the state after an epoch, and its student if it is to be kept or the best; raises as `save`.
-
-        `metrics` are of its evaluation; empty without one.
-        """
+        """Saves the state after an epoch, and its student if it is to be kept or has the best `metrics`; as `save`."""
         folder, keep = self._file.parent, self._stage.settings.save.keep
         self._require_finite(self._student, position)
         if self._world.is_main:
@@ -148,10 +138,7 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 
 
 def is_best(folder: Path, metrics: Mapping[str, float]) -> bool:
-    """Whether a student with these metrics is better than the best so far; of equals the earlier is kept.
-
-    One that was evaluated without objects (AP -1) is never the best.
-    """
+    """Whether a student is better than the best so far; not of an equal AP, nor without objects to find (AP -1)."""
     value, best = metrics.get(BEST_BY, -1.0), -math.inf
     if (folder / BEST_FILE).exists():
         # Memory-mapped, so that only the metrics are read.

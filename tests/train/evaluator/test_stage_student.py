@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mtpd_train.evaluator.detector import StageStudent, find_student, without_student
+from mtpd_train.evaluator.detector import find_student, without_student
 
 
 def test_the_latest_stage_that_has_a_student_is_named(tmp_path: Path) -> None:
@@ -11,8 +11,8 @@ def test_the_latest_stage_that_has_a_student_is_named(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b'')
     newest = second / 'epoch_10.pth'
-    assert find_student(first) == StageStudent(first / 'student.pth')
-    assert find_student(second) == StageStudent(newest, 'latest so far, epoch 10')
+    assert find_student(first) == (first / 'student.pth', '')
+    assert find_student(second) == (newest, 'latest so far, epoch 10')
     way = f'for the latest so far, epoch 10 of stage 2, give {second} --checkpoint {newest}'
     assert str(without_student(tmp_path)).endswith(way)
     for path in second.iterdir():

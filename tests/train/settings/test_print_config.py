@@ -12,8 +12,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from mtpd_train.cli import main
-from mtpd_train.settings.printing import dump_stage, schema_text
-from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.settings.stage_file import dump_stage, load_stages, schema_text
 from mtpd_train.settings.stage_settings import StageSettings
 
 ROOT = Path(__file__).parents[3]

@@ -10,8 +10,7 @@ from pydantic import BaseModel
 from mtpd.errors import InputError
 from mtpd.losses.mgd import MgdOptions
 from mtpd_train.settings import stage_settings
-from mtpd_train.settings.printing import dump_stage
-from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.settings.stage_file import dump_stage, load_stages
 from mtpd_train.settings.stage_settings import FilesSettings, StageSettings
 
 # The example of the contract with users; it must load as it is.
