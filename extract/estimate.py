@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, compressed_bound, index_bytes, roi_specs
-from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage, num_elements
+from mtpd.cache.format.plan import Bucket, BucketRecord, CachePlan, ShardKey, SourceImage, num_elements
 from mtpd.cache.format.tensor_files import max_basis_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
@@ -138,7 +138,7 @@ def predict_coco(extraction: Extraction, rates: Rates) -> Prediction:
         for level in extraction.levels:
             elements = num_elements([level], padded)
             num_bytes += elements * rates.code_bytes[level.name] * num_views * count / num_sizes
-    bucket = Bucket((1, 1), (SourceImage(-1, (1, 1)),), 1)
+    bucket = BucketRecord(padded=(1, 1), num_images=1, rows_per_shard=1)
     num_bytes += sum(spec.row_bytes for spec in roi_specs(bucket, extraction.description.rois).values())
     return Prediction(
         NUM_COCO_IMAGES,
@@ -197,7 +197,7 @@ def require_room(needed: Callable[[CodeBytes | None], int], out: Path, *, rates:
 
 def _num_pixels(plan: CachePlan) -> int:
     """Padded input pixels of one view of all images."""
-    return sum(math.prod(bucket.padded) * len(bucket.images) for bucket in plan.buckets)
+    return sum(math.prod(bucket.padded) * bucket.num_images for bucket in plan.buckets)
 
 
 def _only(extraction: Extraction, sample: Sequence[Batch]) -> Extraction:
@@ -206,7 +206,12 @@ def _only(extraction: Extraction, sample: Sequence[Batch]) -> Extraction:
     for batch in sample:
         images.setdefault(batch.key.bucket, []).extend(batch.images)
     buckets = [
-        Bucket(extraction.plan.by_name[name].padded, tuple(several), extraction.batch_size)
+        Bucket(
+            padded=extraction.plan.by_name[name].padded,
+            num_images=len(several),
+            rows_per_shard=extraction.batch_size,
+            images=tuple(several),
+        )
         for name, several in images.items()
     ]
     return replace(extraction, plan=CachePlan(tuple(buckets)))

@@ -55,7 +55,7 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
             of_level[level] += one.num_bytes
     kinds['metadata'] = max(0, folder_bytes(state.root) - sum(kinds.values()))
     committed: Counter[str] = Counter()
-    for bucket in state.plan.layout().buckets:
+    for bucket in buckets:
         shards = (shard for name, shard in keys if name == bucket.name)
         committed[bucket.name] = sum(len(bucket.rows(shard)) for shard in shards)
     elements = {

@@ -40,13 +40,9 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
 
     Every file is verified by its hash and then linked, or copied where `out` is on another file system; `advance` gets
     its bytes when it is in place. When it was killed, the same call resumes: `out` need not exist, or holds a merge
-    that was not finished.
-
-    Raises:
-        CacheMismatchError: the folders, or `out`, are of different extractions.
-        CacheIncompleteError: no folder has committed some shard.
-        CacheDamagedError: a file is not what was written.
-        UnavailableError: `out` is in use or cannot be written.
+    that was not finished. It raises CacheMismatchError for different extractions, CacheIncompleteError when no folder
+    has committed some shard, CacheDamagedError for a file that is not what was written, UnavailableError when `out` is
+    in use or cannot be written.
     """
     plan = _common_plan(sources)
     with disk_errors(out):

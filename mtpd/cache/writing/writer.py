@@ -118,12 +118,8 @@ class CacheWriter:
     """Holds the lock of a cache, or of a part of it, that is being written.
 
     Use as a context manager. Entering it locks the folder, checks that what is there belongs to the same extraction and
-    writes what precedes the shards.
-
-    Raises (on entering):
-        InputError: no manifest can hold such a cache.
-        UnavailableError: another process is writing this cache or this part of it, or the disk cannot be written.
-        CacheMismatchError: the folder holds something else, or an extraction of something else.
+    writes what precedes the shards. It raises InputError when no manifest can hold such a cache, UnavailableError when
+    another process is writing it or the disk cannot be written, CacheMismatchError when something else is in the folder.
     """
 
     def __init__(
@@ -147,7 +143,7 @@ class CacheWriter:
         self._head = {TEACHER_FILE: teacher_weights, **_index_files(description, plan)}
         self._plan_record = journal.plan_record(
             description,
-            [manifest.bucket_record(bucket) for bucket in plan.buckets],
+            plan.buckets,
             {name: _record(content) for name, content in self._head.items()},
         )
 
