@@ -49,7 +49,8 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
             continue
         keys.add(place.key)
         of_bucket[place.key.bucket] += one.num_bytes
-        level = next((level.name for level in levels if place.is_of(level)), None)
+        # An array of a level: its codes, or their scale.
+        level = next((level.name for level in levels if level.name == place.array.split('.')[0]), None)
         kinds['rois' if not place.view else 'row_tables' if level is None else 'maps'] += one.num_bytes
         if level is not None:
             of_level[level] += one.num_bytes

@@ -115,10 +115,6 @@ class FilePlace(NamedTuple):
     view: str
     array: str
 
-    def is_of(self, level: Level) -> bool:
-        """Whether the array is a level's codes, or goes with them."""
-        return self.array.split('.')[0] == level.name
-
 
 def file_place(file: str) -> FilePlace | None:
     """What the file with this path below the cache's root holds; None for a file of no shard group."""

@@ -57,7 +57,7 @@ class LevelRecord(StrictRecord):
 
     def to_level(self) -> Level:
         """The value that the rest of the program uses."""
-        return Level(self.name, self.stride, self.channels)
+        return Level(**dict(self))
 
 
 class GeometryRecord(StrictRecord):
@@ -75,7 +75,7 @@ class GeometryRecord(StrictRecord):
 
     def to_geometry(self) -> Geometry:
         """The value that the rest of the program uses."""
-        return Geometry(**{name: getattr(self, name) for name in type(self).model_fields})
+        return Geometry(**dict(self))
 
     @model_serializer
     def _without_defaults(self) -> dict[str, Any]:

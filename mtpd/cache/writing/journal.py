@@ -79,7 +79,7 @@ def plan_record(
 ) -> PlanRecord:
     """The plan of a cache; of `files`, only those that belong to no shard group."""
     return PlanRecord(
-        **{name: getattr(description, name) for name in Description.model_fields},
+        **dict(description),
         buckets=tuple(buckets),
         # The basis is made by the teacher, when the plan has been written.
         files={
