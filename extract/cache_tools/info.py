@@ -36,7 +36,7 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
 
     `metadata` are the bytes of all files of no other kind; `elements` are feature values in all views.
     """
-    description, buckets = state.description, state.manifest.buckets
+    description, buckets = state.manifest.description, state.manifest.buckets
     levels = [level.to_level() for level in description.levels]
     kinds = dict.fromkeys(KINDS, 0)
     of_level: Counter[str] = Counter()

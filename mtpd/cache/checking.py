@@ -19,7 +19,7 @@ import numpy as np
 
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, decode_chunk, require_plain_bytes
-from mtpd.cache.format.manifest import MANIFEST_FILE, Description, Manifest, read_manifest
+from mtpd.cache.format.manifest import MANIFEST_FILE, Manifest, read_manifest
 from mtpd.cache.format.plan import CachePlan, ShardKey
 from mtpd.cache.format.strict_json import read_json, short
 from mtpd.cache.format.tensor_files import BASIS_FILE
@@ -55,11 +55,6 @@ class CacheState:
     manifest: Manifest
     plan: PlanRecord
     committed: frozenset[ShardKey]
-
-    @property
-    def description(self) -> Description:
-        """What the cache is made of."""
-        return self.manifest.description
 
     @property
     def num_shards(self) -> int:
@@ -154,13 +149,13 @@ def _checks(state: CacheState, plan: CachePlan | None, files: CacheFiles) -> Ite
     for file in state.manifest.files:
         if arrays.file_place(file) is None:
             yield _Check(file, None, partial(_check_content, files, file))
-    columns = {level.name: column for column, level in enumerate(state.description.levels)}
+    columns = {level.name: column for column, level in enumerate(state.plan.levels)}
     buckets = {bucket.name: bucket for bucket in state.plan.buckets}
     for key in state.plan.group_files():
         if key not in state.committed:
             continue
         num_rows = len(buckets[key.bucket].rows(key.shard))
-        specs = {spec.path: spec for spec in state.description.bucket_specs(buckets[key.bucket])}
+        specs = {spec.path: spec for spec in state.plan.bucket_specs(buckets[key.bucket])}
         for path, spec in specs.items():
             folder, array = path.rsplit('/', 1)
             if array == 'image_id' and plan is not None:
@@ -238,7 +233,7 @@ def _damages_of_rois(
     state: CacheState, files: CacheFiles, plan: CachePlan, *, known: Collection[ShardKey | None]
 ) -> Iterator[Damage]:
     """Shard groups whose files are each as they were written, but hold proposals that no reader takes."""
-    record = state.description.rois
+    record = state.plan.rois
     if record is None:
         return
     reader = RoiReader(files, record, plan.by_name)
