@@ -25,14 +25,7 @@ from mtpd.system.console import progress_bar, warn
 from mtpd.system.files import free_bytes, sha256_bytes
 from mtpd.system.interrupt import StopFlag
 from mtpd.system.text import format_bytes, format_duration
-from mtpd_extract.extraction import (
-    NUM_BASIS_IMAGES,
-    Batch,
-    Extraction,
-    batches,
-    compute_bases,
-    extract_groups,
-)
+from mtpd_extract.extraction import NUM_BASIS_IMAGES, Batch, Extraction, batches, compute_bases, extract_groups
 
 # Images of a trial, and its least number of batches.
 NUM_IMAGES, MIN_BATCHES = 32, 4

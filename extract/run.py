@@ -22,13 +22,7 @@ from mtpd_extract.estimate import (
     predict_coco,
     require_room,
 )
-from mtpd_extract.extraction import (
-    Extraction,
-    build_extraction,
-    check_teacher,
-    compute_bases,
-    extract_groups,
-)
+from mtpd_extract.extraction import Extraction, build_extraction, check_teacher, compute_bases, extract_groups
 from mtpd_extract.fingerprint import changes_since
 from mtpd_extract.options import ExtractOptions
 from mtpd_extract.output_folder import check_output_folder, clear_output_folder, folder_bytes, holds_cache
@@ -134,12 +128,15 @@ def _summary(extraction: Extraction, out: Path, part: Part) -> str:
         'x'.join(map(str, geometry.pad_size[::-1])) if geometry.pad_size else f'multiples of {geometry.pad_divisor}'
     )
     share = part.share(plan.shard_keys())
-    num_images = _num_images(extraction, share)
     return '\n'.join(
         [
             f'teacher  {extraction.teacher.name}: {levels}, taken at {extraction.teacher.hook_point}',
             f'images   {plan.num_images} in {len(plan.buckets)} padded shapes, {len(plan.shard_keys())} shards',
-            *([] if part.is_whole else [f'part     {part}: {num_images} images, {len(share)} shards']),
+            *(
+                []
+                if part.is_whole
+                else [f'part     {part}: {_num_images(extraction, share)} images, {len(share)} shards']
+            ),
             f'cache    {", ".join(description.views)} as {codec}, '
             f'scale {geometry.scale[0]}x{geometry.scale[1]}, padded to {padding}',
             f'disk     at most {format_bytes(cache_disk_bytes(extraction))}, '
