@@ -69,14 +69,9 @@ def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Cal
 
     When the user stops it, it raises Interrupted; what was committed is kept.
     """
+    plan, description, weights = extraction.plan, extraction.description, extraction.teacher_weights
     with (
-        CacheWriter(
-            out,
-            description=extraction.description,
-            plan=extraction.plan,
-            teacher_weights=extraction.teacher_weights,
-            part=part,
-        ) as writer,
+        CacheWriter(out, description=description, plan=plan, teacher_weights=weights, part=part) as writer,
         stop_on_signals() as stop,
     ):
         if writer.is_finished:
@@ -90,7 +85,7 @@ def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Cal
         extract_groups(
             extraction,
             pending,
-            bases=writer.bases(partial(compute_bases, extraction)) if extraction.description.codec == 'lean' else {},
+            bases=writer.bases(partial(compute_bases, extraction)) if description.codec == 'lean' else {},
             start_group=writer.start_group,
             commit=writer.commit,
             stop=stop,
