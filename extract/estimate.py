@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, compressed_bound, index_bytes, roi_specs
-from mtpd.cache.format.basis import max_basis_bytes
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage, num_elements
+from mtpd.cache.format.tensor_files import max_basis_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
 from mtpd.data.coco import spread

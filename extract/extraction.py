@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.arrays import RoisRecord
-from mtpd.cache.format.basis import Covariance
-from mtpd.cache.format.codecs import DEFAULT_TARGET, EncodedMaps, encode, expected_bytes, require_finite
+from mtpd.cache.format.codecs import DEFAULT_TARGET, Covariance, EncodedMaps, encode, expected_bytes, require_finite
 from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord
 from mtpd.cache.format.plan import CachePlan, ShardKey, SourceImage, plan_cache
-from mtpd.cache.format.teacher_tensors import save_teacher
+from mtpd.cache.format.tensor_files import save_teacher
 from mtpd.cache.writing.writer import ShardGroup
 from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoImage, missing_images, read_annotations, require_pixels, spread

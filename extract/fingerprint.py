@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mtpd.cache.checking.state import read_state
+from mtpd.cache.checking import read_state
 from mtpd.data.coco import CocoImage, CocoSet
 from mtpd.detectors.teachers import Teacher, teacher_fingerprint
 from mtpd.errors import CacheError

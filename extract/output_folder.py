@@ -5,12 +5,11 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import FORMAT, MANIFEST_FILE, TEACHER_FILE
 from mtpd.cache.format.strict_json import read_json
-from mtpd.cache.writing.journal import JOURNAL_FILE, PART_JOURNALS
-from mtpd.cache.writing.parts import CacheLock
-from mtpd.cache.writing.plan_file import PLAN_FILE
+from mtpd.cache.format.tensor_files import BASIS_FILE
+from mtpd.cache.writing.journal import JOURNAL_FILE, PART_JOURNALS, PLAN_FILE
+from mtpd.cache.writing.parts import cache_lock
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.
@@ -62,7 +61,7 @@ def clear_output_folder(out: Path) -> None:
     """Deletes the cache in `out`, which `check_output_folder` has accepted, unless another process is writing it."""
     if not _names(out):
         return
-    with CacheLock(out):
+    with cache_lock(out):
         # From here on no reader opens it, and after a kill in the middle of this it can still be overwritten.
         if (out / MANIFEST_FILE).exists():
             (out / MANIFEST_FILE).replace(out / PLAN_FILE)

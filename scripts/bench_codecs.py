@@ -26,9 +26,7 @@ from tqdm import tqdm
 
 from measuring import described_parser
 from mtpd.cache.format.arrays import ZSTD_LEVELS, chunk_checksum, decode_chunk, encode_chunk
-from mtpd.cache.format.basis import Covariance
-from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode
-from mtpd.cache.format.comparison import Comparison
+from mtpd.cache.format.codecs import CodecName, Comparison, Covariance, EncodedMaps, encode
 from mtpd.data.coco import CocoSet, coco_paths, read_annotations, spread
 from mtpd.detectors.teacher_heads import head_detections, require_head
 from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
@@ -201,8 +199,9 @@ def print_table(name: str, live: float, outcomes: Mapping[str, Outcome]) -> None
     print(f'\n{name}: live AP {live:.2f}')
     print(f'{"method":<24}{"bits":>7}{"error":>10}{"cosine":>9}{"AP":>7}{"drop":>7}{"pack M/s":>10}{"unpack M/s":>11}')
     for method, one in outcomes.items():
+        closeness = one.comparison.summary()
         print(
-            f'{method:<24}{one.bits:>7.2f}{one.comparison.mean_error:>10.1e}{one.comparison.mean_cosine:>9.5f}'
+            f'{method:<24}{one.bits:>7.2f}{closeness["mean_error"]:>10.1e}{closeness["mean_cosine"]:>9.5f}'
             f'{one.ap:>7.2f}{live - one.ap:>7.2f}{one.num_elements / one.pack_seconds / 1e6:>10.1f}'
             f'{one.num_elements / one.unpack_seconds / 1e6:>11.1f}'
         )

@@ -206,7 +206,7 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
     if out is None and len(caches) != 1:
         raise click.UsageError('merging several CACHEs needs a new folder: give --out, or name one CACHE')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd.cache.checking.state import read_state
+        from mtpd.cache.checking import read_state
         from mtpd.cache.writing.merge import merge_parts, num_bytes, publish_parts
         from mtpd.system.text import format_bytes
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache import CacheReader
-from mtpd.cache.format.codecs import encode, require_finite
-from mtpd.cache.format.comparison import Comparison
+from mtpd.cache.format.codecs import Comparison, encode, require_finite
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
 from mtpd.data.coco import CocoImage, CocoSet, read_annotations, spread
@@ -144,14 +143,10 @@ def _measure(
     return {
         'images': len(images),
         'source': source,
-        'views': [{'view': view, 'level': level, **_figures(one)} for (view, level), one in views.items()],
-        'mirrored': [{'level': level, **_figures(one)} for level, one in mirrored.items()],
+        'views': [{'view': view, 'level': level, **one.summary()} for (view, level), one in views.items()],
+        'mirrored': [{'level': level, **one.summary()} for level, one in mirrored.items()],
         'ap': ap,
     }
-
-
-def _figures(one: Comparison) -> dict[str, float]:
-    return {name: getattr(one, name) for name in ('mean_error', 'worst_error', 'mean_cosine', 'worst_cosine')}
 
 
 def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ...], str, Stored]:

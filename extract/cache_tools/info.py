@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpd.cache.checking.state import CacheState, read_state
+from mtpd.cache.checking import CacheState, read_state
 from mtpd.cache.format.arrays import file_place
-from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import TEACHER_FILE, VERSION
 from mtpd.cache.format.plan import ShardKey, num_elements
+from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.system.files import canonical_json, sha256_bytes
 from mtpd.system.text import format_bytes, table
 from mtpd_extract.output_folder import folder_bytes

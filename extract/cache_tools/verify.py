@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from mtpd.cache.checking.repair import no_writers, repair
-from mtpd.cache.checking.state import CacheState, read_state
-from mtpd.cache.checking.verification import Damage, verify
+from mtpd.cache.checking import CacheState, Damage, no_writers, read_state, repair, verify
 from mtpd.cache.format.manifest import MANIFEST_FILE
 from mtpd.errors import CacheDamagedError
 from mtpd.system.console import progress_bar, say

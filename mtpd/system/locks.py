@@ -2,9 +2,9 @@
 
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -13,34 +13,22 @@ class LockHeldError(Exception):
     """Another process holds the lock; the message names it."""
 
 
-class HolderLock:
-    """A lock that one process holds at a time; the operating system releases a dead one's. Use as a context manager.
+@contextmanager
+def held(path: Path, *, role: str = '') -> Iterator[None]:
+    """Holds a lock that one process has at a time; the operating system releases a dead one's.
 
-    The file stays when the lock is free; its folder must exist when the lock is entered. A `.holder` file beside it
-    names the process, with `role`. Entering raises LockHeldError when another process has it.
+    The file stays when the lock is free; its folder must exist. A `.holder` file beside it names the process, with
+    `role`. Raises LockHeldError when another process has the lock.
     """
-
-    def __init__(self, path: Path, *, role: str = '') -> None:
-        self._holder = path.with_name(f'{path.name}.holder')
-        self._role = role
-        self._lock = FileLock(path, timeout=0)
-
-    def __enter__(self) -> 'HolderLock':
-        try:
-            self._lock.acquire()
-        except Timeout:
-            who = self._holder.read_text().strip() if self._holder.exists() else 'another process'
-            raise LockHeldError(who) from None
-        try:
-            self._holder.write_text(f'process {os.getpid()} on {socket.gethostname()}{self._role}\n')
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    holder, lock = path.with_name(f'{path.name}.holder'), FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockHeldError(holder.read_text().strip() if holder.exists() else 'another process') from None
+    try:
+        holder.write_text(f'process {os.getpid()} on {socket.gethostname()}{role}\n')
+        yield
+    finally:
         with suppress(OSError):  # the disk may have become read-only
-            self._holder.unlink(missing_ok=True)
-        self._lock.release()
+            holder.unlink(missing_ok=True)
+        lock.release()

@@ -21,8 +21,7 @@ import zarr
 from zarr.storage import LocalStore
 
 import mtpd.cache
-from mtpd.cache.checking.state import read_state
-from mtpd.cache.checking.verification import verify
+from mtpd.cache.checking import read_state, verify
 from mtpd.errors import CacheMismatchError
 from mtpd.system.files import canonical_json, sha256_bytes
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtpd.cache.format.basis import Covariance, load_basis, plan_of_basis, save_basis
-from mtpd.cache.format.codecs import encode
+from mtpd.cache.format.codecs import Covariance, encode
+from mtpd.cache.format.tensor_files import load_basis, plan_of_basis, save_basis
 from mtpd.errors import CacheDamagedError
 from mtpd.geometry import Level
 

@@ -1,6 +1,5 @@
 """What parts of an extraction do to one folder: they start, write and publish at once, and none undoes another's."""
 
-import dataclasses
 import multiprocessing
 import os
 import signal
@@ -12,11 +11,10 @@ from typing import Any
 import pytest
 
 import mtpd.cache
-from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
+from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import append_entry, committed, journal_path, publish
-from mtpd.cache.writing.parts import WHOLE, CacheLock, Part
-from mtpd.cache.writing.plan_file import read_plan_file
+from mtpd.cache.writing.journal import append_entry, committed, journal_path, publish, read_plan_file
+from mtpd.cache.writing.parts import WHOLE, Part, cache_lock, gate
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
 
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
@@ -118,7 +116,7 @@ def test_two_parts_wrote_one_group_and_the_hashes_decide(
     entry, plan = journal.recorded_entries(root)[0], read_plan_file(root)
     name, record = next(iter(entry.files.items()))
     other = entry.files | {name: record.model_copy(update={'sha256': '0' * 64})}
-    append_entry(root, dataclasses.replace(entry, files=other), part=Part(1, 2))
+    append_entry(root, entry.model_copy(update={'files': other}), part=Part(1, 2))
     assert committed(root, plan)[entry.key] == entry.files
     (root / name).write_bytes(bytes(record.num_bytes))
     assert entry.key not in committed(root, plan)
@@ -180,7 +178,7 @@ def test_a_line_that_names_other_files_does_not_count(tmp_path: Path, make_recip
     name = next(iter(entry.files))
     (tmp_path / 'secret').write_bytes((root / name).read_bytes())
     (root / 'journal.jsonl').unlink()
-    for one in [dataclasses.replace(entry, files=entry.files | {'../secret': entry.files[name]}), *others]:
+    for one in [entry.model_copy(update={'files': entry.files | {'../secret': entry.files[name]}}), *others]:
         append_entry(root, one)
     assert publish(root) == [entry.key]
 
@@ -218,7 +216,7 @@ def test_a_gate_that_does_not_open(
     root = tmp_path / 'cache'
     root.mkdir()
     held = pytest.raises(UnavailableError, match='another process has held it for')
-    with CacheLock(root, part=Part(1, 2)) as lock, lock.gate(), held:
+    with cache_lock(root, part=Part(1, 2)), gate(root), held:
         make_recipe().write(root, part=Part(2, 2))
     make_recipe().write(root, part=Part(2, 2))
 
@@ -228,7 +226,7 @@ def test_a_killed_part_leaves_the_gate_open(tmp_path: Path, make_recipe: Callabl
     root.mkdir()
 
     def die_inside(_: int) -> None:
-        with CacheLock(root, part=Part(1, 2)) as lock, lock.gate():
+        with cache_lock(root, part=Part(1, 2)), gate(root):
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert run_at_once(die_inside, number=1) == [-signal.SIGKILL]

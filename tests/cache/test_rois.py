@@ -10,9 +10,7 @@ import pytest
 import torch
 
 import mtpd.cache
-from mtpd.cache.checking.repair import repair
-from mtpd.cache.checking.state import read_state
-from mtpd.cache.checking.verification import verify
+from mtpd.cache.checking import read_state, repair, verify
 from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.manifest import write_manifest
 from mtpd.cache.format.plan import SourceImage

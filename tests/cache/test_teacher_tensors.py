@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher, save_teacher
+from mtpd.cache.format.tensor_files import load_roi_head, load_teacher, save_teacher
 from mtpd.errors import CacheDamagedError, CacheMismatchError
 from mtpd.heads.roi_head import RoiHeadRecord, tensor_shapes
 
@@ -43,12 +43,12 @@ def stating(content: Any) -> bytes:
 
 def test_there_and_back() -> None:
     content = save_teacher(WEIGHTS, roi_head=RECORD)
-    found = load_teacher(content, name='file')
-    assert found.roi_head == RECORD
-    assert found.weights.keys() == WEIGHTS.keys()
-    assert all(torch.equal(value, found.weights[name]) for name, value in WEIGHTS.items())
+    weights, roi_head = load_teacher(content, name='file')
+    assert roi_head == RECORD
+    assert weights.keys() == WEIGHTS.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in WEIGHTS.items())
     # A resumed extraction finds the very file that it would write.
-    assert save_teacher(found.weights, roi_head=found.roi_head) == content
+    assert save_teacher(weights, roi_head=roi_head) == content
     head = load_roi_head(content, name='file')
     assert torch.equal(head.fc_cls.weight, WEIGHTS['roi_head.bbox_head.fc_cls.weight'])
 
@@ -56,7 +56,7 @@ def test_there_and_back() -> None:
 def test_without_a_record_it_is_the_file_of_earlier_versions() -> None:
     plain = safetensors.torch.save(WEIGHTS)
     assert save_teacher(WEIGHTS) == plain
-    assert load_teacher(plain, name='file').roi_head is None
+    assert load_teacher(plain, name='file')[1] is None
     with pytest.raises(CacheMismatchError, match=r'file: has no record of .*; extract the cache again'):
         load_roi_head(plain, name='file')
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from mtpd.cache.checking.state import read_state
-from mtpd.cache.checking.verification import Damage, verify
+from mtpd.cache.checking import Damage, read_state, verify
 from mtpd.cache.format.arrays import file_place
 from stress.damages import flip_bit
 

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 import mtpd.cache
-from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd_extract.cli import main
 
 

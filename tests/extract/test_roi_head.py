@@ -9,8 +9,8 @@ import torch
 
 import mtpd.cache
 from mtpd.cache.format.manifest import TEACHER_FILE
-from mtpd.cache.format.teacher_tensors import load_teacher
-from mtpd.cache.writing.plan_file import read_plan_file
+from mtpd.cache.format.tensor_files import load_teacher
+from mtpd.cache.writing.journal import read_plan_file
 from mtpd.errors import CacheMismatchError
 from mtpd.system.files import sha256_bytes
 
@@ -37,7 +37,7 @@ def test_the_record_is_kept(tmp_path: Path, two_stage: Any) -> None:
 
 def test_a_one_stage_teacher_has_none(whole: Path) -> None:
     content = (whole / TEACHER_FILE).read_bytes()
-    assert load_teacher(content, name=TEACHER_FILE).roi_head is None
+    assert load_teacher(content, name=TEACHER_FILE)[1] is None
     with pytest.raises(CacheMismatchError, match='no RoI head'):
         mtpd.cache.open(whole).roi_head()
 
@@ -48,7 +48,7 @@ def test_an_extraction_goes_on_byte_for_byte(tmp_path: Path, two_stage: Any, con
     planned = read_plan_file(tmp_path / 'parts').files[TEACHER_FILE]
     content = (tmp_path / 'parts' / TEACHER_FILE).read_bytes()
     assert planned.sha256 == sha256_bytes(content)
-    assert load_teacher(content, name='file').roi_head is not None
+    assert load_teacher(content, name='file')[1] is not None
     two_stage.run(tmp_path / 'parts')
     assert contents(tmp_path / 'parts') == contents(tmp_path / 'whole')
 

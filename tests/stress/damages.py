@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from mtpd.cache.format.arrays import ROI_TABLES, ROI_VALUES
 from mtpd.cache.format.manifest import read_manifest
-from mtpd.cache.format.roi_arrays import TABLES, VALUES
 from mtpd.cache.writing.journal import journal_paths
 from mtpd.system.files import canonical_json, sha256_bytes
 
@@ -232,7 +232,7 @@ def _roi_group(root: Path, random: Random) -> tuple[dict[str, Path], int]:
     for bucket in read_manifest(root).buckets:
         # The last one may not be full.
         for shard in range(bucket.num_images // bucket.rows_per_shard if bucket.rows_per_shard > 1 else 0):
-            folders = {name: root / 'heads' / bucket.name / name / 'c' for name in (*TABLES, *VALUES)}
+            folders = {name: root / 'heads' / bucket.name / name / 'c' for name in (*ROI_TABLES, *ROI_VALUES)}
             files = {
                 name: next(path for path in [folder / str(shard), *folder.glob(f'{shard}/**/*')] if path.is_file())
                 for name, folder in folders.items()
@@ -244,7 +244,7 @@ def _roi_group(root: Path, random: Random) -> tuple[dict[str, Path], int]:
 def _some_of_group(root: Path, random: Random) -> tuple[list[Path], int]:
     """The files of one array, all values, or all arrays of such a group, and its number of rows."""
     files, num_rows = _roi_group(root, random)
-    names: Sequence[str] = random.choice([[random.choice([*files])], VALUES, [*files]])
+    names: Sequence[str] = random.choice([[random.choice([*files])], ROI_VALUES, [*files]])
     return [files[name] for name in names], num_rows
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mtpd.cache.format.basis import BASIS_FILE
+from mtpd.cache.format.tensor_files import BASIS_FILE
 from stress.damages import contents
 from stress.extraction import Setting, ended, num_committed, wait_until
 

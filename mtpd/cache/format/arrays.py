@@ -8,6 +8,16 @@ A bucket's folder holds, per view (N rows, L levels, C channels, H W grid of a l
     <view>/crc32c          (N, L) uint32                  checksum of each inner chunk, in the order of the levels
     <view>/error           (N, L) float32                 relative squared error of each map, in the same order
 
+The proposals of a two-stage teacher, of the plain view (R places for RoIs of an image, C object classes):
+
+    heads/<bucket>/image_id        (N,) int64               which image a row is
+    heads/<bucket>/num_rois        (N,) int32               how many of its R places are filled, the first ones
+    heads/<bucket>/crc32c          (N,) uint32              checksum of the rows of the four arrays below, together
+    heads/<bucket>/boxes           (N, R, 4) float32        absolute xyxy in px of the original image, best first
+    heads/<bucket>/probabilities   (N, R, C + 1) float16    of the classes, the background last
+    heads/<bucket>/labels          (N, R) int32             object class of the highest probability
+    heads/<bucket>/deltas          (N, R, 4) float32        raw deltas dx, dy, dw, dh of that class
+
 The small arrays are cut at the same rows as the shards, so that a shard group owns all its files. Everything here
 follows from the manifest; the `zarr.json` files are for other programs and are never trusted.
 
@@ -20,12 +30,13 @@ missing chunks with zeros silently, and zero targets train a student on nothing.
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
+import torch
 from numcodecs.zstd import Zstd
 from pydantic import Field
 
@@ -34,17 +45,20 @@ from mtpd.cache.format.plan import Bucket, ShardKey
 from mtpd.cache.format.strict_json import StrictRecord
 from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.geometry import Level
+from mtpd.heads.rois import ImageRois
 
 CODE_DTYPES: dict[CodecName, str] = {'fp16': 'float16', 'int8': 'int8', 'lean': 'int8'}
 SCALE_DTYPES: dict[CodecName, str] = {'int8': 'float32', 'lean': 'float16'}
 # On real int8 features levels 1 and 3 give the same size: there is little but entropy to code. The zeros of `lean`
 # repeat, and level 6 finds 6% more in them at a third of the speed, which the teacher's forward pass hides.
 ZSTD_LEVELS: dict[CodecName, int] = {'fp16': 1, 'int8': 1, 'lean': 6}
-# Of a bucket and view, or of the RoIs of a bucket; see `mtpd.cache.format.roi_arrays`.
+# Of a bucket and view, or of the RoIs of a bucket.
 _SHARD_FILE = re.compile(r'(?:(\d+x\d+)/(\w+)|heads/(\d+x\d+))/([^/]+)/c/(\d{1,9})(?:/0)*')
 # A table is read whole. COCO's longest, a column of its index, takes 1 MB.
 MAX_PLAIN_BYTES = 2**30
 HEADS = 'heads'
+ROI_TABLES = ('image_id', 'num_rois', 'crc32c')
+ROI_VALUES = ('boxes', 'probabilities', 'labels', 'deltas')
 MAX_ROIS = 4096
 # Shape of a row, and dtype.
 INDEX_COLUMNS: dict[str, tuple[tuple[int, ...], str]] = {
@@ -149,7 +163,7 @@ def view_specs(bucket: Bucket, *, view: str, levels: Sequence[Level], codec: Cod
 
 
 def roi_specs(bucket: Bucket, rois: RoisRecord | None) -> dict[str, ArraySpec]:
-    """The arrays of a bucket's RoIs by their names, see `mtpd.cache.format.roi_arrays`; none without a record."""
+    """The arrays of a bucket's RoIs by their names; none without a record."""
     if rois is None:
         return {}
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
@@ -184,12 +198,6 @@ def encode_plain(values: np.ndarray, spec: ArraySpec) -> bytes:
     chunk = np.zeros((spec.rows_per_file, *spec.row_shape), dtype=spec.file_dtype)
     chunk[: len(values)] = values
     return chunk.tobytes()
-
-
-def decode_plain(content: bytes, spec: ArraySpec, *, name: str) -> np.ndarray:
-    """The rows (rows_per_file, ...) of a plain chunk's file; CacheDamagedError for a content of another size."""
-    require_plain_bytes(spec, len(content), name=name)
-    return np.frombuffer(content, dtype=spec.file_dtype).reshape(spec.rows_per_file, *spec.row_shape)
 
 
 def require_plain_bytes(spec: ArraySpec, num_bytes: int, *, name: str) -> None:
@@ -285,3 +293,48 @@ def _frame_content_size(packed: bytes) -> int | None:
         return None
     size = int.from_bytes(packed[start : start + width], 'little')
     return size + 256 if width == 2 else size
+
+
+def encode_rois(rois: ImageRois, specs: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:
+    """The rows of the four `ROI_VALUES`, little-endian, zero beyond the RoIs there are."""
+    rows = {}
+    for name in ROI_VALUES:
+        values = getattr(rois, name).cpu().numpy()
+        rows[name] = np.zeros(specs[name].row_shape, dtype=specs[name].file_dtype)
+        rows[name][: len(values)] = values
+    return rows
+
+
+def rois_checksum(rows: Sequence[bytes]) -> int:
+    """CRC-32C of the rows of an image in the four `ROI_VALUES`, one after another."""
+    checksum = 0
+    for row in rows:  # not joined: they may be large, and are not to be believed yet
+        checksum = google_crc32c.extend(checksum, row)
+    return int(checksum)
+
+
+def decode_rois(rows: Sequence[bytes], specs: Mapping[str, ArraySpec], *, num_rois: int) -> ImageRois:
+    """What `encode_rois` made, in the order of `ROI_VALUES`, each row of its length; raises as `require_rois`."""
+    (num_places,) = specs['labels'].row_shape
+    if not 0 <= num_rois <= num_places:
+        raise ValueError(f'{num_rois} RoIs in {num_places} places')
+    values = {}
+    for name, row in zip(ROI_VALUES, rows, strict=True):
+        stored = np.frombuffer(row, specs[name].file_dtype).reshape(specs[name].row_shape)[:num_rois]
+        values[name] = torch.tensor(stored.astype(np.int64 if name == 'labels' else np.float32))
+    found = ImageRois(**values)
+    require_rois(found)
+    return found
+
+
+def require_rois(rois: ImageRois) -> None:
+    """Checks the values of RoIs; ValueError states what is wrong."""
+    num_classes = rois.probabilities.shape[1] - 1
+    if not all(bool(one.isfinite().all()) for one in rois):
+        raise ValueError('values that are not finite')
+    if not bool(((rois.labels >= 0) & (rois.labels < num_classes)).all()):
+        raise ValueError(f'labels outside its {num_classes} classes')
+    if not bool(((rois.probabilities >= 0) & (rois.probabilities <= 1)).all()):
+        raise ValueError('probabilities outside 0 to 1')
+    if not bool((rois.boxes[:, 2:] >= rois.boxes[:, :2]).all()):
+        raise ValueError('boxes with swapped corners')

@@ -10,6 +10,10 @@
         image and does not depend on others. Channels are centred on their mean over the image, and int8 codes bound how
         far a channel may reach: one with a heavier tail gets a coarser step of its own, and the others a finer one to
         make up for it. Where even that misses the target, the error stored beside the codes says so.
+        The rotation of the channels is to their principal directions (Karhunen-Loeve transform): channels resemble each
+        other, rotated they do not, most of the energy gathers in a few of them, and the rest rounds to zeros. A
+        rotation leaves squared errors as they are and commutes with masks over cells. One basis per level serves all
+        images; it is computed once, from a sample (`Covariance`), and stored with the cache.
 
 In all: value = code * step + offset, then, for `lean`, a rotation of the channels. Encoding runs on the teacher's
 device, so that a quarter of the bytes crosses to the host, and never makes the host wait. What is read from a cache
@@ -18,8 +22,9 @@ stays encoded up to the losses, most of which compare codes.
 Letters: B images, C channels, H W grid of a level.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -257,3 +262,56 @@ def _relative_error(decoded: Tensor, maps: Tensor) -> Tensor:
     error, energy = (values.square().sum((1, 2, 3)) for values in (decoded - maps, maps))
     # A map of zeros is exact; what is not finite stays so.
     return torch.where((energy == 0) | energy.isinf(), error + energy, error / energy)
+
+
+class Covariance:
+    """Running channel covariance of one level, each image around its own channel means."""
+
+    def __init__(self, num_channels: int) -> None:
+        self._sum = torch.zeros(num_channels, num_channels, dtype=torch.float64)
+
+    def add(self, maps: Tensor) -> None:
+        """Takes in maps (B, C, H, W)."""
+        centred = maps.float() - maps.float().mean((-2, -1), keepdim=True)
+        # Images differ in energy; each counts alike, as each is to keep the same relative error.
+        centred = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+        products = torch.einsum('bihw,bjhw->ij', centred, centred) / max(1, centred[0, 0].numel())
+        self._sum += products.cpu().double()
+
+    def basis(self) -> Tensor:
+        """Orthonormal columns (C, C) float32, the direction of the greatest variance first."""
+        _, vectors = torch.linalg.eigh(self._sum)
+        vectors = vectors.flip(1)
+        # An eigenvector has no sign of its own: the largest entry is made positive.
+        signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+        basis: Tensor = (vectors * signs).float().contiguous()
+        return basis
+
+
+@dataclass
+class Comparison:
+    """Relative squared errors, ||found - wanted||^2 / ||wanted||^2, and cosines of maps; nan without maps.
+
+    Where both maps are zero the error is 0 and the cosine 1.
+    """
+
+    errors: list[float] = field(default_factory=list)
+    cosines: list[float] = field(default_factory=list)
+
+    def add(self, found: Tensor, wanted: Tensor) -> None:
+        """Takes in a map (C, H, W) of a level and its original, in double precision."""
+        found, wanted = found.double(), wanted.double()
+        error, energy = float((found - wanted).square().sum()), float(wanted.square().sum())
+        product, norms = float((found * wanted).sum()), math.sqrt(energy * float(found.square().sum()))
+        self.errors.append(error / energy if energy else (math.inf if error else 0.0))
+        self.cosines.append(product / norms if norms else float(not error))
+
+    def summary(self) -> dict[str, float]:
+        """Means, the greatest error and the least cosine, by name."""
+        num_maps = len(self.errors) or math.nan
+        return {
+            'mean_error': sum(self.errors) / num_maps,
+            'worst_error': max(self.errors, default=math.nan),
+            'mean_cosine': sum(self.cosines) / num_maps,
+            'worst_cosine': min(self.cosines, default=math.nan),
+        }

@@ -1,15 +1,21 @@
-"""The files of a cache, opened only as its manifest guarantees them."""
+"""The files of a cache, opened only as its manifest guarantees them, and its index.
+
+The index says which image is in which row, and how large it is; it is checked against itself and the manifest.
+"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from mtpd.cache.format import arrays
-from mtpd.cache.format.arrays import ArraySpec
-from mtpd.cache.format.manifest import FileRecord
+from mtpd.cache.format.arrays import ArraySpec, decode_index, index_bytes, index_specs, require_plain_bytes
+from mtpd.cache.format.manifest import FileRecord, Manifest
+from mtpd.cache.format.plan import Bucket, CachePlan, SourceImage
 from mtpd.errors import REPAIR, CacheDamagedError
+from mtpd.geometry import Geometry, Size
 from mtpd.system.files import sha256_bytes
 
 
@@ -26,10 +32,8 @@ class CacheFiles:
         if record is None:
             raise CacheDamagedError(f'{self.root}: {file} is not in the manifest')
         path = self.root / file
-        try:
+        with readable(path):
             found = path.stat().st_size if path.is_file() else None
-        except OSError as error:
-            raise _unreadable(path, error) from error
         if found != record.num_bytes:
             state = 'missing' if found is None else f'{found} bytes long'
             raise CacheDamagedError(f'{path}: is {state}, the manifest states {record.num_bytes} bytes; {REPAIR}')
@@ -43,10 +47,8 @@ class CacheFiles:
         size = self.size(file)
         if size > max_bytes:
             raise CacheDamagedError(f'{self.root / file}: has {size} bytes, at most {max_bytes} were expected')
-        try:
+        with readable(self.root / file):
             content = (self.root / file).read_bytes()
-        except OSError as error:
-            raise _unreadable(self.root / file, error) from error
         self.require_sha256(file, sha256_bytes(content))
         return content
 
@@ -58,17 +60,17 @@ class CacheFiles:
     def read_array(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
         """The rows (rows_per_file, ...) of one file of an array that is not sharded."""
         file = spec.file(shard)
-        size, name = self.size(file), str(self.root / file)
-        arrays.require_plain_bytes(spec, size, name=name)
-        return arrays.decode_plain(self.read(file, max_bytes=size), spec, name=name)
+        require_plain_bytes(spec, self.size(file), name=str(self.root / file))
+        content = self.read(file, max_bytes=spec.file_bytes)
+        return np.frombuffer(content, dtype=spec.file_dtype).reshape(spec.rows_per_file, *spec.row_shape)
 
     def read_shard_index(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
         """Offset and length (rows_per_file, 2) uint64 of the chunk of each row of a shard."""
         file = spec.file(shard)
-        size, length, name = self.size(file), arrays.index_bytes(spec.rows_per_file), str(self.root / file)
+        size, length, name = self.size(file), index_bytes(spec.rows_per_file), str(self.root / file)
         if size < length:
             raise CacheDamagedError(f'{name}: has {size} bytes, its index alone needs {length}; {REPAIR}')
-        return arrays.decode_index(
+        return decode_index(
             self.read_range(file, offset=size - length, length=length),
             chunks_per_shard=spec.rows_per_file,
             num_chunks=min(spec.rows_per_file, spec.shape[0] - shard * spec.rows_per_file),
@@ -79,15 +81,65 @@ class CacheFiles:
 
     def read_range(self, file: str, *, offset: int, length: int) -> bytes:
         """Bytes of a file that `size` has let pass; fewer where it has become shorter."""
-        try:
-            descriptor = os.open(f'{self.root}/{file}', os.O_RDONLY)
+        path = f'{self.root}/{file}'
+        with readable(path):
+            descriptor = os.open(path, os.O_RDONLY)
             try:
                 return os.pread(descriptor, length, offset)
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise _unreadable(self.root / file, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> CacheDamagedError:
-    return CacheDamagedError(f'{path}: cannot be read ({error.strerror})')
+@contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """Turns an error of the system into a CacheDamagedError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheDamagedError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def read_index(files: CacheFiles, manifest: Manifest) -> CachePlan:
+    """The plan that a cache was written by; CacheDamagedError where the index contradicts itself or the manifest."""
+    columns = {name: files.read_array(spec, shard=0) for name, spec in index_specs(manifest.num_images).items()}
+    sizes = [bucket.num_images for bucket in manifest.buckets]
+    problem = _index_problem(columns, sizes)
+    if problem:
+        raise CacheDamagedError(f'{files.root}: {problem}; extract it again')
+    order = np.lexsort((columns['row'], columns['bucket']))
+    image_ids = columns['image_id'][order].tolist()
+    names = 'original', 'resized', 'padded'
+    original, resized, padded = (list(map(tuple, columns[name][order].tolist())) for name in names)
+    geometry: Geometry = manifest.description.geometry.to_geometry()
+
+    @cache  # a data set has far fewer sizes than images
+    def expected(size: Size) -> tuple[Size, Size]:
+        return geometry.resized(size), geometry.padded(size)
+
+    buckets, start = [], 0
+    for number, record in enumerate(manifest.buckets):
+        rows = slice(start, start + record.num_images)
+        for own, *stated in zip(original[rows], resized[rows], padded[rows], strict=True):
+            if expected(own) != tuple(stated) or stated[1] != record.padded:
+                raise CacheDamagedError(
+                    f'{files.root}: the index contradicts the manifest about bucket {number}; extract it again'
+                )
+        images = tuple(map(SourceImage, image_ids[rows], original[rows]))
+        buckets.append(Bucket(padded=record.padded, images=images, rows_per_shard=record.rows_per_shard))
+        start += record.num_images
+    return CachePlan(buckets=tuple(buckets))
+
+
+def _index_problem(columns: dict[str, np.ndarray], sizes: list[int]) -> str | None:
+    """What of the index contradicts itself or the numbers of images of the buckets."""
+    bucket, row = columns['bucket'], columns['row']
+    if np.unique(columns['image_id']).size < bucket.size:
+        return 'the index lists an image twice'
+    if bucket.min() < 0 or bucket.max() >= len(sizes) or np.bincount(bucket).tolist() != sizes:
+        return 'the index and the manifest differ in the number of images of a bucket'
+    order = np.lexsort((row, bucket))
+    if not np.array_equal(row[order], np.concatenate([np.arange(size) for size in sizes])):
+        return 'the index does not assign every row of a bucket to one image'
+    if min(columns[name].min() for name in ('original', 'resized', 'padded')) < 1:
+        return 'the index has sizes below 1 px'
+    return None

@@ -10,7 +10,7 @@ interpreter lock, straight into the caller's memory. All that can be known of a 
 `RowTable`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,16 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtpd.cache.format.arrays import CODE_DTYPES, decode_chunk, view_specs
-from mtpd.cache.format.basis import BASIS_FILE, load_basis, max_basis_bytes
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec, RoisRecord, roi_specs, view_specs
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
 from mtpd.cache.format.plan import Bucket, ShardKey, num_elements
-from mtpd.cache.format.teacher_tensors import load_roi_head, load_teacher
-from mtpd.cache.reading.cache_files import CacheFiles
-from mtpd.cache.reading.index import read_index
-from mtpd.cache.reading.roi_rows import RoiReader
-from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
+from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, load_roi_head, load_teacher, max_basis_bytes
+from mtpd.cache.reading.cache_files import CacheFiles, read_index
+from mtpd.errors import REPAIR, CacheDamagedError, CacheMismatchError, InputError
 from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
@@ -38,6 +36,8 @@ from mtpd.heads.rois import ImageRois
 MAX_TEACHER_BYTES = 2**32
 # Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
 TABLES_KEPT = 256
+# Of shard groups, for their RoIs: one takes 16 bytes an image.
+ROI_TABLES_KEPT = 4096
 
 
 class ImageSizes(NamedTuple):
@@ -82,7 +82,7 @@ class CacheReader:
         self.levels: tuple[Level, ...] = tuple(level.to_level() for level in description.levels)
         self.geometry: Geometry = description.geometry.to_geometry()
         self.views: tuple[ViewName, ...] = description.views
-        self.code_dtype: torch.dtype = getattr(torch, CODE_DTYPES[description.codec])
+        self.code_dtype: torch.dtype = getattr(torch, arrays.CODE_DTYPES[description.codec])
         self._files = CacheFiles(path, self.manifest.files)
         self._plan = read_index(self._files, self.manifest)
         self._locations = {
@@ -153,33 +153,25 @@ class CacheReader:
         numbers = [self.levels.index(level) for level in wanted]
         # What torch does comes first and together: after a decompression, which leaves nothing of it in the
         # processor's caches, each of its calls takes many times as long, together a tenth of the whole.
-        encoded, start = {}, 0
         errors = torch.tensor(table.errors[position, :, None]).unbind()
-        for number, level in zip(numbers, wanted, strict=True):
-            scale, (height, width) = table.scales[number], level.grid(*padded)
-            num_codes = level.channels * height * width
+        all_codes = torch.split(out[:total], [num_elements([level], padded) for level in wanted])
+        encoded = {}
+        for number, level, codes in zip(numbers, wanted, all_codes, strict=True):
+            scale = table.scales[number]
             encoded[level.name] = EncodedMaps(
-                codes=out.as_strided(
-                    (1, level.channels, height, width),
-                    (num_codes, height * width, width, 1),
-                    out.storage_offset() + start,
-                ),
+                codes=codes.view(1, level.channels, *level.grid(*padded)),
                 scale=None if scale is None else torch.tensor(scale[position : position + 1]),
                 basis=self.bases.get(level.name),
                 error=errors[number],
             )
-            start += num_codes
-        codes, start = out.numpy(), 0
-        for number, level in zip(numbers, wanted, strict=True):
-            end = start + num_elements([level], padded)
+        for number, memory in zip(numbers, [codes.numpy() for codes in all_codes], strict=True):
             file, (offset, length) = table.files[number], table.chunks[number][position].tolist()
-            decode_chunk(
+            arrays.decode_chunk(
                 self._files.read_range(file, offset=offset, length=length),
-                out=codes[start:end],
+                out=memory,
                 checksum=int(table.checksums[position, number]),
                 name=f'{self.path}/{file}: row {position}',
             )
-            start = end
         return encoded
 
     def num_codes(self, image_id: int, *, levels: Sequence[str] | None = None) -> int:
@@ -218,7 +210,7 @@ class CacheReader:
         Raises:
             CacheDamagedError: the file is not what was written, or holds no tensors.
         """
-        return load_teacher(self._teacher_file(), name=str(self.path / TEACHER_FILE)).weights
+        return load_teacher(self._teacher_file(), name=str(self.path / TEACHER_FILE))[0]
 
     def roi_head(self) -> RoiHead:
         """The teacher's RoI head, ready to run on this cache's maps; of a cascade the first stage.
@@ -277,3 +269,38 @@ class CacheReader:
         if missing:
             raise CacheMismatchError(f'{self.path}: has the levels {", ".join(stored)}, not {missing[0]}')
         return [level for level in self.levels if names is None or level.name in names]
+
+
+class RoiReader:
+    """The RoIs of an open cache. Small tables are verified whole, every row by its checksum in them."""
+
+    def __init__(self, files: CacheFiles, record: RoisRecord, buckets: Mapping[str, Bucket]) -> None:
+        self._files = files
+        self._record = record
+        self._buckets = buckets
+        self._tables = lru_cache(ROI_TABLES_KEPT)(self._load_tables)
+
+    def read(self, bucket: Bucket, row: int, image_id: int) -> ImageRois:
+        """The RoIs of the image in a row; CacheDamagedError if the bytes are not those written for this image."""
+        shard, position = divmod(row, bucket.rows_per_shard)
+        tables, specs = self._tables(bucket.name, shard), roi_specs(bucket, self._record)
+        name = f'{self._files.root}: row {row} of heads/{bucket.name}'
+        found = int(tables['image_id'][position])
+        if found != image_id:
+            raise CacheDamagedError(f'{name} belongs to image {found}, not {image_id}')
+        rows = [self._row(specs[array], shard, position) for array in arrays.ROI_VALUES]
+        if arrays.rois_checksum(rows) != tables['crc32c'][position]:
+            raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
+        try:
+            return arrays.decode_rois(rows, specs, num_rois=int(tables['num_rois'][position]))
+        except ValueError as error:
+            raise CacheDamagedError(f'{name}: holds {error}; {REPAIR}') from error
+
+    def _row(self, spec: ArraySpec, shard: int, position: int) -> bytes:
+        file = spec.file(shard)
+        arrays.require_plain_bytes(spec, self._files.size(file), name=str(self._files.root / file))
+        return self._files.read_range(file, offset=position * spec.row_bytes, length=spec.row_bytes)
+
+    def _load_tables(self, bucket_name: str, shard: int) -> dict[str, np.ndarray]:
+        specs = roi_specs(self._buckets[bucket_name], self._record)
+        return {name: self._files.read_array(specs[name], shard=shard) for name in arrays.ROI_TABLES}

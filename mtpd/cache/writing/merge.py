@@ -4,14 +4,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mtpd.cache.format.basis import BASIS_FILE
 from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord
 from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import JournalEntry, committed, is_published, is_sound, publish, remove_leftovers
-from mtpd.cache.writing.parts import WHOLE, CacheLock
-from mtpd.cache.writing.plan_file import PLAN_FILE, PlanRecord, first_difference, read_plan_file, write_plan_file
+from mtpd.cache.writing.journal import JournalEntry, PlanRecord
+from mtpd.cache.writing.parts import WHOLE, cache_lock, gate
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
@@ -22,13 +21,13 @@ def publish_parts(root: Path) -> None:
 
     CacheIncompleteError: they have not. UnavailableError: a part is running.
     """
-    if is_published(root):
+    if journal.is_published(root):
         return
-    plan = read_plan_file(root)
-    with disk_errors(root), CacheLock(root) as lock, lock.gate():
-        missing = publish(root)
+    plan = journal.read_plan_file(root)
+    with disk_errors(root), cache_lock(root), gate(root):
+        missing = journal.publish(root)
         if not missing:
-            remove_leftovers(root, part=WHOLE)
+            journal.remove_leftovers(root, part=WHOLE)
     if missing:
         raise CacheIncompleteError(
             f'{root}: {_how_many(plan, missing)} not committed; run mtpd-extract for the missing parts, or '
@@ -52,11 +51,11 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
     plan = _common_plan(sources)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        with CacheLock(out) as lock:
+        with cache_lock(out):
             _claim(out, plan, sources)
-            remove_leftovers(out, part=WHOLE)
+            journal.remove_leftovers(out, part=WHOLE)
             journal.cut_torn_tail(out)
-            done = committed(out, plan)
+            done = journal.committed(out, plan)
             wanted = [entry for entry in _entries(sources, plan) if entry[1].key not in done]
             present = {*done, *(entry.key for _, entry in wanted)}
             missing = [key for key in plan.group_files() if key not in present]
@@ -76,8 +75,8 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
                 for folder in {(out / name).parent for name in entry.files}:
                     fsync_directory(folder)
                 journal.append_entry(out, entry)
-            with lock.gate():
-                missing = publish(out)
+            with gate(out):
+                missing = journal.publish(out)
     assert not missing, 'merge left groups out'
 
 
@@ -91,11 +90,11 @@ def num_bytes(sources: Sequence[Path]) -> int:
 def _common_plan(sources: Sequence[Path]) -> PlanRecord:
     plans = []
     for source in sources:
-        if is_published(source):
+        if journal.is_published(source):
             raise CacheMismatchError(f'{source}: is a finished cache, not a part; remove it from the command')
-        plans.append(read_plan_file(source))
+        plans.append(journal.read_plan_file(source))
     for source, plan in zip(sources, plans, strict=True):
-        difference = first_difference(plan.model_dump(mode='json'), plans[0])
+        difference = journal.first_difference(plan.model_dump(mode='json'), plans[0])
         if difference:
             raise CacheMismatchError(
                 f'{source}: is not a part of the same extraction as {sources[0]}: {difference}; merge parts '
@@ -110,23 +109,24 @@ def _claim(out: Path, plan: PlanRecord, sources: Sequence[Path]) -> None:
         raise CacheMismatchError(f'--out {out}: is one of the parts; give a new folder')
     if (out / MANIFEST_FILE).exists():
         raise CacheMismatchError(f'--out {out}: holds a finished cache; give a new folder')
-    if (out / PLAN_FILE).exists():
-        difference = first_difference(read_plan_file(out).model_dump(mode='json'), plan)
+    if (out / journal.PLAN_FILE).exists():
+        difference = journal.first_difference(journal.read_plan_file(out).model_dump(mode='json'), plan)
         if difference:
             raise CacheMismatchError(f'--out {out}: holds another extraction: {difference}; give a new folder')
         return
     others = [path.name for path in out.iterdir() if not path.name.startswith('.')]
     if others:
         raise CacheMismatchError(f'--out {out}: holds {others[0]} but no cache; give an empty or new folder')
-    write_plan_file(out, plan)
+    journal.write_plan_file(out, plan)
 
 
 def _entries(sources: Sequence[Path], plan: PlanRecord) -> list[tuple[Path, JournalEntry]]:
     """What is to be taken from where: of each group the first entry whose files are there, in the order of the plan."""
     found: dict[ShardKey, tuple[Path, JournalEntry]] = {}
     for source in sources:
-        for key, files in committed(source, plan).items():
-            found.setdefault(key, (source, JournalEntry(plan.sha256, key, files)))
+        for key, files in journal.committed(source, plan).items():
+            entry = JournalEntry(plan=plan.sha256, **key._asdict(), files=files)
+            found.setdefault(key, (source, entry))
     first = next(iter(found.values()), None)
     for source, entry in found.values():
         if first is not None and entry.files.get(BASIS_FILE) != first[1].files.get(BASIS_FILE):
@@ -143,9 +143,9 @@ def _how_many(plan: PlanRecord, missing: Sequence[ShardKey]) -> str:
 
 def _transfer_any(sources: Sequence[Path], out: Path, name: str, record: FileRecord) -> None:
     """Puts a file of the first source that has it as it was written."""
-    if is_sound(out / name, record):
+    if journal.is_sound(out / name, record):
         return
-    path = next((source / name for source in sources if is_sound(source / name, record)), None)
+    path = next((source / name for source in sources if journal.is_sound(source / name, record)), None)
     if path is None:
         raise CacheDamagedError(
             f'{sources[0] / name}: is missing or differs from what was written; run mtpd-cache verify --repair on that '

@@ -8,15 +8,15 @@ holder.
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from mtpd.errors import UnavailableError
-from mtpd.system.locks import HolderLock, LockHeldError
+from mtpd.system.locks import LockHeldError, held
 
 LOCK_FILE = '.lock'
 GATE_FILE = '.lock.gate'
@@ -66,65 +66,55 @@ class Part:
 WHOLE = Part()
 
 
-class CacheLock:
-    """The right to write a cache or a part of it. Use as a context manager; the folder must exist.
+@contextmanager
+def cache_lock(root: Path, *, part: Part = WHOLE) -> Iterator[None]:
+    """Holds the right to write a cache or a part of it; the folder must exist.
 
     UnavailableError on entering: another process is writing the same; the message names it.
     """
-
-    def __init__(self, root: Path, *, part: Part = WHOLE) -> None:
-        self._root = root
-        self._part = part
-        self._lock = HolderLock(_lock_path(root, part), role='' if part.is_whole else f' as part {part}')
-
-    def __enter__(self) -> 'CacheLock':
-        with self.gate():
+    with ExitStack() as stack:
+        with gate(root):
             # The parts that have, or once had, a lock here.
-            others = [WHOLE] if _lock_path(self._root, WHOLE).exists() else []
-            for path in sorted(self._root.glob(f'{LOCK_FILE}.*')):
+            others = [WHOLE] if _lock_path(root, WHOLE).exists() else []
+            for path in sorted(root.glob(f'{LOCK_FILE}.*')):
                 if match := _PART_LOCK.fullmatch(path.name):
                     others.append(Part(int(match[1]), int(match[2])))
             for other in others:
-                if other != self._part and other.excludes(self._part):
-                    self._require_dead(other)
-            try:
-                self._lock.__enter__()
-            except LockHeldError as error:
-                raise self._busy(self._part, str(error)) from None
-        return self
+                if other != part and other.excludes(part):
+                    with _busy_if_held(root, other, wanted=part), held(_lock_path(root, other)):
+                        pass
+                    # Only the holder of the gate takes locks, so no process is waiting for these.
+                    _lock_path(root, other).unlink(missing_ok=True)
+            with _busy_if_held(root, part, wanted=part):
+                stack.enter_context(held(_lock_path(root, part), role='' if part.is_whole else f' as part {part}'))
+        yield
 
-    def __exit__(self, *exception: Any) -> None:
-        self._lock.__exit__(*exception)
 
-    @contextmanager
-    def gate(self) -> Iterator[None]:
-        """Keeps all other writers from starting or publishing."""
-        gate = FileLock(self._root / GATE_FILE, timeout=GATE_SECONDS)
-        try:
-            gate.acquire()
-        except Timeout:
-            raise UnavailableError(
-                f'{self._root / GATE_FILE}: another process has held it for {GATE_SECONDS:.0f} s; '
-                'end that process if it hangs, then run the same command again'
-            ) from None
-        try:
-            yield
-        finally:
-            gate.release()
+@contextmanager
+def gate(root: Path) -> Iterator[None]:
+    """Keeps all other writers from starting or publishing."""
+    lock = FileLock(root / GATE_FILE, timeout=GATE_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UnavailableError(
+            f'{root / GATE_FILE}: another process has held it for {GATE_SECONDS:.0f} s; '
+            'end that process if it hangs, then run the same command again'
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
-    def _require_dead(self, other: Part) -> None:
-        try:
-            with HolderLock(_lock_path(self._root, other)):
-                pass
-        except LockHeldError as error:
-            raise self._busy(other, str(error)) from None
-        # Only the holder of the gate takes locks, so no process is waiting for these.
-        _lock_path(self._root, other).unlink(missing_ok=True)
 
-    def _busy(self, other: Part, who: str) -> UnavailableError:
-        is_of_others = not other.is_whole and not self._part.is_whole and other.count != self._part.count
-        advice = f'give --part I/{other.count}, or wait for it' if is_of_others else 'wait for it'
-        return UnavailableError(f'{self._root}: {who} is writing this cache; {advice}, or choose another --out')
+@contextmanager
+def _busy_if_held(root: Path, part: Part, *, wanted: Part) -> Iterator[None]:
+    try:
+        yield
+    except LockHeldError as error:
+        is_of_others = not part.is_whole and not wanted.is_whole and part.count != wanted.count
+        advice = f'give --part I/{part.count}, or wait for it' if is_of_others else 'wait for it'
+        raise UnavailableError(f'{root}: {error} is writing this cache; {advice}, or choose another --out') from None
 
 
 def _lock_path(root: Path, part: Part) -> Path:

@@ -19,17 +19,14 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest
-from mtpd.cache.format.arrays import chunk_checksum, encode_chunk, encode_shard, roi_specs
-from mtpd.cache.format.basis import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
-from mtpd.cache.format.roi_arrays import VALUES, encode_row, require_rois, row_checksum
+from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import committed, is_published, publish, remove_leftovers
-from mtpd.cache.writing.parts import WHOLE, CacheLock, Part
-from mtpd.cache.writing.plan_file import PLAN_FILE, first_difference, plan_record, read_plan_json, write_plan_file
+from mtpd.cache.writing.journal import JournalEntry
+from mtpd.cache.writing.parts import WHOLE, Part, cache_lock, gate
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
 from mtpd.heads.rois import ImageRois
 from mtpd.system.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
@@ -60,7 +57,7 @@ class ShardGroup:
         InputError: a map has another shape than the plan expects, or holds values that cannot be stored.
         """
         folder, levels = f'{self._bucket.name}/{view}', self._description.levels
-        compress = partial(encode_chunk, level=arrays.ZSTD_LEVELS[self._description.codec])
+        compress = partial(arrays.encode_chunk, level=arrays.ZSTD_LEVELS[self._description.codec])
         start = len(self._rows[f'{folder}/image_id'])
         image_ids = [image.image_id for image in self._images[start : start + len(maps[levels[0].name].codes)]]
         pending: list[Iterator[bytes]] = []
@@ -83,23 +80,23 @@ class ShardGroup:
         for level, of_level in zip(levels, chunks, strict=True):
             self._rows[f'{folder}/{level.name}'] += of_level
         self._rows[f'{folder}/image_id'] += image_ids
-        self._rows[f'{folder}/crc32c'] += zip(*(map(chunk_checksum, one) for one in chunks), strict=True)
+        self._rows[f'{folder}/crc32c'] += zip(*(map(arrays.chunk_checksum, one) for one in chunks), strict=True)
         self._rows[f'{folder}/error'] += zip(*errors, strict=True)
 
     def append_rois(self, images: Sequence[ImageRois]) -> None:
         """Appends the RoIs of the next images, in row order; InputError where values cannot be stored."""
-        folder, specs = f'{arrays.HEADS}/{self._bucket.name}', roi_specs(self._bucket, self._description.rois)
+        folder, specs = f'{arrays.HEADS}/{self._bucket.name}', arrays.roi_specs(self._bucket, self._description.rois)
         assert specs, 'this cache holds no RoIs'
         for rois in images:
             image_id = self._images[len(self._rows[f'{folder}/image_id'])].image_id
             try:
-                require_rois(rois)
+                arrays.require_rois(rois)
             except ValueError as error:
                 raise InputError(
                     f'image {image_id}: the teacher returns proposals with {error}; omit them with --rois 0'
                 ) from error
-            values = encode_row(rois, specs)
-            checksum = row_checksum([values[name].tobytes() for name in VALUES])
+            values = arrays.encode_rois(rois, specs)
+            checksum = arrays.rois_checksum([values[name].tobytes() for name in arrays.ROI_VALUES])
             tables = {'image_id': image_id, 'num_rois': len(rois.boxes), 'crc32c': checksum}
             for name, value in (tables | values).items():
                 self._rows[f'{folder}/{name}'].append(value)
@@ -111,7 +108,7 @@ class ShardGroup:
             if len(rows) != len(self._images):
                 raise RuntimeError(f'shard {self.key}: {path} holds {len(rows)} of {len(self._images)} images')
             if spec.sharded:
-                content = encode_shard(rows, chunks_per_shard=spec.rows_per_file)
+                content = arrays.encode_shard(rows, chunks_per_shard=spec.rows_per_file)
             else:
                 content = arrays.encode_plain(np.array(rows), spec)
             yield spec.file(self.key.shard), content
@@ -142,14 +139,13 @@ class CacheWriter:
         self.description = description
         self.plan = plan
         self.part = part
-        self._lock = CacheLock(root, part=part)
         self._closing = ExitStack()
         self._committed: set[ShardKey] = set()
         self._basis_path = root / BASIS_FILE
         self._basis: dict[str, FileRecord] = {}
         # Index and teacher weights: small, and the same at every start.
         self._head = {TEACHER_FILE: teacher_weights, **_index_files(description, plan)}
-        self._plan_record = plan_record(
+        self._plan_record = journal.plan_record(
             description,
             [manifest.bucket_record(bucket) for bucket in plan.buckets],
             {name: _record(content) for name, content in self._head.items()},
@@ -159,13 +155,13 @@ class CacheWriter:
         manifest.require_publishable(self.description, self.plan)
         with ExitStack() as stack, disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(self._lock)
-            with self._lock.gate():
+            stack.enter_context(cache_lock(self.root, part=self.part))
+            with gate(self.root):
                 self._check_or_write_plan()
                 if self.is_finished:
-                    publish(self.root)
+                    journal.publish(self.root)
             if not self.is_finished:
-                remove_leftovers(self.root, part=self.part)
+                journal.remove_leftovers(self.root, part=self.part)
                 create_arrays(self.root, self._plan_record.specs(), owner=self.part.label)
                 for name, content in self._head.items():
                     path = self.root / name
@@ -174,7 +170,7 @@ class CacheWriter:
                 journal.cut_torn_tail(self.root, part=self.part)
                 if self._has_own_bases():
                     self._read_bases()
-                self._committed = set(committed(self.root, self._plan_record))
+                self._committed = set(journal.committed(self.root, self._plan_record))
             self._compressors = stack.enter_context(compression_threads())
             self._closing = stack.pop_all()
         return self
@@ -185,7 +181,7 @@ class CacheWriter:
     @property
     def is_finished(self) -> bool:
         """Whether the manifest has been published."""
-        return is_published(self.root)
+        return journal.is_published(self.root)
 
     def pending(self) -> list[ShardKey]:
         """This part's shard groups that are still to be written, in order."""
@@ -224,7 +220,8 @@ class CacheWriter:
             for name, content in group.files():
                 write_atomically(self.root / name, content, owner=self.part.label)
                 records[name] = _record(content)
-            entry = journal.JournalEntry(self._plan_record.sha256, group.key, self._basis | records)
+            files = self._basis | records
+            entry = JournalEntry(plan=self._plan_record.sha256, **group.key._asdict(), files=files)
             journal.append_entry(self.root, entry, part=self.part)
         self._committed.add(group.key)
         return sum(record.num_bytes for record in records.values())
@@ -232,19 +229,19 @@ class CacheWriter:
     def finish(self) -> list[ShardKey]:
         """Publishes the manifest if the other parts have committed all of theirs too; returns what they have not."""
         assert not self.pending(), 'finish() before all shard groups were committed'
-        with disk_errors(self.root), self._lock.gate():
+        with disk_errors(self.root), gate(self.root):
             if not self.is_finished:
                 self._require_own_plan()
-            return publish(self.root, owner=self.part.label)
+            return journal.publish(self.root, owner=self.part.label)
 
     def _check_or_write_plan(self) -> None:
         if self.is_finished:
             found = manifest.read_manifest(self.root)
             # The hashes of what precedes the shards are the readers' business.
-            present = plan_record(found.description, found.buckets, self._plan_record.files)
+            present = journal.plan_record(found.description, found.buckets, self._plan_record.files)
             self._require_same(present.model_dump(mode='json'))
-        elif (self.root / PLAN_FILE).exists():
-            self._require_same(read_plan_json(self.root))
+        elif (self.root / journal.PLAN_FILE).exists():
+            self._require_same(journal.read_plan_json(self.root))
         else:
             others = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
             if others:
@@ -252,18 +249,18 @@ class CacheWriter:
                     f'{self.root}: the folder is not empty ({others[0]}) and does not hold an extraction; '
                     'choose another --out'
                 )
-            write_plan_file(self.root, self._plan_record, owner=self.part.label)
+            journal.write_plan_file(self.root, self._plan_record, owner=self.part.label)
 
     def _require_own_plan(self) -> None:
         try:
-            self._require_same(read_plan_json(self.root))
+            self._require_same(journal.read_plan_json(self.root))
         except CacheIncompleteError:  # the plan goes when the cache is published, maybe just now
             if not self.is_finished:
                 raise
 
     def _require_same(self, found: Any) -> None:
         """Refuses to mix two extractions in one folder."""
-        difference = first_difference(found, self._plan_record)
+        difference = journal.first_difference(found, self._plan_record)
         if difference:
             raise CacheMismatchError(
                 f'{self.root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete '

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtpd.cache.checking.state import read_state
-from mtpd.cache.checking.verification import verify
+from mtpd.cache.checking import read_state, verify
+from mtpd.cache.format.arrays import ROI_VALUES, rois_checksum
 from mtpd.cache.format.plan import ShardKey
-from mtpd.cache.format.roi_arrays import VALUES, row_checksum
 
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
 
@@ -30,8 +29,8 @@ def file_of(array: str) -> str:
 def forge_row(forgery: Any, array: str, value: float) -> None:
     """Puts a value at the first place of the first row, and makes the row's checksum fit."""
     forgery.edit_array(file_of(array), DTYPES[array], lambda values: values.__setitem__(0, value))
-    contents = [(forgery.root / file_of(name)).read_bytes() for name in VALUES]
-    number = row_checksum([content[: len(content) // NUM_ROWS] for content in contents])
+    contents = [(forgery.root / file_of(name)).read_bytes() for name in ROI_VALUES]
+    number = rois_checksum([content[: len(content) // NUM_ROWS] for content in contents])
     forgery.edit_array(file_of('crc32c'), '<u4', lambda values: values.__setitem__(0, number))
 
 
@@ -113,7 +112,7 @@ def test_the_largest_rows_that_a_manifest_may_state(roi_forgery: Any, is_intact:
     """Files of the right sizes, all holes, take no more memory than their rows do."""
     num_rois, num_classes = 512, 2**14 - 1
     row_bytes = {'boxes': 16, 'probabilities': 2 * (num_classes + 1), 'labels': 4, 'deltas': 16}
-    checksum = row_checksum([bytes(num_rois * row_bytes[array]) for array in VALUES])
+    checksum = rois_checksum([bytes(num_rois * row_bytes[array]) for array in ROI_VALUES])
     sizes = {}
     for path in sorted((roi_forgery.root / 'heads').glob('*/*/c/**/*')):
         file = path.relative_to(roi_forgery.root).as_posix()

@@ -137,7 +137,7 @@ def test_lean_parts_need_one_basis(
     assert 'sound' in mtpd_cache('verify', tmp_path / 'cache').stdout
     shutil.rmtree(parts[1])
     # As on another machine, whose arithmetic gave other rotations.
-    from mtpd.cache.format.basis import BASIS_FILE, plan_of_basis, save_basis
+    from mtpd.cache.format.tensor_files import BASIS_FILE, plan_of_basis, save_basis
     from mtpd.cache.reading.reader import CacheReader
 
     bases = {name: -basis for name, basis in CacheReader(tmp_path / 'cache').bases.items()}

@@ -1,0 +1,356 @@
+"""Checks of a whole cache: its records, whether it is intact, and queueing damaged shards for extraction.
+
+`verify` reads every file completely, decodes every chunk, and finds files that do not belong to the cache. What is read
+is judged by the manifest; of an unfinished cache by the plan and the journal, and only what is committed.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from mtpd.cache.format import arrays
+from mtpd.cache.format.arrays import ArraySpec, decode_chunk, require_plain_bytes
+from mtpd.cache.format.manifest import MANIFEST_FILE, Description, Manifest, manifest_of, read_manifest
+from mtpd.cache.format.plan import CachePlan, ShardKey
+from mtpd.cache.format.strict_json import read_json, short
+from mtpd.cache.format.tensor_files import BASIS_FILE
+from mtpd.cache.format.zarr_metadata import metadata_files
+from mtpd.cache.reading.cache_files import CacheFiles, read_index, readable
+from mtpd.cache.reading.reader import RoiReader
+from mtpd.cache.writing import journal
+from mtpd.cache.writing.journal import JournalEntry, PlanRecord
+from mtpd.cache.writing.parts import cache_lock
+from mtpd.cache.writing.writer import disk_errors
+from mtpd.errors import REPAIR, CacheDamagedError, CacheError
+from mtpd.system.files import TEMPORARY, differences, fsync_directory, sha256_file, write_atomically
+from mtpd.system.prefetch import prefetched
+
+Kind = Literal['shard', 'head', 'metadata', 'stray']
+
+PIECE_BYTES = 2**22
+_FOLDERS_OF_ARRAYS = re.compile(r'index|heads|\d+x\d+')
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """A cache's records. Its data has not been checked.
+
+    The manifest of an unfinished cache is the one that it would have, with the files that are committed.
+    """
+
+    root: Path
+    is_finished: bool
+    manifest: Manifest
+    plan: PlanRecord
+    committed: frozenset[ShardKey]
+
+    @property
+    def description(self) -> Description:
+        """What the cache is made of."""
+        return self.manifest.description
+
+    @property
+    def num_shards(self) -> int:
+        """Shard groups of the finished cache."""
+        return sum(bucket.num_shards for bucket in self.manifest.buckets)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files on record."""
+        return sum(record.num_bytes for record in self.manifest.files.values())
+
+
+def read_state(root: Path) -> CacheState:
+    """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs.
+
+    Raises:
+        CacheIncompleteError: there is no cache, not even an unfinished one.
+        CacheMismatchError: another program or a newer version wrote it.
+        CacheDamagedError: the manifest or the plan was changed after it was written.
+    """
+    if (root / journal.PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
+        try:
+            return _unfinished_state(root)
+        except CacheError:
+            if not (root / MANIFEST_FILE).exists():  # else it has been published in between
+                raise
+    manifest = read_manifest(root)
+    keys = (ShardKey(bucket.name, shard) for bucket in manifest.buckets for shard in range(bucket.num_shards))
+    plan = journal.plan_record(manifest.description, manifest.buckets, manifest.files)
+    return CacheState(root, True, manifest, plan, frozenset(keys))
+
+
+def _unfinished_state(root: Path) -> CacheState:
+    plan = journal.read_plan_file(root)
+    entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == plan.sha256}
+    # Index and teacher's weights are written after the plan and before the first shard.
+    files = dict(plan.files) if entries else {}
+    for group in entries.values():
+        files |= group
+    manifest = manifest_of(plan.description, plan.buckets, files)
+    return CacheState(root, False, manifest, plan, frozenset(entries))
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that differs from what was written.
+
+    Attributes:
+        kind: `shard`: of a shard group, to be extracted again; `head`: of what precedes the shards (the index, the
+            teacher's weights), which an extraction rewrites when it starts; `metadata`: a `zarr.json`, which nothing
+            of mtpd reads, but other programs do; `stray`: a file that does not belong there.
+        file: path below the cache's root.
+        reason: what is wrong with it.
+        key: of the shard group.
+    """
+
+    kind: Kind
+    file: str
+    reason: str
+    key: ShardKey | None = None
+
+
+def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], object]) -> list[Damage]:
+    """Reads everything; `advance` is called with the number of bytes of each file after reading it.
+
+    Each thread holds a chunk of a shard, or a file of a small array, in memory.
+    """
+    files = CacheFiles(state.root, state.manifest.files)
+    plan, index_damage = None, None
+    # An unfinished cache may have no record of its index yet.
+    if any(file.startswith('index/') for file in state.manifest.files):
+        try:
+            plan = read_index(files, state.manifest)
+        except CacheDamagedError as error:
+            index_damage = _damage(state.root, 'index', None, error)
+    checks = list(_checks(state, plan, files))
+    # No extraction wrote records of files that the plan has no place for.
+    unknown = state.manifest.files.keys() - {check.file for check in checks}
+    damages = [Damage('head', file, 'is recorded, but the plan has no such file') for file in sorted(unknown)]
+    found = prefetched(partial(_damage_of, state.root), checks, num_threads=num_threads, depth=4 * num_threads)
+    for check, damage in zip(checks, found, strict=True):
+        record = state.manifest.files.get(check.file)
+        advance(record.num_bytes if record else 0)
+        if damage is not None:
+            damages.append(damage)
+    if plan is not None:
+        damages += _damages_of_rois(state, files, plan, known={damage.key for damage in damages})
+    # If a file of the index is damaged, that is already reported for the file.
+    if index_damage and not any(damage.file.startswith('index/') for damage in damages):
+        damages.insert(0, index_damage)
+    return damages + list(_damages_of_folders(state))
+
+
+class _Check(NamedTuple):
+    """How to check a file, by its path below the cache's root; `run` raises CacheDamagedError."""
+
+    file: str
+    key: ShardKey | None
+    run: Callable[[], None]
+
+
+def _checks(state: CacheState, plan: CachePlan | None, files: CacheFiles) -> Iterator[_Check]:
+    """What precedes the shards, then every file of every committed group, in the order of writing."""
+    for file in state.manifest.files:
+        if arrays.file_place(file) is None:
+            yield _Check(file, None, partial(_check_content, files, file))
+    layout = plan or state.plan.layout()
+    columns = {level.name: column for column, level in enumerate(state.description.levels)}
+    for key in layout.shard_keys():
+        if key not in state.committed:
+            continue
+        images = layout.images(key)
+        specs = {spec.path: spec for spec in state.description.bucket_specs(layout.by_name[key.bucket])}
+        for path, spec in specs.items():
+            folder, array = path.rsplit('/', 1)
+            if array == 'image_id' and plan is not None:
+                run = partial(_check_image_ids, files, spec, key.shard, [image.image_id for image in images])
+            elif spec.sharded:
+                table = specs[f'{folder}/crc32c']
+                run = partial(_check_shard, files, spec, key.shard, len(images), table=table, column=columns[array])
+            else:
+                run = partial(_check_content, files, spec.file(key.shard), spec)
+            yield _Check(spec.file(key.shard), key, run)
+
+
+def _damage_of(root: Path, check: _Check) -> Damage | None:
+    try:
+        check.run()
+    except CacheDamagedError as error:
+        return _damage(root, check.file, check.key, error)
+    return None
+
+
+def _damage(root: Path, file: str, key: ShardKey | None, error: CacheDamagedError) -> Damage:
+    # `file` names the file, and the caller of the verification adds the next step.
+    reason = str(error).removesuffix('; extract it again').removesuffix(f'; {REPAIR}')
+    for prefix in (f'{root / file}: ', f'{root}: ', f'{root}/'):
+        reason = reason.removeprefix(prefix)
+    return Damage('head' if key is None else 'shard', file, reason, key)
+
+
+def _check_image_ids(files: CacheFiles, spec: ArraySpec, shard: int, image_ids: Sequence[int]) -> None:
+    found = files.read_array(spec, shard=shard)[: len(image_ids)].tolist()
+    for row, (one, wanted) in enumerate(zip(found, image_ids, strict=True)):
+        if one != wanted:
+            path = files.root / spec.file(shard)
+            raise CacheDamagedError(f'{path}: row {row} belongs to image {one}, the index states {wanted}')
+
+
+def _check_content(files: CacheFiles, file: str, spec: ArraySpec | None = None) -> None:
+    """Reads a file whole: size, that of its array if it is of one, and hash."""
+    size, path = files.size(file), files.root / file
+    if spec is not None:
+        require_plain_bytes(spec, size, name=str(path))
+    with readable(path):
+        found = sha256_file(path)
+    files.require_sha256(file, found)
+
+
+def _check_shard(
+    files: CacheFiles, spec: ArraySpec, shard: int, num_rows: int, *, table: ArraySpec, column: int
+) -> None:
+    """Reads chunk after chunk, which fill the shard up to its index without a gap, then the rest, for the hash.
+
+    A column of `table` has the checksums.
+    """
+    path, digest, position = files.root / spec.file(shard), hashlib.sha256(), 0
+    entries = files.read_shard_index(spec, shard=shard)[:num_rows].tolist()
+    stated = files.read_array(table, shard=shard)[:, column].tolist()
+    codes = np.empty(spec.row_shape, dtype=spec.dtype)
+    with readable(path), path.open('rb') as content:
+        for row, (offset, length) in enumerate(entries):
+            if offset != position:
+                raise CacheDamagedError(
+                    f'{path}: row {row} starts at byte {offset}, not at the end of the previous row'
+                )
+            chunk = content.read(length)
+            decode_chunk(chunk, out=codes, checksum=stated[row], name=f'{path}: row {row}')
+            digest.update(chunk)
+            position += length
+        while piece := content.read(PIECE_BYTES):
+            digest.update(piece)
+    files.require_sha256(spec.file(shard), digest.hexdigest())
+
+
+def _damages_of_rois(
+    state: CacheState, files: CacheFiles, plan: CachePlan, *, known: Collection[ShardKey | None]
+) -> Iterator[Damage]:
+    """Shard groups whose files are each as they were written, but hold proposals that no reader takes."""
+    record = state.description.rois
+    if record is None:
+        return
+    reader = RoiReader(files, record, plan.by_name)
+    for key in plan.shard_keys():
+        if key not in state.committed or key in known:
+            continue
+        bucket = plan.by_name[key.bucket]
+        try:
+            for row in bucket.rows(key.shard):
+                reader.read(bucket, row, bucket.images[row].image_id)
+        except CacheDamagedError as error:
+            yield _damage(state.root, f'{arrays.HEADS}/{key.bucket}', key, error)
+
+
+def _damages_of_folders(state: CacheState) -> Iterator[Damage]:
+    """Files below the index and the folders of the padded shapes that do not belong there, and wrong metadata."""
+    root, specs = state.root, state.plan.specs()
+    metadata = metadata_files(specs)
+    expected = metadata.keys() | {
+        spec.file(shard) for spec in specs for shard in range(-(-spec.shape[0] // spec.rows_per_file))
+    }
+    for top in sorted(path for path in root.iterdir() if path.is_dir() and _FOLDERS_OF_ARRAYS.fullmatch(path.name)):
+        for folder, _, names in os.walk(top):
+            for name in sorted(names):
+                file = (Path(folder) / name).relative_to(root).as_posix()
+                # While a cache is written, temporary files come and go.
+                is_passing = name.startswith(TEMPORARY) and not state.is_finished
+                if file not in expected and not is_passing:
+                    yield Damage('stray', file, 'is not part of the cache')
+    if not state.is_finished:  # an extraction repairs the metadata when it starts
+        return
+    for file, content in metadata.items():
+        problem = _metadata_problem(root / file, json.loads(content))
+        if problem:
+            yield Damage('metadata', file, problem)
+
+
+def _metadata_problem(path: Path, wanted: Any) -> str | None:
+    if not path.is_file():
+        return 'is missing'
+    try:
+        found = read_json(path)
+    except CacheDamagedError as error:
+        return str(error).removeprefix(f'{path}: ')
+    rows = differences(_without_empty(found), _without_empty(wanted))
+    if not rows:
+        return None
+    name, is_, should = rows[0]
+    return f'states {name} as {short(is_)}, expected {short(should)}'
+
+
+def _without_empty(value: Any) -> Any:
+    """Versions of zarr differ in whether they write what is empty."""
+    if isinstance(value, dict):
+        return {key: _without_empty(one) for key, one in value.items() if one not in (None, [], {})}
+    return [_without_empty(one) for one in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def no_writers(root: Path) -> Iterator[None]:
+    """Keeps extractions out of the cache in `root`; UnavailableError while one is running."""
+    with ExitStack() as stack:
+        with disk_errors(root):
+            stack.enter_context(cache_lock(root))
+        yield
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Whether the extraction has something to write again, and how many shard groups it will extract."""
+
+    is_unfinished: bool
+    num_queued: int
+
+
+def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
+    """Removes damaged parts from the records, so that the same extraction writes them again; under `no_writers`.
+
+    A finished cache becomes an unfinished one: first the journal of what is intact, then the plan, and only then the
+    manifest goes. A kill in between leaves the finished cache with its damages. Metadata is repaired immediately.
+    Strays are left alone: no extraction wrote them. Without the rotations of its channels the stored maps of a lean
+    cache are useless, and the same rotations cannot be computed again: then all shards are queued.
+    """
+    root = state.root
+    with disk_errors(root):
+        wrong = [damage.file for damage in damages if damage.kind == 'metadata']
+        contents = metadata_files(state.plan.specs()) if wrong else {}
+        for file in wrong:
+            write_atomically(root / file, contents[file])
+        if not any(damage.kind in ('shard', 'head') for damage in damages):
+            return Repair(is_unfinished=not state.is_finished, num_queued=state.num_shards - len(state.committed))
+        has_bases = not any(damage.file == BASIS_FILE for damage in damages)
+        damaged = {damage.key for damage in damages if damage.kind == 'shard'}
+        records, plan = state.manifest.files, state.plan.sha256
+        entries = [
+            JournalEntry(plan=plan, **key._asdict(), files={name: records[name] for name in names})
+            for key, names in state.plan.group_files().items()
+            if has_bases and key in state.committed and key not in damaged and set(names) <= records.keys()
+        ]
+        journal.replace_entries(root, entries)
+        if not has_bases:
+            (root / BASIS_FILE).unlink(missing_ok=True)
+        if state.is_finished:
+            journal.write_plan_file(root, state.plan)
+            (root / MANIFEST_FILE).unlink()
+            fsync_directory(root)
+    return Repair(is_unfinished=True, num_queued=state.num_shards - len(entries))

@@ -1,1 +1,0 @@
-"""Checks of a whole cache: its contents, whether it is intact, and queueing damaged parts for extraction."""
