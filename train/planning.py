@@ -25,7 +25,7 @@ from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
 from mtpd_train.student import inheritance_table
-from mtpd_train.teachers.cached_teacher import CachedTeacher, buffer_bytes
+from mtpd_train.teachers.teacher_source import CachedTeacher, buffer_bytes
 from mtpd_train.training.step import add_gradient, build_network, loaded
 
 # Batches that each worker process prefetches (the default of torch's DataLoader).
@@ -78,30 +78,39 @@ def dry_run(
     trials = [run_trial(stage, device, num_steps=num_trial_steps, world=world) for stage in stages if num_trial_steps]
     if not world.is_main:
         return
-    print('\n'.join([*plan_lines(plans, trials), *_room_lines(plans, out, device)]))
+    lines = plan_lines(plans, trials)
+    lines.append(f'disk     {format_bytes(disk_bytes(plans))} at most, {format_bytes(free_bytes(out))} free at {out}')
+    needed = max(plan.host_bytes for plan in plans)
+    if needed:
+        ram = format_bytes(_ram_bytes())
+        lines.append(f'memory   {format_bytes(needed)} at most for prefetched batches, of {ram}; an estimate')
+    if device.type == 'cuda':
+        free, total = map(format_bytes, torch.cuda.mem_get_info(device))
+        lines.append(f'GPU      {free} free of {total}; batches of larger images need more than the trial')
+    print('\n'.join(lines))
     require_room(plans, out)
     print('Dry run: nothing was trained or written.')
 
 
 def plan_stage(stage: Stage, world: World = ALONE) -> StagePlan:
     """The plan of a stage that the processes of `world` train; nothing is read but the records of its cache."""
-    sizes, settings, optim = stage.train_set.sizes(with_objects=True), stage.settings, stage.settings.optim
+    num_images, settings, optim = len(stage.train_set.sizes(with_objects=True)), stage.settings, stage.settings.optim
     student = _num_bytes(stage.student.model.state_dict().values())
-    networks = (stage.student.model, stage.distiller)
-    trained = _num_bytes(one for network in networks for one in network.parameters() if one.requires_grad)
+    parameters = itertools.chain(stage.student.model.parameters(), stage.distiller.parameters())
     moments = 2 if optim.type == 'adamw' else int(optim.momentum > 0)  # of each parameter, in the optimizer
+    optimizer = moments * _num_bytes(one for one in parameters if one.requires_grad)
     # The last one, the best, and those of the last epochs.
     num_students = 1 + (stage.val_set is not None) + min(settings.save.keep, optim.epochs)
     return StagePlan(
         number=stage.number,
-        num_images=len(sizes),
+        num_images=num_images,
         epochs=optim.epochs,
         num_steps=optim.epochs * stage.steps_per_epoch,
-        cache_bytes=_cache_bytes(stage, num_images=len(sizes)),
+        cache_bytes=_cache_bytes(stage, num_images=num_images),
         student_bytes=student,
         progress_bytes=(2 if optim.ema else 1) * student
         + _num_bytes(stage.distiller.state_dict().values())
-        + moments * trained,
+        + optimizer,
         left_bytes=num_students * student,
         host_bytes=world.local_size * _host_bytes(stage, batch_size=-(-settings.data.batch_size // world.size)),
     )
@@ -115,27 +124,19 @@ def disk_bytes(plans: Sequence[StagePlan]) -> int:
 
 def plan_lines(plans: Sequence[StagePlan], trials: Sequence[Trial] = ()) -> list[str]:
     """A table with a row for each stage; with trials of all of them time and GPU memory too, and what they rest on."""
-    header = ['stage', 'images', 'epochs', 'steps', 'read/epoch', 'student', 'state', 'RAM']
-    rows = [
-        [
-            str(plan.number), f'{plan.num_images:,}', str(plan.epochs), f'{plan.num_steps:,}',
-            _size(plan.cache_bytes), _size(plan.student_bytes), _size(plan.progress_bytes), _size(plan.host_bytes),
-        ]
-        for plan in plans
-    ]  # fmt: skip
+    header, rows = ['stage', 'images', 'epochs', 'steps', 'read/epoch', 'student', 'state', 'RAM'], []
+    for plan in plans:
+        sizes = (plan.cache_bytes, plan.student_bytes, plan.progress_bytes, plan.host_bytes)
+        numbers = [str(plan.number), f'{plan.num_images:,}', str(plan.epochs), f'{plan.num_steps:,}']
+        rows.append(numbers + [_size(one) for one in sizes])
     if not trials:
         return table(header, rows)
     seconds = [plan.num_steps * trial.seconds_per_step for plan, trial in zip(plans, trials, strict=True)]
-    rows = [
-        [*row, f'{trial.seconds_per_step:.3g}', format_duration(one), _size(trial.gpu_bytes)]
-        for row, trial, one in zip(rows, trials, seconds, strict=True)
-    ]
-    num_steps = min(trial.num_steps for trial in trials)
-    return [
-        *table([*header, 's/step', 'time', 'GPU'], rows),
-        f'time     {format_duration(sum(seconds))} in total, without evaluations; estimated from {num_steps} timed '
-        'steps per stage',
-    ]
+    for row, trial, one in zip(rows, trials, seconds, strict=True):
+        row += [f'{trial.seconds_per_step:.3g}', format_duration(one), _size(trial.gpu_bytes)]
+    timed = f'{min(trial.num_steps for trial in trials)} timed steps per stage'
+    total = f'{format_duration(sum(seconds))} in total, without evaluations; estimated from {timed}'
+    return [*table([*header, 's/step', 'time', 'GPU'], rows), f'time     {total}']
 
 
 def require_room(plans: Sequence[StagePlan], out: Path) -> None:
@@ -155,10 +156,9 @@ def require_room(plans: Sequence[StagePlan], out: Path) -> None:
 
 
 def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: World = ALONE) -> Trial:
-    """Trains a stage for some steps and leaves it changed: for dry runs only.
+    """Trains a stage for some steps, in all processes of `world`, and leaves it changed: for dry runs only.
 
-    All processes of `world` do so together, as in training. At least `num_steps` steps are timed, more where processes
-    read images, and fewer where an epoch is shorter.
+    At least `num_steps` steps are timed, more where processes read images, and fewer where an epoch is shorter.
     """
     on_gpu, accumulate = device.type == 'cuda', stage.settings.optim.accumulate
     stage.to(device)
@@ -183,17 +183,15 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
             samples,
             ahead,
             share=1 / accumulate,
-            progress=0.0,
             scaler=optimization.scaler,
             network=network,
             ends_step=ends_step,
         )
-        if not ends_step:
-            continue
-        optimization.step(len(moments))
-        if on_gpu:
-            torch.cuda.synchronize(device)
-        moments.append(time.perf_counter())
+        if ends_step:
+            optimization.step(len(moments))
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            moments.append(time.perf_counter())
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     stage.to(torch.device('cpu'))
     # An epoch may be short.
@@ -212,15 +210,10 @@ def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
     for stage in of_config.values():
         model, before = stage.student.model, stage.device
         modes = [(module, module.training) for module in model.modules()]
+        dataset, batch_size = stage.val_set or stage.train_set, stage.settings.data.batch_size
         model.to(device)
         with _generators_kept(device):
-            detect(
-                stage.student,
-                stage.train_set if stage.val_set is None else stage.val_set,
-                batch_size=stage.settings.data.batch_size,
-                num_workers=0,
-                num_images=NUM_PREDICTED_IMAGES,
-            )
+            detect(stage.student, dataset, batch_size=batch_size, num_workers=0, num_images=NUM_PREDICTED_IMAGES)
         model.to(before)
         for module, is_training in modes:
             module.training = is_training
@@ -254,43 +247,25 @@ def _cache_bytes(stage: Stage, *, num_images: int) -> int:
     if not isinstance(source, CachedTeacher) or not stage.is_taught:
         return 0
     flip = stage.settings.data.flip
-    shares = {'plain': 1 - flip, 'flip': flip}
-    with_rois = stage.responses is not None and stage.responses.head is None
+    # '': the proposals, which both views share
+    shares = {'plain': 1 - flip, 'flip': flip, '': stage.uses_stored_rois}
     total = 0.0
     for name, record in source.reader.manifest.files.items():
         place = file_place(name)
-        if place is None:
-            continue
-        if not place.view:  # the proposals, which both views share
-            total += record.num_bytes * with_rois
-        elif place.array.split('.')[0] in names:
+        if place is not None and (not place.view or place.array.split('.')[0] in names):
             total += record.num_bytes * shares[place.view]
     return round(total * num_images / len(source.reader))
 
 
 def _host_bytes(stage: Stage, *, batch_size: int) -> int:
     """Prefetched images and codes of one process with `batch_size` images of each batch."""
-    geometry = stage.student.preprocessing.geometry
-    pixels = max(height * width for height, width in map(geometry.padded, set(stage.train_set.sizes().values())))
+    padded = map(stage.student.preprocessing.geometry.padded, set(stage.train_set.sizes().values()))
+    pixels = max(height * width for height, width in padded)
     images = PREFETCHED_BATCHES * stage.settings.data.workers * batch_size * 3 * pixels
     if not isinstance(stage.source, CachedTeacher) or not stage.teacher_levels:
         return images
     levels = [level.name for level in stage.teacher_levels]
     return images + buffer_bytes(stage.source.reader, levels=levels, batch_size=batch_size)
-
-
-def _room_lines(plans: Sequence[StagePlan], out: Path, device: torch.device) -> list[str]:
-    """Disk and memory that the run needs, and what is available."""
-    needed = max(plan.host_bytes for plan in plans)
-    lines = [f'disk     {format_bytes(disk_bytes(plans))} at most, {format_bytes(free_bytes(out))} free at {out}']
-    if needed:
-        ram = format_bytes(_ram_bytes())
-        lines.append(f'memory   {format_bytes(needed)} at most for prefetched batches, of {ram}; an estimate')
-    if device.type == 'cuda':
-        free, total = torch.cuda.mem_get_info(device)
-        room = f'{format_bytes(free)} free of {format_bytes(total)}'
-        lines.append(f'GPU      {room}; batches of larger images need more than the trial')
-    return lines
 
 
 def _ram_bytes() -> int:

@@ -16,7 +16,7 @@ from mtpd.system.environment import choose_device
 from mtpd.system.interrupt import StopFlag, stop_on_signals
 from mtpd_train.planning import dry_run, plan_lines, plan_stage, require_room, try_predictions
 from mtpd_train.processes import World, joined, world_of
-from mtpd_train.records.divergence import DivergedError, describe
+from mtpd_train.records.meter import DivergedError, describe
 from mtpd_train.run_folder import (
     CONFIG_FILE,
     DIVERGED_FILE,
@@ -25,11 +25,11 @@ from mtpd_train.run_folder import (
     PROGRESS_FILE,
     STUDENT_FILE,
     claim_folder,
+    describe_run,
     held_folder,
     require_usable,
     stage_folder,
 )
-from mtpd_train.run_identity import describe_run
 from mtpd_train.settings.printing import dump_stage
 from mtpd_train.settings.stage_file import load_stages, place_of
 from mtpd_train.stage import Stage, build_stages
@@ -108,8 +108,7 @@ def run(
 
 
 def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag, world: World) -> None:
-    number, model = stage.number, stage.student.model
-    folder = stage_folder(out, number)
+    number, model, folder = stage.number, stage.student.model, stage_folder(out, stage.number)
     student_file, progress_file = folder / STUDENT_FILE, folder / PROGRESS_FILE
     if world.from_main(student_file.exists()):
         if world.is_main:
@@ -127,11 +126,9 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
             write_file(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
         # Its content is from an earlier attempt.
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
+    files = {'progress_file': progress_file, 'metrics_file': out / METRICS_FILE}
     try:
-        metrics_file = out / METRICS_FILE
-        train_stage(
-            stage, device=device, progress_file=progress_file, metrics_file=metrics_file, stop=stop, world=world
-        )
+        train_stage(stage, device=device, stop=stop, world=world, **files)
     except DivergedError as error:
         if not world.is_main:
             raise
@@ -161,14 +158,12 @@ def _report(stages: Sequence[Stage]) -> None:
         warn(f'data.workers is {workers}, {more}; fewer may be just as fast')
     # Stages mostly share their data.
     training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
-    evaluation = {
-        one.val_set.coco.path: (one.val_set.coco, one.student.has_masks) for one in stages if one.val_set is not None
-    }
+    tested = {one.val_set.coco.path: (one.val_set.coco, one.student.has_masks) for one in stages if one.val_set}
     accounts = [training_account(coco) for coco in training.values()]
-    accounts += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in evaluation.values()]
+    accounts += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in tested.values()]
     for account in filter(None, accounts):
         say(account)
-    for path, coco in (training | {path: coco for path, (coco, _) in evaluation.items()}).items():
+    for path, coco in (training | {path: coco for path, (coco, _) in tested.items()}).items():
         for doubt in suspicions(coco):
             warn(f'{path}: {doubt}')
     # One line for all stages, or for each that differs.
@@ -177,15 +172,14 @@ def _report(stages: Sequence[Stage]) -> None:
         recipes = {'all stages': recipes['stage 1']}
     for who, (name, things) in recipes.items():
         if things:
-            listed = ', '.join(things)
-            say(f'{who}: not adopted from the recipe of {name} (replaced by the setting in brackets): {listed}')
+            what = 'not adopted from the recipe of'
+            say(f'{who}: {what} {name} (replaced by the setting in brackets): {", ".join(things)}')
     for stage in stages:
         # Later stages continue with the same student.
         if stage.unfrozen and stage.origin is not None:
             changes = ', '.join(f'{key}: {value}' for key, value in stage.unfrozen.items())
             say(f'stage {stage.number}: layers with random weights are not frozen, the config is changed: {changes}')
-        names = stage.frozen_at_random
-        if names:
+        if names := stage.frozen_at_random:
             warn(
                 f'stage {stage.number}: {len(names)} parameters keep random weights, because {stage.student.name} '
                 f'freezes them; the first is {names[0]}; load weights with `init`, or unfreeze them with `model`'

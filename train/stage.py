@@ -43,10 +43,8 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
-from mtpd_train.teachers.cached_teacher import CachedTeacher, cached_teacher
-from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
 from mtpd_train.teachers.responses import Responses, build_responses
-from mtpd_train.teachers.teacher_source import TeacherSource
+from mtpd_train.teachers.teacher_source import CachedTeacher, TeacherSource, cached_teacher, live_teacher, teacher_name
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,11 @@ class Stage:
         """Whether any loss compares the student with a teacher."""
         return self.source is not None and (bool(self.teacher_levels) or self.responses is not None)
 
+    @property
+    def uses_stored_rois(self) -> bool:
+        """Whether a loss needs the teacher's stored proposals; with a head of the teacher it needs the student's."""
+        return self.responses is not None and self.responses.head is None
+
     def decay_factors(self, *, progress: float) -> dict[str, float]:
         """Name of each decaying loss -> the factor of its weight."""
         factors = self.distiller.decay_factors(progress=progress)
@@ -113,10 +116,8 @@ class Stage:
 
     def epoch_batches(self, epoch: int) -> list[list[Request]]:
         """The batches of an epoch, from 0."""
-        sizes, data = self.train_set.sizes(with_objects=True), self.settings.data
-        return training_batches(
-            sizes, batch_size=data.batch_size, flip=data.flip, seed=self.epoch_seed(epoch), shards=self.shards
-        )
+        sizes, data, seed = self.train_set.sizes(with_objects=True), self.settings.data, self.epoch_seed(epoch)
+        return training_batches(sizes, batch_size=data.batch_size, flip=data.flip, seed=seed, shards=self.shards)
 
     @property
     def not_taken_over(self) -> tuple[str, ...]:
@@ -146,10 +147,8 @@ def build_stages(
 ) -> list[Stage]:
     """Opens the caches, reads the data sets, builds the students, and checks that everything fits.
 
-    All stages are built before the first is trained, so that a mistake in the last one shows at once. All errors are
-    reported together.
-
-    `place_of` is (number of a stage, key) -> where the key is set, for the MtpdError that this raises.
+    All errors of all stages are reported together, before the first is trained, in one MtpdError; `place_of` is (number
+    of a stage, key) -> where the key is set.
     """
     # Stages mostly share their data, and COCO's annotations take seconds to read and gigabytes to hold.
     read = cached(read_annotations)
@@ -164,8 +163,8 @@ def build_stages(
         with problems.at('student'), suppress(Unbuildable):
             stage = _build_stage(one, number=number, loaded=loaded, read=read, problems=problems)
         previous = stages[-1] if stages else None
-        if stage is not None and previous is not None and stage.origin is None:
-            with problems.at('student'):
+        with problems.at('student'):
+            if stage is not None and previous is not None and stage.origin is None:
                 require_same_network(stage.student.model, previous.student.model, number=number)
         stages.append(stage)
         found += problems.found
@@ -174,12 +173,7 @@ def build_stages(
 
 
 def _build_stage(
-    settings: StageSettings,
-    *,
-    number: int,
-    loaded: frozenset[str],
-    read: Callable[[Path], CocoSet],
-    problems: Problems,
+    settings: StageSettings, *, number: int, loaded: frozenset[str], read: Callable[[Path], CocoSet], problems: Problems
 ) -> Stage:
     data = settings.data
     with problems.at('evaluate.backend'):
@@ -193,16 +187,10 @@ def _build_stage(
         unfrozen = unfreeze(config.model, loaded=loaded, kept=changed_keys(settings.model))
     problems.require_none()
 
-    classes = [category.name for category in train_coco.categories]
+    classes, name = [category.name for category in train_coco.categories], settings.student
     with problems.at('student'):
         preprocessing, notes = _student_preprocessing(config, data, source)
-        student = build_student(
-            config,
-            name=settings.student,
-            preprocessing=preprocessing,
-            num_classes=len(train_coco.categories),
-            seed=settings.seed,
-        )
+        student = build_student(config, preprocessing, name=name, num_classes=len(classes), seed=settings.seed)
     problems.require_none()
 
     with problems.at('optim.activation_checkpointing'):
@@ -314,7 +302,7 @@ def _student_preprocessing(
 def _build_distiller(settings: StageSettings, student: Student, source: TeacherSource | None) -> Distiller:
     """The losses on maps, matched to the levels of both sides."""
     if source is not None and settings.distill:
-        neck_of(student.model)
+        neck_of(student.model)  # Refuses a student without one.
     losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
     anchors = base_anchors(student.model) if any(one.looks_at_anchors for one in losses) else None
     return Distiller(losses, student=student.levels, teacher=source.levels if source else (), anchors=anchors)

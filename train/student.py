@@ -20,7 +20,7 @@ from mtpd.detectors.models import build_detector, load_config, missing_package
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.trainable import BACKBONE, PARTS, require_trainable
 from mtpd.detectors.weights import backbone_weights, fetch_weights
-from mtpd.detectors.zoo import find_model, resolve
+from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.geometry import Level
 from mtpd.system.text import table
@@ -50,7 +50,7 @@ class Student:
 def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> Iterator[None]:
     """Names the student and the images in errors of the network's own code: configs can cause any error there.
 
-    MtpdErrors and errors of memory and workers pass unchanged. `doing` is what the block does, for the message.
+    MtpdErrors and errors of memory and workers pass unchanged.
     """
     try:
         yield
@@ -62,11 +62,9 @@ def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> I
         # torch raises this anywhere when a process that reads images is killed.
         if 'DataLoader worker' in str(error):
             raise
-        text = next((line for line in str(error).splitlines() if line.strip()), 'no message')
+        text = next((' '.join(line.split()) for line in str(error).splitlines() if line.strip()), 'no message')
         images = f' (on images {", ".join(map(str, image_ids))})' if image_ids else ''
-        raise InputError(
-            f'student {name} cannot {doing}: {type(error).__name__}: {" ".join(text.split())}{images}'
-        ) from error
+        raise InputError(f'student {name} cannot {doing}: {type(error).__name__}: {text}{images}') from error
 
 
 def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
@@ -80,26 +78,19 @@ def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def build_student(config: Any, *, name: str, preprocessing: Preprocessing, num_classes: int, seed: int) -> Student:
+def build_student(config: Any, preprocessing: Preprocessing, *, name: str, num_classes: int, seed: int) -> Student:
     """A student with random weights from `seed`, its heads for `num_classes`; `config` is from `student_config`."""
     torch.manual_seed(seed)
     model = build_detector(config, num_classes=num_classes, init_weights=True)
-    return Student(
-        name=name,
-        model=model,
-        preprocessing=preprocessing,
-        levels=probe_levels(model, input_size=probe_size(preprocessing.geometry)),
-        has_masks=predicts_masks(model),
-    )
+    levels = probe_levels(model, input_size=probe_size(preprocessing.geometry))
+    return Student(name, model, preprocessing, levels, has_masks=predicts_masks(model))
 
 
 def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
     """Dotted keys of all entries, nested ones too, that `model` in a stage file sets."""
-    keys = set()
-    for key, value in changes.items():
-        place = f'{path}.{key}' if path else key
-        keys |= {place} | (changed_keys(value, place) if isinstance(value, Mapping) else set())
-    return keys
+    places = {f'{path}.{key}' if path else key: value for key, value in changes.items()}
+    inner = [changed_keys(value, place) for place, value in places.items() if isinstance(value, Mapping)]
+    return set(places).union(*inner)
 
 
 def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozenset[str]:
@@ -124,10 +115,7 @@ def first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first
 
 
 def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
-    """Loads the backbone of a new student and describes its weights.
-
-    `choice` is `pretrained` (what the config names), `none`, or a file.
-    """
+    """Loads the backbone of a new student, `pretrained` (what the config names), `none` or a file, and describes it."""
     if choice == 'none':
         return 'random weights (init.backbone: none)'
     reference = backbone_reference(config.model) if choice == 'pretrained' else choice
@@ -153,7 +141,7 @@ def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
 
 def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
     """Loads all weights of a student and describes them; errors call the file `name`."""
-    load_into(model, load_checkpoint(checkpoint, network=model), name=f'{name} {checkpoint}')
+    load_into(model, checkpoint, name=f'{name} {checkpoint}')
     return f'student from {checkpoint}'
 
 
@@ -165,8 +153,8 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     path = Path(reference)
     # Names of the zoo have dots, too.
     if not path.exists() and (not path.suffix or find_model(reference) is not None):
-        path = fetch_weights(resolve(reference), offline='set init.fine_tune to a local file instead of the name')
-    state = load_checkpoint(path, network=model)
+        path = fetch_weights(reference, offline='set init.fine_tune to a local file instead of the name')
+    state, _ = load_checkpoint(path, network=model)
     own = model.state_dict()
     initialised = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
     missing = [name for name in own if name not in state and not _NOT_IN_IMAGENET.search(name)]
@@ -233,14 +221,8 @@ def inheritance_summary(plan: Sequence[Inheritance]) -> str:
 def inheritance_table(plan: Sequence[Inheritance]) -> str:
     """A table with a line for each tensor, and the summary."""
     header = ('outcome', 'student', 'shape', 'teacher', 'why')
-    rows = [
-        (
-            one.outcome,
-            one.student or '-',
-            shape_text(one.shape),
-            one.teacher or '-',
-            f'{one.reason}: {one.detail}' if one.detail else one.reason,
-        )
-        for one in plan
-    ]
+    rows = []
+    for one in plan:
+        why = f'{one.reason}: {one.detail}' if one.detail else one.reason
+        rows.append((one.outcome, one.student or '-', shape_text(one.shape), one.teacher or '-', why))
     return '\n'.join([*table(header, rows, num_texts=len(header)), '', inheritance_summary(plan), ''])

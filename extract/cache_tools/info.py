@@ -25,8 +25,8 @@ def run(caches: Sequence[Path], *, as_json: bool) -> None:
         if as_json:
             records.append(record)
         else:
-            lines = [*_facts(record), '', *_levels(record), '', *_shapes(record)]
-            print('\n' * bool(number) + '\n'.join([str(root), *(f'  {line}' if line else '' for line in lines)]))
+            lines = [str(root), *(f'  {line}' if line else '' for line in _lines(record))]
+            print('\n' * bool(number) + '\n'.join(lines))
     if as_json:
         print(json.dumps(records, indent=1))
 
@@ -103,7 +103,7 @@ def _bits(num_bytes: int, num_elements: int) -> float | None:
     return 8 * num_bytes / num_elements if num_elements else None
 
 
-def _facts(record: dict[str, Any]) -> list[str]:
+def _lines(record: dict[str, Any]) -> list[str]:
     provenance, sizes = record['provenance'], record['bytes']
     state, codec = f'finished, format version {record["version"]}', record['codec']
     if not record['finished']:
@@ -124,11 +124,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
         'teacher': f'{provenance.get("teacher", "unknown")}, fingerprint {record["fingerprint_sha256"][:12]}',
         'made on': ', '.join([str(provenance.get('device', 'unknown device')), *listed]),
     }
-    return [f'{name:<9} {value}' for name, value in facts.items()]
-
-
-def _levels(record: dict[str, Any]) -> list[str]:
-    rows = [
+    levels = [
         [
             *(str(one[name]) for name in ('name', 'stride', 'channels')),
             f'{one["elements"]:,}',
@@ -137,15 +133,17 @@ def _levels(record: dict[str, Any]) -> list[str]:
         ]
         for one in record['levels']
     ]
-    return table(['level', 'stride', 'channels', 'elements', 'size', 'bits/element'], rows)
-
-
-def _shapes(record: dict[str, Any]) -> list[str]:
-    rows = [
+    shapes = [
         ['x'.join(map(str, one['padded'])), f'{one["images"]:,}', f'{one["shards"]:,}', format_bytes(one['bytes'])]
         for one in record['shapes']
     ]
-    return table(['padded shape', 'images', 'shards', 'size'], rows)
+    return [
+        *(f'{name:<9} {value}' for name, value in facts.items()),
+        '',
+        *table(['level', 'stride', 'channels', 'elements', 'size', 'bits/element'], levels),
+        '',
+        *table(['padded shape', 'images', 'shards', 'size'], shapes),
+    ]
 
 
 def _images(record: dict[str, Any]) -> str:

@@ -63,8 +63,10 @@ NOT_PLAIN: dict[str, Callable[[Tensor], bool]] = {
 }
 
 
-def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Module | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the CPU.
+def load_checkpoint(
+    path: Path, *, allow_pickle: bool = False, network: nn.Module | None = None
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The tensors of a checkpoint by name, on the CPU, and its `meta` entry, empty if it has none.
 
     Takes a bare state dict or one inside `state_dict`, `model` and the like, and drops prefixes such as `module.`, but
     changes no names that the `network` has. What it had to choose is logged; several networks, and tensors without
@@ -102,14 +104,8 @@ def load_checkpoint(path: Path, *, allow_pickle: bool = False, network: nn.Modul
     # PyTorch keeps versions of modules here, by name; modules convert older layouts by them.
     versions: Mapping[str, Any] = getattr(found, '_metadata', None) or {}
     vars(state)['_metadata'] = OrderedDict((_unwrapped(key, prefixes), value) for key, value in versions.items())
-    return state
-
-
-def checkpoint_meta(path: Path, *, allow_pickle: bool = False) -> Mapping[str, Any]:
-    """The `meta` entry of a checkpoint, if any. Arguments and errors are those of `load_checkpoint`."""
-    content = read_checkpoint(path, allow_pickle=allow_pickle)
     meta = content.get('meta') if isinstance(content, Mapping) else None
-    return meta if isinstance(meta, Mapping) else {}
+    return state, meta if isinstance(meta, Mapping) else {}
 
 
 def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, name: str) -> None:
@@ -123,8 +119,9 @@ def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, nam
         raise InputError(f'{name}: {_some(wrong, "tensors of another number type")}; save them as floating point')
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
-    """Loads all of `state`, from `load_checkpoint`, into all of `model`; nothing may be missing or left over."""
+def load_into(model: nn.Module, path: Path, *, name: str, allow_pickle: bool = False) -> Mapping[str, Any]:
+    """Loads all of a checkpoint into all of `model` and returns its `meta`; nothing may be missing or left over."""
+    state, meta = load_checkpoint(path, allow_pickle=allow_pickle, network=model)
     own = model.state_dict()
     wrong = [
         f'{key} {tuple(value.shape)} for {tuple(own[key].shape)}'
@@ -151,6 +148,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> No
     if problems:
         raise InputError(f'{name}: {"; ".join(problems)}; is it the checkpoint of this config?')
     logger.debug('%s: loaded %d tensors, ignored %s', name, len(own) - len(keys.missing_keys), ignored)
+    return meta
 
 
 def _find_state(content: Any, notes: list[str], *, name: str) -> tuple[tuple[str, ...], Mapping[Any, Any]]:

@@ -1,7 +1,6 @@
 """Class names of a detector, from its checkpoint or its config, and their number."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 from torch import nn
@@ -39,11 +38,9 @@ def num_classes_of(model: nn.Module) -> int | None:
 def labels_to_categories(
     categories: Sequence[tuple[int, str]], *, classes: Sequence[str] | None, num_classes: int | None, name: str
 ) -> list[int]:
-    """The category id of each label of the detector `name`.
+    """The category id of each label of the detector `name`; refuses one of other classes, and ambiguous names.
 
-    `categories` are the annotations' ids and names by ascending id. Where the detector's `classes` are unknown (None),
-    its labels follow the ids; None for an unknown number of classes. InputError: it was trained on other classes, or
-    names of categories are ambiguous.
+    `categories` are ids and names by ascending id, which labels follow where the detector's `classes` are unknown.
     """
     ids = [category_id for category_id, _ in categories]
     if num_classes not in (None, len(ids)):
@@ -57,14 +54,13 @@ def labels_to_categories(
     if own == others:
         return ids
     # Repeated names cannot be matched, so their order must be that of the detector.
-    if len(set(others)) < len(ids):
-        (first, named), (second, _) = next(
-            (one, other) for one, other in combinations(categories, 2) if _key(one[1]) == _key(other[1])
-        )
-        raise InputError(
-            f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
-            'are ambiguous; rename one'
-        )
+    for second, key in zip(ids, others, strict=True):
+        first, named = categories[others.index(key)]
+        if first != second:
+            raise InputError(
+                f"categories {first} and {second} are both named '{named}', so the classes that {name} was trained on "
+                'are ambiguous; rename one'
+            )
     if set(own) != set(others):
         raise InputError(
             f'the classes of {name} and of the annotations differ: only the detector has '

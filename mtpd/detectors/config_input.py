@@ -29,10 +29,7 @@ _PREPROCESSOR = (
     'pad_mask', 'mask_pad_value', 'pad_seg', 'seg_pad_value', 'batch_augments',
 )  # fmt: skip
 _BOX_INST = ('mask_stride', 'pairwise_size', 'pairwise_dilation', 'pairwise_color_thresh', 'bottom_pixels_removed')
-_PREPROCESSORS = {
-    'DetDataPreprocessor': _PREPROCESSOR,
-    'BoxInstDataPreprocessor': (*_PREPROCESSOR, *_BOX_INST),
-}
+_PREPROCESSORS = {'DetDataPreprocessor': _PREPROCESSOR, 'BoxInstDataPreprocessor': (*_PREPROCESSOR, *_BOX_INST)}
 
 
 def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> Preprocessing:
@@ -56,16 +53,14 @@ def read_preprocessing(config: Any, *, scale: tuple[int, int] | None = None) -> 
 
 def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisation, tuple[str, ...]]:
     """A detector's normalisation at another geometry, and a line for each unused part of its test pipeline."""
-    preprocessor = _data_preprocessor(config)
     try:
         own = read_preprocessing(config)
     except InputError as error:
         notes = (f'{error} (not adopted: the resize and padding of the stage are used instead)',)
         steps: dict[str, Entry] = {}
         with suppress(InputError):  # Nothing is lost: all of it is replaced.
-            first = next((entry for entry in find_steps(config) if entry.type == 'Normalize'), None)
-            steps = {} if first is None else {'Normalize': first}
-        return _normalisation(steps, preprocessor), notes
+            steps = {entry.type: entry for entry in reversed(find_steps(config)) if entry.type == 'Normalize'}
+        return _normalisation(steps, _data_preprocessor(config)), notes
     return own.normalisation, tuple(
         f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'
         for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
@@ -102,14 +97,12 @@ def _data_preprocessor(config: Any) -> Entry:
 
 def _resize(steps: Mapping[str, Entry], name: str, scale: tuple[int, int] | None) -> Geometry:
     """The geometry without padding."""
-    load, resize = steps.get('LoadImageFromFile'), steps.get('Resize')
-    float_pixels = False
-    if load is not None:
-        load.require_known(_LOAD)
-        float_pixels = load.flag('to_float32', False)
-        load.choice('color_type', 'color', ('color',))
-        if load.has('imdecode_backend'):
-            load.choice('imdecode_backend', 'cv2', ('cv2',))
+    load, resize = steps.get('LoadImageFromFile', Entry('', {})), steps.get('Resize')
+    load.require_known(_LOAD)
+    float_pixels = load.flag('to_float32', False)
+    load.choice('color_type', 'color', ('color',))
+    if load.has('imdecode_backend'):
+        load.choice('imdecode_backend', 'cv2', ('cv2',))
     if resize is None:
         if scale is None:
             raise InputError(
@@ -150,10 +143,10 @@ def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bo
     """The geometry with the padding of `Pad` and of the data preprocessor's divisor."""
     pad.require_known(_PAD)
     pad.choice('padding_mode', 'constant', ('constant',))
-    is_square = pad.flag('pad_to_square', False)
-    if pad.has('size') and (is_square or pad.has('size_divisor')):
+    is_square, has_divisor = pad.flag('pad_to_square', False), pad.has('size_divisor')
+    if pad.has('size') and (is_square or has_divisor):
         pad.refuse('size', 'None with pad_to_square or size_divisor')
-    own = pad.whole('size_divisor', 1) if pad.has('size_divisor') else 1
+    own = pad.whole('size_divisor', 1) if has_divisor else 1
     if own % divisor and divisor % own:
         pad.refuse('size_divisor', f"a multiple or divisor of the data preprocessor's pad_size_divisor {divisor}")
     both = max(own, divisor)
@@ -164,11 +157,10 @@ def _padding(pad: Entry, geometry: Geometry, *, divisor: int, is_scale_given: bo
             return replace(geometry, pad_divisor=both, pad_square=True)
         side = -(-max(geometry.scale) // own) * own
         return replace(geometry, pad_divisor=divisor, pad_size=(side, side))
-    if own > 1 or pad.has('size_divisor'):
+    if has_divisor:
         return replace(geometry, pad_divisor=both)
-    width, height = pad.size('size', also_list=True)
-    if is_scale_given:
-        width, height = geometry.scale
+    stated = pad.size('size', also_list=True)
+    width, height = geometry.scale if is_scale_given else stated
     return replace(geometry, pad_divisor=divisor, pad_size=(height, width))
 
 
@@ -236,8 +228,7 @@ def _pad_value(pad: Entry, *, is_normalised: bool) -> RGB:
     # With one float, mmcv pads the first channel alone.
     if is_whole(value):
         values = (value,) * 3
-    if len(values) != 3 or not all(map(is_number, values)):
-        pad.refuse('pad_val', wanted)
-    if not is_normalised and not all(0 <= one <= 255 and float(one).is_integer() for one in values):
+    is_right = len(values) == 3 and all(map(is_number, values))
+    if not is_right or not (is_normalised or all(0 <= one <= 255 and float(one).is_integer() for one in values)):
         pad.refuse('pad_val', wanted)
     return rgb(values)

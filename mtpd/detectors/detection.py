@@ -38,10 +38,9 @@ def collate(samples: Sequence[Sample], *, preprocessing: Preprocessing, device: 
 
 
 def tell_progress(*, epoch: int, step: int) -> None:
-    """Sets the training progress for heads whose losses depend on it; call it before each step.
+    """Sets the `epoch`, from 0, and the optimizer steps done where mmengine's runner would; call it before each step.
 
-    TOOD assigns as ATSS does in its first epochs, and BoxInst warms a loss up. They read it from mmengine, whose
-    runner is not used here. `epoch` counts from 0, `step` counts the optimizer steps done.
+    The losses of some heads depend on it: TOOD assigns as ATSS does in its first epochs.
     """
     from mmengine.logging import MessageHub
 
@@ -51,10 +50,9 @@ def tell_progress(*, epoch: int, step: int) -> None:
 
 
 def detection_losses(model: Any, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """The detector's own training losses by name, each summed over levels and stages, in training mode.
+    """The detector's own training losses by name, each summed over levels and stages: what mmdet adds to its total.
 
-    Only what mmdet would add to its total is returned: entries whose name holds `loss`. `images` are normalised inputs
-    (B, 3, H, W), `samples` the same after `collate`.
+    `images` are normalised inputs (B, 3, H, W), `samples` the same after `collate`.
     """
     losses = model.loss(images, [sample.data_sample.to(images.device) for sample in samples])
     return {
@@ -106,12 +104,10 @@ def takes_one_image(model: nn.Module) -> bool:
 
 
 def predicts_masks(model: nn.Module) -> bool:
-    """Whether the objects that a detector predicts have masks, wherever its mask branch is.
-
-    mmdet's `with_mask` only checks for a `mask_head`, not RTMDet-Ins's box head nor MaskFormer's panoptic one.
-    """
+    """Whether the objects that a detector predicts have masks."""
     if getattr(model, 'with_mask', False):
         return True
+    # mmdet only checks for a `mask_head`, not for RTMDet-Ins's box head nor MaskFormer's panoptic one.
     heads = [getattr(model, name, None) for name in ('bbox_head', 'panoptic_head')]
     return any(isinstance(getattr(head, 'loss_mask', None), nn.Module) for head in heads)
 

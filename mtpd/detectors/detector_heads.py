@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -86,12 +86,6 @@ def student_box_coder(model: nn.Module) -> BoxCoder:
     return _coder(head)
 
 
-def student_num_classes(model: nn.Module) -> int:
-    """Number of object classes of a student that `student_box_coder` accepts."""
-    head, _ = _box_head(model)
-    return int(head.num_classes)
-
-
 def _box_head(model: nn.Module) -> tuple[Any, Any]:
     """The box head and RoI extractor of a detector, or the first ones of a cascade; None, None where it has none."""
     prepare()
@@ -150,18 +144,18 @@ def _coder(head: Any) -> BoxCoder:
     return BoxCoder(means, stds)  # type: ignore[arg-type]  # four each
 
 
-@dataclass
+@dataclass(frozen=True)
 class CapturedRois:
-    """Filled during one forward pass of the detector's losses: the student's predictions for the sampled proposals."""
+    """Filled during one forward pass of the detector's losses; a mask branch may add to it after the box branch."""
 
-    rois: Tensor | None = None  # (K, 5): image in the batch, absolute xyxy in px of the input
-    predictions: RoiPredictions | None = None
+    rois: list[Tensor] = field(default_factory=list)  # (K, 5): image in the batch, absolute xyxy in px of the input
+    predictions: list[RoiPredictions] = field(default_factory=list)
 
     def require(self) -> tuple[Tensor, RoiPredictions]:
-        """Both."""
-        assert self.rois is not None, 'the RoI extractor did not run'
-        assert self.predictions is not None, 'the box head did not run'
-        return self.rois.detach(), self.predictions
+        """The sampled proposals, and the student's predictions for them."""
+        assert self.rois, 'the RoI extractor did not run'
+        assert self.predictions, 'the box head did not run'
+        return self.rois[0].detach(), self.predictions[0]
 
 
 @contextmanager
@@ -171,13 +165,10 @@ def captured_rois(model: nn.Module) -> Iterator[CapturedRois]:
     roi_head: Any = model.roi_head
 
     def keep_rois(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        # A mask branch may share the extractor: the box branch comes first.
-        if captured.rois is None:
-            captured.rois = inputs[1]
+        captured.rois.append(inputs[1])
 
     def keep_predictions(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        if captured.predictions is None:
-            captured.predictions = RoiPredictions(*output)
+        captured.predictions.append(RoiPredictions(*output))
 
     with (
         roi_head.bbox_roi_extractor.register_forward_hook(keep_rois),

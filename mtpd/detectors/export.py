@@ -23,8 +23,7 @@ def export_config(
 ) -> str:
     """The text of a self-contained mmdet config: `init_detector(<this>, 'student.pth')` predicts what we evaluated.
 
-    `config` is the student's, with the changes that were made to it; of its recipe nothing is kept. `classes` are in
-    the order of its outputs. `evaluated_on` are image folder and annotation file for mmdet's test tool.
+    `config` is the student's as it was built. `evaluated_on` are image folder and annotation file.
     """
     prepare()
     from mmengine.config import Config

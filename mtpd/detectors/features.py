@@ -41,10 +41,7 @@ def teacher_hook_point(model: nn.Module, choice: HookChoice, *, name: str) -> st
 
 
 def student_hook_point(model: nn.Module, teacher: str) -> str:
-    """Where the maps of a student are taken: before its norms if those of the teacher are, else after its neck.
-
-    A student's maps after its norms cannot reach the scale of maps before the teacher's, and vice versa.
-    """
+    """Where the maps of a student are taken, so that they can reach the scale of the teacher's."""
     return BEFORE_NORM if teacher == BEFORE_NORM and has_output_norms(model) else NECK
 
 
@@ -78,10 +75,7 @@ def neck_of(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def captured_maps(model: nn.Module, *, hook_point: str = NECK) -> Iterator[list[Tensor]]:
-    """Collects the maps at a hook point during one forward pass: a list that holds a map per level afterwards.
-
-    Levels without a convolution, such as the p6 that Mask R-CNN picks from its p5, are taken after the neck.
-    """
+    """Collects the maps at a hook point during one forward pass: a list that holds a map per level afterwards."""
     maps: list[Tensor] = []
     before: list[Tensor] = []
 
@@ -89,6 +83,7 @@ def captured_maps(model: nn.Module, *, hook_point: str = NECK) -> Iterator[list[
         before.append(output)
 
     def keep_all(module: nn.Module, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
+        # Levels without a convolution, such as the p6 that Mask R-CNN picks from its p5.
         maps[:] = [*before, *outputs[len(before) :]]
         before.clear()
 
@@ -110,19 +105,13 @@ def neck_outputs(model: nn.Module, maps: Sequence[Tensor], *, hook_point: str) -
 
 def _normed_convolutions(model: Any, hook_point: str) -> Sequence[Any]:
     """The neck's `ConvModule`s, in the order of its levels, whose norms follow the hook point."""
-    if hook_point == NECK:
-        return ()
-    assert has_output_norms(model)
-    convolutions: Sequence[Any] = model.neck.fpn_convs
-    return convolutions
+    assert hook_point == NECK or has_output_norms(model)
+    return () if hook_point == NECK else tuple(model.neck.fpn_convs)
 
 
 def neck_features(model: nn.Module, images: Tensor, *, hook_point: str = NECK) -> tuple[Tensor, ...]:
-    """The maps (B, C, h, w) at `hook_point` of an mmdet detector's neck, or of its backbone where it has no neck.
-
-    The images are normalised and padded, (B, 3, H, W).
-    """
-    extract: Callable[[Tensor], Any] | None = getattr(model, 'extract_feat', None)
+    """Maps (B, C, h, w) of normalised images (B, 3, H, W), of a detector's neck or, where it has none, its backbone."""
+    extract: Any = getattr(model, 'extract_feat', None)
     if extract is None:
         raise InputError(f'{type(model).__name__} returns no features (it has no extract_feat): use a detector')
     if hook_point == NECK:  # also of detectors that have no neck

@@ -42,10 +42,7 @@ class Inheritance:
 def plan_inheritance(
     student: Mapping[str, Shape], teacher: Mapping[str, Shape], *, parts: Sequence[str]
 ) -> tuple[Inheritance, ...]:
-    """One entry for every tensor of the teacher's neck and head, and for every one that only the student has, by name.
-
-    `parts` are those of `part_of` that are inherited. The backbone never is and gets no entries.
-    """
+    """One entry for every tensor of neck and head, in the order of their names; `parts` (`part_of`) are inherited."""
     entries = [_entry(name, teacher[name], student, parts) for name in teacher if part_of(name) != BACKBONE]
     met = {entry.student for entry in entries}
     for name, shape in student.items():

@@ -30,10 +30,7 @@ _PRETRAINED = {'Pretrained', 'PretrainedInit'}
 
 
 def type_name(node: Any) -> str:
-    """The bare class name of a config's `type`, or of the node (a mapping) that has it.
-
-    'mmdet.Resize', 'Resize' and the class `Resize` are all 'Resize'; what names no type gives ''.
-    """
+    """The bare class name of a `type` or of the dict that has it: 'Resize' of 'mmdet.Resize'; '' if it names none."""
     kind = node.get('type') if hasattr(node, 'get') else node
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return str(name).rpartition('.')[2]
@@ -110,10 +107,7 @@ def make_buildable(config: Any, *, zoo_folder: Path) -> None:
 
 
 class NoLanguageModel(nn.Module):
-    """A placeholder for the language model of detectors with text prompts (Grounding DINO), which then cannot detect.
-
-    The maps of their necks do not depend on words: as teachers they need neither transformers nor a download of BERT.
-    """
+    """In place of the language model of detectors with text prompts: the maps of their necks do not depend on words."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +128,13 @@ def set_num_classes(config: Any, num_classes: int) -> None:
             f'{type_name(config)} detects objects of one class, but the data has {num_classes} '
             'classes; use data of one class, or a detector such as faster-rcnn_r50_fpn_1x_coco'
         )
-    _set_num_classes(config, num_classes)
+    for place, key, node in [('', '', config), *config_items(config)]:
+        path = place.split('.')
+        if not isinstance(node, dict) or not OTHER_HEADS.isdisjoint(path):
+            continue
+        name = path[-2] if isinstance(key, int) else key  # of a head, which may be one of a list
+        if 'num_classes' in node or (name in CLASSIFYING_HEADS and 'num_classes' in class_parameters(node)):
+            node['num_classes'] = num_classes
 
 
 def _set_num_things(config: Any, num_classes: int) -> None:
@@ -162,23 +162,6 @@ def _set_num_things(config: Any, num_classes: int) -> None:
     loss['class_weight'] = [weights[0]] * num_classes + [weights[-1]]
 
 
-def _set_num_classes(config: Any, num_classes: int) -> None:
-    if isinstance(config, list | tuple):
-        for item in config:
-            _set_num_classes(item, num_classes)
-    elif isinstance(config, dict):
-        if 'num_classes' in config:
-            config['num_classes'] = num_classes
-        for key, value in config.items():
-            if key in OTHER_HEADS:
-                continue
-            if key in CLASSIFYING_HEADS:
-                for head in value if isinstance(value, list | tuple) else [value]:
-                    if isinstance(head, dict) and 'num_classes' in class_parameters(head):
-                        head['num_classes'] = num_classes
-            _set_num_classes(value, num_classes)
-
-
 def weight_references(config: Any) -> Iterator[tuple[str, str]]:
     """Every reference to weights in a nested config: its dotted key and what it names ('True' of `pretrained=True`)."""
     return ((place, str(value)) for place, key, value in config_items(config) if _is_reference(key, value))
@@ -204,15 +187,10 @@ def drop_weight_references(config: Any) -> None:
 
 def backbone_reference(model: Any) -> str | None:
     """Where a model's config takes its backbone's weights from, such as 'torchvision://resnet50'; None: nowhere."""
-    backbone = model.get('backbone') or {}
-    init = backbone.get('init_cfg') or []
-    for one in init if isinstance(init, list | tuple) else [init]:
-        if _names_weights(one) and isinstance(one.get('checkpoint'), str):
-            return str(one['checkpoint'])
-    # The older spellings.
-    return next(
-        (str(one) for one in (backbone.get('pretrained'), model.get('pretrained')) if isinstance(one, str)), None
-    )
+    found = {place: value for place, value in weight_references(model) if value != 'True'}
+    places = [place for place in found if re.fullmatch(r'backbone\.init_cfg(\.\d+)?\.checkpoint', place)]
+    # Two older spellings follow.
+    return next((found[one] for one in (*places, 'backbone.pretrained', 'pretrained') if one in found), None)
 
 
 def _names_weights(init: Any) -> bool:

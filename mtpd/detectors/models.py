@@ -84,11 +84,10 @@ def load_config(reference: str) -> Any:
 
 
 def build_detector(config: Any, *, num_classes: int | None = None, init_weights: bool = True) -> nn.Module:
-    """The detector of the `model` of an mmengine Config, on the CPU, in training mode.
+    """The detector of the `model` of an mmengine Config, which stays as it is, on the CPU, in training mode.
 
-    Nothing is downloaded: references to pretrained weights are dropped (`backbone_reference` returns the backbone's).
-    SyncBN becomes BN. The caller's config stays as it is. `num_classes` is that of every classifying head; None keeps
-    the config's. Without `init_weights` PyTorch's defaults stay, which is enough before a checkpoint is loaded.
+    Nothing is downloaded: references to pretrained weights are dropped. SyncBN becomes BN. `num_classes` None keeps the
+    config's. Without `init_weights` PyTorch's defaults stay, which is enough before a checkpoint is loaded.
     """
     prepare()
     from mmdet.models.detectors import DDQDETR
@@ -150,10 +149,9 @@ def missing_package(error: ImportError) -> str:
 
 @contextlib.contextmanager
 def no_downloads() -> Iterator[list[str]]:
-    """Refuses every request for weights from elsewhere, by an InputError; gives the list of those that were refused.
+    """Refuses requests for weights from elsewhere and from download caches, by an InputError; gives their list.
 
-    The list also finds code that catches the error. Files next to the model's own code can be read: `torch.load`
-    refuses only files in download caches.
+    The list also finds code that catches the error.
     """
     prepare()
     from mmengine.runner.checkpoint import CheckpointLoader

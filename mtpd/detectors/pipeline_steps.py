@@ -15,17 +15,15 @@ from mtpd.errors import InputError
 # Packages whose classes are the plain ones of that name, whether named by class, with a scope or without.
 _PLAIN_PACKAGES = frozenset({'mmdet', 'mmcv', 'mmengine'})
 # Annotations are not an input of the network, and files are read by mtpd itself.
-_ANNOTATION_ARGUMENTS = frozenset(
-    {
-        'with_bbox', 'with_label', 'with_mask', 'with_seg', 'with_keypoints', 'poly2mask', 'box_type',
-        'reduce_zero_label', 'ignore_index', 'imdecode_backend', 'backend_args', 'file_client_args',
-    }
+_ANNOTATION_ARGUMENTS = (
+    'with_bbox', 'with_label', 'with_mask', 'with_seg', 'with_keypoints', 'poly2mask', 'box_type',
+    'reduce_zero_label', 'ignore_index', 'imdecode_backend', 'backend_args', 'file_client_args',
 )  # fmt: skip
-_WITHOUT_EFFECT = {
+_WITHOUT_EFFECT: Mapping[str, tuple[str, ...]] = {
     'LoadAnnotations': _ANNOTATION_ARGUMENTS,
     'LoadPanopticAnnotations': _ANNOTATION_ARGUMENTS,
-    'LoadTextAnnotations': frozenset[str](),
-    'PackDetInputs': frozenset({'meta_keys'}),
+    'LoadTextAnnotations': (),
+    'PackDetInputs': ('meta_keys',),
 }
 _LOAD = 'LoadImageFromFile'
 # Each at most once, in this order: a resize of padded or normalised pixels gives other pixels. Whether a Pad
@@ -113,10 +111,10 @@ class Entry:
         """Refuses keys that are not in `known` (`type` and `_scope_` always are)."""
         if self.values.get('_scope_', 'mmdet') not in _PLAIN_PACKAGES:
             self.refuse('_scope_', ' or '.join(sorted(_PLAIN_PACKAGES)))
-        for key in self.values:
-            if key not in known and key not in ('type', '_scope_'):
+        for key, value in self.values.items():
+            if key not in (*known, 'type', '_scope_'):
                 raise InputError(
-                    f'{self.place}: has {key}={self.values[key]!r:.80}, which is not supported; supported are '
+                    f'{self.place}: has {key}={value!r:.80}, which is not supported; supported are '
                     f'{", ".join(sorted(known)) or "no arguments"}; remove it in a copy of the config'
                 )
 
@@ -159,14 +157,12 @@ class Entry:
 
     def channels(self, key: str) -> RGB:
         """Three numbers, or but for `Normalize` one for all channels; those of `std` are above 0."""
-        values = self.values.get(key)
-        wanted = 'a list of three numbers' + (' above 0' if key == 'std' else '')
-        if not isinstance(values, list | tuple) or not all(map(is_number, values)):
-            self.refuse(key, wanted)
+        found = self.values.get(key)
+        values = found if isinstance(found, list | tuple) else ()
         if len(values) == 1 and self.type != 'Normalize':
-            values = [values[0]] * 3
-        if len(values) != 3 or (key == 'std' and min(values) <= 0):
-            self.refuse(key, wanted)
+            values = (*values,) * 3
+        if len(values) != 3 or not all(map(is_number, values)) or (key == 'std' and min(values) <= 0):
+            self.refuse(key, 'a list of three numbers' + (' above 0' if key == 'std' else ''))
         return rgb(values)
 
 
@@ -210,12 +206,10 @@ def find_steps(config: Any) -> list[Entry]:
         raise InputError(f'{name}: has no test_dataloader or test_pipeline with resize and padding; add one in a copy')
     if not isinstance(pipeline, list | tuple):
         raise InputError(f'{name}: its test pipeline is {pipeline!r:.80}, expected a list of steps')
-    entries = []
     for number, step in enumerate(pipeline, 1):
         if not isinstance(step, Mapping) or not isinstance(step.get('type'), str | type):
             raise InputError(f'{name}: step {number} of its test pipeline is {step!r:.80}, expected a dict with a type')
-        entries.append(Entry(f'{name}: test pipeline, {plain_type(step["type"])}', step))
-    return entries
+    return [Entry(f'{name}: test pipeline, {plain_type(step["type"])}', step) for step in pipeline]
 
 
 def _pipeline_of(dataset: Any, place: str) -> Any:

@@ -4,13 +4,13 @@ Nothing here changes what a detector computes where mmdet can compute it.
 """
 
 import functools
+import importlib.resources
 import importlib.util
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -71,15 +71,9 @@ def _repair_mmengine() -> None:
     """Lets configs have a `_base_` such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', and import `os`."""
     from mmengine.config import config, utils
 
-    def path(package: str) -> str:
-        found = importlib.util.find_spec(package)
-        assert found is not None, 'it was asked for before'
-        assert found.origin is not None, 'mmdet is no namespace package'
-        return str(Path(found.origin).parent)
-
     # mmengine 0.10 finds packages by `pkg_resources`, which setuptools no longer has.
     config.is_installed = lambda package: importlib.util.find_spec(package) is not None
-    config.get_installed_path = path
+    config.get_installed_path = lambda package: str(importlib.resources.files(package))
     # It recognises the standard library by the paths of its files, which modules frozen into Python 3.11 lack. It then
     # treats the config as one in pure Python, reads no `_base_` and calls nothing.
     is_standard = utils._is_builtin_module

@@ -53,30 +53,35 @@ class InputOptions:
     pad_after_normalisation: bool | None = None
 
 
-def build_module(path: Path, function: str, *, checkpoint: Path | None) -> nn.Module:
-    """Runs the user's file and calls `function` in it, which must return a module with `features`."""
+def build_module(path: Path, function: str, *, checkpoint: Path | None, device: torch.device, seed: int = 0) -> Any:
+    """The module with `features` that `function` in the user's file returns, in eval mode, without gradients.
+
+    What it draws at random it draws after `seed`.
+    """
     name = f'teacher {path}:{function}'
     if not path.is_file():
         raise InputError(f'{name}: there is no file {path}')
     if checkpoint is not None and not checkpoint.is_file():
         raise InputError(f'{name}: there is no checkpoint {checkpoint}')
-    try:
-        builder = getattr(_import_file(path), function, None)
-    # It is the user's program: it can raise any error, or exit like a script that reads its arguments.
-    except (Exception, SystemExit) as error:
-        raise InputError(f'{name}: the file cannot be imported: {type(error).__name__}: {error}') from error
-    if not callable(builder):
-        raise InputError(f'{name}: the file does not define a callable {function!r}')
-    try:
-        module = builder(None if checkpoint is None else str(checkpoint))
-    except (Exception, SystemExit) as error:
-        given = 'no checkpoint (give one with --checkpoint FILE)' if checkpoint is None else f'checkpoint {checkpoint}'
-        raise InputError(f'{name} failed with {given}: {type(error).__name__}: {error}') from error
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(seed)
+        try:
+            builder = getattr(_import_file(path), function, None)
+        # It is the user's program: it can raise any error, or exit like a script that reads its arguments.
+        except (Exception, SystemExit) as error:
+            raise InputError(f'{name}: the file cannot be imported: {type(error).__name__}: {error}') from error
+        if not callable(builder):
+            raise InputError(f'{name}: the file does not define a callable {function!r}')
+        try:
+            module = builder(None if checkpoint is None else str(checkpoint))
+        except (Exception, SystemExit) as error:
+            given = f'checkpoint {checkpoint}' if checkpoint else 'no checkpoint (give one with --checkpoint FILE)'
+            raise InputError(f'{name} failed with {given}: {type(error).__name__}: {error}') from error
     if not isinstance(module, nn.Module) or not callable(getattr(module, 'features', None)):
         raise InputError(
             f'{name} returned a {type(module).__name__}, expected a torch module with a method features(images)'
         )
-    return module
+    return module.to(device).eval().requires_grad_(False)
 
 
 def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
@@ -84,29 +89,23 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
 
     def stated(field: str) -> Any:
         value = getattr(options, field)
-        if value is not None:
-            return value
         try:
-            return getattr(module, field, _DEFAULTS.get(field))
+            value = getattr(module, field, _DEFAULTS.get(field)) if value is None else value
         # A property is the user's program, too.
         except Exception as error:
             raise InputError(f'teacher {name}: its {field} fails: {type(error).__name__}: {error}') from error
-
-    def refuse(field: str, wanted: str) -> NoReturn:
-        raise InputError(f'teacher {name}: its {field} is {stated(field)!r:.80}, expected {wanted}')
-
-    def required(field: str) -> Any:
-        value = stated(field)
-        if value is None:
+        if value is None and field != 'pad_size':
             option = f'--{field.replace("_", "-")}'
             raise InputError(f'teacher {name}: its {field} is unknown; give {option}, or set `{field}` on the module')
         return value
 
+    def refuse(field: str, wanted: str) -> NoReturn:
+        raise InputError(f'teacher {name}: its {field} is {stated(field)!r:.80}, expected {wanted}')
+
     def numbers(field: str, count: int) -> tuple[float, ...]:
-        value = required(field)
         try:
             # On a module it may well be a buffer of shape (1, 3, 1, 1).
-            found = tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist())
+            found = tuple(torch.as_tensor(stated(field), dtype=torch.float64).flatten().tolist())
         except (TypeError, ValueError, RuntimeError):
             found = ()
         if len(found) != count or not all(map(math.isfinite, found)):
@@ -120,7 +119,7 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
         return [int(one) for one in found]
 
     def flag(field: str) -> bool:
-        value = required(field)
+        value = stated(field)
         if not isinstance(value, bool):
             refuse(field, 'True or False')
         return value
@@ -129,7 +128,7 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
     mean, std = rgb(numbers('mean', 3)), rgb(numbers('std', 3))
     if min(std) <= 0:
         refuse('std', 'three numbers above 0')
-    order = required('channel_order')
+    order = stated('channel_order')
     if not isinstance(order, str) or order not in ('bgr', 'rgb'):
         refuse('channel_order', 'bgr or rgb')
     (pad_divisor,), (pad_value,) = whole('pad_divisor', 1), numbers('pad_value', 1)

@@ -36,27 +36,19 @@ def head_detections(
 ) -> list[dict[str, Any]]:
     """What the teacher's head finds in `maps`, as COCO box results in px of the original images.
 
-    `maps` (B, C, H, W) are those of the teacher's hook point, of each of its levels in their order; norms of the neck
-    after it are applied. Only the size of the normalised `inputs` (B, 3, H, W) counts. `samples` are from `collate`.
+    `maps` (B, C, H, W) are those of the teacher's hook point, one for each level. Of `inputs` only the size counts.
     """
     model: Any = teacher.module
-    if hasattr(model, METHOD):
-        return _from_method(getattr(model, METHOD), maps, inputs=inputs, samples=samples, category_ids=category_ids)
-    features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
-    # The instance's attribute hides the class's method: the maps replace the features of any input.
-    model.extract_feat = lambda inputs: features
-    try:
-        boxes, _ = predict(model, inputs, samples, category_ids=category_ids, with_masks=False)
-    finally:
-        del model.extract_feat
-    return boxes
-
-
-def _from_method(
-    method: Any, maps: Sequence[Tensor], *, inputs: Tensor, samples: Sequence[Sample], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+    if not hasattr(model, METHOD):
+        features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
+        # The instance's attribute hides the class's method: the maps replace the features of any input.
+        model.extract_feat = lambda inputs: features
+        try:
+            return predict(model, inputs, samples, category_ids=category_ids, with_masks=False)[0]
+        finally:
+            del model.extract_feat
     results = []
-    found = method(list(maps), tuple(inputs.shape[-2:]))
+    found = getattr(model, METHOD)(list(maps), tuple(inputs.shape[-2:]))
     for (boxes, scores, labels), sample in zip(found, samples, strict=True):
         height, width = sample.data_sample.ori_shape
         scale_y, scale_x = height / sample.resized[0], width / sample.resized[1]
@@ -86,10 +78,9 @@ def proposing_head(teacher: Teacher) -> RoiHead:
 def teacher_rois(
     teacher: Teacher, head: RoiHead, maps: Mapping[str, Tensor], *, originals: Sequence[Size], num_rois: int
 ) -> list[ImageRois]:
-    """The best proposals of each image of a batch in px of the original image, on the CPU.
+    """The `num_rois` best proposals of each image, or all if they are fewer, in px of the original image, on the CPU.
 
-    `head` is from `proposing_head`, on the teacher's device; `maps` are (B, C, H, W) of all levels; `originals` are the
-    (height, width) of the images before their resize. The RPN may give fewer than `num_rois`.
+    `head` is from `proposing_head`; `maps` are (B, C, H, W) of all levels; `originals` are sizes before the resize.
     """
     prepare()
     from mmdet.structures import DetDataSample

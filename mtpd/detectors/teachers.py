@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
+from mtpd.detectors.checkpoint import load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes
 from mtpd.detectors.config_input import read_preprocessing
 from mtpd.detectors.detector_heads import roi_head_record
@@ -25,7 +25,6 @@ from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated, warn_of_random_weights
 from mtpd.detectors.weights import fetch_weights
-from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHeadRecord
@@ -128,17 +127,10 @@ def load_teacher(
         )
     config = load_config(reference)
     preprocessing = read_preprocessing(config, scale=options.scale)
-    if checkpoint is None:
-        model_entry = find_model(reference)
-        if model_entry is None:
-            raise InputError(
-                f'teacher {reference}: a config file needs its weights: add --checkpoint FILE, or `checkpoint: FILE` '
-                'to a stage file'
-            )
-        checkpoint = fetch_weights(model_entry)
+    weights = checkpoint or fetch_weights(reference)
     module = build_detector(config, init_weights=False)
-    state = load_checkpoint(checkpoint, allow_pickle=trust_checkpoint, network=module)
-    load_into(module, state, name=f'teacher {reference} from {checkpoint}')
+    name = f'teacher {reference} from {weights}'
+    meta = load_into(module, weights, name=name, allow_pickle=trust_checkpoint)
     module = module.to(device).eval().requires_grad_(False)
     hook_point = teacher_hook_point(module, hook, name=reference)
     features = guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
@@ -152,8 +144,7 @@ def load_teacher(
         definition_sha256=definition_sha256(config),
         hook_point=hook_point,
         roi_head=roi_head_record(module, levels=levels) if hook_point == NECK else None,
-        classes=checkpoint_classes(checkpoint_meta(checkpoint, allow_pickle=trust_checkpoint))
-        or config_classes(config),
+        classes=checkpoint_classes(meta) or config_classes(config),
     )
 
 
@@ -170,7 +161,7 @@ def neck_and_head_weights(teacher: Teacher) -> dict[str, Tensor]:
 def _from_file(
     reference: str, path: Path, function: str, *, checkpoint: Path | None, options: InputOptions, device: torch.device
 ) -> Teacher:
-    module = _built(path, function, checkpoint=checkpoint, seed=0, device=device)
+    module = build_module(path, function, checkpoint=checkpoint, device=device)
     features = guarded(reference, module.features)
     preprocessing = stated_preprocessing(module, options, name=reference)
     size = probe_size(preprocessing.geometry)
@@ -184,7 +175,7 @@ def _from_file(
         require_repeated(maps, features(black), name=reference)
         require_independent(features, black, maps, name=reference)
     with suppress(InputError):  # a function that works only once, in which nothing is wrong
-        again = _built(path, function, checkpoint=checkpoint, seed=1, device=torch.device('cpu'))
+        again = build_module(path, function, checkpoint=checkpoint, device=torch.device('cpu'), seed=1)
         warn_of_random_weights(module, again, name=reference)
     return Teacher(
         name=reference,
@@ -195,14 +186,6 @@ def _from_file(
         definition_sha256=sha256_bytes(canonical_json([sha256_file(path), function])),
         hook_point=NECK,
     )
-
-
-def _built(path: Path, function: str, *, checkpoint: Path | None, seed: int, device: torch.device) -> Any:
-    """The user's module, ready to run. What it draws at random it draws after this seed."""
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        torch.manual_seed(seed)
-        module = build_module(path, function, checkpoint=checkpoint)
-    return module.to(device).eval().requires_grad_(False)
 
 
 def teacher_fingerprint(teacher: Teacher) -> dict[str, Any]:

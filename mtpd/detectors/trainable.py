@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,6 @@ from mtpd.geometry import Level, Size
 
 # Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
 BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
-# Heads that import a package when their losses are computed, not when they are built.
-PACKAGES = {'PAAHead': 'sklearn', 'LADHead': 'sklearn'}
 # YOLACT's stacks what it has for each image, which depends on the image's padding.
 ONE_SIZE_HEAD = 'YOLACTHead'
 # What is left of a detector without the teacher that it brings.
@@ -40,7 +38,7 @@ WITHOUT_STUFF = {
 # The parts that weights come for: `head` is all but the first two, a detector's RoI head and RPN too.
 BACKBONE, NECK, HEAD = 'backbone', 'neck', 'head'
 PARTS = frozenset({BACKBONE, NECK, HEAD})
-FROZEN_STAGES, NORM_EVAL, NORM_CFG, REQUIRES_GRAD = 'frozen_stages', 'norm_eval', 'norm_cfg', 'requires_grad'
+NORM_CFG = 'norm_cfg'
 
 
 def require_trainable(config: Any) -> None:
@@ -48,14 +46,12 @@ def require_trainable(config: Any) -> None:
     name = type_name(config.model)
     nodes = list(config_dicts(config.model))
     heads = {type_name(node) for node in nodes}
-    obstacle = _obstacle(config.model, nodes, heads)
-    if obstacle is not None:
+    if obstacle := _obstacle(config.model, nodes, heads):
         raise InputError(f'{name}{obstacle}')
-    for head in sorted(heads & PACKAGES.keys()):
-        package = PACKAGES[head]
-        if importlib.util.find_spec(package) is None:
-            needed = missing_package(ModuleNotFoundError(name=package))
-            raise UnavailableError(f'{name}: its {head} needs {needed}')
+    # It is imported when the losses are computed, not when the head is built.
+    if 'PAAHead' in heads and importlib.util.find_spec('sklearn') is None:
+        needed = missing_package(ModuleNotFoundError(name='sklearn'))
+        raise UnavailableError(f'{name}: its PAAHead needs {needed}')
 
 
 def _obstacle(model: Any, nodes: list[Any], heads: set[str]) -> str | None:
@@ -141,12 +137,10 @@ def require_inputs(model: Any, *, levels: Sequence[Level], padded: Collection[Si
 
 
 def unfreeze(model: Any, *, loaded: Collection[str], kept: Collection[str]) -> Mapping[str, Any]:
-    """Changes a model's config so that what starts from random weights is trained, batch statistics included.
+    """Changes a model's config so that what starts from random weights is trained; returns new values by dotted key.
 
-    Configs freeze the first stages of a backbone (`frozen_stages`), its batch statistics (`norm_eval`), and its norms'
-    scales and shifts (`norm_cfg.requires_grad`); some do by the defaults of their class. A network that learns itself
-    (`teacher`), the PARTS whose weights are `loaded`, and the dotted keys in `kept` stay as they are. Returns the new
-    value of each dotted key.
+    A network that learns itself (`teacher`), the PARTS whose weights are `loaded`, and the dotted keys in `kept` stay
+    as they are.
     """
     prepare()
     changes: dict[str, Any] = {}
@@ -158,8 +152,8 @@ def unfreeze(model: Any, *, loaded: Collection[str], kept: Collection[str]) -> M
             place = f'{path}.{key}'
             if place in kept:
                 continue
-            owner, name = (node[NORM_CFG], REQUIRES_GRAD) if key.startswith(NORM_CFG) else (node, key)
-            owner[name] = changes[place] = value
+            owner = node[NORM_CFG] if key.startswith(NORM_CFG) else node
+            owner[key.rpartition('.')[2]] = changes[place] = value
     return changes
 
 
@@ -180,20 +174,21 @@ def part_of(path: str) -> str:
 
 
 def _unfreezing(node: Any) -> Iterator[tuple[str, Any]]:
-    """The keys of one part of a model that freeze something, each with a value that does not."""
+    """The keys of one part of a model that freeze something, also by a default, each with a value that does not."""
     parameters = class_parameters(node).items()
     defaults = {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}
     norm = node.get(NORM_CFG, defaults.get(NORM_CFG))
     norm_name = 'BN' if norm is None else type_name(norm)
-    stages, default = node.get(FROZEN_STAGES, defaults.get(FROZEN_STAGES)), defaults.get(FROZEN_STAGES, -1)
+    default = defaults.get('frozen_stages', -1)
     # -1 mostly; EfficientNet counts from 0 and refuses -1.
     none = default if isinstance(default, int) and default <= 0 else -1
+    stages = node.get('frozen_stages', default)
     if isinstance(stages, int) and stages > none:
-        yield FROZEN_STAGES, none
-    if node.get(NORM_EVAL, defaults.get(NORM_EVAL)) is True and any(one in norm_name for one in ('BN', 'Batch')):
-        yield NORM_EVAL, False
-    if isinstance(node.get(NORM_CFG), dict) and node[NORM_CFG].get(REQUIRES_GRAD) is False:
-        yield f'{NORM_CFG}.{REQUIRES_GRAD}', True
+        yield 'frozen_stages', none
+    if node.get('norm_eval', defaults.get('norm_eval')) is True and any(one in norm_name for one in ('BN', 'Batch')):
+        yield 'norm_eval', False
+    if isinstance(node.get(NORM_CFG), dict) and node[NORM_CFG].get('requires_grad') is False:
+        yield f'{NORM_CFG}.requires_grad', True
 
 
 def checkpoint_activations(model: nn.Module) -> int:
@@ -228,9 +223,8 @@ def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
     if not block.training:
         return forward(*args, **kwargs)
 
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        # Around the first pass over the block, and around the second.
-        return nullcontext(), _statistics_kept(block)
+    def contexts() -> Any:
+        return nullcontext(), _statistics_kept(block)  # around the first pass over the block, and the second
 
     return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 

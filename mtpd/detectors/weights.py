@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtpd.detectors.checkpoint import load_checkpoint
 from mtpd.detectors.runtime import prepare
-from mtpd.detectors.zoo import ZooModel
+from mtpd.detectors.zoo import resolve
 from mtpd.errors import InputError, UnavailableError
 from mtpd.system.files import sha256_file
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BACKBONE = 'backbone.'
 # Names of Swin's and PVT's own releases, which mmdet's configs point to.
 SWIN_ORIGINAL, PVT_ORIGINAL = 'layers.0.blocks.0.attn.qkv.weight', 'patch_embed1.proj.weight'
-CHECKPOINT_OFFLINE = 'give a local file with --checkpoint FILE, or `checkpoint: FILE` in a stage file'
+CHECKPOINT_OFFLINE = 'add --checkpoint FILE with a local file, or `checkpoint: FILE` to a stage file'
 BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -35,11 +35,17 @@ REPORTS = 10  # lines of progress for one file
 HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
 
-def fetch_weights(model: ZooModel, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
-    """The checkpoint file of a zoo model, in PyTorch's usual folder; errors advise `offline` as another way."""
-    if model.weights is None:
-        raise InputError(f'{model.name}: the zoo has no weights for it; {offline}')
-    return download(model.weights, _checkpoint_folder(), offline=offline)
+def fetch_weights(reference: str, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
+    """The checkpoint file of a zoo model, in PyTorch's usual folder; errors advise `offline` as another way.
+
+    A path to a config is refused: nothing says where its weights are.
+    """
+    is_file = reference.endswith('.py')
+    weights = None if is_file else resolve(reference).weights
+    if weights is None:
+        lacking = 'a config file needs its weights:' if is_file else 'the zoo has no weights for it;'
+        raise InputError(f'{reference}: {lacking} {offline}')
+    return download(weights, _checkpoint_folder(), offline=offline)
 
 
 def backbone_weights(reference: str) -> dict[str, Tensor]:
@@ -55,7 +61,7 @@ def backbone_weights(reference: str) -> dict[str, Tensor]:
             raise InputError(f'init.backbone: there is no file {path}; give a local file, or none')
     else:
         path = download(address, _checkpoint_folder(), offline=BACKBONE_OFFLINE)
-    state = load_checkpoint(path)
+    state, _ = load_checkpoint(path)
     if SWIN_ORIGINAL in state or PVT_ORIGINAL in state:
         prepare()
         from mmdet.models.backbones.pvt import pvt_convert
@@ -102,16 +108,14 @@ def _address(reference: str) -> str | None:
 def download(url: str, folder: Path, *, offline: str) -> Path:
     """The file at an http(s) `url`, kept in `folder` under its own name; fetched unless it is there.
 
-    File names of published weights end in the first hex digits of their sha256 (`...-5486e051.pth`), which are checked
-    for a new file (UnavailableError) and for one that is there (InputError). Names without it are logged.
+    A hash in its name is checked, of a new file (UnavailableError) and of one that is there (InputError).
     """
     path = folder / Path(unquote(urlsplit(url).path)).name
     in_name = HASH_IN_NAME.search(path.name)
     expected = in_name[1] if in_name else ''
     # A file gets its name when it is whole, so only fetching needs the lock.
     if path.is_file():
-        actual = sha256_file(path)
-        if not actual.startswith(expected):
+        if not (actual := sha256_file(path)).startswith(expected):
             raise InputError(f'{path}: its sha256 starts with {actual[:8]}, expected {expected}; delete it')
         return path
     try:

@@ -70,11 +70,6 @@ class ZooModel:
     weights: str | None = None  # address of its checkpoint
     on_coco: bool = False  # whether it was trained to detect or segment the objects of COCO
 
-    @property
-    def family(self) -> str:
-        """The folder that holds the config: `retinanet`, `swin`, ..."""
-        return self.config.parent.name
-
 
 def configs_folder() -> Path:
     """The folder of configs inside the installed mmdet."""

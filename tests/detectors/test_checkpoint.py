@@ -61,7 +61,8 @@ def saved(tmp_path: Path, content: Any, *, legacy: bool = False) -> Path:
     ],
 )
 def test_plain_layouts(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: Any, legacy: bool) -> None:
-    state = load_checkpoint(saved(tmp_path, content, legacy=legacy))
+    state, meta = load_checkpoint(saved(tmp_path, content, legacy=legacy))
+    assert meta == content.get('meta', {})
     assert_whole(state)
     assert not caplog.records
 
@@ -100,7 +101,7 @@ def test_layouts_with_a_choice_are_loaded_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: Any, said: str
 ) -> None:
     path = saved(tmp_path, content)
-    state = load_checkpoint(path)
+    state, _ = load_checkpoint(path)
     assert_whole({name: value for name, value in state.items() if not name.startswith('ema_')})
     assert any(said in record.getMessage() and str(path) in record.getMessage() for record in caplog.records)
 
@@ -124,7 +125,7 @@ def test_several_networks_are_named_and_none_is_taken(
 def test_names_that_the_network_has_are_no_wrappers(tmp_path: Path) -> None:
     network = nn.ModuleDict({'student': nn.Linear(3, 2), 'teacher': nn.Linear(3, 2)})
     path = saved(tmp_path, {'state_dict': network.state_dict()})
-    assert load_checkpoint(path, network=network).keys() == network.state_dict().keys()
+    assert load_checkpoint(path, network=network)[0].keys() == network.state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_weights_that_are_not_finite_are_said(tmp_path: Path, caplog: pytest.Log
 
 def test_safetensors_by_content(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / 'a.pth')
-    assert torch.equal(load_checkpoint(tmp_path / 'a.pth')['weight'], TENSORS['weight'])
+    assert torch.equal(load_checkpoint(tmp_path / 'a.pth')[0]['weight'], TENSORS['weight'])
     for size in (-9, 40):
         (tmp_path / 'b.safetensors').write_bytes((tmp_path / 'a.pth').read_bytes()[:size])
         with pytest.raises(InputError, match=r'b\.safetensors: is damaged'):
@@ -159,11 +160,11 @@ def test_safetensors_by_content(tmp_path: Path) -> None:
 def test_versions_of_modules_are_kept(tmp_path: Path) -> None:
     """mmdet tells old layouts from new ones by them."""
     model = nn.Sequential(nn.BatchNorm2d(2))
-    state: Any = load_checkpoint(saved(tmp_path, {'state_dict': model.state_dict()}))
+    state: Any = load_checkpoint(saved(tmp_path, {'state_dict': model.state_dict()}))[0]
     assert state._metadata['0'] == {'version': 2}
     wrapped = OrderedDict((f'module.{name}', value) for name, value in model.state_dict().items())
     vars(wrapped)['_metadata'] = {'module': {'version': 1}, 'module.0': {'version': 2}}
-    state = load_checkpoint(saved(tmp_path, wrapped))
+    state, _ = load_checkpoint(saved(tmp_path, wrapped))
     assert state._metadata['0'] == {'version': 2}
 
 
@@ -175,7 +176,7 @@ def test_nothing_in_a_file_is_run_unless_it_is_trusted(tmp_path: Path, legacy: b
         load_checkpoint(path)
     assert '\n' not in str(caught.value)
     assert not folder.exists()
-    assert list(load_checkpoint(path, allow_pickle=True)) == ['weight', 'bias']
+    assert list(load_checkpoint(path, allow_pickle=True)[0]) == ['weight', 'bias']
     assert folder.is_dir()
 
 
@@ -184,7 +185,7 @@ def test_a_whole_pickled_model(tmp_path: Path) -> None:
     path = saved(tmp_path, model)
     with pytest.raises(InputError, match='add --trust-checkpoint'):
         load_checkpoint(path)
-    assert torch.equal(load_checkpoint(path, allow_pickle=True)['weight'], model.weight)
+    assert torch.equal(load_checkpoint(path, allow_pickle=True)[0]['weight'], model.weight)
 
 
 def test_objects_of_other_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +311,7 @@ def test_checksums_that_were_turned_off(tmp_path: Path) -> None:
         path = saved(tmp_path, TENSORS)
     finally:
         torch.serialization.set_crc32_options(True)
-    assert_whole(load_checkpoint(path))
+    assert_whole(load_checkpoint(path)[0])
 
 
 WHOLE = [whole(), LEGACY, save(TENSORS)]
@@ -362,50 +363,50 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value + 1 for name, value in model.state_dict().items()}
 
 
-def test_loading_sets_every_tensor(caplog: pytest.LogCaptureFixture) -> None:
+def test_loading_sets_every_tensor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = network()
     state = state_of(model)
     del state['1.num_batches_tracked']
     state |= {'ema_0_weight': torch.zeros(1), 'data_preprocessor.mean': torch.zeros(3)}
     with caplog.at_level('DEBUG'):
-        load_into(model, state, name='teacher')
+        load_into(model, saved(tmp_path, state), name='teacher')
     assert "loaded 7 tensors, ignored ['ema_0_weight', 'data_preprocessor.mean']" in caplog.text
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items() if name in state)
 
 
-def test_a_tensor_of_two_names_is_needed_once() -> None:
+def test_a_tensor_of_two_names_is_needed_once(tmp_path: Path) -> None:
     first = nn.Linear(3, 2)
     model = nn.Sequential(first, first)
     state = {name: value for name, value in state_of(model).items() if name.startswith('1.')}
-    load_into(model, state, name='teacher')
+    load_into(model, saved(tmp_path, state), name='teacher')
     assert torch.equal(first.weight, state['1.weight'])
     del state['1.bias']
     with pytest.raises(InputError, match=r'2 tensors are missing \(0\.bias, 1\.bias\)'):
-        load_into(model, state, name='teacher')
+        load_into(model, saved(tmp_path, state), name='teacher')
 
 
 @pytest.mark.parametrize(('name', 'dtype'), [('0.weight', torch.int8), ('0.bias', torch.bool)])
-def test_whole_numbers_are_no_weights(name: str, dtype: torch.dtype) -> None:
+def test_whole_numbers_are_no_weights(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     model = network()
     state = state_of(model)
     state[name] = state[name].to(dtype)
     with pytest.raises(InputError, match=rf'teacher: .*{name} {str(dtype)[6:]} for float32'):
-        load_into(model, state, name='teacher')
-    load_into(model, state_of(model) | {'1.num_batches_tracked': torch.tensor(3.0)}, name='teacher')
+        load_into(model, saved(tmp_path, state), name='teacher')
+    load_into(model, saved(tmp_path, state_of(model) | {'1.num_batches_tracked': torch.tensor(3.0)}), name='teacher')
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     model = network()
     state = state_of(model)
     del state['0.weight'], state['1.bias']
     state['2.weight'] = torch.zeros(1)
     expected = r'teacher: 2 tensors are missing \(0\.weight, 1\.bias\); 1 tensors are unexpected \(2\.weight\)'
     with pytest.raises(InputError, match=expected):
-        load_into(model, state, name='teacher')
+        load_into(model, saved(tmp_path, state), name='teacher')
     state = state_of(model)
     state['0.weight'] = torch.zeros(4, 3)
     with pytest.raises(InputError, match=r'1 tensors of another shape \(0\.weight \(4, 3\) for \(2, 3\)\)'):
-        load_into(model, state, name='teacher')
+        load_into(model, saved(tmp_path, state), name='teacher')
     many = {f'{i}.weight': torch.zeros(1) for i in range(2, 30)}
     with pytest.raises(InputError, match=r'28 tensors are unexpected \(2\.weight, 3\.weight, 4\.weight, \.\.\.\)'):
-        load_into(model, state_of(model) | many, name='teacher')
+        load_into(model, saved(tmp_path, state_of(model) | many), name='teacher')

@@ -38,25 +38,34 @@ def unreachable() -> str:
     return f'http://127.0.0.1:{port}'
 
 
-def test_a_checkpoint_that_is_there_is_used(hub: Path) -> None:
+def publish(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Makes this the address of the weights of all models."""
+    monkeypatch.setattr(weights, 'resolve', lambda name: dataclasses.replace(resolve(name), weights=address))
+
+
+def test_a_checkpoint_that_is_there_is_used(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (hub / 'net.pth').write_bytes(b'weights')
-    model = dataclasses.replace(resolve('r50'), weights='https://example.invalid/net.pth')
-    assert fetch_weights(model) == hub / 'net.pth'
+    publish(monkeypatch, 'https://example.invalid/net.pth')
+    assert fetch_weights('r50') == hub / 'net.pth'
 
 
-def test_without_a_network_the_message_names_address_and_option(hub: Path, unreachable: str) -> None:
+def test_without_a_network_the_message_names_address_and_option(
+    hub: Path, unreachable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = f'{unreachable}/net-01234567.pth'
-    model = dataclasses.replace(resolve('r50'), weights=address)
+    publish(monkeypatch, address)
     with pytest.raises(UnavailableError, match=rf'{address} .*--checkpoint FILE'):
-        fetch_weights(model)
+        fetch_weights('r50')
     with pytest.raises(UnavailableError, match=rf'{address} .*; name a file$'):
-        fetch_weights(model, offline='name a file')
+        fetch_weights('r50', offline='name a file')
     assert not (hub / 'net-01234567.pth').exists()
 
 
 def test_a_model_without_weights() -> None:
     with pytest.raises(InputError, match=r'yolox_nano_8xb8-300e_coco: the zoo has no weights .*--checkpoint FILE'):
-        fetch_weights(resolve('yolox_nano_8xb8-300e_coco'))
+        fetch_weights('yolox_nano_8xb8-300e_coco')
+    with pytest.raises(InputError, match=r'mine\.py: a config file needs its weights.*--checkpoint FILE'):
+        fetch_weights('mine.py')
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_config_names_find_their_models() -> None:
     assert zoo.resolve('yolox_s_8xb8-300e_coco') is zoo.resolve('yolox_s')
     nano = zoo.resolve('yolox_nano_8xb8-300e_coco')
     assert nano.weights is None
-    assert nano.family == 'yolox'
+    assert nano.config.parent.name == 'yolox'
 
 
 def test_models_with_several_weight_files_have_none() -> None:
@@ -63,6 +63,6 @@ def test_an_unknown_name_names_similar_ones() -> None:
 
 
 def test_metafiles_of_every_family_were_read() -> None:
-    families = {model.family for model in zoo.models().values()}
+    families = {model.config.parent.name for model in zoo.models().values()}
     metafiles = {path.parent.name for path in Path(zoo.configs_folder()).glob('*/metafile.yml')}
     assert families == metafiles

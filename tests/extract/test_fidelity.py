@@ -114,7 +114,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_live(teacher_file: Path) -> Live:
-    module = build_module(teacher_file, 'build', checkpoint=None)
+    module = build_module(teacher_file, 'build', checkpoint=None, device=torch.device('cpu'))
     return live_from_file(module, ['p3', 'p4', 'p5'], scale=(128, 128), pad=20.0)
 
 
@@ -189,7 +189,7 @@ def test_nanodet_m_on_real_images(make_command: Any, real_dir: Path, tmp_path: P
     coco = real_dir / 'coco_mini'
     command = make_command(f'{source}:build', coco, ['--checkpoint', checkpoint, '--split', 'val2017', *stated])
     command.run(tmp_path / 'cache', '--limit', 6, '--codec', codec)
-    module: Any = build_module(source, 'build', checkpoint=checkpoint)
+    module: Any = build_module(source, 'build', checkpoint=checkpoint, device=torch.device('cpu'))
     module.mean, module.std = mean, std
     worst = worst_cosines(
         tmp_path / 'cache', coco, live_from_file(module, ['p3', 'p4', 'p5'], scale=(320, 320), pad=0.0), split='val2017'

@@ -46,7 +46,7 @@ def teachers() -> list[str]:
     found = [model for model in models().values() if model.on_coco and model.weights is not None]
     if os.environ['MTPD_STRESS_ZOO'] == 'every':
         return [model.name for model in found]
-    first = {model.family: model.name for model in reversed(found)}
+    first = {model.config.parent.name: model.name for model in reversed(found)}
     return [first[family] for family in selected(list(first))]
 
 

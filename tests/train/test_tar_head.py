@@ -183,7 +183,7 @@ def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., S
     raw = BoxCoder(head.record.means, head.record.stds).to_raw(answers.deltas.view(len(rois), -1, 4))
     coder = BoxCoder((0.1, 0.0, 0.2, 0.0), (0.4, 0.4, 0.8, 0.6))
     for units, wanted in ((coder, 0.0), (stage.responses.coder, None)):
-        captured = CapturedRois(rois, RoiPredictions(answers.logits, units.from_raw(raw).flatten(1)))
+        captured = CapturedRois([rois], [RoiPredictions(answers.logits, units.from_raw(raw).flatten(1))])
         responses = dataclasses.replace(stage.responses, coder=coder)
         student: dict[str, Any] = {'model': stage.student.model, 'maps': [rois], 'captured': captured}
         loss = response_losses(responses, samples, maps, (), **student, progress=0.0)[NAMES[1]].item()

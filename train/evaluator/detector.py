@@ -1,6 +1,7 @@
 """The detector to evaluate: a run's student or a model by name, with its weights."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,13 @@ from typing import Any
 import torch
 
 from mtpd.data.coco import CocoSet
-from mtpd.detectors.checkpoint import checkpoint_meta, load_checkpoint, load_into
+from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes, labels_to_categories, num_classes_of
 from mtpd.detectors.config_input import read_preprocessing
 from mtpd.detectors.detection import predicts_masks
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import at_geometry
 from mtpd.detectors.weights import fetch_weights
-from mtpd.detectors.zoo import find_model
 from mtpd.errors import InputError
 from mtpd_train.run_folder import CONFIG_FILE, DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
 from mtpd_train.student import Student
@@ -49,13 +49,7 @@ def model_by_name(reference: str, checkpoint: Path | None) -> Detector:
             f'--model {reference}: only mmdet detectors can be evaluated; for the head of a file.py:callable, extract '
             'a cache and use mtpd-cache fidelity'
         )
-    config = load_config(reference)
-    if checkpoint is None:
-        entry = find_model(reference)
-        if entry is None:
-            raise InputError(f'--model {reference}: a config file needs its weights: add --checkpoint FILE')
-        checkpoint = fetch_weights(entry)
-    return Detector(reference, config, checkpoint)
+    return Detector(reference, load_config(reference), checkpoint or fetch_weights(reference))
 
 
 def student_of_run(folder: Path, checkpoint: Path | None = None) -> Detector:
@@ -82,30 +76,30 @@ def build_student(
     *,
     scale: tuple[int, int] | None = None,
     trust_checkpoint: bool = False,
-) -> Student:
-    """The detector with its weights, in eval mode; `scale` replaces the resize of its config.
+) -> tuple[Student, Mapping[str, Any]]:
+    """The detector with its weights, in eval mode, and the `meta` of its checkpoint; `scale` replaces its resize.
 
     With `trust_checkpoint` a checkpoint may hold more than tensors and plain values.
     """
     own = read_preprocessing(detector.config, scale=scale)
     model = build_detector(detector.config, init_weights=False)
-    state = load_checkpoint(detector.checkpoint, allow_pickle=trust_checkpoint, network=model)
-    load_into(model, state, name=detector.full_name)
-    return Student(
+    meta = load_into(model, detector.checkpoint, name=detector.full_name, allow_pickle=trust_checkpoint)
+    student = Student(
         name=detector.full_name,
         model=model.to(device).eval().requires_grad_(False),
         preprocessing=at_geometry(own, own.geometry),
         levels=(),  # Only losses on maps ask for them.
         has_masks=predicts_masks(model),
     )
+    return student, meta
 
 
-def category_ids(detector: Detector, student: Student, coco: CocoSet, *, trust_checkpoint: bool = False) -> list[int]:
+def category_ids(detector: Detector, student: Student, meta: Mapping[str, Any], coco: CocoSet) -> list[int]:
     """The category id of each of the detector's labels: by name where names are known, else in the order of the ids.
 
-    Refuses a detector that was trained on other classes.
+    `student` and `meta` are from `build_student`. Refuses a detector that was trained on other classes.
     """
-    in_file = checkpoint_classes(checkpoint_meta(detector.checkpoint, allow_pickle=trust_checkpoint))
+    in_file = checkpoint_classes(meta)
     in_config = config_classes(detector.config)
     if in_file is not None and in_config is not None and in_file != in_config:
         raise InputError(
@@ -134,7 +128,8 @@ def find_student(folder: Path) -> StageStudent | None:
     if last.is_file():
         return StageStudent(last)
     if best.is_file():
-        return StageStudent(best, f'best so far, epoch {checkpoint_meta(best).get("epoch", "unknown")}')
+        _, meta = load_checkpoint(best)
+        return StageStudent(best, f'best so far, epoch {meta.get("epoch", "unknown")}')
     epoch = max(kept_epochs(folder), default=None)
     return None if epoch is None else StageStudent(epoch_file(folder, epoch), f'latest so far, epoch {epoch}')
 

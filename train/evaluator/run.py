@@ -66,8 +66,8 @@ def evaluate_model(
         raise InputError(f'{annotated.path}: lists no images; give another annotation file')
     for doubt in suspicions(annotated):
         warn(f'{annotated.path}: {doubt}')
-    student = build_student(detector, device, scale=scale, trust_checkpoint=trust_checkpoint)
-    ids = category_ids(detector, student, annotated, trust_checkpoint=trust_checkpoint)
+    student, meta = build_student(detector, device, scale=scale, trust_checkpoint=trust_checkpoint)
+    ids = category_ids(detector, student, meta, annotated)
     geometry = student.preprocessing.geometry
     dataset = DetectionDataset(annotated, images, geometry=geometry, for_training=False, with_masks=False)
     if line := evaluation_account(annotated, with_masks=student.has_masks and annotated.has_masks):

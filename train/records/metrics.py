@@ -48,8 +48,7 @@ class EvaluationRecord:
     epoch: int  # epochs trained
     metrics: Mapping[str, float]  # COCO's numbers by name, such as `box/AP`, from 0 to 1; -1: there is nothing to find
     seconds: float
-    # AP of each class by kind and name, such as `{'box': {'person': 0.5}}`, 0 to 1, or -1 without objects of the
-    # class; runs of earlier versions have none.
+    # AP of each class by kind and name, such as `{'box': {'person': 0.5}}`; runs of earlier versions have none.
     class_ap: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -58,13 +57,11 @@ KINDS: Mapping[str, type[Record]] = {one.kind: one for one in (TrainRecord, Eval
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Appends a complete record, immediately visible to readers; creates the file if needed.
-
-    JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`.
-    """
-    content, not_finite = _finite({'kind': record.kind, **dataclasses.asdict(record)})
-    if not_finite:
-        content['not_finite'] = not_finite
+    """Appends a complete record, immediately visible to readers; creates the file if needed."""
+    # JSON has no NaN: a number that is not finite is null, and its name is in `not_finite`.
+    not_finite: list[str] = []
+    content = _finite({'kind': record.kind, **dataclasses.asdict(record)}, not_finite)
+    content |= {'not_finite': not_finite} if not_finite else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open('a', encoding='utf-8') as file:
@@ -78,11 +75,8 @@ def append_record(path: Path, record: Record) -> None:
 def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
     """Drops the records after a checkpoint, so that a resumed run writes them again without duplicates.
 
-    The checkpoint is of `step` of `stage`, whose records stay; evaluations after `epoch` finished epochs go. A missing
-    file is left missing.
-
-    Raises:
-        InputError: a line other than the last, which may be torn, is not a record.
+    The checkpoint is of `step` of `stage`, whose records stay; evaluations after `epoch` finished epochs go. Raises an
+    InputError if a line other than the last, which may be torn, is not a record.
     """
     if not path.exists():
         return
@@ -94,18 +88,16 @@ def truncate_metrics(path: Path, *, stage: int, step: int, epoch: int) -> None:
         return line.endswith(b'\n') and place <= (stage, step) and not is_repeated
 
     content = path.read_bytes()
-    kept = [line for line, keep in _parsed(path, content, is_kept, advice='move the file away to resume') if keep]
-    if len(joined := b''.join(kept)) < len(content):
-        write_atomically(path, joined)
+    parsed = _parsed(path, content, is_kept, advice='move the file away to resume')
+    kept = b''.join(line for line, keep in parsed if keep)
+    if len(kept) < len(content):
+        write_atomically(path, kept)
 
 
 def read_records(path: Path) -> list[Record]:
     """Reads the records of a run in their order; kinds and fields that this version does not know are left out.
 
-    A number that is null, because it was not finite, is NaN.
-
-    Raises:
-        InputError: there is no such file, or a line other than the last, which may be torn, is not a record.
+    A number that is null, because it was not finite, is NaN. Raises as `truncate_metrics`, and without the file.
     """
     try:
         content = path.read_bytes()
@@ -135,8 +127,8 @@ def _record(line: bytes) -> Record | None:
     kind = KINDS.get(content['kind'])
     if kind is None:
         return None
-    given = [field for field in dataclasses.fields(kind) if field.name in content]
-    return kind(**{field.name: _value(content[field.name], field.type) for field in given})
+    types = {field.name: field.type for field in dataclasses.fields(kind) if field.name in content}
+    return kind(**{name: _value(content[name], one) for name, one in types.items()})
 
 
 def _value(value: Any, kind: Any) -> Any:
@@ -154,17 +146,11 @@ def _value(value: Any, kind: Any) -> Any:
     return math.nan if value is None and kind is float else value
 
 
-def _finite(values: Mapping[str, Any], prefix: str = '') -> tuple[dict[str, Any], list[str]]:
-    """Copies nested values with null for what is not finite, and the dotted names of those."""
-    content: dict[str, Any] = {}
-    not_finite: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            content[name], inner = _finite(value, f'{prefix}{name}.')
-            not_finite += inner
-        elif isinstance(value, float) and not math.isfinite(value):
-            content[name] = None
-            not_finite.append(f'{prefix}{name}')
-        else:
-            content[name] = value
-    return content, not_finite
+def _finite(value: Any, not_finite: list[str], name: str = '') -> Any:
+    """The value with null for each number that is not finite, whose dotted name is added to `not_finite`."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one, not_finite, f'{name}.{key}' if name else key) for key, one in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        not_finite.append(name)
+        return None
+    return value

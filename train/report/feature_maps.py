@@ -70,7 +70,7 @@ def stage_maps(
     images = [
         image for image in coco.images if image.id in cache and any(one.is_object for one in coco.annotations[image.id])
     ]
-    student = build_student(student_of_run(stage_files, found.checkpoint), device)
+    student, _ = build_student(student_of_run(stage_files, found.checkpoint), device)
     shown = spread(images, num_images)
     pairs: dict[int, dict[str, Pair]] = {}
     for image in (*spread(images, max(num_images, NUM_FITTED)), *shown):

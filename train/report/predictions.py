@@ -100,8 +100,8 @@ def _detections(
     detector: Detector, coco: CocoSet, photos: Path, *, min_score: float, device: torch.device
 ) -> dict[int, list[Detection]]:
     """Image id -> a student's detections, the most certain first."""
-    student = build_student(detector, device)
-    ids = category_ids(detector, student, coco)
+    student, meta = build_student(detector, device)
+    ids = category_ids(detector, student, meta, coco)
     geometry = student.preprocessing.geometry
     dataset = DetectionDataset(coco, photos, geometry=geometry, for_training=False, with_masks=False)
     boxes, _ = detect(student, dataset, batch_size=1, num_workers=0, category_ids=ids)

@@ -10,8 +10,7 @@ from typing import Any
 
 from mtpd.errors import InputError
 from mtpd_train.records.metrics import EvaluationRecord, Record, TrainRecord, read_records
-from mtpd_train.run_folder import DIVERGED_FILE, METRICS_FILE, RUN_FILE, STUDENT_FILE, stage_folder
-from mtpd_train.run_identity import SOURCES
+from mtpd_train.run_folder import DIVERGED_FILE, METRICS_FILE, RUN_FILE, SOURCES, STUDENT_FILE, stage_folder
 
 
 @dataclass(frozen=True)

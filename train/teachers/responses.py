@@ -1,7 +1,4 @@
-"""Distillation of responses in a stage: what two RoI heads say about the same RoIs, beside the maps.
-
-Letters: B images, C channels, H W grid of a level, K RoIs.
-"""
+"""Distillation of responses in a stage: what two RoI heads say about the same RoIs, beside the maps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +8,7 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.class_names import require_same_labels
-from mtpd.detectors.detector_heads import CapturedRois, predict_rois, student_box_coder, student_num_classes
+from mtpd.detectors.detector_heads import CapturedRois, predict_rois, student_box_coder
 from mtpd.detectors.features import NECK
 from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
@@ -34,16 +31,13 @@ from mtpd_train.teachers.teacher_source import TeacherSource
 
 @dataclass(frozen=True)
 class Responses:
-    """The loss on responses of a stage.
-
-    Without a `head` the teacher's stored predictions are used. It is part of no other module, so nothing trains or
-    saves it.
-    """
+    """The loss on responses of a stage."""
 
     options: TarHeadOptions
     coder: BoxCoder  # the student's
     num_classes: int  # of student and teacher
-    head: RoiHead | None  # the teacher's
+    # The teacher's, part of no other module, so nothing trains or saves it; None: its stored predictions are used.
+    head: RoiHead | None
     levels: tuple[Level, ...]  # of the teacher, that the head takes RoIs from, in its order; none without a head
 
 
@@ -57,7 +51,7 @@ def build_responses(
     if len(entries) > 1:
         raise InputError('distill lists tar_head twice; remove one')
     (options,) = entries
-    coder, num_classes = student_box_coder(student), student_num_classes(student)
+    coder = student_box_coder(student)
     if options.mode == 'head_on_gpu' and source.hook_point != NECK:
         raise InputError(
             f'tar_head: the maps of {source.name} are taken before the norms of its neck, but its RoI head needs '
@@ -65,19 +59,13 @@ def build_responses(
         )
     head = source.roi_head() if options.mode == 'head_on_gpu' else None
     of_teacher = source.num_roi_classes() if head is None else head.record.num_classes
-    if of_teacher != num_classes:
+    if of_teacher != len(classes):
         raise InputError(
-            f'tar_head: the teacher of {source.name} has {of_teacher} classes, the student {num_classes}; '
+            f'tar_head: the teacher of {source.name} has {of_teacher} classes, the student {len(classes)}; '
             'use a teacher trained on the classes of data.train'
         )
     require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
-    return Responses(
-        options=options,
-        coder=coder,
-        num_classes=num_classes,
-        head=head,
-        levels=() if head is None else _levels(head.record, source),
-    )
+    return Responses(options, coder, len(classes), head, levels=() if head is None else _levels(head.record, source))
 
 
 def _levels(record: RoiHeadRecord, source: TeacherSource) -> tuple[Level, ...]:
@@ -114,14 +102,9 @@ def response_losses(
 ) -> dict[str, Tensor]:
     """The losses of a batch by name, weighted and decayed: on the student's own proposals, or on the teacher's.
 
-    Args:
-        samples: the images of the batch, after `collate`.
-        teacher: level name -> the teacher's maps (B, C, H, W), on which its head judges the student's proposals.
-        stored: without such a head: the teacher's proposals on each image, in px of the original image, and what it
-            says about them. The student's head is run on them.
-        maps: (B, C, H, W) of all levels of the student's neck.
-        captured: what the student's head did in its forward pass; needed with a head of the teacher.
-        progress: share of the stage that is done.
+    With a head of the teacher: it judges the proposals that were `captured` in the student's forward pass, on its own
+    maps `teacher`, (B, C, H, W) by level. Else the student's head judges the `stored` proposals of the teacher, in px
+    of the original image, on `maps`, (B, C, H, W) of all levels of the student's neck.
     """
     nothing = no_losses(responses.options, progress=progress, device=maps[0].device)
     if nothing is not None:
@@ -129,11 +112,10 @@ def response_losses(
     if responses.head is not None:
         assert captured is not None, 'the proposals of the student were not kept'
         rois, student = captured.require()
-        rois = rois.float()
+        rois, record = rois.float(), responses.head.record
         matches = _matches(responses, samples, rois)
-        head = responses.head
-        found = head([teacher[level.name].values() for level in responses.levels], rois)
-        predictions = predictions_of_head(found, matches, coder=BoxCoder(head.record.means, head.record.stds))
+        found = responses.head([teacher[level.name].values() for level in responses.levels], rois)
+        predictions = predictions_of_head(found, matches, coder=BoxCoder(record.means, record.stds))
     else:
         # On the host, and then copied once for the batch.
         images = [_on_sample(one, sample) for one, sample in zip(stored, samples, strict=True)]
@@ -157,12 +139,10 @@ def response_losses(
 
 def _matches(responses: Responses, samples: Sequence[Sample], rois: Tensor) -> Matches:
     """What the RoIs are by the annotations."""
-    instances = [sample.data_sample.gt_instances for sample in samples]
-    # Without waiting for what the device is at.
-    objects = [
-        LabelledBoxes(*(value.to(rois.device, non_blocking=True) for value in (one.bboxes, one.labels)))
-        for one in instances
-    ]
+    objects = []
+    for one in (sample.data_sample.gt_instances for sample in samples):
+        # Without waiting for what the device is at.
+        objects.append(LabelledBoxes(*(value.to(rois.device, non_blocking=True) for value in (one.bboxes, one.labels))))
     return match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.options.positive_iou)
 
 

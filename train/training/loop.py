@@ -28,9 +28,8 @@ LOG_EVERY = 20
 def train_stage(
     stage: Stage, *, device: torch.device, progress_file: Path, metrics_file: Path, stop: StopFlag, world: World = ALONE
 ) -> None:
-    """Trains the stage's student in place, resuming from `progress_file` if it exists.
+    """Trains the stage's student in place, resuming from `progress_file`; in the end it has the weights of any EMA.
 
-    With `optim.ema` the student has the averaged weights in the end. Kept students are saved beside `progress_file`.
     Raises Interrupted when the user stopped it; the last optimizer step is then saved.
     """
     stage.to(device)
@@ -115,10 +114,7 @@ def train_stage(
 
 
 def seed_everything(seed: Sequence[int]) -> None:
-    """Seeds every generator that a training step may draw from, on all devices.
-
-    So random draws depend only on the position in the run, not on earlier draws.
-    """
+    """Seeds every generator that a training step may draw from: draws depend only on the position in the run."""
     number = int(np.random.default_rng(seed).integers(2**63))
     torch.manual_seed(number)
     # Some samplers of mmdet draw from these.

@@ -40,15 +40,13 @@ def loaded(
 ) -> Iterator[tuple[list[Sample], ReadAhead]]:
     """Samples from worker processes, and what threads read of the teacher, both ahead of time.
 
-    What is read of the teacher for a batch is valid until the next batch is requested. `num_workers` replaces that of
-    the stage.
+    What is read of the teacher for a batch is valid until the next is requested; `num_workers` replaces the stage's.
     """
     # In this order: the processes are forked before the threads start.
     num_workers = stage.settings.data.workers if num_workers is None else num_workers
     samples = load_batches(stage.train_set, batches, num_workers=num_workers, pin_memory=stage.device.type == 'cuda')
-    source, names = stage.source, [level.name for level in stage.teacher_levels]
+    source, names, with_rois = stage.source, [level.name for level in stage.teacher_levels], stage.uses_stored_rois
     ahead: Iterable[ReadAhead] = itertools.repeat(ReadAhead(), len(batches))
-    with_rois = stage.responses is not None and stage.responses.head is None
     if source is not None and (names or with_rois):
         ahead = source.read_ahead(batches, levels=names, with_rois=with_rois, device=stage.device)
     for batch, images, one in zip(batches, samples, ahead, strict=True):
@@ -81,8 +79,7 @@ def step_losses(
 ) -> dict[str, Tensor]:
     """The detector's own losses and the distillation losses of one batch, by name, weighted and decayed.
 
-    `ahead` is what was read of the teacher for the samples, `progress` the share of the stage's optimizer steps that
-    are done, `epoch` (from 0) seeds what is drawn for each image.
+    `progress` is the share of the stage's optimizer steps that are done, `epoch` (from 0) seeds what is drawn.
     """
     samples = to_device(samples, stage.device)
     seen = seen_by_student(stage, samples, epoch=epoch)
@@ -94,10 +91,7 @@ def step_losses(
 
 
 def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, images: Tensor) -> Targets | None:
-    """What the student is compared with; None in plain training.
-
-    `samples` have been through `collate`, which made the student's inputs `images` (B, 3, H, W) of them.
-    """
+    """What the student is compared with on `images` (B, 3, H, W), those of `collate`; None in plain training."""
     if stage.source is None or not stage.is_taught:
         return None
     padded, device = (images.shape[2], images.shape[3]), images.device
@@ -114,10 +108,10 @@ def batch_masks(
     resized: Sequence[Size], *, levels: Iterable[Level], padded: Size, device: torch.device
 ) -> dict[str, Tensor]:
     """Level name -> bool (B, 1, H, W), true at cells that see the image."""
-    return {
-        level.name: valid_cells(resized, stride=level.stride, grid=level.grid(*padded), device=device)
-        for level in levels
-    }
+    masks = {}
+    for level in levels:
+        masks[level.name] = valid_cells(resized, stride=level.stride, grid=level.grid(*padded), device=device)
+    return masks
 
 
 def to_device(samples: Sequence[Sample], device: torch.device) -> list[Sample]:
@@ -188,7 +182,7 @@ def add_gradient(
     ahead: ReadAhead,
     *,
     share: float,
-    progress: float,
+    progress: float = 0.0,
     epoch: int = 0,
     scaler: GradScaler,
     network: DistributedDataParallel | None = None,
@@ -196,8 +190,7 @@ def add_gradient(
 ) -> dict[str, Tensor]:
     """Adds `share` times the gradient of a batch to what the parameters hold; returns the losses of the batch.
 
-    With a `network` all processes do so together, each with its own batch; at the end of a step all then hold the mean
-    of their gradients.
+    With a `network` all processes do so, each with its own batch; at the end of a step all hold the mean gradient.
     """
     with nullcontext() if network is None or ends_step else network.no_sync():
         if network is None:
@@ -226,11 +219,10 @@ class StepLosses(nn.Module):
 def build_network(stage: Stage, world: World) -> DistributedDataParallel | None:
     """The stage's losses for training by several processes, each with its share of every batch; None for one process.
 
-    All processes get the weights and buffers of process 0. What equals what: a batch is of all processes together
-    (`data.batch_size`), and gradients and losses are means over its images. So they are those of one process with the
-    same batch wherever a loss is a mean over images of equal weight. A loss that divides by what it counts in a batch
-    (objects, cells, a variance) does so in each process by itself, as mmdet's do, but for those heads of mmdet that
-    count in all processes. Batch statistics are of the images of process 0, random draws each process's own.
+    All processes get the weights and buffers of process 0. Gradients and losses are means over the images of the global
+    batch, so they are those of one process wherever a loss is a mean over images of equal weight. A loss that divides
+    by what it counts in a batch (objects, cells, a variance) does so in each process by itself, except for those heads
+    of mmdet that count in all processes. Batch statistics are of process 0, random draws each process's own.
     """
     if world.size == 1:
         return None
@@ -250,9 +242,8 @@ def check_teacher(stage: Stage) -> None:
         targets = teacher_targets(stage, moved, ahead, images)
         assert targets is not None
         if stage.source.kind == 'teachers':
-            again = teacher_targets(stage, moved, ahead, images)
-            assert again is not None
-            first, second = ([one.values() for one in each.maps.values()] for each in (targets, again))
+            again = stage.source.maps(moved, ahead, levels=stage.teacher_levels, device=images.device)
+            first, second = ([one.values() for one in maps.values()] for maps in (targets.maps, again))
             require_repeated(first, second, name=stage.source.name)
         for level in stage.teacher_levels:
             statistics = MapStatistics(level.name)

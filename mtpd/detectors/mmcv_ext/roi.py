@@ -203,9 +203,8 @@ def roi_pool_forward(
     columns = _cells_of_bins(edges[:, 0], edges[:, 2], pooled_width, width)
     output.zero_()
     argmax.fill_(EMPTY)
+    _check_batch_index(rois, batch_size=len(input))
     for k, image in enumerate(rois[:, 0].long().tolist()):
-        if not 0 <= image < len(input):
-            raise IndexError(f'rois name image {image} of a batch of {len(input)}')
         for i in range(pooled_height):
             for j in range(pooled_width):
                 cells = (rows[k, i, :, None] & columns[k, j]).flatten().nonzero()[:, 0]
