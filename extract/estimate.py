@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, compressed_bound, index_bytes, roi_specs
-from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage, num_elements
+from mtpd.cache.format.plan import Bucket, BucketRecord, CachePlan, ShardKey, SourceImage, num_elements
 from mtpd.cache.format.tensor_files import max_basis_bytes
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.writing.writer import ShardGroup, compression_threads
@@ -25,14 +25,7 @@ from mtpd.system.console import progress_bar, warn
 from mtpd.system.files import free_bytes, sha256_bytes
 from mtpd.system.interrupt import StopFlag
 from mtpd.system.text import format_bytes, format_duration
-from mtpd_extract.extraction import (
-    NUM_BASIS_IMAGES,
-    Batch,
-    Extraction,
-    batches,
-    compute_bases,
-    extract_groups,
-)
+from mtpd_extract.extraction import NUM_BASIS_IMAGES, Batch, Extraction, batches, compute_bases, extract_groups
 
 # Images of a trial, and its least number of batches.
 NUM_IMAGES, MIN_BATCHES = 32, 4
@@ -99,14 +92,10 @@ def measure_rates(extraction: Extraction) -> Rates:
     code_bytes = _extract_unwritten(sample, bases, name='trial')
     num_pixels = _num_pixels(sample.plan)
     seconds_per_pixel = (time.perf_counter() - start) / num_pixels
-    num_basis_images = min(NUM_BASIS_IMAGES, extraction.plan.num_images) if is_lean else 0
-    basis_pixels = num_basis_images * num_pixels / sample.plan.num_images
-    return Rates(
-        num_images=sample.plan.num_images,
-        seconds_per_pixel=seconds_per_pixel,
-        code_bytes=code_bytes,
-        bases_seconds=basis_pixels * seconds_per_pixel / len(extraction.description.views),
-    )
+    num_images, num_basis_images = sample.plan.num_images, min(NUM_BASIS_IMAGES, extraction.plan.num_images)
+    basis_pixels = num_basis_images * num_pixels / num_images if is_lean else 0
+    bases_seconds = basis_pixels * seconds_per_pixel / len(extraction.description.views)
+    return Rates(num_images, seconds_per_pixel, code_bytes, bases_seconds)
 
 
 def predict(extraction: Extraction, rates: Rates) -> Prediction:
@@ -138,7 +127,7 @@ def predict_coco(extraction: Extraction, rates: Rates) -> Prediction:
         for level in extraction.levels:
             elements = num_elements([level], padded)
             num_bytes += elements * rates.code_bytes[level.name] * num_views * count / num_sizes
-    bucket = Bucket((1, 1), (SourceImage(-1, (1, 1)),), 1)
+    bucket = BucketRecord(padded=(1, 1), num_images=1, rows_per_shard=1)
     num_bytes += sum(spec.row_bytes for spec in roi_specs(bucket, extraction.description.rois).values())
     return Prediction(
         NUM_COCO_IMAGES,
@@ -173,10 +162,9 @@ def cache_disk_bytes(extraction: Extraction, code_bytes: CodeBytes | None = None
 def require_room(needed: Callable[[CodeBytes | None], int], out: Path, *, rates: Callable[[], Rates]) -> None:
     """Refuses to start what will not fit on the disk, naming both sizes and what would make it fit.
 
-    Where even codes that do not compress would fit there is nothing to measure. Otherwise a trial on a few images shows
-    how well they compress, which is several times for `lean`: with `TRIAL_MARGIN` on top it must fit. What was
-    committed is kept should the disk fill up all the same. `needed` gives the bytes to be written for the bytes of a
-    code by level, or for None the most that is possible; `rates` runs the trial, only when it matters.
+    Where even codes that do not compress would fit there is nothing to measure. Otherwise `rates` runs a trial, which
+    shows how well they compress: with `TRIAL_MARGIN` on top it must fit. `needed` gives the bytes to be written for the
+    bytes of a code by level, or for None the most that is possible.
     """
     free = free_bytes(out)
     bound = needed(None)
@@ -197,7 +185,7 @@ def require_room(needed: Callable[[CodeBytes | None], int], out: Path, *, rates:
 
 def _num_pixels(plan: CachePlan) -> int:
     """Padded input pixels of one view of all images."""
-    return sum(math.prod(bucket.padded) * len(bucket.images) for bucket in plan.buckets)
+    return sum(math.prod(bucket.padded) * bucket.num_images for bucket in plan.buckets)
 
 
 def _only(extraction: Extraction, sample: Sequence[Batch]) -> Extraction:
@@ -206,7 +194,12 @@ def _only(extraction: Extraction, sample: Sequence[Batch]) -> Extraction:
     for batch in sample:
         images.setdefault(batch.key.bucket, []).extend(batch.images)
     buckets = [
-        Bucket(extraction.plan.by_name[name].padded, tuple(several), extraction.batch_size)
+        Bucket(
+            padded=extraction.plan.by_name[name].padded,
+            num_images=len(several),
+            rows_per_shard=extraction.batch_size,
+            images=tuple(several),
+        )
         for name, several in images.items()
     ]
     return replace(extraction, plan=CachePlan(tuple(buckets)))

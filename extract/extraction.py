@@ -100,10 +100,7 @@ def build_extraction(options: ExtractOptions) -> Extraction:
     require_pixels(selected, geometry)
     levels = _select_levels(teacher, options.levels)
     paths = {image.id: folder / image.file_name for image in selected}
-    target_error = options.error
-    if options.codec == 'lean':
-        target_error = DEFAULT_TARGET if options.error is None else options.error
-    elif options.error is not None:
+    if options.error is not None and options.codec != 'lean':
         raise InputError(
             f'--error {options.error:g}: applies to --codec lean only, but the codec is {options.codec}; remove it'
         )
@@ -124,7 +121,7 @@ def build_extraction(options: ExtractOptions) -> Extraction:
         provenance=provenance(teacher, coco, paths, device),
         levels=tuple(LevelRecord(**vars(level)) for level in levels),
         codec=options.codec,
-        target_error=target_error,
+        target_error=(options.error or DEFAULT_TARGET) if options.codec == 'lean' else None,
         views=options.views,
         geometry=GeometryRecord(**vars(geometry)),
         rois=None if head is None else RoisRecord(num_rois=options.rois, num_classes=head.record.num_classes),
@@ -208,12 +205,8 @@ def extract_groups(
                     )
                 encoded = {}
                 for level in extraction.levels:
-                    codes = encode(
-                        maps[level.name],
-                        description.codec,
-                        target=description.target_error,
-                        basis=bases.get(level.name),
-                    )
+                    target, basis = description.target_error, bases.get(level.name)
+                    codes = encode(maps[level.name], description.codec, target=target, basis=basis)
                     encoded[level.name] = replace(codes, basis=None).to(torch.device('cpu'))
                 arrival = None
                 if device.type == 'cuda':

@@ -61,7 +61,7 @@ def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
         state = read_state(out)
     except CacheError:
         return []
-    then = state.description.provenance
+    then = state.manifest.description.provenance
     rows = differences(then.get('device'), now['device'], prefix='device')
     rows += differences(then.get('versions'), now['versions'])
     changes = [f'{name} was {old} and is {new}' for name, old, new in rows]

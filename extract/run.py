@@ -22,13 +22,7 @@ from mtpd_extract.estimate import (
     predict_coco,
     require_room,
 )
-from mtpd_extract.extraction import (
-    Extraction,
-    build_extraction,
-    check_teacher,
-    compute_bases,
-    extract_groups,
-)
+from mtpd_extract.extraction import Extraction, build_extraction, check_teacher, compute_bases, extract_groups
 from mtpd_extract.fingerprint import changes_since
 from mtpd_extract.options import ExtractOptions
 from mtpd_extract.output_folder import check_output_folder, clear_output_folder, folder_bytes, holds_cache
@@ -75,14 +69,9 @@ def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Cal
 
     When the user stops it, it raises Interrupted; what was committed is kept.
     """
+    plan, description, weights = extraction.plan, extraction.description, extraction.teacher_weights
     with (
-        CacheWriter(
-            out,
-            description=extraction.description,
-            plan=extraction.plan,
-            teacher_weights=extraction.teacher_weights,
-            part=part,
-        ) as writer,
+        CacheWriter(out, description=description, plan=plan, teacher_weights=weights, part=part) as writer,
         stop_on_signals() as stop,
     ):
         if writer.is_finished:
@@ -96,7 +85,7 @@ def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Cal
         extract_groups(
             extraction,
             pending,
-            bases=writer.bases(partial(compute_bases, extraction)) if extraction.description.codec == 'lean' else {},
+            bases=writer.bases(partial(compute_bases, extraction)) if description.codec == 'lean' else {},
             start_group=writer.start_group,
             commit=writer.commit,
             stop=stop,
@@ -134,12 +123,15 @@ def _summary(extraction: Extraction, out: Path, part: Part) -> str:
         'x'.join(map(str, geometry.pad_size[::-1])) if geometry.pad_size else f'multiples of {geometry.pad_divisor}'
     )
     share = part.share(plan.shard_keys())
-    num_images = _num_images(extraction, share)
     return '\n'.join(
         [
             f'teacher  {extraction.teacher.name}: {levels}, taken at {extraction.teacher.hook_point}',
             f'images   {plan.num_images} in {len(plan.buckets)} padded shapes, {len(plan.shard_keys())} shards',
-            *([] if part.is_whole else [f'part     {part}: {num_images} images, {len(share)} shards']),
+            *(
+                []
+                if part.is_whole
+                else [f'part     {part}: {_num_images(extraction, share)} images, {len(share)} shards']
+            ),
             f'cache    {", ".join(description.views)} as {codec}, '
             f'scale {geometry.scale[0]}x{geometry.scale[1]}, padded to {padding}',
             f'disk     at most {format_bytes(cache_disk_bytes(extraction))}, '

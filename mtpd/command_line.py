@@ -19,6 +19,11 @@ def output_options(command: Command) -> Command:
     return quiet(verbose(command))
 
 
+def examples(*commands: str) -> str:
+    """The end of a help: commands to copy, line by line."""
+    return '\n'.join(['\b', 'Examples:', *(f'  {command}' for command in commands)])
+
+
 def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What a shell offers where a model is named: aliases of the zoo, else files."""
     from mtpd.detectors.zoo import ALIASES  # Not at the top: it would slow down --help.

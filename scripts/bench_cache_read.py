@@ -169,10 +169,8 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
         for one in some:
             reader.read_encoded(one, out=codes)
 
-    def by_zarr(some: Sequence[int]) -> None:
-        for one in some:
-            for array in arrays[one]:
-                opened[array][position[one]]
+    def row_by_row(take: Callable[[str, int], object]) -> Callable[[Sequence[int]], object]:
+        return lambda some: [take(array, position[one]) for one in some for array in arrays[one]]
 
     def untar(some: Sequence[int]) -> None:
         for path in dict.fromkeys(tar_of[one] for one in some):
@@ -191,7 +189,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
     found = [
         Method('read', of_cache, size, read),
         Method('limit', [], math.nan, limit),
-        Method('zarr-python', of_cache, size, by_zarr),
+        Method('zarr-python', of_cache, size, row_by_row(lambda array, row: opened[array][row])),
         rival('npy codes', npy, lambda some: [np.load(npy / f'{one}.npy') for one in some]),
         rival('npy fp16', half, lambda some: [np.load(half / f'{one}.npy') for one in some]),
         rival('torch.save', saved, lambda some: [torch.load(saved / f'{one}.pt') for one in some]),
@@ -203,12 +201,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
         for array in opened:
             source = {'driver': 'file', 'path': str(reader.path / array)}
             stores[array] = tensorstore.open({'driver': 'zarr3', 'kvstore': source}).result()
-
-        def by_tensorstore(some: Sequence[int]) -> None:
-            for one in some:
-                for array in arrays[one]:
-                    stores[array][position[one]].read().result()
-
+        by_tensorstore = row_by_row(lambda array, row: stores[array][row].read().result())
         found.append(Method('tensorstore', of_cache, size, by_tensorstore))
     return found
 

@@ -32,14 +32,7 @@ from mtpd.system.environment import describe_device
 from mtpd.system.interrupt import StopFlag
 from mtpd_extract.cli import main as mtpd_extract
 from mtpd_extract.estimate import Prediction, measure_rates, predict
-from mtpd_extract.extraction import (
-    Extraction,
-    batches,
-    build_extraction,
-    compute_bases,
-    extract_groups,
-    load_images,
-)
+from mtpd_extract.extraction import Extraction, batches, build_extraction, compute_bases, extract_groups, load_images
 from mtpd_extract.options import ExtractOptions
 from mtpd_extract.output_folder import folder_bytes
 from mtpd_extract.run import extract
@@ -96,29 +89,17 @@ def time_forward(extraction: Extraction, inputs: Sequence[Tensor]) -> float:
 
 def time_extract(extraction: Extraction) -> float:
     """Seconds from the first image to the last shard on the disk."""
-    with tempfile.TemporaryDirectory() as name:
-        writer = CacheWriter(
-            Path(name) / 'cache',
-            description=extraction.description,
-            plan=extraction.plan,
-            teacher_weights=extraction.teacher_weights,
-        )
-        with writer:
-            is_lean = extraction.description.codec == 'lean'
-            bases = writer.bases(partial(compute_bases, extraction)) if is_lean else {}
-            keys = writer.pending()
-            bar = progress_bar(total=extraction.plan.num_images, unit='image', desc='extract', in_logs=False)
-            start = time.perf_counter()
-            extract_groups(
-                extraction,
-                keys,
-                bases=bases,
-                start_group=writer.start_group,
-                commit=writer.commit,
-                stop=StopFlag(),
-                bar=bar,
-            )
-            return time.perf_counter() - start
+    plan, description, weights = extraction.plan, extraction.description, extraction.teacher_weights
+    with (
+        tempfile.TemporaryDirectory() as name,
+        CacheWriter(Path(name) / 'cache', description=description, plan=plan, teacher_weights=weights) as writer,
+    ):
+        bases = writer.bases(partial(compute_bases, extraction)) if description.codec == 'lean' else {}
+        keys, group, commit = writer.pending(), writer.start_group, writer.commit
+        bar = progress_bar(total=plan.num_images, unit='image', desc='extract', in_logs=False)
+        start = time.perf_counter()
+        extract_groups(extraction, keys, bases=bases, start_group=group, commit=commit, stop=StopFlag(), bar=bar)
+        return time.perf_counter() - start
 
 
 def compare_prediction(extraction: Extraction) -> tuple[float, float]:

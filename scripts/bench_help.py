@@ -7,8 +7,9 @@ Last line: `slowest S` in seconds.
 
 import subprocess
 import sys
-import time
+import timeit
 import tomllib
+from functools import partial
 from pathlib import Path
 
 from measuring import described_parser
@@ -21,17 +22,15 @@ def main() -> None:
     parser.add_argument('--runs', type=int, default=5)
     arguments = parser.parse_args()
     programs = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
-    best = {program: min(_seconds(program) for _ in range(arguments.runs)) for program in sorted(programs)}
+    best = {}
+    for program in sorted(programs):
+        command = [Path(sys.executable).parent / program, '--help']
+        run = partial(subprocess.run, command, capture_output=True, check=True)
+        best[program] = min(timeit.repeat(run, number=1, repeat=arguments.runs))
     print(f'{"program":<16}{"seconds":>8}')
     for program, seconds in best.items():
         print(f'{program:<16}{seconds:>8.2f}')
     print(f'slowest {max(best.values()):.2f}')
-
-
-def _seconds(program: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([Path(sys.executable).parent / program, '--help'], capture_output=True, check=True)
-    return time.perf_counter() - start
 
 
 if __name__ == '__main__':

@@ -15,7 +15,6 @@ gradients; a dash: out of memory, or not on a GPU.
 Last line: `kernel/copy R1 kernel/compile R2 eager/kernel R3`, ratios of throughput in the row with most elements.
 """
 
-import argparse
 import contextlib
 import csv
 import math
@@ -204,7 +203,7 @@ def ratios(row: Row) -> dict[str, float]:
     return {f'{one}/{other}': row.rate[one] / row.rate[other] for one, other in pairs}
 
 
-def parse() -> argparse.Namespace:
+def main() -> None:
     parser = described_parser(__doc__)
     add = parser.add_argument
     add('--pyramids', nargs='+', choices=PYRAMIDS, default=list(PYRAMIDS))
@@ -212,11 +211,7 @@ def parse() -> argparse.Namespace:
     add('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='types of student and teacher')
     add('--csv', type=Path, help='CSV file for the table')
     add('--toy', action='store_true', help='tiny sizes on the CPU')
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = parse()
+    options = parser.parse_args()
     device, size = torch.device('cuda'), Size()
     if options.toy:
         # Before Triton is imported.

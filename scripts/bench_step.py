@@ -52,14 +52,7 @@ from mtpd_train.optimization import Optimization
 from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.stage import build_stages
 from mtpd_train.student import student_config
-from mtpd_train.training.step import (
-    add_gradient,
-    distillation_losses,
-    loaded,
-    student_pass,
-    teacher_targets,
-    to_device,
-)
+from mtpd_train.training.step import add_gradient, distillation_losses, loaded, student_pass, teacher_targets, to_device
 
 DEMO = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
 DEFAULTS: dict[str, dict[str, Any]] = {

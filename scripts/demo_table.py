@@ -8,6 +8,8 @@ import statistics
 import sys
 from pathlib import Path
 
+from mtpd_extract.output_folder import folder_bytes
+
 TEACHERS = ('weak', 'strong')
 STUDENTS = {'alone': (), 'direct': ('strong',), 'progressive': ('weak', 'strong')}
 
@@ -20,10 +22,6 @@ def read_run(folder: Path) -> tuple[float, float]:
     return 100 * ap, speed
 
 
-def cache_megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6
-
-
 def main(folder: Path) -> None:
     print(f'{"":<16}{"box AP":>8}{"images/s":>10}{"cache MB":>10}')
     for name in TEACHERS:
@@ -32,7 +30,7 @@ def main(folder: Path) -> None:
     aps = {}
     for name, teachers in STUDENTS.items():
         aps[name], speed = read_run(folder / name)
-        size = sum(cache_megabytes(folder / 'cache' / teacher) for teacher in teachers)
+        size = sum(folder_bytes(folder / 'cache' / teacher) for teacher in teachers) / 1e6
         print(f'{name:<16}{aps[name]:>8.1f}{speed:>10.1f}{f"{size:.1f}" if size else "-":>10}')
     print('student AP: ' + ', '.join(f'{name} {ap:.1f}' for name, ap in aps.items()))
 

@@ -60,31 +60,20 @@ def cpu() -> str:
 
 def disk() -> str:
     shared = Path('/dev/shm')
-    lines = [f'{shutil.disk_usage(".").free / 1e9:.0f} GB free here']
-    if shared.exists():
-        lines.append(f'{shutil.disk_usage(shared).total / 1e9:.1f} GB of /dev/shm')
-    return ', '.join(lines)
+    free = f'{shutil.disk_usage(".").free / 1e9:.0f} GB free here'
+    return free + (f', {shutil.disk_usage(shared).total / 1e9:.1f} GB of /dev/shm' if shared.exists() else '')
 
 
 def gpu() -> str:
     import torch
+    from torch.utils.collect_env import get_nvidia_driver_version, run
 
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    build = f'PyTorch built for CUDA {torch.version.cuda}, cuDNN {cudnn}'
-    if not torch.cuda.is_available():
-        return f'none that PyTorch sees; {build}; driver {_driver()}'
+    driver = get_nvidia_driver_version(run) or 'unknown'  # type: ignore[no-untyped-call]
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     names = [f'{one.name} ({one.total_memory / 2**30:.0f} GiB, sm_{one.major}{one.minor})' for one in devices]
-    return f'{", ".join(names)}; {build}; driver {_driver()}'
-
-
-def _driver() -> str:
-    program = shutil.which('nvidia-smi')
-    if program is None:
-        return 'unknown (no nvidia-smi)'
-    query = [program, '--query-gpu=driver_version', '--format=csv,noheader']
-    result = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    return result.stdout.split('\n')[0] if result.returncode == 0 else 'not running'
+    found = ', '.join(names) or 'none that PyTorch sees'
+    return f'{found}; PyTorch built for CUDA {torch.version.cuda}, cuDNN {cudnn}; driver {driver}'
 
 
 def kernels() -> str:
@@ -92,9 +81,8 @@ def kernels() -> str:
 
     if importlib.util.find_spec('triton') is None:
         return 'Triton no: losses by plain PyTorch'
-    return (
-        f'Triton yes; losses by {"the fused kernel" if torch.cuda.is_available() else "plain PyTorch, without a GPU"}'
-    )
+    means = 'the fused kernel' if torch.cuda.is_available() else 'plain PyTorch, without a GPU'
+    return f'Triton yes; losses by {means}'
 
 
 def operators() -> str:

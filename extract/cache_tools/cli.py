@@ -5,70 +5,24 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, complete_model, output_options
+from mtpd.command_line import CONTEXT, complete_model, examples, output_options
 from mtpd.system.console import progress_bar, reported, say
 from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
-
-EXAMPLES = """
-\b
-Examples:
-  mtpd-cache info cache/r101
-  mtpd-cache verify cache/r101
-  mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017
-  mtpd-cache fidelity cache/r101 --split val2017
-  mtpd-cache order cache/r101 cache/x101 --student-cache cache/r50
-  eval "$(_MTPD_CACHE_COMPLETE=bash_source mtpd-cache)"   # completion; also zsh_source, fish_source
-"""
-
-INFO_EXAMPLES = """
-\b
-Examples:
-  mtpd-cache info cache/r101
-  mtpd-cache info --json cache/r101 cache/x101
-"""
-
-PICTURE_EXAMPLES = """
-\b
-Examples:
-  mtpd-cache picture cache/r101 --out sheet.png
-  mtpd-cache picture cache/r101 --out sheet.png --image 139 --images data/coco/train2017
-"""
-
-VERIFY_EXAMPLES = """
-\b
-Examples:
-  mtpd-cache verify cache/r101
-  mtpd-cache verify --repair cache/r101 && mtpd-extract --teacher r101 --out cache/r101
-"""
-
-FIDELITY_EXAMPLES = """
-\b
-Examples:
-  mtpd-cache fidelity cache/r101
-  mtpd-cache fidelity cache/r101 --split val2017 --num-images 500
-  mtpd-cache fidelity cache/mine --teacher my_config.py --checkpoint my.pth \\
-      --images data/my/images --annotations data/my/val.json
-"""
-
-ORDER_EXAMPLES = """
-\b
-Examples:
-  mtpd-cache order cache/r50dcn cache/r101 cache/x101
-  mtpd-extract --teacher my_student_config.py --checkpoint student.pth --out cache/student
-  mtpd-cache order cache/r101 cache/x101 cache/swin_s --last x101 --student-cache cache/student --plot order.png
-"""
-
-MERGE_EXAMPLES = """
-\b
-Examples:
-  mtpd-cache merge cache/r101
-  mtpd-cache merge --out cache/r101 from_a/r101 from_b/r101
-"""
 
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
 
 
-@click.group(epilog=EXAMPLES, context_settings=CONTEXT)
+@click.group(
+    epilog=examples(
+        'mtpd-cache info cache/r101',
+        'mtpd-cache verify cache/r101',
+        'mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017',
+        'mtpd-cache fidelity cache/r101 --split val2017',
+        'mtpd-cache order cache/r101 cache/x101 --student-cache cache/r50',
+        'eval "$(_MTPD_CACHE_COMPLETE=bash_source mtpd-cache)"   # completion; also zsh_source, fish_source',
+    ),
+    context_settings=CONTEXT,
+)
 def main() -> None:
     """Inspect and verify caches of teacher features.
 
@@ -76,7 +30,7 @@ def main() -> None:
     """
 
 
-@main.command(epilog=INFO_EXAMPLES)
+@main.command(epilog=examples('mtpd-cache info cache/r101', 'mtpd-cache info --json cache/r101 cache/x101'))
 @_caches
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON list with one object per cache.')
 @output_options
@@ -92,7 +46,12 @@ def info(caches: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool) ->
         run(caches, as_json=as_json)
 
 
-@main.command(epilog=VERIFY_EXAMPLES)
+@main.command(
+    epilog=examples(
+        'mtpd-cache verify cache/r101',
+        'mtpd-cache verify --repair cache/r101 && mtpd-extract --teacher r101 --out cache/r101',
+    )
+)
 @_caches
 @click.option('--repair', is_flag=True, help='Queue damaged parts; mtpd-extract then writes only these again.')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Threads that read and decode.')
@@ -109,7 +68,12 @@ def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, 
         run(caches, is_repair=repair, num_threads=workers)
 
 
-@main.command(epilog=PICTURE_EXAMPLES)
+@main.command(
+    epilog=examples(
+        'mtpd-cache picture cache/r101 --out sheet.png',
+        'mtpd-cache picture cache/r101 --out sheet.png --image 139 --images data/coco/train2017',
+    )
+)
 @click.argument('cache', type=click.Path(path_type=Path))
 @click.option('--out', required=True, type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png')
 @click.option('--image', type=int, metavar='ID', help='Image id.  [default: the first in the cache]')
@@ -137,7 +101,14 @@ def picture(verbose: bool, quiet: bool, **options: Any) -> None:
         run(**options)
 
 
-@main.command(epilog=FIDELITY_EXAMPLES)
+@main.command(
+    epilog=examples(
+        'mtpd-cache fidelity cache/r101',
+        'mtpd-cache fidelity cache/r101 --split val2017 --num-images 500',
+        'mtpd-cache fidelity cache/mine --teacher my_config.py --checkpoint my.pth \\',
+        '    --images data/my/images --annotations data/my/val.json',
+    )
+)
 @click.argument('cache', type=click.Path(path_type=Path))
 @click.option(
     '--teacher',
@@ -165,7 +136,14 @@ def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
         run(FidelityOptions(**options))
 
 
-@main.command(epilog=ORDER_EXAMPLES)
+@main.command(
+    epilog=examples(
+        'mtpd-cache order cache/r50dcn cache/r101 cache/x101',
+        'mtpd-extract --teacher my_student_config.py --checkpoint student.pth --out cache/student',
+        'mtpd-cache order cache/r101 cache/x101 cache/swin_s --last x101 \\',
+        '    --student-cache cache/student --plot order.png',
+    )
+)
 @_caches
 @click.option(
     '--student-cache', type=click.Path(path_type=Path), metavar='CACHE', help="Cache of the student's own features."
@@ -212,7 +190,9 @@ def order(caches: tuple[Path, ...], student_cache: Path | None, verbose: bool, q
         run(OrderOptions(caches=caches, student_cache=student_cache, **others))
 
 
-@main.command(epilog=MERGE_EXAMPLES)
+@main.command(
+    epilog=examples('mtpd-cache merge cache/r101', 'mtpd-cache merge --out cache/r101 from_a/r101 from_b/r101')
+)
 @_caches
 @click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='New folder for the merged cache.')
 @output_options

@@ -124,17 +124,14 @@ def _measure(
             for level in cache.levels:
                 require_finite(live[level.name], level=level.name, view=view, image_ids=[image.id])
             found[view] = stored(image.id, view, live)
-            for name, maps in found[view].items():
-                views[view, name].add(maps, live[name][0].cpu())
+            for name, one in found[view].items():
+                views[view, name].add(one, live[name][0].cpu())
             if options.ap and view == cache.views[0]:
-                replaced = live | {name: maps[None].to(device) for name, maps in found[view].items()}
+                replaced = live | {name: one[None].to(device) for name, one in found[view].items()}
                 for given, results in zip((live, replaced), detections, strict=True):
+                    maps = [given[level.name] for level in teacher.levels]
                     results += head_detections(
-                        teacher,
-                        [given[level.name] for level in teacher.levels],
-                        inputs=inputs,
-                        samples=[sample],
-                        category_ids=category_ids,
+                        teacher, maps, inputs=inputs, samples=[sample], category_ids=category_ids
                     )
         for name, comparison in mirrored.items():
             comparison.add(found['plain'][name].flip(-1), found['flip'][name])
@@ -170,11 +167,8 @@ def _stored_maps(cache: CacheReader, coco: CocoSet) -> tuple[tuple[CocoImage, ..
 
     if not coco.images:
         raise InputError(f'{coco.path}: lists no images')
-    return (
-        coco.images,
-        f"the cache's codec ({description.codec}) on images that are not in the cache",
-        through_the_codec,
-    )
+    source = f"the cache's codec ({description.codec}) on images that are not in the cache"
+    return coco.images, source, through_the_codec
 
 
 def _recorded(cache: CacheReader, group: str, field: str) -> Any:
@@ -186,12 +180,9 @@ def _recorded(cache: CacheReader, group: str, field: str) -> Any:
 def _lines(record: dict[str, Any]) -> list[str]:
     rows = [
         [
-            one['view'],
-            one['level'],
-            f'{one["mean_error"]:.2e}',
-            f'{one["worst_error"]:.2e}',
-            f'{one["mean_cosine"]:.6f}',
-            f'{one["worst_cosine"]:.6f}',
+            *(one[name] for name in ('view', 'level')),
+            *(f'{one[name]:.2e}' for name in ('mean_error', 'worst_error')),
+            *(f'{one[name]:.6f}' for name in ('mean_cosine', 'worst_cosine')),
         ]
         for one in record['views']
     ]

@@ -25,8 +25,8 @@ def run(caches: Sequence[Path], *, as_json: bool) -> None:
         if as_json:
             records.append(record)
         else:
-            lines = [*_facts(record), '', *_levels(record), '', *_shapes(record)]
-            print('\n' * bool(number) + '\n'.join([str(root), *(f'  {line}' if line else '' for line in lines)]))
+            lines = [str(root), *(f'  {line}' if line else '' for line in _lines(record))]
+            print('\n' * bool(number) + '\n'.join(lines))
     if as_json:
         print(json.dumps(records, indent=1))
 
@@ -36,7 +36,7 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
 
     `metadata` are the bytes of all files of no other kind; `elements` are feature values in all views.
     """
-    description, buckets = state.description, state.manifest.buckets
+    description, buckets = state.manifest.description, state.manifest.buckets
     levels = [level.to_level() for level in description.levels]
     kinds = dict.fromkeys(KINDS, 0)
     of_level: Counter[str] = Counter()
@@ -49,13 +49,14 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
             continue
         keys.add(place.key)
         of_bucket[place.key.bucket] += one.num_bytes
-        level = next((level.name for level in levels if place.is_of(level)), None)
+        # An array of a level: its codes, or their scale.
+        level = next((level.name for level in levels if level.name == place.array.split('.')[0]), None)
         kinds['rois' if not place.view else 'row_tables' if level is None else 'maps'] += one.num_bytes
         if level is not None:
             of_level[level] += one.num_bytes
     kinds['metadata'] = max(0, folder_bytes(state.root) - sum(kinds.values()))
     committed: Counter[str] = Counter()
-    for bucket in state.plan.layout().buckets:
+    for bucket in buckets:
         shards = (shard for name, shard in keys if name == bucket.name)
         committed[bucket.name] = sum(len(bucket.rows(shard)) for shard in shards)
     elements = {
@@ -102,7 +103,7 @@ def _bits(num_bytes: int, num_elements: int) -> float | None:
     return 8 * num_bytes / num_elements if num_elements else None
 
 
-def _facts(record: dict[str, Any]) -> list[str]:
+def _lines(record: dict[str, Any]) -> list[str]:
     provenance, sizes = record['provenance'], record['bytes']
     state, codec = f'finished, format version {record["version"]}', record['codec']
     if not record['finished']:
@@ -123,11 +124,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
         'teacher': f'{provenance.get("teacher", "unknown")}, fingerprint {record["fingerprint_sha256"][:12]}',
         'made on': ', '.join([str(provenance.get('device', 'unknown device')), *listed]),
     }
-    return [f'{name:<9} {value}' for name, value in facts.items()]
-
-
-def _levels(record: dict[str, Any]) -> list[str]:
-    rows = [
+    levels = [
         [
             *(str(one[name]) for name in ('name', 'stride', 'channels')),
             f'{one["elements"]:,}',
@@ -136,15 +133,17 @@ def _levels(record: dict[str, Any]) -> list[str]:
         ]
         for one in record['levels']
     ]
-    return table(['level', 'stride', 'channels', 'elements', 'size', 'bits/element'], rows)
-
-
-def _shapes(record: dict[str, Any]) -> list[str]:
-    rows = [
+    shapes = [
         ['x'.join(map(str, one['padded'])), f'{one["images"]:,}', f'{one["shards"]:,}', format_bytes(one['bytes'])]
         for one in record['shapes']
     ]
-    return table(['padded shape', 'images', 'shards', 'size'], rows)
+    return [
+        *(f'{name:<9} {value}' for name, value in facts.items()),
+        '',
+        *table(['level', 'stride', 'channels', 'elements', 'size', 'bits/element'], levels),
+        '',
+        *table(['padded shape', 'images', 'shards', 'size'], shapes),
+    ]
 
 
 def _images(record: dict[str, Any]) -> str:

@@ -230,25 +230,21 @@ def _save_picture(out: Path, record: dict[str, Any]) -> None:
 
     targets, costs = record['teachers'], _costs(record)
     names, path = _with_student(record, targets), _with_student(record, record['order'])
-    places = {(source, target): (names.index(source), targets.index(target)) for source, target in costs}
+    highest = max(one['cost'] for one in costs.values())
     values = np.full((len(names), len(targets)), np.nan)
-    for pair, one in costs.items():
-        values[places[pair]] = one['cost']
     figure = Figure(figsize=(3.2 + 1.25 * len(targets), 2.4 + 0.8 * len(names)), layout='constrained')
     axes = figure.add_subplot()
-    highest = float(np.nanmax(values))
+    for (source, target), one in costs.items():
+        row, column = names.index(source), targets.index(target)
+        values[row, column] = one['cost']
+        colour = 'white' if one['cost'] > 0.55 * highest else 'black'
+        axes.text(column, row, _cell(one, sign='\n± '), ha='center', va='center', fontsize=9, color=colour)
     image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=max(highest, 1e-6), aspect='auto')
     axes.set_xticks(range(len(targets)), targets, rotation=20, ha='right')
     axes.set_yticks(range(len(names)), [f'{name} (student)' if name == record['student'] else name for name in names])
-    axes.set_xlabel('to')
-    axes.set_ylabel('from')
-    for pair, one in costs.items():
-        row, column = places[pair]
-        text = _cell(one, sign='\n± ')
-        colour = 'white' if one['cost'] > 0.55 * highest else 'black'
-        axes.text(column, row, text, ha='center', va='center', fontsize=9, color=colour)
-    for number, step in enumerate(pairwise(path), start=1):
-        row, column = places[step]
+    axes.set(xlabel='to', ylabel='from')
+    for number, (source, target) in enumerate(pairwise(path), start=1):
+        row, column = names.index(source), targets.index(target)
         corner = (column - 0.47, row - 0.46)
         axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=PATH_COLOUR, linewidth=3))
         axes.text(column - 0.4, row - 0.4, str(number), va='top', fontsize=9, weight='bold', color=PATH_COLOUR)

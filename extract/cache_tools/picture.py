@@ -157,15 +157,11 @@ def _draw_sheet(rows: Sequence[Sequence[Panel]], *, title: Sequence[str], aspect
             if panel.picture is None:
                 continue
             above += CAPTION_HEIGHT
-            sheet.paste(_scaled(panel.picture, (width, height)), (left, above))
+            image = Image.fromarray(np.ascontiguousarray(panel.picture))
+            # Small pictures keep their cells visible; large ones are averaged.
+            resampling = Image.Resampling.NEAREST if image.width <= width else Image.Resampling.BOX
+            sheet.paste(image.resize((width, height), resampling), (left, above))
             if min(panel.valid) < 1:
                 down, right = (round(share * side) for share, side in zip(panel.valid, (height, width), strict=True))
                 draw.rectangle((left, above, left + right - 1, above + down - 1), outline=OUTLINE)
     return sheet
-
-
-def _scaled(picture: Picture, size: tuple[int, int]) -> Image.Image:
-    """Small pictures keep their cells visible; large ones are averaged."""
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    is_enlarged = image.width <= size[0]
-    return image.resize(size, Image.Resampling.NEAREST if is_enlarged else Image.Resampling.BOX)

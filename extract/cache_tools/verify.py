@@ -25,7 +25,11 @@ def run(caches: Sequence[Path], *, is_repair: bool, num_threads: int) -> None:
             with no_writers(root) if is_repair and root.is_dir() else nullcontext():
                 problems.append(_run(root, num_threads=num_threads, is_repair=is_repair))
         except CacheDamagedError as error:
-            problems.append(_of_the_records(root, error))
+            advice = ''
+            if (root / MANIFEST_FILE).exists():
+                advice = '. The cache cannot be repaired without this record: restore a copy of '
+                advice += f'{MANIFEST_FILE}, or extract again with --overwrite'
+            problems.append([f'{error}{advice}'])
     problems = [lines for lines in problems if lines]
     if len(problems) == 1:
         raise CacheDamagedError('\n'.join(problems[0]))
@@ -43,7 +47,11 @@ def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
         damages = verify(state, num_threads=num_threads, advance=progress.update)
     if not damages:
         rate = format_bytes(int(num_bytes / max(time.monotonic() - start, 1e-9)))
-        say(f'{root}: sound; {_extent(state)}, {format_bytes(num_bytes)} read at {rate}/s')
+        extent = f'{state.manifest.num_images:,} images in {state.num_shards:,} shards'
+        if not state.is_finished:
+            extent = f'{len(state.committed):,} of {state.num_shards:,} shards are committed, '
+            extent += 'mtpd-extract has yet to write the rest'
+        say(f'{root}: sound; {extent}, {format_bytes(num_bytes)} read at {rate}/s')
         return []
     if not is_repair:
         return _lines(state, damages, advice='repair with mtpd-cache verify --repair')
@@ -58,14 +66,6 @@ def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
         say(f'{root}: the zarr.json files were rewritten')
     strays = [damage for damage in damages if damage.kind == 'stray']
     return _lines(state, strays, advice='move them away or delete them') if strays else []
-
-
-def _extent(state: CacheState) -> str:
-    if state.is_finished:
-        return f'{state.manifest.num_images:,} images in {state.num_shards:,} shards'
-    return (
-        f'{len(state.committed):,} of {state.num_shards:,} shards are committed, mtpd-extract has yet to write the rest'
-    )
 
 
 def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') -> list[str]:
@@ -91,13 +91,4 @@ def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') ->
             f'  {place}: {reasons[0]}' + f' (and {len(reasons) - 1} more files)' * (len(reasons) > 1)
             for place, reasons in places.items()
         ),
-    ]
-
-
-def _of_the_records(root: Path, error: CacheDamagedError) -> list[str]:
-    if not (root / MANIFEST_FILE).exists():
-        return [str(error)]
-    return [
-        f'{error}. The cache cannot be repaired without this record: restore a copy of '
-        f'{MANIFEST_FILE}, or extract again with --overwrite'
     ]

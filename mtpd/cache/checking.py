@@ -19,7 +19,7 @@ import numpy as np
 
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, decode_chunk, require_plain_bytes
-from mtpd.cache.format.manifest import MANIFEST_FILE, Description, Manifest, manifest_of, read_manifest
+from mtpd.cache.format.manifest import MANIFEST_FILE, Manifest, read_manifest
 from mtpd.cache.format.plan import CachePlan, ShardKey
 from mtpd.cache.format.strict_json import read_json, short
 from mtpd.cache.format.tensor_files import BASIS_FILE
@@ -34,6 +34,9 @@ from mtpd.errors import REPAIR, CacheDamagedError, CacheError
 from mtpd.system.files import TEMPORARY, differences, fsync_directory, sha256_file, write_atomically
 from mtpd.system.prefetch import prefetched
 
+# Of a shard group, to be extracted again; of what precedes the shards (the index, the teacher's weights), which an
+# extraction rewrites when it starts; a `zarr.json`, which nothing of mtpd reads, but other programs do; a file that
+# does not belong there.
 Kind = Literal['shard', 'head', 'metadata', 'stray']
 
 PIECE_BYTES = 2**22
@@ -54,11 +57,6 @@ class CacheState:
     committed: frozenset[ShardKey]
 
     @property
-    def description(self) -> Description:
-        """What the cache is made of."""
-        return self.manifest.description
-
-    @property
     def num_shards(self) -> int:
         """Shard groups of the finished cache."""
         return sum(bucket.num_shards for bucket in self.manifest.buckets)
@@ -72,10 +70,7 @@ class CacheState:
 def read_state(root: Path) -> CacheState:
     """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs.
 
-    Raises:
-        CacheIncompleteError: there is no cache, not even an unfinished one.
-        CacheMismatchError: another program or a newer version wrote it.
-        CacheDamagedError: the manifest or the plan was changed after it was written.
+    CacheIncompleteError: there is no cache, not even an unfinished one. Else it raises what `mtpd.cache.open` does.
     """
     if (root / journal.PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
         try:
@@ -96,25 +91,16 @@ def _unfinished_state(root: Path) -> CacheState:
     files = dict(plan.files) if entries else {}
     for group in entries.values():
         files |= group
-    manifest = manifest_of(plan.description, plan.buckets, files)
+    manifest = Manifest(description=plan.description, buckets=plan.buckets, files=files)
     return CacheState(root, False, manifest, plan, frozenset(entries))
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that differs from what was written.
-
-    Attributes:
-        kind: `shard`: of a shard group, to be extracted again; `head`: of what precedes the shards (the index, the
-            teacher's weights), which an extraction rewrites when it starts; `metadata`: a `zarr.json`, which nothing
-            of mtpd reads, but other programs do; `stray`: a file that does not belong there.
-        file: path below the cache's root.
-        reason: what is wrong with it.
-        key: of the shard group.
-    """
+    """A file that differs from what was written."""
 
     kind: Kind
-    file: str
+    file: str  # below the cache's root
     reason: str
     key: ShardKey | None = None
 
@@ -163,20 +149,21 @@ def _checks(state: CacheState, plan: CachePlan | None, files: CacheFiles) -> Ite
     for file in state.manifest.files:
         if arrays.file_place(file) is None:
             yield _Check(file, None, partial(_check_content, files, file))
-    layout = plan or state.plan.layout()
-    columns = {level.name: column for column, level in enumerate(state.description.levels)}
-    for key in layout.shard_keys():
+    columns = {level.name: column for column, level in enumerate(state.plan.levels)}
+    buckets = {bucket.name: bucket for bucket in state.plan.buckets}
+    for key in state.plan.group_files():
         if key not in state.committed:
             continue
-        images = layout.images(key)
-        specs = {spec.path: spec for spec in state.description.bucket_specs(layout.by_name[key.bucket])}
+        num_rows = len(buckets[key.bucket].rows(key.shard))
+        specs = {spec.path: spec for spec in state.plan.bucket_specs(buckets[key.bucket])}
         for path, spec in specs.items():
             folder, array = path.rsplit('/', 1)
             if array == 'image_id' and plan is not None:
-                run = partial(_check_image_ids, files, spec, key.shard, [image.image_id for image in images])
+                image_ids = [image.image_id for image in plan.images(key)]
+                run = partial(_check_image_ids, files, spec, key.shard, image_ids)
             elif spec.sharded:
                 table = specs[f'{folder}/crc32c']
-                run = partial(_check_shard, files, spec, key.shard, len(images), table=table, column=columns[array])
+                run = partial(_check_shard, files, spec, key.shard, num_rows, table=table, column=columns[array])
             else:
                 run = partial(_check_content, files, spec.file(key.shard), spec)
             yield _Check(spec.file(key.shard), key, run)
@@ -246,7 +233,7 @@ def _damages_of_rois(
     state: CacheState, files: CacheFiles, plan: CachePlan, *, known: Collection[ShardKey | None]
 ) -> Iterator[Damage]:
     """Shard groups whose files are each as they were written, but hold proposals that no reader takes."""
-    record = state.description.rois
+    record = state.plan.rois
     if record is None:
         return
     reader = RoiReader(files, record, plan.by_name)

@@ -7,7 +7,7 @@ evaluation use what was checked; nothing reads the file a second time.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from os.path import isfile  # a name that no file can have is none; Path.is_file raises
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,7 +20,6 @@ from mtpd.data.records import (
     numbers,
     parse_each,
     parse_json,
-    require_spelling,
     shown,
     text,
     whole,
@@ -36,7 +35,8 @@ Box = tuple[float, float, float, float]
 LeftOut = Literal['marked ignore', 'without width or height', 'thinner than 1 px', 'outside the image', 'without area']
 
 MAX_SIDE, MAX_PIXELS = 2**20, 2**30  # of the images that OpenCV reads
-# Other spellings of what an annotation may have, as label tools and converters write them.
+# What an annotation may have, in spellings of label tools and converters, in small letters without underscores and
+# hyphens -> the key that is read. Other spellings are refused: they would be ignored silently.
 SPELLINGS = {
     'iscrowd': 'iscrowd', 'crowd': 'iscrowd', 'iscrowds': 'iscrowd', 'ignore': 'ignore', 'ignored': 'ignore',
     'isignore': 'ignore', 'isignored': 'ignore', 'area': 'area', 'segmentation': 'segmentation',
@@ -238,6 +238,13 @@ def _parse_category(record: Fields) -> CocoCategory:
     return CocoCategory(whole(record, 'id', 0), text(record, 'name'))
 
 
+@lru_cache(maxsize=64)  # records of a file have the same keys
+def _misspelt(keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The keys that are another spelling, each with the key that is read."""
+    plain = {key: key.lower().replace('_', '').replace('-', '') for key in keys}
+    return tuple((key, SPELLINGS[one]) for key, one in plain.items() if one in SPELLINGS and key != SPELLINGS[one])
+
+
 def _parse_annotation(
     record: Fields, images: Mapping[int, CocoImage], indices: Mapping[int, int]
 ) -> tuple[int, CocoAnnotation]:
@@ -246,7 +253,9 @@ def _parse_annotation(
         raise ValueError(f"image_id {image_id} is not among 'images'")
     if category_id not in indices:
         raise ValueError(f"category_id {category_id} is not among 'categories'")
-    require_spelling(record, SPELLINGS)
+    for written, key in _misspelt(tuple(record)):
+        if key not in record:
+            raise ValueError(f'has the key {written!r} with {shown(record[written])}, expected it under {key!r}')
     x, y, width, height = numbers(record, 'bbox', 4, limit=MAX_COORDINATE, meaning='[x, y, width, height] in px')
     image = images[image_id]
     segmentation, num_bad_polygons = check_segmentation(

@@ -54,9 +54,8 @@ def read_image(path: Path, *, size: Size | None = None) -> npt.NDArray[np.uint8]
         raise InputError(f'{path}: not a complete image ({error}); fetch it again or convert it') from None
     if image is None:
         raise InputError(
-            f'{path}: OpenCV cannot decode the file: the image is damaged, or of a format that OpenCV does '
-            'not support; '
-            'fetch it again or convert it'
+            f'{path}: OpenCV cannot decode the file: the image is damaged, or of a format that OpenCV does not '
+            'support; fetch it again or convert it'
         )
     if size is not None and image.shape[:2] != size:
         raise InputError(_wrong_size(path, image.shape[:2], size))

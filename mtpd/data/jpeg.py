@@ -60,8 +60,9 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
 
 def decode_jpeg(content: bytes) -> npt.NDArray[Any] | None:
     """The pixels (height, width, 3), BGR, turned as the EXIF orientation says; None where OpenCV cannot decode them."""
+    pixels: npt.NDArray[Any]
     try:
-        pixels = _strictly_decoded(content)
+        pixels = simplejpeg.decode_jpeg(content, 'BGR', strict=True)
     except ValueError as error:
         if UNKNOWN_SAMPLING in str(error):
             _require_no_complaint(content)
@@ -71,16 +72,11 @@ def decode_jpeg(content: bytes) -> npt.NDArray[Any] | None:
             return found
         content = _tidied(content)
         try:
-            pixels = _strictly_decoded(content)
+            pixels = simplejpeg.decode_jpeg(content, 'BGR', strict=True)
         except ValueError:
             raise error from None
     _require_sound_scans(content)
     return pixels if _is_upright(content) else decoded_by_opencv(content)
-
-
-def _strictly_decoded(content: bytes) -> npt.NDArray[Any]:
-    pixels: npt.NDArray[Any] = simplejpeg.decode_jpeg(content, 'BGR', strict=True)
-    return pixels
 
 
 def decoded_by_opencv(content: bytes) -> npt.NDArray[Any] | None:

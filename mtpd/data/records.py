@@ -8,9 +8,8 @@ import gc
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,17 +111,6 @@ def flag(record: Fields, key: str) -> bool:
     return bool(value)
 
 
-def require_spelling(record: Fields, keys: Mapping[str, str]) -> None:
-    """Refuses optional fields under other spellings: they would be ignored silently.
-
-    `keys`: other spellings, in small letters without underscores and hyphens -> the key that is read.
-    """
-    for written in _misspelt(tuple(record), tuple(keys.items())):
-        key = keys[_plain(written)]
-        if key not in record:
-            raise ValueError(f'has the key {written!r} with {shown(record[written])}, expected it under {key!r}')
-
-
 def number(record: Fields, key: str) -> float | None:
     """A finite number; None where it is missing or null."""
     value = record.get(key)
@@ -144,17 +132,6 @@ def numbers(record: Fields, key: str, count: int, *, limit: float, meaning: str)
     ):
         raise ValueError(f'{key} is {shown(values)}, expected {meaning}: {count} finite numbers')
     return list(map(float, values))
-
-
-@lru_cache(maxsize=64)
-def _misspelt(written: tuple[str, ...], keys: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    # Records of a file have the same keys.
-    wanted = dict(keys)
-    return tuple(one for one in written if _plain(one) in wanted and one != wanted[_plain(one)])
-
-
-def _plain(key: str) -> str:
-    return key.lower().replace('_', '').replace('-', '')
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> Fields:

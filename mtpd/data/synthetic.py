@@ -136,7 +136,9 @@ def draw_image(
         if len(visible) == wanted:
             break
         shape = int(random.integers(len(SHAPES)))
-        mask = _place(random, shape, height, width, spec.shape_px)
+        radius = random.uniform(*spec.shape_px) / 2
+        centre = (random.uniform(radius, width - radius), random.uniform(radius, height - radius))
+        mask = shape_mask(SHAPES[shape], centre, radius, random.uniform(-MOST_TURN, MOST_TURN), (height, width))
         remaining = [other & ~mask for other in visible]
         if any(r.sum() < LEAST_VISIBLE * w.sum() for r, w in zip(remaining, whole, strict=True)):
             continue
@@ -146,13 +148,6 @@ def draw_image(
         canvas[mask] = _surface(random, background, int(mask.sum()))
     blurred = cv2.GaussianBlur(canvas, (3, 3), 0.6)  # edges as soft as a camera's
     return np.clip(blurred, 0, 255).astype(np.uint8), list(zip(classes, visible, strict=True))
-
-
-def _place(random: np.random.Generator, shape: int, height: int, width: int, shape_px: tuple[int, int]) -> Mask:
-    """A shape of random size, angle and place, wholly inside the image."""
-    radius = random.uniform(shape_px[0], shape_px[1]) / 2
-    centre = (random.uniform(radius, width - radius), random.uniform(radius, height - radius))
-    return shape_mask(SHAPES[shape], centre, radius, random.uniform(-MOST_TURN, MOST_TURN), (height, width))
 
 
 def _texture(random: np.random.Generator, height: int, width: int) -> Pixels:

@@ -120,7 +120,7 @@ def require_kinds(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *, nam
 
 
 def load_into(model: nn.Module, path: Path, *, name: str, allow_pickle: bool = False) -> Mapping[str, Any]:
-    """Loads all tensors of a checkpoint into all of `model` and returns its `meta`; none may be missing or left."""
+    """Loads all of a checkpoint into all of `model` and returns its `meta`; nothing may be missing or left over."""
     state, meta = load_checkpoint(path, allow_pickle=allow_pickle, network=model)
     own = model.state_dict()
     wrong = [

@@ -25,8 +25,6 @@ from mtpd.geometry import Level, Size
 
 # Heads that count from a border around the image, which mmdet's RandomCenterCropPad puts there and its Pad does not.
 BORDERED_HEADS = {'CenterNetHead', 'CornerHead', 'CentripetalHead'}
-# Heads that import a package when their losses are computed, not when they are built.
-PACKAGES = {'PAAHead': 'sklearn', 'LADHead': 'sklearn'}
 # YOLACT's stacks what it has for each image, which depends on the image's padding.
 ONE_SIZE_HEAD = 'YOLACTHead'
 # What is left of a detector without the teacher that it brings.
@@ -50,11 +48,10 @@ def require_trainable(config: Any) -> None:
     heads = {type_name(node) for node in nodes}
     if obstacle := _obstacle(config.model, nodes, heads):
         raise InputError(f'{name}{obstacle}')
-    for head in sorted(heads & PACKAGES.keys()):
-        package = PACKAGES[head]
-        if importlib.util.find_spec(package) is None:
-            needed = missing_package(ModuleNotFoundError(name=package))
-            raise UnavailableError(f'{name}: its {head} needs {needed}')
+    # It is imported when the losses are computed, not when the head is built.
+    if 'PAAHead' in heads and importlib.util.find_spec('sklearn') is None:
+        needed = missing_package(ModuleNotFoundError(name='sklearn'))
+        raise UnavailableError(f'{name}: its PAAHead needs {needed}')
 
 
 def _obstacle(model: Any, nodes: list[Any], heads: set[str]) -> str | None:

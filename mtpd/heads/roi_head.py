@@ -7,6 +7,7 @@ Letters: B images, C channels, H W grid of a level, K RoIs.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
@@ -29,13 +30,10 @@ class RoiHeadRecord(BaseModel):
         prefix: what the names of its tensors begin with in the teacher; of a cascade, the first stage.
         strides: of the levels that RoIs are taken from, px a cell, in order.
         finest_scale: RoIs smaller than twice this, in px, are taken from the first level.
-        output_size: rows and columns that a RoI is sampled to.
         sampling_ratio: samples a cell and axis; 0: as many as the RoI has cells there.
         aligned: whether sampling is shifted by half a cell.
         num_convs, conv_channels, num_groups: shared 3x3 convolutions; groups of their GroupNorm, 0 without norm.
-        num_fcs, fc_channels: shared fully connected layers.
         num_classes: object classes; the background is one more.
-        class_agnostic: whether there is one box for all classes.
         means, stds: of the box deltas dx, dy, dw, dh.
     """
 
@@ -72,9 +70,8 @@ def head_tensors(record: RoiHeadRecord, weights: Mapping[str, Tensor]) -> dict[s
     if list(record.strides) != sorted(set(record.strides)):
         raise ValueError(f'strides {list(record.strides)} must increase')
     wanted = tensor_shapes(record)
-    found = {
-        name.removeprefix(record.prefix): value for name, value in weights.items() if name.startswith(record.prefix)
-    }
+    prefix = record.prefix
+    found = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     for name in wanted | found:
         shape = tuple(found[name].shape) if name in found else 'missing'
         if shape != wanted.get(name, 'unknown'):
@@ -115,7 +112,6 @@ class RoiHead(nn.Module):
 
     def train(self, mode: bool = True) -> 'RoiHead':
         """Stays in eval mode: a teacher is not trained."""
-        del mode
         return self
 
     @torch.no_grad()
@@ -139,19 +135,12 @@ class RoiHead(nn.Module):
         from torchvision.ops import roi_align
 
         record = self.record
-        size = record.output_size
+        size, options = record.output_size, {'sampling_ratio': record.sampling_ratio, 'aligned': record.aligned}
         features = rois.new_zeros(len(rois), record.in_channels, size, size)
         levels = roi_levels(rois, num_levels=len(record.strides), finest_scale=record.finest_scale)
         for level, (values, stride) in enumerate(zip(maps, record.strides, strict=True)):
             here = (levels == level).nonzero()[:, 0]
-            features[here] = roi_align(
-                values,
-                rois[here],
-                size,
-                spatial_scale=1 / stride,
-                sampling_ratio=record.sampling_ratio,
-                aligned=record.aligned,
-            )
+            features[here] = roi_align(values, rois[here], size, spatial_scale=1 / stride, **options)
         return features
 
 
@@ -179,9 +168,6 @@ def _layers(record: RoiHeadRecord) -> nn.ModuleDict:
 
 def _conv_layer(in_channels: int, channels: int, num_groups: int) -> nn.Module:
     # The names are those of mmcv's ConvModule.
-    layers = nn.Sequential()
-    layers.add_module('conv', nn.Conv2d(in_channels, channels, 3, padding=1, bias=num_groups == 0))
-    if num_groups:
-        layers.add_module('gn', nn.GroupNorm(num_groups, channels))
-    layers.add_module('relu', nn.ReLU())
-    return layers
+    norm = {'gn': nn.GroupNorm(num_groups, channels)} if num_groups else {}
+    conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=not norm)
+    return nn.Sequential(OrderedDict(conv=conv, **norm, relu=nn.ReLU()))

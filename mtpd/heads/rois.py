@@ -61,11 +61,9 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 def class_slice(deltas: Tensor, labels: Tensor) -> Tensor:
     """The deltas (K, 4) of each box's class, of (K, 4 * classes), or (K, 4) for all classes; any for a background."""
-    if deltas.shape[1] == 4:
-        return deltas
-    num_classes = deltas.shape[1] // 4
+    by_class = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
     rows = torch.arange(len(deltas), device=deltas.device)
-    return deltas.view(len(deltas), num_classes, 4)[rows, labels.clamp(max=num_classes - 1)]
+    return by_class[rows, labels.clamp(max=by_class.shape[1] - 1)]
 
 
 class ImageRois(NamedTuple):

@@ -107,23 +107,16 @@ def _runs_fused(student: Tensor, teacher: Tensor, *others: Tensor | None) -> boo
     )
 
 
-def _has_triton() -> bool:
-    """Whether Triton is there, with the C compiler and the headers of Python that it builds launchers with."""
-    header = Path(sysconfig.get_paths()['include'], 'Python.h')
-    compilers = (os.environ.get('CC', 'gcc'), 'clang')
-    return find_spec('triton') is not None and any(map(shutil.which, compilers)) and header.is_file()
+# Triton needs a C compiler and the headers of Python to build launchers. Not asked again in each step, where
+# torch.compile could not follow.
+HAS_TRITON = (
+    find_spec('triton') is not None
+    and any(map(shutil.which, (os.environ.get('CC', 'gcc'), 'clang')))
+    and Path(sysconfig.get_paths()['include'], 'Python.h').is_file()
+)
 
 
-# Not asked again in each step, where torch.compile could not follow.
-HAS_TRITON = _has_triton()
-
-
-# What both passes read:
-#   student          (B, C, H, W) float32, float16 or bfloat16, with any strides
-#   teacher          (B, C, H, W) int8 codes, or values of the types of the student, with any strides
-#   weights          (B, 1, H, W) bool, or of the types of the student
-#   scale            (B, 2, C) step and offset of the codes, float32 or float16 with any strides, or None
-#   channel_weights  (B, C) float32 or float16 with any strides, or None
+# What both passes read, as `weighted_mse` expands it: weights (B, 1, H, W), scale (B, 2, C), channel weights (B, C).
 _INPUTS = 'Tensor student, Tensor teacher, Tensor weights, Tensor? scale, Tensor? channel_weights'
 
 
@@ -137,8 +130,7 @@ def launch_forward(
     loss, denominator = (torch.empty((), dtype=torch.float32, device=student.device) for _ in range(2))
     if not student.numel():
         return loss.zero_(), denominator.fill_(1)
-    arguments = _arguments(student, teacher, weights, scale, channel_weights, maps=[student, teacher])
-    num_programs = _num_programs(student)
+    num_programs, arguments = _launch(student, teacher, weights, scale, channel_weights, maps=[student, teacher])
     partials = torch.empty((2, num_programs), dtype=torch.float32, device=student.device)
     # Triton launches on the current device; a CPU tensor, in its interpreter, says -1, which changes nothing.
     with torch.cuda.device(student.get_device()):
@@ -172,9 +164,10 @@ def launch_backward(
     gradient = torch.empty_like(student)
     if not gradient.numel():
         return gradient
-    arguments = _arguments(student, teacher, weights, scale, channel_weights, maps=[student, teacher, gradient])
+    maps = [student, teacher, gradient]
+    num_programs, arguments = _launch(student, teacher, weights, scale, channel_weights, maps=maps)
     with torch.cuda.device(student.get_device()):
-        triton_mse.backward_kernel[(_num_programs(student),)](
+        triton_mse.backward_kernel[(num_programs,)](
             **arguments,
             grad_loss=grad_loss,
             denominator=denominator,
@@ -184,7 +177,7 @@ def launch_backward(
     return gradient
 
 
-def _arguments(
+def _launch(
     student: Tensor,
     teacher: Tensor,
     weights: Tensor,
@@ -192,13 +185,19 @@ def _arguments(
     channel_weights: Tensor | None,
     *,
     maps: list[Tensor],
-) -> dict[str, Any]:
-    """What both kernels take; `maps` are all maps that the kernel touches."""
+) -> tuple[int, dict[str, Any]]:
+    """How many programs run, and what both kernels take; `maps` are all maps that the kernel touches."""
     weights = weights.contiguous()
-    _, channels, height, width = student.shape
-    alignment = _alignment(maps)
-    block_channels, block_cells = _blocks(student)
-    return {
+    batch, channels, height, width = student.shape
+    # The greatest power of 2 that divides the cells and the strides of images and channels, up to a vector. Where
+    # channels are the fast axis it is 1, and Triton itself sees what divides the strides of cells.
+    alignment = math.gcd(LONGEST_VECTOR, height * width, *(stride for one in maps for stride in one.stride()[:2]))
+    # A tile: powers of 2, not much larger than the map.
+    channels_last = channels > 1 and student.stride(1) == 1
+    block_cells = min(_power_of_two(height * width), CELLS_CHANNELS_LAST if channels_last else CELLS)
+    block_channels = min(_power_of_two(channels), TILE // block_cells)
+    num_programs = batch * -(-channels // block_channels) * -(-(height * width) // block_cells)
+    return num_programs, {
         'student': student,
         'student_strides': _strides(student, alignment),
         'teacher': teacher,
@@ -216,29 +215,6 @@ def _arguments(
         'block_cells': block_cells,
         **OPTIONS,
     }
-
-
-def _blocks(student: Tensor) -> tuple[int, int]:
-    """Channels and cells of a tile: powers of 2, not much larger than the map."""
-    _, channels, height, width = student.shape
-    channels_last = channels > 1 and student.stride(1) == 1
-    cells = min(_power_of_two(height * width), CELLS_CHANNELS_LAST if channels_last else CELLS)
-    return min(_power_of_two(channels), TILE // cells), cells
-
-
-def _num_programs(student: Tensor) -> int:
-    batch, channels, height, width = student.shape
-    block_channels, block_cells = _blocks(student)
-    return batch * -(-channels // block_channels) * -(-(height * width) // block_cells)
-
-
-def _alignment(maps: list[Tensor]) -> int:
-    """The greatest power of 2 that divides the cells and the strides of images and channels, up to a vector.
-
-    Where channels are the fast axis it is 1, and Triton itself sees what divides the strides of cells.
-    """
-    numbers = [maps[0].shape[2] * maps[0].shape[3], *(stride for one in maps for stride in one.stride()[:2])]
-    return math.gcd(LONGEST_VECTOR, *numbers)
 
 
 def _strides(maps: Tensor, alignment: int) -> tuple[int, ...]:

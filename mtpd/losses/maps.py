@@ -56,10 +56,8 @@ def valid_cells(
 def on_full_grid(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Brings a map (B, C, h, w) that lacks the last row or column to the grid of its mask, bool (B, 1, H, W).
 
-    Returns both on that grid; the cells that the map lacks do not count.
-
-    Networks that round the size of a map down, as HRNet's neck does, see nothing of the input's last pixels. A map that
-    fits, or lacks more than one row or column, which the losses refuse, stays as it is.
+    Cells that the map lacks do not count: networks that round the size of a map down, as HRNet's neck does, do not see
+    the input's last pixels. A map that fits, or lacks more, which the losses refuse, stays as it is.
     """
     rows, columns = values.shape[2:]
     lacking = mask.shape[2] - rows, mask.shape[3] - columns
@@ -78,9 +76,8 @@ def resize_map(values: Tensor, mask: Tensor, *, strides: tuple[int, int], grid: 
     and a mask, bool (B, 1, H, W), of the cells beside a valid one; elsewhere the map is 0.
 
     Cells are squares of the input, so a place keeps its pixels: where the grids are exact multiples and nothing is
-    padding this is torch's `interpolate(mode='bilinear', align_corners=False)`. Elsewhere the weights of valid
-    neighbours are scaled to add up to 1. Shrinking takes the cells around the centre, without smoothing, as torch does.
-    Values outside the mask, NaN included, change neither the result nor a gradient.
+    padding this is torch's `interpolate`. Elsewhere the weights of valid neighbours are scaled to add up to 1. Values
+    outside the mask, NaN included, change neither the result nor a gradient.
     """
     values = torch.where(mask, values, 0.0).to(accumulation_dtype(values))
     # Both grids are rounded up from the same input, each by its own stride: with cells that count for nothing the

@@ -124,10 +124,9 @@ def masked_variance(teacher: EncodedMaps, mask: Tensor) -> Tensor:
 
         V = sum_bchw M_bhw (T_bchw - mean_c)^2 / (C sum_bhw M_bhw),   mean_c the channel's mean over valid cells
 
-    Divisor that turns a loss into a share of the teacher's variance, for features of any scale.
-    Variance is taken around each channel's own mean: an adapter's bias learns those means immediately, and on deep
-    levels they can be nine tenths of the spread of all values. All channels share one figure: dividing each by its own
-    would give dead channels, mere noise, the weight of live ones.
+    Divisor that turns a loss into a share of the teacher's variance. It is taken around each channel's own mean, which
+    an adapter's bias learns immediately and which on deep levels can be nine tenths of the spread. All channels share
+    one figure: dividing each by its own would give dead channels, mere noise, the weight of live ones.
 
     It is computed from the codes, which are not decoded: with the means taken off the offsets it is a squared error
     against 0. A rotation of the channels changes neither V nor sum_c mean_c^2, as T - mean and mean turn together.

@@ -75,7 +75,10 @@ def backward_greedy(
                 f'is no closer to it than the student ({costs[student, successor]:.3f})'
             )
             break
-        reasons.append(_reason(costs, candidates, chosen=chosen, successor=successor))
+        others = [f'{name} {costs[name, successor]:.3f}' for name in candidates if name != chosen]
+        cost, before = f'{costs[chosen, successor]:.3f}', f'{chosen} comes before {successor}'
+        alone = f'{before} (cost {cost}): it is the only candidate'
+        reasons.append(f'{before}: lowest cost, {cost}; {", ".join(others)}' if others else alone)
         order.insert(0, chosen)
         left.remove(chosen)
     if left and len(order) == max_teachers:
@@ -99,11 +102,3 @@ def _obstacle(
             f'the student reaches {successor} ({costs[student, successor]:.3f}) as easily ({costs[student, name]:.3f})'
         )
     return None
-
-
-def _reason(costs: Costs, candidates: Sequence[str], *, chosen: str, successor: str) -> str:
-    cost = f'{costs[chosen, successor]:.3f}'
-    others = [f'{name} {costs[name, successor]:.3f}' for name in candidates if name != chosen]
-    if not others:
-        return f'{chosen} comes before {successor} (cost {cost}): it is the only candidate'
-    return f'{chosen} comes before {successor}: lowest cost, {cost}; {", ".join(others)}'

@@ -42,15 +42,13 @@ def describe_device(device: 'torch.device') -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    return {name: _version(name) for name in packages} | {'python': platform.python_version()}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        # OpenCV, for one, comes under several names.
-        return 'not installed under this name'
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # OpenCV, for one, comes under several names
+            found[name] = 'not installed under this name'
+    return found | {'python': platform.python_version()}
 
 
 def rank_and_size(environment: Mapping[str, str]) -> tuple[int, int] | None:

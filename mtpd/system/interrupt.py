@@ -41,9 +41,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
     flag = StopFlag()
     first = 0.0
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         nonlocal first
-        del frame
         now = time.monotonic()
         if flag and number == signal.SIGINT and now - first > ONE_PRESS_SECONDS:
             raise KeyboardInterrupt
@@ -58,15 +57,10 @@ def stop_on_signals() -> Iterator[StopFlag]:
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
     """Raises KeyboardInterrupt for each of `STOP_SIGNALS`, as for Ctrl-C. Outside the main thread it does nothing."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _handled(handle):
+    with _handled(signal.default_int_handler):
         yield
 
 

@@ -170,6 +170,7 @@ QUESTIONS: Mapping[str, Question] = {
         f'Second stage at 0.3 of the peak rate, {2 * FULL} epochs',
         {
             'strong, one stage': _of('strong', epochs=2 * FULL),
+            'strong, one stage at 0.3 of the peak rate': (Stage('strong', 2 * FULL, lr=0.3),),
             **{f'{first}, strong': (Stage(first), Stage('strong', lr=0.3)) for first in TEACHERS},
         },
     ),
@@ -177,6 +178,7 @@ QUESTIONS: Mapping[str, Question] = {
         f'The transformer last, {2 * FULL} epochs',
         {
             'transformer, one stage': _of('transformer', epochs=2 * FULL),
+            'transformer, one stage at 0.3 of the peak rate': (Stage('transformer', 2 * FULL, lr=0.3),),
             **{f'{first}, transformer': _of(first, 'transformer') for first in TEACHERS},
             **{
                 f'{first}, transformer at 0.3 of the peak rate': (Stage(first), Stage('transformer', lr=0.3))

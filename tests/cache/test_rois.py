@@ -113,7 +113,7 @@ def test_another_cache_under_the_same_manifest(tmp_path: Path, whole: Path, make
         if file.startswith('heads/'):
             (whole / file).write_bytes((tmp_path / 'other' / file).read_bytes())
             mixed[file] = record
-    write_manifest(whole, state.description, state.manifest.buckets, mixed)
+    write_manifest(whole, state.manifest.model_copy(update={'files': mixed}))
     cache = mtpd.cache.open(whole)
     refused = 0
     for image in recipe.images:

@@ -115,7 +115,7 @@ def test_a_cache_without_a_record_is_to_be_extracted_again(
     (old / 'teacher.safetensors').write_bytes(plain)
     manifest = read_manifest(old)
     files = manifest.files | {'teacher.safetensors': FileRecord(num_bytes=len(plain), sha256=sha256_bytes(plain))}
-    write_manifest(old, manifest.description, manifest.buckets, files)
+    write_manifest(old, manifest.model_copy(update={'files': files}))
     assert mtpd.cache.open(old).teacher_weights().keys() == mtpd.cache.open(cache).teacher_weights().keys()
     stage = write_stage(tmp_path / 'stage.yaml', student=str(tiny_two_stage), cache=old, distill=[{'loss': 'tar_head'}])
     assert 'extract the cache again' in train_error(stage, '--out', tmp_path / 'run')

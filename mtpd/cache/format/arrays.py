@@ -1,30 +1,9 @@
-"""The Zarr arrays of a cache: their names, shapes and types, and the bytes of their files.
-
-A bucket's folder holds, per view (N rows, L levels, C channels, H W grid of a level):
-
-    <view>/<level>         (N, C, H, W) int8 or float16   sharded, inner chunk = one image
-    <view>/<level>.scale   (N, 2, C) float32 or float16   step and offset of each channel; not with fp16
-    <view>/image_id        (N,) int64                     which image a row is
-    <view>/crc32c          (N, L) uint32                  checksum of each inner chunk, in the order of the levels
-    <view>/error           (N, L) float32                 relative squared error of each map, in the same order
-
-The proposals of a two-stage teacher, of the plain view (R places for RoIs of an image, C object classes):
-
-    heads/<bucket>/image_id        (N,) int64               which image a row is
-    heads/<bucket>/num_rois        (N,) int32               how many of its R places are filled, the first ones
-    heads/<bucket>/crc32c          (N,) uint32              checksum of the rows of the four arrays below, together
-    heads/<bucket>/boxes           (N, R, 4) float32        absolute xyxy in px of the original image, best first
-    heads/<bucket>/probabilities   (N, R, C + 1) float16    of the classes, the background last
-    heads/<bucket>/labels          (N, R) int32             object class of the highest probability
-    heads/<bucket>/deltas          (N, R, 4) float32        raw deltas dx, dy, dw, dh of that class
+"""The Zarr arrays of a cache: their names, shapes and types, and the bytes of their files, as FORMAT.md describes them.
 
 The small arrays are cut at the same rows as the shards, so that a shard group owns all its files. Everything here
-follows from the manifest; the `zarr.json` files are for other programs and are never trusted.
-
-A shard is one of Zarr v3 (`sharding_indexed`, index at the end): the encoded inner chunks one after another, then for
-every chunk its offset and length as two little-endian uint64, then the CRC-32C of that index. An inner chunk is one
-image's map: little-endian values, zstd, CRC-32C. zarr-python opens the same files; it is not used here because it fills
-missing chunks with zeros silently, and zero targets train a student on nothing.
+follows from the manifest; the `zarr.json` files are for other programs and are never trusted. zarr-python opens the
+same files; it is not used here because it fills missing chunks with zeros silently, and zero targets train a student on
+nothing.
 """
 
 import math
@@ -41,7 +20,7 @@ from numcodecs.zstd import Zstd
 from pydantic import Field
 
 from mtpd.cache.format.codecs import CodecName
-from mtpd.cache.format.plan import Bucket, ShardKey
+from mtpd.cache.format.plan import BucketRecord, ShardKey
 from mtpd.cache.format.strict_json import StrictRecord
 from mtpd.errors import REPAIR, CacheDamagedError
 from mtpd.geometry import Level
@@ -136,10 +115,6 @@ class FilePlace(NamedTuple):
     view: str
     array: str
 
-    def is_of(self, level: Level) -> bool:
-        """Whether the array is a level's codes, or goes with them."""
-        return self.array.split('.')[0] == level.name
-
 
 def file_place(file: str) -> FilePlace | None:
     """What the file with this path below the cache's root holds; None for a file of no shard group."""
@@ -150,19 +125,19 @@ def file_place(file: str) -> FilePlace | None:
     return FilePlace(ShardKey(bucket or of_rois, int(shard)), view or '', array)
 
 
-def view_specs(bucket: Bucket, *, view: str, levels: Sequence[Level], codec: CodecName) -> dict[str, ArraySpec]:
-    """The arrays of a bucket and view by their names: see the module."""
+def view_specs(bucket: BucketRecord, *, view: str, levels: Sequence[Level], codec: CodecName) -> dict[str, ArraySpec]:
+    """The arrays of a bucket and view by their names."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
         level.name: ((level.channels, *level.grid(*bucket.padded)), CODE_DTYPES[codec]) for level in levels
     }
     if codec in SCALE_DTYPES:
         shapes |= {f'{level.name}.scale': ((2, level.channels), SCALE_DTYPES[codec]) for level in levels}
     shapes |= {'image_id': ((), 'int64'), 'crc32c': ((len(levels),), 'uint32'), 'error': ((len(levels),), 'float32')}
-    specs = _specs(f'{bucket.name}/{view}', len(bucket.images), bucket.rows_per_shard, shapes)
+    specs = _specs(f'{bucket.name}/{view}', bucket.num_images, bucket.rows_per_shard, shapes)
     return specs | {level.name: replace(specs[level.name], zstd_level=ZSTD_LEVELS[codec]) for level in levels}
 
 
-def roi_specs(bucket: Bucket, rois: RoisRecord | None) -> dict[str, ArraySpec]:
+def roi_specs(bucket: BucketRecord, rois: RoisRecord | None) -> dict[str, ArraySpec]:
     """The arrays of a bucket's RoIs by their names; none without a record."""
     if rois is None:
         return {}
@@ -175,7 +150,7 @@ def roi_specs(bucket: Bucket, rois: RoisRecord | None) -> dict[str, ArraySpec]:
         'labels': ((rois.num_rois,), 'int32'),
         'deltas': ((rois.num_rois, 4), 'float32'),
     }
-    return _specs(f'{HEADS}/{bucket.name}', len(bucket.images), bucket.rows_per_shard, shapes)
+    return _specs(f'{HEADS}/{bucket.name}', bucket.num_images, bucket.rows_per_shard, shapes)
 
 
 def index_specs(num_images: int) -> dict[str, ArraySpec]:

@@ -21,8 +21,8 @@ from pydantic import (
 
 from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec, RoisRecord, roi_specs, view_specs
 from mtpd.cache.format.codecs import CodecName
-from mtpd.cache.format.plan import Bucket, CachePlan, num_elements
-from mtpd.cache.format.strict_json import StrictRecord, read_json, require_shallow, short
+from mtpd.cache.format.plan import MAX_IMAGES, BucketRecord, CachePlan, Pixels, num_elements
+from mtpd.cache.format.strict_json import StrictRecord, first_problem, read_json, require_shallow, short
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError
 from mtpd.geometry import Geometry, Level
 from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
@@ -32,15 +32,11 @@ VERSION: Final = 1
 MANIFEST_FILE = 'manifest.json'
 TEACHER_FILE = 'teacher.safetensors'
 
-MAX_IMAGES = 2**24
 MAX_FILES = 2**20  # COCO in shards of 24 images, five levels and two views: 0.13 million
 MAX_PROBABILITIES = 2**23  # of an image: the 1,203 classes of LVIS for as many RoIs as there may be
 MAX_MAP_ELEMENTS = 2**28  # of one level of one image: 256 channels at stride 4 of 4096 x 4096 px
 
-# No network or data set is near these; a manifest beyond them is an attempt to make the reader allocate without end.
-Pixels = Annotated[int, Field(gt=0, le=2**16)]
 Channels = Annotated[int, Field(gt=0, le=2**14)]
-NumImages = Annotated[int, Field(gt=0, le=MAX_IMAGES)]
 # As `mtpd.detectors.features` names levels: never the name of another array or a step up in the folders.
 LevelName = Annotated[str, Field(pattern=r'^[ps][0-9]{1,5}(_[0-9]{1,3})?$')]
 # Relative, and no part begins with a dot.
@@ -61,7 +57,7 @@ class LevelRecord(StrictRecord):
 
     def to_level(self) -> Level:
         """The value that the rest of the program uses."""
-        return Level(self.name, self.stride, self.channels)
+        return Level(**dict(self))
 
 
 class GeometryRecord(StrictRecord):
@@ -79,32 +75,12 @@ class GeometryRecord(StrictRecord):
 
     def to_geometry(self) -> Geometry:
         """The value that the rest of the program uses."""
-        return Geometry(**{name: getattr(self, name) for name in type(self).model_fields})
+        return Geometry(**dict(self))
 
-    @model_serializer(mode='wrap')
-    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    @model_serializer
+    def _without_defaults(self) -> dict[str, Any]:
         """Caches with the usual resize and padding are byte for byte as they were before there were others."""
-        content: dict[str, Any] = serialize(self)
-        stated = self.to_geometry().to_dict()
-        return {name: value for name, value in content.items() if name in stated}
-
-
-class BucketRecord(StrictRecord):
-    """A bucket without its images, which the index holds."""
-
-    padded: tuple[Pixels, Pixels] = Field(strict=False)
-    num_images: NumImages
-    rows_per_shard: NumImages
-
-    @property
-    def name(self) -> str:
-        """The bucket's folder, as `mtpd.cache.format.plan.Bucket.name`."""
-        return f'{self.padded[0]}x{self.padded[1]}'
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shard groups, the last one possibly not full."""
-        return -(-self.num_images // self.rows_per_shard)
+        return self.to_geometry().to_dict()
 
 
 class FileRecord(StrictRecord):
@@ -115,16 +91,9 @@ class FileRecord(StrictRecord):
 
 
 class Description(StrictRecord):
-    """What a cache is made of: all that is known before the teacher runs.
+    """What a cache is made of: all that is known before the teacher runs. FORMAT.md describes each."""
 
-    Attributes:
-        fingerprint: what must be equal for two extractions to be one (teacher, preprocessing, data set).
-        provenance: names and versions, for information.
-        target_error: the relative squared error that `lean` was to keep; None with other codecs.
-        rois: the teacher's proposals that are stored too; None, and then not in the file, without.
-    """
-
-    fingerprint: Facts
+    fingerprint: Facts  # what must be equal for two extractions to be one
     provenance: Facts
     levels: tuple[LevelRecord, ...] = Field(strict=False, min_length=1)
     codec: CodecName
@@ -133,7 +102,7 @@ class Description(StrictRecord):
     geometry: GeometryRecord
     rois: RoisRecord | None = None
 
-    def bucket_specs(self, bucket: Bucket) -> list[ArraySpec]:
+    def bucket_specs(self, bucket: BucketRecord) -> list[ArraySpec]:
         """Every array of a bucket: those of its maps, then those of its RoIs."""
         levels = [level.to_level() for level in self.levels]
         of_views = [view_specs(bucket, view=view, levels=levels, codec=self.codec) for view in self.views]
@@ -151,8 +120,8 @@ class Description(StrictRecord):
 class Manifest(StrictRecord):
     """A finished cache."""
 
-    format: Literal['mtpd-cache']
-    version: Literal[1]
+    format: Literal['mtpd-cache'] = FORMAT
+    version: Literal[1] = VERSION
     description: Description
     buckets: tuple[BucketRecord, ...] = Field(strict=False, min_length=1)
     files: dict[FilePath, FileRecord] = Field(max_length=MAX_FILES)
@@ -193,21 +162,9 @@ class Manifest(StrictRecord):
         return self
 
 
-def bucket_record(bucket: Bucket) -> BucketRecord:
-    """A bucket as the manifest keeps it."""
-    return BucketRecord(padded=bucket.padded, num_images=len(bucket.images), rows_per_shard=bucket.rows_per_shard)
-
-
-def write_manifest(
-    root: Path,
-    description: Description,
-    buckets: Sequence[BucketRecord],
-    files: dict[str, FileRecord],
-    *,
-    owner: str = '',
-) -> None:
+def write_manifest(root: Path, manifest: Manifest, *, owner: str = '') -> None:
     """Publishes a cache; `owner` as for `write_atomically`."""
-    content = manifest_of(description, buckets, files).model_dump(mode='json')
+    content = manifest.model_dump(mode='json')
     content['digest'] = sha256_bytes(canonical_json(content))
     write_atomically(root / MANIFEST_FILE, json.dumps(content, indent=1).encode(), owner=owner)
 
@@ -226,7 +183,7 @@ def require_publishable(description: Description, plan: CachePlan) -> None:
     if any(spec.file_bytes > MAX_PLAIN_BYTES for spec in of_rois):
         raise InputError('the proposals of a shard would need more than 1 GB: lower --rois or --shard-mb')
     try:
-        manifest_of(description, [bucket_record(bucket) for bucket in plan.buckets], {})
+        Manifest(description=description, buckets=plan.buckets, files={})
     except ValidationError as error:
         raise InputError(f'a cache cannot hold this extraction:  {first_problem(error)}') from error
 
@@ -258,15 +215,3 @@ def read_manifest(root: Path) -> Manifest:
         return Manifest.model_validate(content)
     except ValidationError as error:
         raise CacheDamagedError(f'{path}: {first_problem(error)}; extract it again') from error
-
-
-def manifest_of(description: Description, buckets: Sequence[BucketRecord], files: dict[str, FileRecord]) -> Manifest:
-    """The manifest of this version; ValidationError where none can hold such a cache."""
-    return Manifest(format=FORMAT, version=VERSION, description=description, buckets=tuple(buckets), files=files)
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first of what pydantic found, with its place, in one line."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = '.'.join(map(str, first['loc']))
-    return short(f'{where}: {first["msg"]}' if where else first['msg'], length=300)

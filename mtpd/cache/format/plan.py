@@ -8,11 +8,20 @@ the same rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from pydantic import Field, SkipValidation, ValidationError
+
+from mtpd.cache.format.strict_json import StrictRecord, first_problem
+from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Level, Size
 
 DEFAULT_SHARD_BYTES = 96 * 2**20
+MAX_IMAGES = 2**24
+
+# No network or data set is near these; a manifest beyond them is an attempt to make the reader allocate without end.
+Pixels = Annotated[int, Field(gt=0, le=2**16)]
+NumImages = Annotated[int, Field(gt=0, le=MAX_IMAGES)]
 
 
 class SourceImage(NamedTuple):
@@ -22,13 +31,12 @@ class SourceImage(NamedTuple):
     size: Size
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """The images of one padded input shape, in row order, `rows_per_shard` of them in a full shard."""
+class BucketRecord(StrictRecord):
+    """A bucket of one padded input shape, `rows_per_shard` of its images in a full shard: what a manifest keeps."""
 
-    padded: Size
-    images: tuple[SourceImage, ...]
-    rows_per_shard: int
+    padded: tuple[Pixels, Pixels] = Field(strict=False)
+    num_images: NumImages
+    rows_per_shard: NumImages
 
     @property
     def name(self) -> str:
@@ -38,12 +46,18 @@ class Bucket:
     @property
     def num_shards(self) -> int:
         """Number of shard groups, the last one possibly not full."""
-        return -(-len(self.images) // self.rows_per_shard)
+        return -(-self.num_images // self.rows_per_shard)
 
     def rows(self, shard: int) -> range:
         """The bucket's rows that shard group `shard` holds."""
         start = shard * self.rows_per_shard
-        return range(start, min(start + self.rows_per_shard, len(self.images)))
+        return range(start, min(start + self.rows_per_shard, self.num_images))
+
+
+class Bucket(BucketRecord):
+    """A bucket with its images in row order, which a cache's index holds."""
+
+    images: SkipValidation[tuple[SourceImage, ...]] = Field(exclude=True)
 
 
 class ShardKey(NamedTuple):
@@ -70,7 +84,7 @@ class CachePlan:
     @property
     def num_images(self) -> int:
         """Images in all buckets."""
-        return sum(len(bucket.images) for bucket in self.buckets)
+        return sum(bucket.num_images for bucket in self.buckets)
 
     def shard_keys(self) -> list[ShardKey]:
         """Every shard group, in the order in which an extraction writes them."""
@@ -99,6 +113,7 @@ def plan_cache(
     """Groups images by padded shape; rows keep the order of the images.
 
     `bytes_per_element` is what is expected on disk, `shard_bytes` the size of one shard of the largest level.
+    InputError: no manifest can hold such a bucket.
     """
     grouped: dict[Size, list[SourceImage]] = {}
     for image in images:
@@ -107,5 +122,9 @@ def plan_cache(
     for padded, members in sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0])):
         largest = max(num_elements([level], padded) for level in levels) * bytes_per_element
         rows = max(1, min(int(shard_bytes / largest), len(members)))
-        buckets.append(Bucket(padded=padded, images=tuple(members), rows_per_shard=rows))
+        try:
+            bucket = Bucket(padded=padded, num_images=len(members), rows_per_shard=rows, images=tuple(members))
+        except ValidationError as error:
+            raise InputError(f'a cache cannot hold this extraction:  {first_problem(error)}') from error
+        buckets.append(bucket)
     return CachePlan(buckets=tuple(buckets))

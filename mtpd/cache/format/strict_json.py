@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtpd.errors import CacheDamagedError
 
@@ -66,6 +66,13 @@ def short(value: object, *, length: int = 120) -> str:
     """A value of unknown origin for a message: one line of printable characters, not too long."""
     text = ''.join(character if character.isprintable() else '?' for character in str(value)[: length + 1])
     return text if len(text) <= length else f'{text[: length - 3]}...'
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of what pydantic found, with its place, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = '.'.join(map(str, first['loc']))
+    return short(f'{where}: {first["msg"]}' if where else first['msg'], length=300)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mtpd.cache.format.manifest import first_problem
-from mtpd.cache.format.strict_json import StrictRecord, short
+from mtpd.cache.format.strict_json import StrictRecord, first_problem, short
 from mtpd.errors import CacheDamagedError, CacheMismatchError
 from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHead, RoiHeadRecord

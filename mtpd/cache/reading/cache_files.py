@@ -125,7 +125,7 @@ def read_index(files: CacheFiles, manifest: Manifest) -> CachePlan:
                     f'{files.root}: the index contradicts the manifest about bucket {number}; extract it again'
                 )
         images = tuple(map(SourceImage, image_ids[rows], original[rows]))
-        buckets.append(Bucket(padded=record.padded, images=images, rows_per_shard=record.rows_per_shard))
+        buckets.append(Bucket(**vars(record), images=images))
         start += record.num_images
     return CachePlan(buckets=tuple(buckets))
 

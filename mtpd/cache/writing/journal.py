@@ -20,11 +20,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from mtpd.cache.format import arrays, manifest
+from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
-from mtpd.cache.format.manifest import BucketRecord, Description, FilePath, FileRecord
-from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey, SourceImage
-from mtpd.cache.format.strict_json import StrictRecord, read_json, short
+from mtpd.cache.format.manifest import MANIFEST_FILE, Description, FilePath, FileRecord, Manifest, write_manifest
+from mtpd.cache.format.plan import BucketRecord, ShardKey
+from mtpd.cache.format.strict_json import StrictRecord, first_problem, read_json, short
 from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.errors import CacheDamagedError, CacheError, CacheIncompleteError
@@ -58,17 +58,10 @@ class PlanRecord(Description):
         """What a shard group must have been made by to belong to this plan; versions of libraries do not count."""
         return sha256_bytes(canonical_json(self.model_dump(mode='json', exclude={INFORMATIONAL})))
 
-    def layout(self) -> CachePlan:
-        """The plan, but for which images are in it: that only the index says."""
-        unknown = SourceImage(-1, (1, 1))
-        return CachePlan(
-            tuple(Bucket(one.padded, (unknown,) * one.num_images, one.rows_per_shard) for one in self.buckets)
-        )
-
     def group_files(self) -> dict[ShardKey, list[str]]:
         """The files that each shard group consists of, and what decodes them, in the order of the plan."""
         shared = [BASIS_FILE] if self.codec == 'lean' else []
-        specs = {bucket.name: (bucket.num_shards, self.bucket_specs(bucket)) for bucket in self.layout().buckets}
+        specs = {bucket.name: (bucket.num_shards, self.bucket_specs(bucket)) for bucket in self.buckets}
         return {
             ShardKey(name, shard): [*shared, *(spec.file(shard) for spec in of_bucket)]
             for name, (num_shards, of_bucket) in specs.items()
@@ -78,7 +71,7 @@ class PlanRecord(Description):
     def specs(self) -> list[ArraySpec]:
         """Every array of the cache."""
         index = arrays.index_specs(sum(bucket.num_images for bucket in self.buckets))
-        return [*index.values(), *(spec for bucket in self.layout().buckets for spec in self.bucket_specs(bucket))]
+        return [*index.values(), *(spec for bucket in self.buckets for spec in self.bucket_specs(bucket))]
 
 
 def plan_record(
@@ -86,7 +79,7 @@ def plan_record(
 ) -> PlanRecord:
     """The plan of a cache; of `files`, only those that belong to no shard group."""
     return PlanRecord(
-        **{name: getattr(description, name) for name in Description.model_fields},
+        **dict(description),
         buckets=tuple(buckets),
         # The basis is made by the teacher, when the plan has been written.
         files={
@@ -118,7 +111,7 @@ def read_plan_file(root: Path) -> PlanRecord:
         return PlanRecord.model_validate(content)
     except ValidationError as error:
         raise CacheDamagedError(
-            f'{root / PLAN_FILE}: {manifest.first_problem(error)}; extract again with --overwrite'
+            f'{root / PLAN_FILE}: {first_problem(error)}; extract again with --overwrite'
         ) from error
 
 
@@ -226,7 +219,7 @@ def is_sound(path: Path, record: FileRecord) -> bool:
 
 def is_published(root: Path) -> bool:
     """Whether the manifest is there."""
-    return (root / manifest.MANIFEST_FILE).is_file()
+    return (root / MANIFEST_FILE).is_file()
 
 
 def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
@@ -244,7 +237,8 @@ def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
             if not missing:
                 # In the order of the plan and not of the journals, which depends on who wrote what when.
                 files = {name: groups[key][name] for key, names in wanted.items() for name in names}
-                manifest.write_manifest(root, plan.description, plan.buckets, plan.files | files, owner=owner)
+                cache = Manifest(description=plan.description, buckets=plan.buckets, files=plan.files | files)
+                write_manifest(root, cache, owner=owner)
         except CacheError:  # the plan may have gone just now
             missing = []
             if not is_published(root):

@@ -9,7 +9,7 @@ from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import JournalEntry, PlanRecord
+from mtpd.cache.writing.journal import GroupFiles, JournalEntry, PlanRecord
 from mtpd.cache.writing.parts import WHOLE, cache_lock, gate
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
@@ -40,13 +40,9 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
 
     Every file is verified by its hash and then linked, or copied where `out` is on another file system; `advance` gets
     its bytes when it is in place. When it was killed, the same call resumes: `out` need not exist, or holds a merge
-    that was not finished.
-
-    Raises:
-        CacheMismatchError: the folders, or `out`, are of different extractions.
-        CacheIncompleteError: no folder has committed some shard.
-        CacheDamagedError: a file is not what was written.
-        UnavailableError: `out` is in use or cannot be written.
+    that was not finished. It raises CacheMismatchError for different extractions, CacheIncompleteError when no folder
+    has committed some shard, CacheDamagedError for a file that is not what was written, UnavailableError when `out` is
+    in use or cannot be written.
     """
     plan = _common_plan(sources)
     with disk_errors(out):
@@ -55,10 +51,8 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
             _claim(out, plan, sources)
             journal.remove_leftovers(out, part=WHOLE)
             journal.cut_torn_tail(out)
-            done = journal.committed(out, plan)
-            wanted = [entry for entry in _entries(sources, plan) if entry[1].key not in done]
-            present = {*done, *(entry.key for _, entry in wanted)}
-            missing = [key for key in plan.group_files() if key not in present]
+            done, found = journal.committed(out, plan), _groups(sources, plan)
+            missing = [key for key in plan.group_files() if key not in done and key not in found]
             if missing:
                 raise CacheIncompleteError(
                     f'{sources[0].parent}: {_how_many(plan, missing)} missing from the {len(sources)} folders; '
@@ -68,13 +62,15 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
             for name, record in plan.files.items():
                 _transfer_any(sources, out, name, record)
                 advance(record.num_bytes)
-            for source, entry in wanted:
-                for name, record in entry.files.items():
+            for key, (source, files) in found.items():
+                if key in done:
+                    continue
+                for name, record in files.items():
                     _transfer_any([source], out, name, record)
                     advance(record.num_bytes)
-                for folder in {(out / name).parent for name in entry.files}:
+                for folder in {(out / name).parent for name in files}:
                     fsync_directory(folder)
-                journal.append_entry(out, entry)
+                journal.append_entry(out, JournalEntry(plan=plan.sha256, **key._asdict(), files=files))
             with gate(out):
                 missing = journal.publish(out)
     assert not missing, 'merge left groups out'
@@ -83,8 +79,8 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
 def num_bytes(sources: Sequence[Path]) -> int:
     """What `merge_parts` will tell `advance` at most, in all."""
     plan = _common_plan(sources)
-    files = {name: record for _, entry in _entries(sources, plan) for name, record in entry.files.items()}
-    return sum(record.num_bytes for record in [*plan.files.values(), *files.values()])
+    files = plan.files | {name: record for _, one in _groups(sources, plan).values() for name, record in one.items()}
+    return sum(record.num_bytes for record in files.values())
 
 
 def _common_plan(sources: Sequence[Path]) -> PlanRecord:
@@ -120,21 +116,20 @@ def _claim(out: Path, plan: PlanRecord, sources: Sequence[Path]) -> None:
     journal.write_plan_file(out, plan)
 
 
-def _entries(sources: Sequence[Path], plan: PlanRecord) -> list[tuple[Path, JournalEntry]]:
-    """What is to be taken from where: of each group the first entry whose files are there, in the order of the plan."""
-    found: dict[ShardKey, tuple[Path, JournalEntry]] = {}
+def _groups(sources: Sequence[Path], plan: PlanRecord) -> dict[ShardKey, tuple[Path, GroupFiles]]:
+    """What is to be taken from where: the first source that has a group, in the order of the plan."""
+    found: dict[ShardKey, tuple[Path, GroupFiles]] = {}
     for source in sources:
         for key, files in journal.committed(source, plan).items():
-            entry = JournalEntry(plan=plan.sha256, **key._asdict(), files=files)
-            found.setdefault(key, (source, entry))
-    first = next(iter(found.values()), None)
-    for source, entry in found.values():
-        if first is not None and entry.files.get(BASIS_FILE) != first[1].files.get(BASIS_FILE):
+            found.setdefault(key, (source, files))
+    for source, files in found.values():
+        first, of_first = next(iter(found.values()))
+        if files.get(BASIS_FILE) != of_first.get(BASIS_FILE):
             raise CacheMismatchError(
-                f'{source}: its {BASIS_FILE} differs from that of {first[0]}; copy the latter over it and run the '
+                f'{source}: its {BASIS_FILE} differs from that of {first}; copy the latter over it and run the '
                 'mtpd-extract command of the part again'
             )
-    return [found[key] for key in plan.group_files() if key in found]
+    return {key: found[key] for key in plan.group_files() if key in found}
 
 
 def _how_many(plan: PlanRecord, missing: Sequence[ShardKey]) -> str:

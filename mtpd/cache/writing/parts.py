@@ -54,10 +54,6 @@ class Part:
         """This part's items: every `count`-th, so that parts get like numbers of every padded shape."""
         return [item for number, item in enumerate(items) if number % self.count == self.index - 1]
 
-    def excludes(self, other: 'Part') -> bool:
-        """Whether the two must not write one cache at a time: the same shard could fall to both."""
-        return self.count != other.count or self.index == other.index
-
     def others(self) -> list['Part']:
         """The parts that may run concurrently with this one."""
         return [Part(index, self.count) for index in range(1, self.count + 1) if index != self.index]
@@ -80,7 +76,8 @@ def cache_lock(root: Path, *, part: Part = WHOLE) -> Iterator[None]:
                 if match := _PART_LOCK.fullmatch(path.name):
                     others.append(Part(int(match[1]), int(match[2])))
             for other in others:
-                if other != part and other.excludes(part):
+                # In other numbers of parts the same shard could fall to both.
+                if other.count != part.count:
                     with _busy_if_held(root, other, wanted=part), held(_lock_path(root, other)):
                         pass
                     # Only the holder of the gate takes locks, so no process is waiting for these.

@@ -118,12 +118,8 @@ class CacheWriter:
     """Holds the lock of a cache, or of a part of it, that is being written.
 
     Use as a context manager. Entering it locks the folder, checks that what is there belongs to the same extraction and
-    writes what precedes the shards.
-
-    Raises (on entering):
-        InputError: no manifest can hold such a cache.
-        UnavailableError: another process is writing this cache or this part of it, or the disk cannot be written.
-        CacheMismatchError: the folder holds something else, or an extraction of something else.
+    writes what precedes the shards. It raises InputError when no manifest can hold such a cache, UnavailableError when
+    another process is writing it or the disk cannot be written, CacheMismatchError when it holds something else.
     """
 
     def __init__(
@@ -145,11 +141,8 @@ class CacheWriter:
         self._basis: dict[str, FileRecord] = {}
         # Index and teacher weights: small, and the same at every start.
         self._head = {TEACHER_FILE: teacher_weights, **_index_files(description, plan)}
-        self._plan_record = journal.plan_record(
-            description,
-            [manifest.bucket_record(bucket) for bucket in plan.buckets],
-            {name: _record(content) for name, content in self._head.items()},
-        )
+        files = {name: _record(content) for name, content in self._head.items()}
+        self._plan_record = journal.plan_record(description, plan.buckets, files)
 
     def __enter__(self) -> 'CacheWriter':
         manifest.require_publishable(self.description, self.plan)
