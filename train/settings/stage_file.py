@@ -125,7 +125,7 @@ def _override(config: DictConfig, override: str) -> str:
         raise InputError(f'--set {override}: expected key.path=value')
     try:
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f'value={value}'])['value'], force_add=True)
-    except (*_WRONG_OVERRIDES, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, TypeError, IndexError, OmegaConfBaseException, ValueError) as error:
         known = (text for kind, text in _WRONG_OVERRIDES.items() if isinstance(error, kind))
         raise InputError(f'--set {override}: {next(known, _first_line(error))}') from None
     return _dotted(override)
