@@ -33,11 +33,7 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
 @click.argument('stages', nargs=-1, required=True, metavar='STAGE.yaml...', type=click.Path(path_type=Path))
 @click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Run folder.')
 @click.option(
-    '--set',
-    'overrides',
-    multiple=True,
-    metavar='KEY.PATH=VALUE',
-    help='Override a setting in every stage; repeatable.',
+    '--set', 'overrides', multiple=True, metavar='KEY.PATH=VALUE', help='Override a setting in every stage; repeatable.'
 )
 @click.option('--resume', is_flag=True, help='Resume the run in RUN from its last save.')
 @click.option(

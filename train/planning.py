@@ -200,10 +200,7 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
 
 
 def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
-    """Runs one prediction of each student as its evaluations will, so that it fails before the training if it does.
-
-    Students of one config are tried once. Weights, batch statistics and random generators stay as they are.
-    """
+    """Runs one prediction of each config's student, so that it fails before the training if so; changes nothing."""
     of_config: dict[str, Stage] = {}
     for stage in stages:
         of_config.setdefault(stage.config_text, stage)

@@ -94,10 +94,7 @@ def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
 
 
 def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozenset[str]:
-    """The `PARTS` of a student whose training starts from the weights of another network.
-
-    `before` are those of the student of the previous stage, which stays as it is; None: this is the first stage.
-    """
+    """The `PARTS` of a student that start from loaded weights; `before` are those of the previous stage, if any."""
     if init.checkpoint is not None or init.fine_tune is not None:
         return PARTS
     if before is not None:
@@ -146,10 +143,7 @@ def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
 
 
 def load_for_other_classes(model: nn.Module, reference: str) -> str:
-    """Loads a network trained on other classes, except the layers that depend on their number, and describes it.
-
-    `reference` is a zoo name, whose weights are fetched, or a file.
-    """
+    """Loads a zoo name or file, trained on other classes, except the layers of their number, and describes it."""
     path = Path(reference)
     # Names of the zoo have dots, too.
     if not path.exists() and (not path.suffix or find_model(reference) is not None):
@@ -177,9 +171,8 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
 def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) -> None:
     """Refuses a stage `number` that cannot start from the student of the stage before; names the first tensor."""
     shapes, previous_shapes = _shapes(model.state_dict()), _shapes(previous.state_dict())
-    differing = [name for name in shapes | previous_shapes if shapes.get(name, ()) != previous_shapes.get(name, ())]
-    if differing:
-        first = differing[0]
+    names = (name for name in shapes | previous_shapes if shapes.get(name, ()) != previous_shapes.get(name, ()))
+    if first := next(names, None):
         raise InputError(
             f'stage {number} starts from the student of stage {number - 1}, but that is a different network: '
             f'{first} is {previous_shapes.get(first, "missing")} there and {shapes.get(first, "missing")} here; make '
@@ -188,10 +181,7 @@ def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) 
 
 
 def inherit(model: nn.Module, teacher_weights: Mapping[str, Tensor], parts: Sequence[str]) -> tuple[Inheritance, ...]:
-    """Copies the tensors of the teacher's neck and head that fit, and reports the outcome of every tensor.
-
-    `parts` are 'neck', 'head' or both. Refuses a teacher of which nothing fits.
-    """
+    """Copies tensors of the teacher's `parts` (neck, head) that fit; the outcome of each, of which one must fit."""
     plan = plan_inheritance(_shapes(model.state_dict()), _shapes(teacher_weights), parts=parts)
     tensors = inherited_tensors(plan, teacher_weights)
     if not tensors:

@@ -40,10 +40,7 @@ def evaluate_model(
     json_file: Path | None,
     results_file: Path | None,
 ) -> None:
-    """Evaluates a detector, prints the tables and writes the requested files.
-
-    The options are those of the command line. Either `run` or `model` is given.
-    """
+    """Evaluates `run` or `model`, prints the tables and writes the requested files; options as of the command line."""
     require_backend(backend)
     device = choose_device(device_name)
     if run is not None:

@@ -73,17 +73,9 @@ def main() -> None:
 @_run
 @click.option('--out', type=_html, metavar='FILE.html', help='Output file.  [default: RUN/report.html]')
 @click.option(
-    '--images',
-    type=click.IntRange(0, 100),
-    default=4,
-    help='Number of images with predictions and feature maps.',
+    '--images', type=click.IntRange(0, 100), default=4, help='Number of images with predictions and feature maps.'
 )
-@click.option(
-    '--min-score',
-    type=click.FloatRange(0, 1),
-    default=0.4,
-    help='Minimum score of the detections shown.',
-)
+@click.option('--min-score', type=click.FloatRange(0, 1), default=0.4, help='Minimum score of the detections shown.')
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @output_options
 def page(verbose: bool, quiet: bool, run: Path, out: Path | None, images: int, min_score: float, device: str) -> None:

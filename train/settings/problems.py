@@ -110,10 +110,7 @@ def table(heading: str, problems: Sequence[Problem]) -> str:
 
 
 def explain(error: ValidationError, content: Any, *, root: yaml.Node, overridden: Sequence[str]) -> list[Problem]:
-    """The problems that pydantic found in `content`, the stage with overrides applied, in the order of the file.
-
-    `root` has the file's YAML nodes, `overridden` the dotted keys that the command line set.
-    """
+    """The problems in `content`, the file `root` with the dotted keys `overridden` changed, in the file's order."""
     found = []
     for detail in error.errors(include_url=False):
         if detail['type'] == 'too_short' and len(detail['input']) >= detail['ctx']['min_length']:
@@ -145,9 +142,10 @@ def _is_overridden(dotted: str, detail: ErrorDetails, overridden: Sequence[str])
     """Whether the command line set the key, or made a section of it by setting a key inside it."""
     # A key inside a plain value makes a mapping of it.
     by_inner = detail['type'] == 'extra_forbidden' or detail['type'].endswith('_type')
-    if by_inner and any(changed.startswith(f'{dotted}.') for changed in overridden):
-        return True
-    return any(f'{dotted}.'.startswith(f'{changed}.') for changed in overridden)
+    return any(
+        f'{dotted}.'.startswith(f'{changed}.') or (by_inner and changed.startswith(f'{dotted}.'))
+        for changed in overridden
+    )
 
 
 def line_of(root: yaml.Node, key: Key) -> int:
@@ -188,7 +186,8 @@ def _known_keys(location: Key) -> list[str]:
         if fields:
             sections = [model for field in fields for model in _models(field.annotation)]
         else:  # The index of a list's item, which has no field, or the kind of a loss, which picks one.
-            sections = [section for section in sections if part in _kinds(section)] or sections
+            losses = [section for section in sections if 'loss' in section.model_fields]
+            sections = [one for one in losses if part in get_args(one.model_fields['loss'].annotation)] or sections
     return [key for section in sections for key in section.model_fields]
 
 
@@ -196,10 +195,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _kinds(section: type[BaseModel]) -> tuple[str, ...]:
-    return get_args(section.model_fields['loss'].annotation) if 'loss' in section.model_fields else ()
 
 
 def _describe(value: Any) -> str:
