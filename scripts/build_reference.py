@@ -56,8 +56,10 @@ def _command(context: click.Context, *, heading: str) -> str:
     usage = ' '.join([name, *command.collect_usage_pieces(context)])
     parts = [f'{heading} {name}', f'```text\n{usage}\n```', inspect.cleandoc(command.help or '')]
     records = [one.get_help_record(context) or ('', '') for one in command.params if isinstance(one, click.Option)]
-    if records:
-        parts.append(_table(('option', 'meaning'), [(f'`{_cell(names)}`', _cell(text)) for names, text in records]))
+    # Unescaped, a range such as [x>=1] would be a link.
+    rows = [(f'`{_cell(names)}`', _cell(text).replace('[', '\\[')) for names, text in records]
+    if rows:
+        parts.append(_table(('option', 'meaning'), rows))
     examples = textwrap.dedent((command.epilog or '').split('Examples:\n')[1]).strip()
     return '\n\n'.join([*parts, f'```bash\n{examples}\n```']) + '\n'
 
