@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BACKBONE = 'backbone.'
 # Names of Swin's and PVT's own releases, which mmdet's configs point to.
 SWIN_ORIGINAL, PVT_ORIGINAL = 'layers.0.blocks.0.attn.qkv.weight', 'patch_embed1.proj.weight'
-CHECKPOINT_OFFLINE = 'add --checkpoint FILE with a local file, or `checkpoint: FILE` to a stage file'
+CHECKPOINT_OFFLINE = 'give a local file with --checkpoint FILE, or `checkpoint: FILE` in a stage file'
 BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -40,11 +40,13 @@ def fetch_weights(reference: str, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
 
     A path to a config is refused: nothing says where its weights are.
     """
-    is_file = reference.endswith('.py')
-    weights = None if is_file else resolve(reference).weights
+    if reference.endswith('.py'):
+        raise InputError(
+            f'{reference}: a config file needs its weights: add --checkpoint FILE, or `checkpoint: FILE` to a stage file'
+        )
+    weights = resolve(reference).weights
     if weights is None:
-        lacking = 'a config file needs its weights:' if is_file else 'the zoo has no weights for it;'
-        raise InputError(f'{reference}: {lacking} {offline}')
+        raise InputError(f'{reference}: the zoo has no weights for it; {offline}')
     return download(weights, _checkpoint_folder(), offline=offline)
 
 

@@ -76,8 +76,9 @@ def resize_map(values: Tensor, mask: Tensor, *, strides: tuple[int, int], grid: 
     and a mask, bool (B, 1, H, W), of the cells beside a valid one; elsewhere the map is 0.
 
     Cells are squares of the input, so a place keeps its pixels: where the grids are exact multiples and nothing is
-    padding this is torch's `interpolate`. Elsewhere the weights of valid neighbours are scaled to add up to 1. Values
-    outside the mask, NaN included, change neither the result nor a gradient.
+    padding this is torch's `interpolate(mode='bilinear', align_corners=False)`. Elsewhere the weights of valid
+    neighbours are scaled to add up to 1. Shrinking takes the cells around the centre, without smoothing, as torch does.
+    Values outside the mask, NaN included, change neither the result nor a gradient.
     """
     values = torch.where(mask, values, 0.0).to(accumulation_dtype(values))
     # Both grids are rounded up from the same input, each by its own stride: with cells that count for nothing the
