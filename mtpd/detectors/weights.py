@@ -42,7 +42,8 @@ def fetch_weights(reference: str, *, offline: str = CHECKPOINT_OFFLINE) -> Path:
     """
     if reference.endswith('.py'):
         raise InputError(
-            f'{reference}: a config file needs its weights: add --checkpoint FILE, or `checkpoint: FILE` to a stage file'
+            f'{reference}: a config file needs its weights: add --checkpoint FILE, or `checkpoint: FILE` to a stage '
+            'file'
         )
     weights = resolve(reference).weights
     if weights is None:
