@@ -207,7 +207,8 @@ def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
     for stage in of_config.values():
         model, before = stage.student.model, stage.device
         modes = [(module, module.training) for module in model.modules()]
-        dataset, batch_size = stage.val_set or stage.train_set, stage.settings.data.batch_size
+        dataset = stage.train_set if stage.val_set is None else stage.val_set
+        batch_size = stage.settings.data.batch_size
         model.to(device)
         with _generators_kept(device):
             detect(stage.student, dataset, batch_size=batch_size, num_workers=0, num_images=NUM_PREDICTED_IMAGES)
