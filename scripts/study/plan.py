@@ -186,6 +186,14 @@ QUESTIONS: Mapping[str, Question] = {
             },
         },
     ),
+    'gentle_transformer': Question(
+        f'The transformer last, second stage at 0.3 of the peak rate, {2 * FULL} epochs',
+        {
+            f'{first}, transformer': (Stage(first), Stage('transformer', lr=0.3))
+            for first in ('transformer', 'weak', 'strong')
+        }
+        | {'transformer, one stage at the same rate': (Stage('transformer', 2 * FULL, lr=0.3),)},
+    ),
     'inheritance': Question(
         f'Neck and head of the teacher as a start, {2 * FULL} epochs',
         {
