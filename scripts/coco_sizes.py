@@ -27,7 +27,7 @@ STUDENT_SECONDS = {'RetinaNet-R50': 0.205, 'Faster R-CNN-R50': 0.210, 'Mask R-CN
 
 
 def bits_per_element(cache_path: Path) -> float:
-    """Bytes of everything in a cache but the teacher's weights, over its feature values, times 8."""
+    """Bytes of a cache but for its tensors that are stored once (weights, bases), over its feature values, times 8."""
     cache = mtpd.cache.open(cache_path)
     elements = len(cache.views) * sum(num_elements(cache.levels, cache.sizes(one).padded) for one in cache.image_ids)
     files = (path for path in cache_path.rglob('*') if path.is_file() and path.suffix != '.safetensors')
