@@ -25,7 +25,7 @@ from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
 from mtpd_train.student import inheritance_table
-from mtpd_train.teachers.teacher_source import CachedTeacher, buffer_bytes
+from mtpd_train.teachers.cached_teacher import CachedTeacher, buffer_bytes
 from mtpd_train.training.step import add_gradient, build_network, loaded
 
 # Batches that each worker process prefetches (the default of torch's DataLoader).

@@ -16,7 +16,7 @@ from mtpd.system.environment import choose_device
 from mtpd.system.interrupt import StopFlag, stop_on_signals
 from mtpd_train.planning import dry_run, plan_lines, plan_stage, require_room, try_predictions
 from mtpd_train.processes import World, joined, world_of
-from mtpd_train.records.meter import DivergedError, describe
+from mtpd_train.records.divergence import DivergedError, describe
 from mtpd_train.run_folder import (
     CONFIG_FILE,
     DIVERGED_FILE,

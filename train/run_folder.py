@@ -21,7 +21,7 @@ from mtpd.system.files import TEMPORARY, canonical_json, differences, require_wr
 from mtpd.system.locks import LockHeldError, held
 from mtpd_train.settings.stage_settings import StageSettings
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.teacher_source import teacher_name
+from mtpd_train.teachers.live_teacher import teacher_name
 from mtpd_train.training.saving import write_file
 
 STUDENT_FILE, CONFIG_FILE, INHERITANCE_FILE = 'student.pth', 'student_config.py', 'inheritance.txt'

@@ -43,8 +43,10 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
+from mtpd_train.teachers.cached_teacher import CachedTeacher, cached_teacher
+from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
 from mtpd_train.teachers.responses import Responses, build_responses
-from mtpd_train.teachers.teacher_source import CachedTeacher, TeacherSource, cached_teacher, live_teacher, teacher_name
+from mtpd_train.teachers.teacher_source import TeacherSource
 
 
 @dataclass(frozen=True)

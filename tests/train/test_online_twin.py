@@ -25,7 +25,7 @@ from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.teacher_source import LiveTeacher
+from mtpd_train.teachers.live_teacher import LiveTeacher
 from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import add_gradient
 

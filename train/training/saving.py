@@ -22,7 +22,8 @@ from mtpd.errors import InputError, UnavailableError
 from mtpd.system.files import write_atomically
 from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
-from mtpd_train.records.meter import DivergedError, Meter
+from mtpd_train.records.divergence import DivergedError
+from mtpd_train.records.meter import Meter
 from mtpd_train.records.metrics import truncate_metrics
 from mtpd_train.stage import Stage
 

@@ -16,8 +16,8 @@ from mtpd_train.optimization import build_optimizer
 from mtpd_train.planning import Trial, disk_bytes, plan_lines, plan_stage, run_trial
 from mtpd_train.processes import World
 from mtpd_train.stage import Stage
-from mtpd_train.teachers import teacher_source
-from mtpd_train.teachers.teacher_source import CachedTeacher
+from mtpd_train.teachers import cached_teacher
+from mtpd_train.teachers.cached_teacher import CachedTeacher
 from mtpd_train.training.step import loaded
 
 CPU = torch.device('cpu')
@@ -64,12 +64,12 @@ def test_buffers_are_those_of_the_stream(
 ) -> None:
     made: list[Any] = []
 
-    class Watched(teacher_source.Buffer):
+    class Watched(cached_teacher.Buffer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             made.append(self.codes.nbytes)
 
-    monkeypatch.setattr(teacher_source, 'Buffer', Watched)
+    monkeypatch.setattr(cached_teacher, 'Buffer', Watched)
     stage = build_stage(cache=caches[16], distill=DISTILL, data={'workers': 0})
     assert isinstance(stage.source, CachedTeacher)
     batches = stage.epoch_batches(0)

@@ -10,7 +10,8 @@ import torch
 
 from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
-from mtpd_train.records.meter import DivergedError, Meter
+from mtpd_train.records.divergence import DivergedError
+from mtpd_train.records.meter import Meter
 from mtpd_train.stage import Stage
 from mtpd_train.training.saving import BEST_FILE, Position, Saver, epoch_file
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd_train.records.meter import EXPLODED, DivergedError, Meter, SeenBatch, describe, merged, require_sound
+from mtpd_train.records.divergence import EXPLODED, DivergedError, SeenBatch, describe, merged, require_sound
+from mtpd_train.records.meter import Meter
 from mtpd_train.training.step import step_losses
 
 CPU = torch.device('cpu')

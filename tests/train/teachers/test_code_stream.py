@@ -21,7 +21,8 @@ from mtpd.errors import CacheDamagedError
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset, load_batches
 from mtpd_train.data.sampling import Request
-from mtpd_train.teachers.teacher_source import MAX_DEPTH, ReadAhead, cached_teacher, depth_within
+from mtpd_train.teachers.cached_teacher import MAX_DEPTH, cached_teacher, depth_within
+from mtpd_train.teachers.teacher_source import ReadAhead
 
 # From Python 3.12 on, a fork of a process with several threads warns.
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
@@ -79,7 +80,7 @@ def test_every_batch_holds_until_the_next_is_asked_for(reader: CacheReader, part
 
 
 def test_a_tight_budget_of_memory(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('mtpd_train.teachers.teacher_source.MAX_BYTES', 1)
+    monkeypatch.setattr('mtpd_train.teachers.cached_teacher.MAX_BYTES', 1)
     names, batches = [level.name for level in reader.levels], some_batches(reader, 12)
     places = set()
     for batch, ahead in zip(batches, streamed(reader, batches, levels=names), strict=True):

@@ -13,7 +13,7 @@ import torch
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.teacher_source import LiveTeacher
+from mtpd_train.teachers.live_teacher import LiveTeacher
 from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import loaded, step_losses
 

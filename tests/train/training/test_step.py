@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage
-from mtpd_train.teachers.teacher_source import cached_teacher
+from mtpd_train.teachers.cached_teacher import cached_teacher
 from mtpd_train.training.loop import train_stage
 from mtpd_train.training.step import loaded, step_losses
 
