@@ -8,8 +8,9 @@ from pathlib import Path
 from mtpd.cache.format.manifest import FORMAT, MANIFEST_FILE, TEACHER_FILE
 from mtpd.cache.format.strict_json import read_json
 from mtpd.cache.format.tensor_files import BASIS_FILE
-from mtpd.cache.writing.journal import JOURNAL_FILE, PART_JOURNALS, PLAN_FILE
+from mtpd.cache.writing.journal import JOURNAL_FILE, PART_JOURNALS
 from mtpd.cache.writing.parts import cache_lock
+from mtpd.cache.writing.plan_file import PLAN_FILE
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.

@@ -26,9 +26,10 @@ from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.cache_files import CacheFiles, read_index, readable
 from mtpd.cache.reading.reader import RoiReader
-from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import JournalEntry, PlanRecord
+from mtpd.cache.writing import journal, plan_file
+from mtpd.cache.writing.journal import JournalEntry
 from mtpd.cache.writing.parts import cache_lock
+from mtpd.cache.writing.plan_file import PlanRecord
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import REPAIR, CacheDamagedError, CacheError
 from mtpd.system.files import TEMPORARY, differences, fsync_directory, sha256_file, write_atomically
@@ -72,7 +73,7 @@ def read_state(root: Path) -> CacheState:
 
     CacheIncompleteError: there is no cache, not even an unfinished one. Else it raises what `mtpd.cache.open` does.
     """
-    if (root / journal.PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
+    if (root / plan_file.PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
         try:
             return _unfinished_state(root)
         except CacheError:
@@ -80,12 +81,12 @@ def read_state(root: Path) -> CacheState:
                 raise
     manifest = read_manifest(root)
     keys = (ShardKey(bucket.name, shard) for bucket in manifest.buckets for shard in range(bucket.num_shards))
-    plan = journal.plan_record(manifest.description, manifest.buckets, manifest.files)
+    plan = plan_file.plan_record(manifest.description, manifest.buckets, manifest.files)
     return CacheState(root, True, manifest, plan, frozenset(keys))
 
 
 def _unfinished_state(root: Path) -> CacheState:
-    plan = journal.read_plan_file(root)
+    plan = plan_file.read_plan_file(root)
     entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == plan.sha256}
     # Index and teacher's weights are written after the plan and before the first shard.
     files = dict(plan.files) if entries else {}
@@ -337,7 +338,7 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
         if not has_bases:
             (root / BASIS_FILE).unlink(missing_ok=True)
         if state.is_finished:
-            journal.write_plan_file(root, state.plan)
+            plan_file.write_plan_file(root, state.plan)
             (root / MANIFEST_FILE).unlink()
             fsync_directory(root)
     return Repair(is_unfinished=True, num_queued=state.num_shards - len(entries))

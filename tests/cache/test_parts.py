@@ -13,8 +13,9 @@ import pytest
 import mtpd.cache
 from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import append_entry, committed, journal_path, publish, read_plan_file
+from mtpd.cache.writing.journal import append_entry, committed, journal_path, publish
 from mtpd.cache.writing.parts import WHOLE, Part, cache_lock, gate
+from mtpd.cache.writing.plan_file import read_plan_file
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
 
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')

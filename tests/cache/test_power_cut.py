@@ -9,9 +9,10 @@ import pytest
 
 from mtpd.cache.format.manifest import MANIFEST_FILE
 from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import PLAN_FILE, JournalEntry, journal_path
+from mtpd.cache.writing.journal import JournalEntry, journal_path
 from mtpd.cache.writing.merge import merge_parts
 from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.plan_file import PLAN_FILE
 
 
 @pytest.fixture

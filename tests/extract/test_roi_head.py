@@ -10,7 +10,7 @@ import torch
 import mtpd.cache
 from mtpd.cache.format.manifest import TEACHER_FILE
 from mtpd.cache.format.tensor_files import load_teacher
-from mtpd.cache.writing.journal import read_plan_file
+from mtpd.cache.writing.plan_file import read_plan_file
 from mtpd.errors import CacheMismatchError
 from mtpd.system.files import sha256_bytes
 

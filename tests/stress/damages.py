@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mtpd.cache.format.arrays import ROI_TABLES, ROI_VALUES
 from mtpd.cache.format.manifest import read_manifest
+from mtpd.cache.format.roi_arrays import ROI_TABLES, ROI_VALUES
 from mtpd.cache.writing.journal import journal_paths
 from mtpd.system.files import canonical_json, sha256_bytes
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtpd.cache.format import arrays
+from mtpd.cache.format import arrays, roi_arrays
 from mtpd.cache.format.arrays import ArraySpec, RoisRecord, roi_specs, view_specs
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
@@ -288,11 +288,11 @@ class RoiReader:
         found = int(tables['image_id'][position])
         if found != image_id:
             raise CacheDamagedError(f'{name} belongs to image {found}, not {image_id}')
-        rows = [self._row(specs[array], shard, position) for array in arrays.ROI_VALUES]
-        if arrays.rois_checksum(rows) != tables['crc32c'][position]:
+        rows = [self._row(specs[array], shard, position) for array in roi_arrays.ROI_VALUES]
+        if roi_arrays.rois_checksum(rows) != tables['crc32c'][position]:
             raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
         try:
-            return arrays.decode_rois(rows, specs, num_rois=int(tables['num_rois'][position]))
+            return roi_arrays.decode_rois(rows, specs, num_rois=int(tables['num_rois'][position]))
         except ValueError as error:
             raise CacheDamagedError(f'{name}: holds {error}; {REPAIR}') from error
 
@@ -303,4 +303,4 @@ class RoiReader:
 
     def _load_tables(self, bucket_name: str, shard: int) -> dict[str, np.ndarray]:
         specs = roi_specs(self._buckets[bucket_name], self._record)
-        return {name: self._files.read_array(specs[name], shard=shard) for name in arrays.ROI_TABLES}
+        return {name: self._files.read_array(specs[name], shard=shard) for name in roi_arrays.ROI_TABLES}

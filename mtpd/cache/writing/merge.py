@@ -8,9 +8,10 @@ from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.format.zarr_metadata import create_arrays
-from mtpd.cache.writing import journal
-from mtpd.cache.writing.journal import GroupFiles, JournalEntry, PlanRecord
+from mtpd.cache.writing import journal, plan_file
+from mtpd.cache.writing.journal import GroupFiles, JournalEntry
 from mtpd.cache.writing.parts import WHOLE, cache_lock, gate
+from mtpd.cache.writing.plan_file import PlanRecord
 from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
@@ -23,7 +24,7 @@ def publish_parts(root: Path) -> None:
     """
     if journal.is_published(root):
         return
-    plan = journal.read_plan_file(root)
+    plan = plan_file.read_plan_file(root)
     with disk_errors(root), cache_lock(root), gate(root):
         missing = journal.publish(root)
         if not missing:
@@ -88,9 +89,9 @@ def _common_plan(sources: Sequence[Path]) -> PlanRecord:
     for source in sources:
         if journal.is_published(source):
             raise CacheMismatchError(f'{source}: is a finished cache, not a part; remove it from the command')
-        plans.append(journal.read_plan_file(source))
+        plans.append(plan_file.read_plan_file(source))
     for source, plan in zip(sources, plans, strict=True):
-        difference = journal.first_difference(plan.model_dump(mode='json'), plans[0])
+        difference = plan_file.first_difference(plan.model_dump(mode='json'), plans[0])
         if difference:
             raise CacheMismatchError(
                 f'{source}: is not a part of the same extraction as {sources[0]}: {difference}; merge parts '
@@ -105,15 +106,15 @@ def _claim(out: Path, plan: PlanRecord, sources: Sequence[Path]) -> None:
         raise CacheMismatchError(f'--out {out}: is one of the parts; give a new folder')
     if (out / MANIFEST_FILE).exists():
         raise CacheMismatchError(f'--out {out}: holds a finished cache; give a new folder')
-    if (out / journal.PLAN_FILE).exists():
-        difference = journal.first_difference(journal.read_plan_file(out).model_dump(mode='json'), plan)
+    if (out / plan_file.PLAN_FILE).exists():
+        difference = plan_file.first_difference(plan_file.read_plan_file(out).model_dump(mode='json'), plan)
         if difference:
             raise CacheMismatchError(f'--out {out}: holds another extraction: {difference}; give a new folder')
         return
     others = [path.name for path in out.iterdir() if not path.name.startswith('.')]
     if others:
         raise CacheMismatchError(f'--out {out}: holds {others[0]} but no cache; give an empty or new folder')
-    journal.write_plan_file(out, plan)
+    plan_file.write_plan_file(out, plan)
 
 
 def _groups(sources: Sequence[Path], plan: PlanRecord) -> dict[ShardKey, tuple[Path, GroupFiles]]:

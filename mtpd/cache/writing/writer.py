@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mtpd.cache.format import arrays, manifest
+from mtpd.cache.format import arrays, manifest, roi_arrays
 from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
 from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.format.zarr_metadata import create_arrays
-from mtpd.cache.writing import journal
+from mtpd.cache.writing import journal, plan_file
 from mtpd.cache.writing.journal import JournalEntry
 from mtpd.cache.writing.parts import WHOLE, Part, cache_lock, gate
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
@@ -90,13 +90,13 @@ class ShardGroup:
         for rois in images:
             image_id = self._images[len(self._rows[f'{folder}/image_id'])].image_id
             try:
-                arrays.require_rois(rois)
+                roi_arrays.require_rois(rois)
             except ValueError as error:
                 raise InputError(
                     f'image {image_id}: the teacher returns proposals with {error}; omit them with --rois 0'
                 ) from error
-            values = arrays.encode_rois(rois, specs)
-            checksum = arrays.rois_checksum([values[name].tobytes() for name in arrays.ROI_VALUES])
+            values = roi_arrays.encode_rois(rois, specs)
+            checksum = roi_arrays.rois_checksum([values[name].tobytes() for name in roi_arrays.ROI_VALUES])
             tables = {'image_id': image_id, 'num_rois': len(rois.boxes), 'crc32c': checksum}
             for name, value in (tables | values).items():
                 self._rows[f'{folder}/{name}'].append(value)
@@ -142,7 +142,7 @@ class CacheWriter:
         # Index and teacher weights: small, and the same at every start.
         self._head = {TEACHER_FILE: teacher_weights, **_index_files(description, plan)}
         files = {name: _record(content) for name, content in self._head.items()}
-        self._plan_record = journal.plan_record(description, plan.buckets, files)
+        self._plan_record = plan_file.plan_record(description, plan.buckets, files)
 
     def __enter__(self) -> 'CacheWriter':
         manifest.require_publishable(self.description, self.plan)
@@ -231,10 +231,10 @@ class CacheWriter:
         if self.is_finished:
             found = manifest.read_manifest(self.root)
             # The hashes of what precedes the shards are the readers' business.
-            present = journal.plan_record(found.description, found.buckets, self._plan_record.files)
+            present = plan_file.plan_record(found.description, found.buckets, self._plan_record.files)
             self._require_same(present.model_dump(mode='json'))
-        elif (self.root / journal.PLAN_FILE).exists():
-            self._require_same(journal.read_plan_json(self.root))
+        elif (self.root / plan_file.PLAN_FILE).exists():
+            self._require_same(plan_file.read_plan_json(self.root))
         else:
             others = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
             if others:
@@ -242,18 +242,18 @@ class CacheWriter:
                     f'{self.root}: the folder is not empty ({others[0]}) and does not hold an extraction; '
                     'choose another --out'
                 )
-            journal.write_plan_file(self.root, self._plan_record, owner=self.part.label)
+            plan_file.write_plan_file(self.root, self._plan_record, owner=self.part.label)
 
     def _require_own_plan(self) -> None:
         try:
-            self._require_same(journal.read_plan_json(self.root))
+            self._require_same(plan_file.read_plan_json(self.root))
         except CacheIncompleteError:  # the plan goes when the cache is published, maybe just now
             if not self.is_finished:
                 raise
 
     def _require_same(self, found: Any) -> None:
         """Refuses to mix two extractions in one folder."""
-        difference = journal.first_difference(found, self._plan_record)
+        difference = plan_file.first_difference(found, self._plan_record)
         if difference:
             raise CacheMismatchError(
                 f'{self.root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete '

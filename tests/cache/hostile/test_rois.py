@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mtpd.cache.checking import read_state, verify
-from mtpd.cache.format.arrays import ROI_VALUES, rois_checksum
 from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.format.roi_arrays import ROI_VALUES, rois_checksum
 
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
 
