@@ -157,7 +157,9 @@ def _report(stages: Sequence[Stage]) -> None:
         warn(f'data.workers is {workers}, {more}; fewer may be just as fast')
     # Stages mostly share their data.
     training = {stage.train_set.coco.path: stage.train_set.coco for stage in stages}
-    tested = {one.val_set.coco.path: (one.val_set.coco, one.student.has_masks) for one in stages if one.val_set}
+    tested = {
+        one.val_set.coco.path: (one.val_set.coco, one.student.has_masks) for one in stages if one.val_set is not None
+    }
     accounts = [training_account(coco) for coco in training.values()]
     accounts += [evaluation_account(coco, with_masks=with_masks) for coco, with_masks in tested.values()]
     for account in filter(None, accounts):
