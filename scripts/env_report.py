@@ -69,7 +69,7 @@ def gpu() -> str:
     from torch.utils.collect_env import get_nvidia_driver_version, run
 
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    driver = get_nvidia_driver_version(run) or 'unknown'  # type: ignore[no-untyped-call]
+    driver = get_nvidia_driver_version(run) or 'unknown, nvidia-smi gives none'  # type: ignore[no-untyped-call]
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     names = [f'{one.name} ({one.total_memory / 2**30:.0f} GiB, sm_{one.major}{one.minor})' for one in devices]
     found = ', '.join(names) or 'none that PyTorch sees'
