@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
 from mtpd.geometry import Level
+from mtpd.kernels.weighted_mse import WeightedError, weighted_mses
 from mtpd.losses.maps import resize_map
-from mtpd.losses.masked_mse import masked_variance
+from mtpd.losses.masked_mse import SquaredErrorLoss, masked_variances
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.objects import Objects
 from mtpd.losses.options import LevelOptions, decay_factor
@@ -99,20 +100,30 @@ class Distiller(nn.Module):
         by_stride = {level.stride: masks[level.name] for level in self._student if level.name in masks}
         objects = None if boxes is None else Objects(boxes, by_stride)
         given = {name: one if isinstance(one, EncodedMaps) else EncodedMaps(one) for name, one in teacher.items()}
+        factors: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
+        errors: dict[str, WeightedError] = {}
+        varied: dict[str, tuple[EncodedMaps, Tensor]] = {}
         for key, (options, pair) in self._parts.items():
-            factor = options.factor(pair.compared) * decay_factor(options.decay, progress=progress)
-            if factor == 0:
-                losses[f'distill/{key}'] = next(iter(masks.values())).new_zeros((), dtype=torch.float32)
+            factors[key] = options.factor(pair.compared) * decay_factor(options.decay, progress=progress)
+            if factors[key] == 0:
+                losses[key] = next(iter(masks.values())).new_zeros((), dtype=torch.float32)
                 continue
             maps = _pair_maps(pair, student, given, masks)
             if options.looks_at_objects and (objects is None or len(objects.boxes) != len(maps[2])):
                 raise InputError(f'{key} needs the boxes of the objects of each image; pass `boxes`')
-            loss = self.losses[key](*maps, objects=objects, generator=generator)
+            loss = self.losses[key]
+            if isinstance(loss, SquaredErrorLoss):
+                errors[key] = loss.error(*maps, objects=objects, generator=generator)
+            else:
+                losses[key] = loss(*maps, objects=objects, generator=generator)
             if options.is_over_variance:
-                loss = loss / masked_variance(maps[1], maps[2])
-            losses[f'distill/{key}'] = factor * loss
-        return losses
+                varied[key] = maps[1:]
+        # Together, as each call has a price on a GPU.
+        losses |= zip(errors, weighted_mses(list(errors.values())), strict=True)
+        for key, variance in zip(varied, masked_variances(list(varied.values())), strict=True):
+            losses[key] = losses[key] / variance
+        return {f'distill/{key}': losses[key] if factors[key] == 0 else factors[key] * losses[key] for key in factors}
 
     @property
     def teacher_levels(self) -> tuple[Level, ...]:

@@ -10,12 +10,12 @@ becomes that of this mean by the number of elements that the sum ran over:
 
 with H W the paper's own grid: see `mtpd.losses.mgd.published_elements` for MGD's.
 
-`MaskedMse` and `squared_error`, which compares the teacher's codes as they are stored, serve other losses too.
+`MaskedMse`, and `squared_error` on the teacher's codes as they are stored, serve other losses too.
 
 Legend: S student, T teacher, M mask, A adapter, B batch, C channels, H W grid of a level.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.kernels.weighted_mse import weighted_mse
+from mtpd.kernels.weighted_mse import WeightedError, weighted_mses
 from mtpd.losses.adapter import build_adapter
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects
@@ -51,15 +51,20 @@ class MaskedMseOptions(LevelOptions):
         return MaskedMse(pair.student.channels, pair.teacher.channels, adapter=self.adapter)
 
 
-class MaskedMse(nn.Module):
-    """The loss of one level, on the teacher's codes; with `weigh` each cell has a weight, from the objects."""
+class SquaredErrorLoss(nn.Module):
+    """A loss that is one squared error; `Distiller` computes those of all levels together."""
 
-    def __init__(
-        self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto', weigh: Weigh | None = None
-    ) -> None:
-        super().__init__()
-        self.weigh = weigh
-        self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
+    def error(
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
+    ) -> WeightedError:
+        """The error of one batch over valid cells; arguments as in `LevelOptions.build`."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -71,6 +76,29 @@ class MaskedMse(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The loss over valid cells; see `LevelOptions.build`."""
+        return weighted_mses([self.error(student, teacher, mask, objects=objects, generator=generator)])[0]
+
+
+class MaskedMse(SquaredErrorLoss):
+    """The loss of one level, on the teacher's codes; with `weigh` each cell has a weight, from the objects."""
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, *, adapter: Adapter = 'auto', weigh: Weigh | None = None
+    ) -> None:
+        super().__init__()
+        self.weigh = weigh
+        self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
+
+    def error(
+        self,
+        student: Tensor,
+        teacher: EncodedMaps,
+        mask: Tensor,
+        *,
+        objects: Objects | None = None,
+        generator: torch.Generator | None = None,
+    ) -> WeightedError:
+        """See `SquaredErrorLoss`."""
         if self.adapter is not None:
             student = torch.where(mask, student, 0.0)  # as in `AdaptedLoss`
         weights = None
@@ -87,7 +115,7 @@ def squared_error(
     *,
     weights: Tensor | None = None,
     layer: nn.Module | None = None,
-) -> Tensor:
+) -> WeightedError:
     """Mean squared error over valid cells and channels, each cell with its weight, on codes as they are stored.
 
         L = sum_bchw W_bhw M_bhw (A(S)_bchw - T_bchw)^2 / (C sum_bhw W_bhw M_bhw)
@@ -115,12 +143,13 @@ def squared_error(
         else:
             # In full precision products are expensive, and the teacher's side needs no second one for its gradient.
             codes, scale = teacher.values(), None
-    weights = None if weights is None else weights.detach()
-    return weighted_mse(student, codes, mask, weights=weights, scale=scale)
+    return WeightedError(student, codes, mask, weights=None if weights is None else weights.detach(), scale=scale)
 
 
-def masked_variance(teacher: EncodedMaps, mask: Tensor) -> Tensor:
-    """Mean over the channels of each channel's variance at the valid cells; without gradient.
+def masked_variances(maps: Sequence[tuple[EncodedMaps, Tensor]]) -> list[Tensor]:
+    """Mean over the channels of each channel's variance at the valid cells, of teacher's maps with their masks.
+
+    Without gradient:
 
         V = sum_bchw M_bhw (T_bchw - mean_c)^2 / (C sum_bhw M_bhw),   mean_c the channel's mean over valid cells
 
@@ -135,20 +164,27 @@ def masked_variance(teacher: EncodedMaps, mask: Tensor) -> Tensor:
     no cell is valid.
     """
     with torch.no_grad():
-        codes, dtype = teacher.codes, teacher.dtype
-        cells = mask.sum((1, 2, 3))[:, None]
-        num_cells = cells.sum().clamp(min=1)
-        sums = torch.where(mask, codes, 0).sum((2, 3), dtype=dtype)
-        if teacher.scale is None:
-            step, offset = torch.ones_like(sums), torch.zeros_like(sums)
-        else:
-            step, offset = teacher.scale.to(dtype).unbind(1)
-        means = (step * sums + offset * cells).sum(0) / num_cells
-        # Second pass around the means: E[x^2] - E[x]^2 would cancel in float32.
-        nothing = codes.new_zeros((), dtype=dtype).expand_as(codes)
-        variance = weighted_mse(nothing, codes, mask, scale=torch.stack([step, offset - means], dim=1))
-        variance = torch.maximum(variance, 1e-3 * means.square().mean())
-        return torch.where(variance > 0, variance, torch.ones_like(variance))
+        errors = [_around_means(teacher, mask) for teacher, mask in maps]
+        squares = weighted_mses([error for error, _ in errors])
+        variances = [torch.maximum(one, floor) for one, (_, floor) in zip(squares, errors, strict=True)]
+        return [torch.where(one > 0, one, torch.ones_like(one)) for one in variances]
+
+
+def _around_means(teacher: EncodedMaps, mask: Tensor) -> tuple[WeightedError, Tensor]:
+    """The squared error that is the variance, and the least that it counts as."""
+    codes, dtype = teacher.codes, teacher.dtype
+    cells = mask.sum((1, 2, 3))[:, None]
+    num_cells = cells.sum().clamp(min=1)
+    sums = torch.where(mask, codes, 0).sum((2, 3), dtype=dtype)
+    if teacher.scale is None:
+        step, offset = torch.ones_like(sums), torch.zeros_like(sums)
+    else:
+        step, offset = teacher.scale.to(dtype).unbind(1)
+    means = (step * sums + offset * cells).sum(0) / num_cells
+    # Second pass around the means: E[x^2] - E[x]^2 would cancel in float32.
+    nothing = codes.new_zeros((), dtype=dtype).expand_as(codes)
+    error = WeightedError(nothing, codes, mask, scale=torch.stack([step, offset - means], dim=1))
+    return error, 1e-3 * means.square().mean()
 
 
 def _turned_convolution(layer: nn.Module, values: Tensor, basis: Tensor) -> Tensor:

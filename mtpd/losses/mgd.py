@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
-from mtpd.losses.masked_mse import squared_error
+from mtpd.kernels.weighted_mse import WeightedError
+from mtpd.losses.masked_mse import SquaredErrorLoss, squared_error
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects
 from mtpd.losses.options import LevelOptions, Normalize, Scale, Share
@@ -62,7 +63,7 @@ class MgdOptions(LevelOptions):
         return self.weight * (published_elements(compared) if self.normalize == 'published' else 1)
 
 
-class MaskedGenerativeDistillation(nn.Module):
+class MaskedGenerativeDistillation(SquaredErrorLoss):
     """MGD's loss of one level, as a mean over valid cells and channels.
 
         L = mean_{valid b,h,w; c} ( G(M * A(S)) - T )^2,   G = 3x3 convolution, ReLU, 3x3 convolution
@@ -81,7 +82,7 @@ class MaskedGenerativeDistillation(nn.Module):
             nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
         )
 
-    def forward(
+    def error(
         self,
         student: Tensor,
         teacher: EncodedMaps,
@@ -89,8 +90,8 @@ class MaskedGenerativeDistillation(nn.Module):
         *,
         objects: Objects | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The loss of one batch; see `LevelOptions.build`.
+    ) -> WeightedError:
+        """See `SquaredErrorLoss`.
 
         A CPU generator hides the same cells whatever the device of the maps; None is torch's global one of that device.
         """

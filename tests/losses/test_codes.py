@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
+from mtpd.kernels.weighted_mse import weighted_mses
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fgd import FgdOptions
@@ -135,7 +136,8 @@ def test_torch_compile_sees_one_graph(student_channels: int, coded: Coded) -> No
     teacher = coded((2, CHANNELS, *GRID))
 
     def loss(student: Tensor, codes: Tensor) -> Tensor:
-        return squared_error(student, EncodedMaps(codes, teacher.scale, teacher.basis), mask, layer=layer)
+        maps = EncodedMaps(codes, teacher.scale, teacher.basis)
+        return weighted_mses([squared_error(student, maps, mask, layer=layer)])[0]
 
     torch.compiler.reset()
     compiled = torch.compile(loss, backend='aot_eager', fullgraph=True)

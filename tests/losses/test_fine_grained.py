@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.errors import InputError
+from mtpd.kernels.weighted_mse import weighted_mses
 from mtpd.losses.fine_grained import AnchorWeights, Reference
 from mtpd.losses.maps import valid_cells
 from mtpd.losses.masked_mse import squared_error
@@ -104,7 +105,8 @@ def test_the_loss_against_the_formula(dtype: torch.dtype) -> None:
         error = student[index, :, row, column].double() - teacher[index, :, row, column].double()
         total += error.square().sum().item()
         count += 1
-    loss = squared_error(student, EncodedMaps(teacher), objects().masks[8], weights=weigh(8))
+    error = squared_error(student, EncodedMaps(teacher), objects().masks[8], weights=weigh(8))
+    (loss,) = weighted_mses([error])
     assert loss.item() == pytest.approx(total / (3 * count), rel=1e-5)
 
 
@@ -112,7 +114,7 @@ def test_gradcheck() -> None:
     student, teacher = (torch.randn(2, 2, *grid(16), dtype=torch.float64, requires_grad=True) for _ in range(2))
     mask, weights = objects().masks[16], weigh(16)
     assert torch.autograd.gradcheck(
-        lambda a, b: squared_error(a, EncodedMaps(b), mask, weights=weights), (student, teacher)
+        lambda a, b: weighted_mses([squared_error(a, EncodedMaps(b), mask, weights=weights)])[0], (student, teacher)
     )
 
 

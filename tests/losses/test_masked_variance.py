@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.losses.masked_mse import masked_variance
+from mtpd.losses.masked_mse import masked_variances
 
 Shape = tuple[int, int, int, int]
 Exact = Callable[[EncodedMaps], Tensor]
@@ -30,7 +30,7 @@ def test_against_the_formula(offset: float) -> None:
     shape = (2, 8, 25, 34)
     teacher, mask = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + offset, some_cells(shape)
     teacher += torch.arange(8.0)[:, None, None]  # means of channels are no variance
-    variance = masked_variance(EncodedMaps(teacher.requires_grad_()), mask)
+    variance = masked_variances([(EncodedMaps(teacher.requires_grad_()), mask)])[0]
     assert variance.item() == pytest.approx(formula(teacher.detach(), mask), rel=1e-5)
     assert not variance.requires_grad
 
@@ -40,10 +40,10 @@ def test_of_codes(
 ) -> None:
     shape = (3, 6, 12, 9)
     teacher, mask = coded(shape), some_cells(shape)
-    variance = masked_variance(teacher, mask)
+    variance = masked_variances([(teacher, mask)])[0]
     assert variance.dtype == torch.float32
     assert variance.item() == pytest.approx(formula(exact(teacher), mask), rel=1e-5)
-    assert torch.equal(masked_variance(with_garbage(teacher, mask), mask), variance)
+    assert torch.equal(masked_variances([(with_garbage(teacher, mask)])[0], mask), variance)
 
 
 def test_codes_far_from_zero(exact: Exact) -> None:
@@ -52,17 +52,17 @@ def test_codes_far_from_zero(exact: Exact) -> None:
     codes[:, :, ::7, ::9] = -125
     teacher = EncodedMaps(codes, torch.tensor([[[0.5] * 3, [63.5] * 3]]).expand(2, 2, 3))
     mask = some_cells((2, 3, 40, 50))
-    assert masked_variance(teacher, mask).item() == pytest.approx(formula(exact(teacher), mask), rel=2e-3)
+    assert masked_variances([(teacher, mask)])[0].item() == pytest.approx(formula(exact(teacher), mask), rel=2e-3)
 
 
 def test_of_maps_without_any() -> None:
     mask = torch.ones(1, 1, 3, 4, dtype=torch.bool)
     constant = EncodedMaps(torch.full((1, 2, 3, 4), 7.3))
-    assert masked_variance(constant, mask).item() == pytest.approx(7.3**2 / 1000, rel=1e-6)
-    assert masked_variance(EncodedMaps(torch.zeros(1, 2, 3, 4)), mask).item() == 1
-    assert masked_variance(constant, ~mask).item() == 1
+    assert masked_variances([(constant, mask)])[0].item() == pytest.approx(7.3**2 / 1000, rel=1e-6)
+    assert masked_variances([(EncodedMaps(torch.zeros(1, 2, 3, 4)), mask)])[0].item() == 1
+    assert masked_variances([(constant, ~mask)])[0].item() == 1
     # In another basis the mean square of the means is the same.
     angle = math.pi / 5
     basis = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     turned = EncodedMaps(constant.codes, None, basis)
-    assert masked_variance(turned, mask).item() == pytest.approx(7.3**2 / 1000, rel=1e-6)
+    assert masked_variances([(turned, mask)])[0].item() == pytest.approx(7.3**2 / 1000, rel=1e-6)

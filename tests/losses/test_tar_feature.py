@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
+from mtpd.kernels.weighted_mse import weighted_mses
 from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.objects import Objects
 from mtpd.losses.tar_feature import gaussian_weights
@@ -58,7 +59,7 @@ def reference(
 def tar_feature(maps: tuple[Tensor, Tensor, Tensor], boxes: list[Tensor], spread: tuple[float, float]) -> Tensor:
     student, teacher, mask = maps
     weights = gaussian_weights(Objects(boxes, {}), mask, stride=STRIDE, spread=spread)
-    return squared_error(student, EncodedMaps(teacher), mask, weights=weights)
+    return weighted_mses([squared_error(student, EncodedMaps(teacher), mask, weights=weights)])[0]
 
 
 @pytest.mark.parametrize('spread', [(2.0, 2.0), (0.7, 1.3)])
