@@ -3,6 +3,7 @@
 
     scripts/bench_kernel.py --csv kernel.csv
     scripts/bench_kernel.py --pyramids p2-p5 --batches 16 --dtypes bfloat16/int8       # the row of the last line
+    scripts/bench_kernel.py --host                   # the time of Python alone, which needs no GPU
     scripts/bench_kernel.py --toy                    # on the CPU, in Triton's interpreter: only tests the script
 
 Inputs of 800x1333, padded to 800x1344, 256 channels. A step is the loss of all levels and the gradients of the
@@ -13,6 +14,10 @@ moves 1 GiB. Before each step the caches of the GPU are overwritten, for long en
 when it begins, as it has in training: times are the GPU's. `extra MB` is the peak of memory beyond inputs and
 gradients; a dash: out of memory, or not on a GPU.
 Last line: `kernel/copy R1 kernel/compile R2 eager/kernel R3`, ratios of throughput in the row with most elements.
+
+With `--host`: the processor time of a step on the host, with kernels that are compiled for an H100 and not launched,
+for a batch of 2 with bfloat16/int8, p3 to p7. Last line: `together/separate R`, one call of the operator for all levels
+against one for each.
 """
 
 import contextlib
@@ -26,6 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -34,8 +40,8 @@ from torch import Tensor
 from measuring import described_parser
 from mtpd.errors import InputError
 from mtpd.geometry import Level
+from mtpd.kernels.fused_mse import Operands, fused_weighted_mse
 from mtpd.kernels.reference import reference_weighted_mse
-from mtpd.kernels.weighted_mse import fused_weighted_mse
 from mtpd.losses.maps import valid_cells
 
 PYRAMIDS = {'p3-p7': (8, 16, 32, 64, 128), 'p2-p5': (4, 8, 16, 32)}
@@ -50,8 +56,8 @@ MAX_TIMES = 100
 # Of memory that is overwritten before a step, beyond the caches of any GPU, and how often: some 6 ms on an H100.
 FLUSHED_BYTES, FLUSHES = 2**30, 16
 
-LevelInputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+HOST_STEPS = 500
+Losses = Callable[[Sequence[Operands]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,12 @@ class Row(NamedTuple):
     rate: dict[str, float]
 
 
-def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[LevelInputs]:
+def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[Operands]:
     student_name, teacher_name = setting.dtypes.split('/')
     student_dtype = getattr(torch, student_name)
     teacher_dtype = torch.int8 if teacher_name == 'lean' else getattr(torch, teacher_name)
     memory_format = torch.channels_last if setting.layout == 'channels_last' else torch.contiguous_format
-    levels = []
+    levels: list[Operands] = []
     for stride in PYRAMIDS[setting.pyramid]:
         grid = Level(f'stride{stride}', stride, size.channels).grid(*size.padded)
         shape, scale = (setting.batch, size.channels, *grid), None
@@ -106,24 +112,24 @@ def make_inputs(setting: Setting, size: Size, device: torch.device) -> list[Leve
         else:
             teacher = torch.randn(shape, device=device, dtype=teacher_dtype)
         mask = valid_cells([size.resized] * setting.batch, stride=stride, grid=grid, device=device)
-        levels.append((student.requires_grad_(), teacher, mask, scale))
+        levels.append((student.requires_grad_(), teacher, mask, scale, None))
     return levels
 
 
-def loss_of(method: str, *, toy: bool) -> Loss:
-    if method == 'eager':
-        return reference_weighted_mse
+def losses_of(method: str, *, toy: bool) -> Losses:
     if method == 'kernel':
-        return lambda *inputs: fused_weighted_mse(*inputs)[0]
-    # A shape at a time, as fast as it gets; what was compiled for the last row would count against a limit.
-    torch.compiler.reset()
-    backend = 'aot_eager' if toy else 'inductor'
-    compiled: Loss = torch.compile(reference_weighted_mse, dynamic=False, backend=backend)
-    return compiled
+        return fused_weighted_mse
+    if method == 'compile':
+        # A shape at a time, as fast as it gets; what was compiled for the last row would count against a limit.
+        torch.compiler.reset()
+        backend = 'aot_eager' if toy else 'inductor'
+        compiled = torch.compile(reference_weighted_mse, dynamic=False, backend=backend)
+        return lambda inputs: [compiled(*level) for level in inputs]
+    return lambda inputs: [reference_weighted_mse(*level) for level in inputs]
 
 
-def step(loss: Loss, inputs: Sequence[LevelInputs]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    total = torch.stack([loss(*level, None) for level in inputs]).sum()
+def step(losses: Losses, inputs: Sequence[Operands]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    total = torch.stack(tuple(losses(inputs))).sum()
     return total.detach(), torch.autograd.grad(total, [level[0] for level in inputs])
 
 
@@ -148,7 +154,7 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return statistics.median(times)
 
 
-def extra_bytes(run: Callable[[], object], inputs: Sequence[LevelInputs], device: torch.device) -> float:
+def extra_bytes(run: Callable[[], object], inputs: Sequence[Operands], device: torch.device) -> float:
     """Peak memory of a call beyond what was there and the gradients."""
     if device.type == 'cpu':
         return math.nan
@@ -168,7 +174,7 @@ def measure(setting: Setting, size: Size, device: torch.device, *, toy: bool) ->
     wanted = None
     for method in METHODS:
         row.seconds[method] = row.extra[method] = math.nan
-        run = partial(step, loss_of(method, toy=toy), inputs)
+        run = partial(step, losses_of(method, toy=toy), inputs)
         try:
             found = run()[0].item()
             row.extra[method] = extra_bytes(run, inputs, device)
@@ -186,6 +192,48 @@ def measure(setting: Setting, size: Size, device: torch.device, *, toy: bool) ->
 def copy_rate(size: Size, device: torch.device) -> float:
     source, target = (torch.ones(size.copied_bytes, dtype=torch.int8, device=device) for _ in range(2))
     return 2 * size.copied_bytes / seconds_of(lambda: target.copy_(source), device)
+
+
+def host_seconds() -> dict[str, float]:
+    """Median processor time of a step, its kernels compiled but not launched."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    # As much of a driver and a launcher as Triton asks for on the way to a launch.
+    utils = SimpleNamespace(
+        load_binary=lambda *_: (0, 0, 32, 0, 1024),
+        get_device_properties=lambda _: {
+            'max_shared_mem': 2**18, 'multiprocessor_count': 132, 'max_num_regs': 2**16, 'warpSize': 32,
+        },
+    )  # fmt: skip
+    driver = SimpleNamespace(
+        utils=utils,
+        launcher_cls=lambda *_: lambda *_: None,
+        get_current_target=lambda: GPUTarget('cuda', 90, 32),
+        get_current_device=lambda: 0,
+        get_current_stream=lambda _: 0,
+    )
+    triton.runtime.driver.set_active(driver)
+    inputs = make_inputs(Setting('p3-p7', 2, 'contiguous', 'bfloat16/int8'), Size(), torch.device('cpu'))
+    ways: dict[str, Losses] = {
+        'together': fused_weighted_mse,
+        'separate': lambda inputs: [fused_weighted_mse([level])[0] for level in inputs],
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(HOST_STEPS):
+        for name, losses in ways.items():
+            start = time.process_time()
+            step(losses, inputs)
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(one) for name, one in times.items()}
+
+
+def print_host() -> None:
+    seconds = host_seconds()
+    print('calls', 'us a step', 'us a level', sep=' | ')
+    for name, one in seconds.items():
+        print(name, f'{1e6 * one:.0f}', f'{1e6 * one / len(PYRAMIDS["p3-p7"]):.0f}', sep=' | ')
+    print(f'together/separate {seconds["together"] / seconds["separate"]:.3f}')
 
 
 def columns(setting: Setting, row: Row) -> dict[str, str]:
@@ -210,8 +258,12 @@ def main() -> None:
     add('--batches', nargs='+', type=int, default=[2, 16])
     add('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES), help='types of student and teacher')
     add('--csv', type=Path, help='CSV file for the table')
+    add('--host', action='store_true', help='time of the host alone, without a GPU')
     add('--toy', action='store_true', help='tiny sizes on the CPU')
     options = parser.parse_args()
+    if options.host:
+        print_host()
+        return
     device, size = torch.device('cuda'), Size()
     if options.toy:
         # Before Triton is imported.
@@ -219,7 +271,9 @@ def main() -> None:
         device, size = torch.device('cpu'), TOY
         options.dtypes = [one for one in options.dtypes if 'bfloat16' not in one]
     elif not torch.cuda.is_available():
-        raise SystemExit('bench_kernel.py needs a GPU, but none was found; --toy tests it on the CPU')
+        raise SystemExit(
+            'bench_kernel.py needs a GPU, but none was found; --toy tests it on the CPU, --host needs none'
+        )
     device_name = 'CPU, Triton interpreted' if options.toy else torch.cuda.get_device_name(device)
     rows: list[Row] = []
     with options.csv.open('w', newline='') if options.csv else contextlib.nullcontext() as file:

@@ -26,15 +26,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 VALUES = (torch.float32, torch.float16, torch.bfloat16)
-# The longest vector: 16 bytes of int8.
-LONGEST_VECTOR = 16
+# By how many elements loads can be aligned: a vector has 16 bytes. Each is a compilation, at the first map of its kind.
+UNITS = (16, 8, 2, 1)
 # FP fusion is set explicitly, as its default differs between versions of Triton.
 OPTIONS = {'enable_fp_fusion': True}
 FINISH_OPTIONS = {'block': 16384, 'num_warps': 32, **OPTIONS}
 
 
 class Tile(NamedTuple):
-    """What a program computes: channels and cells, powers of 2, with 64 elements for each thread of its warps."""
+    """What a program computes: channels and cells, powers of 2, at most 64 elements for each thread of its warps."""
 
     channels: int
     cells: int
@@ -48,6 +48,8 @@ TILE = Tile(4, 1024, 2)
 SMALL_TILE, FEW_CELLS = Tile(32, 128, 2), 512
 # Both sides are whole lines of memory, should one map be channels-last and the other contiguous.
 CHANNELS_LAST_TILE = Tile(64, 128, 4)
+# Elements that are not aligned have an address each: with more of them, registers would spill.
+ODD_CHANNELS_TILE = Tile(32, 128, 4)
 
 # Student, teacher or codes, weights (B, 1, H, W), scale (B, 2, C), channel weights (B, C).
 Operands = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
@@ -77,7 +79,11 @@ HAS_TRITON = (
 
 def fused_weighted_mse(errors: Sequence[Operands]) -> tuple[Tensor, ...]:
     """The errors, float32 scalars, of operands on one device; differentiable by the students alone, once."""
-    losses: Tensor = _FusedWeightedMse.apply(len(errors), *(one for kind in zip(*errors, strict=True) for one in kind))
+    operands = [one for kind in zip(*errors, strict=True) for one in kind]
+    if torch.compiler.is_compiling():
+        # It takes no tensor twice, as the mask of two losses on one level.
+        operands = [None if one is None else one.view_as(one) for one in operands]
+    losses: Tensor = _FusedWeightedMse.apply(len(errors), *operands)
     return losses.unbind()
 
 
@@ -119,14 +125,16 @@ def launch_backward(
     """The students' gradients, in their dtypes."""
     from mtpd.kernels import triton_mse
 
-    gradients = [_gradient_like(one) for one in students]
+    gradients = []
     grad_losses = grad_losses.contiguous()
-    calls = zip(students, teachers, weights, scales, channel_weights, gradients, strict=True)
+    calls = zip(students, teachers, weights, scales, channel_weights, strict=True)
     with torch.cuda.device(students[0].get_device()):
-        for level, (student, *others, gradient) in enumerate(calls):
+        for level, (student, *constants) in enumerate(calls):
             # One value for all elements has no gradient of its own.
             student = student if any(student.stride()) else student.contiguous()
-            num_programs, operands, numbers = _call(student, *others)
+            num_programs, operands, numbers = _call(student, *constants)  # type: ignore[arg-type]
+            gradient = _gradient_like(student, numbers['student_layout'])
+            gradients.append(gradient)
             stride = gradient.stride(0) // numbers['student_unit']
             triton_mse.backward_kernel[(num_programs,)](
                 *operands, grad_losses, totals, level, gradient, stride, **numbers
@@ -138,58 +146,66 @@ def _call(
     student: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor | None, channel_weights: Tensor | None
 ) -> tuple[int, Operands, Mapping[str, Any]]:
     """How many programs run, and what both kernels take: operands and numbers."""
-    student, teacher = (
-        one if _layout(one.shape, one.stride()) is not None else one.contiguous() for one in (student, teacher)
-    )
+    plan = _plan(student.shape, student.stride(), teacher.stride())
+    if plan is None:
+        student, teacher = (one if _layout(one.shape, one.stride()) else one.contiguous() for one in (student, teacher))
+        plan = _plan(student.shape, student.stride(), teacher.stride())
+        assert plan is not None
     # Triton has no pointers to bool.
     weights = (weights.view(torch.uint8) if weights.dtype == torch.bool else weights).contiguous()
     scale = None if scale is None else scale.contiguous()
     channel_weights = None if channel_weights is None else channel_weights.contiguous()
-    num_programs, numbers = _plan(student.shape, student.stride(), teacher.stride())
+    num_programs, numbers = plan
     return num_programs, (student, teacher, weights, scale, channel_weights), numbers
 
 
 @lru_cache
 def _plan(
     shape: Sequence[int], student_strides: Sequence[int], teacher_strides: Sequence[int]
-) -> tuple[int, Mapping[str, Any]]:
-    """How many programs run, and the numbers that both kernels take."""
+) -> tuple[int, Mapping[str, Any]] | None:
+    """How many programs run, and the numbers that both kernels take; None where they cannot read a map."""
     batch, channels, height, width = shape
     num_cells = height * width
-    numbers: dict[str, Any] = {'channels': channels}
-    layouts = []
+    is_small = num_cells <= FEW_CELLS
+    # Small maps are rarely aligned, and read fast enough.
+    aligned_cells = 1 if is_small else num_cells
+    cell_unit = _unit(aligned_cells)
+    numbers: dict[str, Any] = {'channels': channels, 'num_cells': num_cells // cell_unit, 'cell_unit': cell_unit}
+    tile = SMALL_TILE if is_small else TILE
     for name, strides in (('student', student_strides), ('teacher', teacher_strides)):
         layout = _layout(shape, strides)
+        if layout is None:
+            return None
+        if layout == 'channels_last':
+            tile = CHANNELS_LAST_TILE if channels % 2 == 0 else ODD_CHANNELS_TILE
         # Images, channels and cells lie a multiple of it apart, as far as the kernel multiplies by them.
         stride = strides[0] if batch > 1 else 0
-        unit = math.gcd(LONGEST_VECTOR, channels if layout == 'channels_last' else num_cells, stride)
+        unit = _unit(channels if layout == 'channels_last' else aligned_cells, stride)
         numbers |= {f'{name}_stride': stride // unit, f'{name}_layout': layout, f'{name}_unit': unit}
-        layouts.append(layout)
-    tile = SMALL_TILE if num_cells <= FEW_CELLS else TILE
-    if 'channels_last' in layouts:
-        tile = CHANNELS_LAST_TILE
     block_channels = min(tile.channels, 1 << (channels - 1).bit_length())
-    cell_unit = math.gcd(LONGEST_VECTOR, num_cells)
-    numbers |= {'num_cells': num_cells // cell_unit, 'cell_unit': cell_unit}
     numbers |= {'block_channels': block_channels, 'block_cells': tile.cells, 'num_warps': tile.num_warps, **OPTIONS}
     return batch * -(-channels // block_channels) * -(-num_cells // tile.cells), numbers
 
 
-@lru_cache
+def _unit(*numbers: int) -> int:
+    """What all the numbers are multiples of."""
+    return next(unit for unit in UNITS if math.gcd(*numbers) % unit == 0)
+
+
 def _layout(shape: Sequence[int], strides: Sequence[int]) -> str | None:
     """How the kernels can read maps, whose images may lie apart; None: they cannot."""
     if not any(strides):
         return 'single'
-    for layout, axes in (('contiguous', (3, 2, 1)), ('channels_last', (1, 3, 2))):
+    for layout, order in (('contiguous', (3, 2, 1)), ('channels_last', (1, 3, 2))):
         # The strides of axes of one element mean nothing.
-        axes = [axis for axis in axes if shape[axis] > 1]
+        axes = [axis for axis in order if shape[axis] > 1]
         if all(strides[axis] == math.prod(shape[one] for one in axes[:place]) for place, axis in enumerate(axes)):
             return layout
     return None
 
 
-def _gradient_like(student: Tensor) -> Tensor:
-    is_last = not student.is_contiguous() and student.is_contiguous(memory_format=torch.channels_last)
+def _gradient_like(student: Tensor, layout: str | None) -> Tensor:
+    is_last = layout == 'channels_last'
     return torch.empty_like(student, memory_format=torch.channels_last if is_last else torch.contiguous_format)
 
 
@@ -199,17 +215,17 @@ def _fake_forward(students: Tensors, *_: OptionalTensors) -> tuple[Tensor, Tenso
 
 
 def _fake_backward(grad_losses: Tensor, students: Tensors, *_: Any) -> list[Tensor]:
-    return [_gradient_like(one) for one in students]
+    return [_gradient_like(one, _layout(one.shape, one.stride())) for one in students]
 
 
-_LIBRARY = torch.library.Library('mtpd', 'FRAGMENT')
+_LIBRARY = torch.library.Library('mtpd', 'FRAGMENT')  # type: ignore[no-untyped-call]
 _INPUTS = 'Tensor[] students, Tensor[] teachers, Tensor[] weights, Tensor?[] scales, Tensor?[] channel_weights'
 
 
 def _define(name: str, schema: str, *, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Defines an operator. `torch.library.custom_op` would sort the lists of each call for half of the host's time."""
-    _LIBRARY.define(f'{name}{schema}', tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, launch, 'CompositeExplicitAutograd')
+    _LIBRARY.define(f'{name}{schema}', tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, launch, 'CompositeExplicitAutograd')  # type: ignore[no-untyped-call]
     torch.library.register_fake(f'mtpd::{name}', fake, lib=_LIBRARY)
 
 

@@ -186,9 +186,10 @@ def _values(
 ) -> tl.tensor:
     """The tile of a map, float32 (channels, cells), 0 outside of the map; or the single value."""
     if layout == 'single':
-        return tl.load(maps).to(tl.float32)
-    position = _positions(stride, layout, tile, channels, num_cells)
-    return tl.load(maps + position, mask=exists, other=0).to(tl.float32)
+        values = tl.load(maps)
+    else:
+        values = tl.load(maps + _positions(stride, layout, tile, channels, num_cells), mask=exists, other=0)
+    return values.to(tl.float32)
 
 
 @triton.jit

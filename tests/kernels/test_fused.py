@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.kernels.weighted_mse import fused_weighted_mse
+from mtpd.kernels.fused_mse import fused_weighted_mse
 
 # The interpreter computes in numpy, which warns of inf - inf and of what half precision cannot hold.
 pytestmark = pytest.mark.filterwarnings('ignore:(invalid value|overflow) encountered:RuntimeWarning')
 
-Layout = Literal['contiguous', 'channels_last', 'sliced', 'transposed']
+Layout = Literal['contiguous', 'channels_last', 'apart', 'channels_last_apart', 'sliced', 'transposed']
 Scale = Literal['none', 'level', 'channel', 'image']
 Weights = Literal['mask', 'weights', 'half']
 
@@ -90,8 +90,13 @@ def make(case: Case, device: torch.device | None = None) -> Call:
 
 def lay_out(values: Tensor, layout: Layout) -> Tensor:
     """The same values with other strides; what lies between them is NaN where the dtype has it."""
-    if layout == 'channels_last':
-        return values.contiguous(memory_format=torch.channels_last)
+    is_last = layout.startswith('channels_last')
+    memory_format = torch.channels_last if is_last else torch.contiguous_format
+    if layout.endswith('apart'):
+        around = values.new_full((2 * len(values), *values.shape[1:]), 127).contiguous(memory_format=memory_format)
+        return around[::2].copy_(values)
+    if is_last:
+        return values.contiguous(memory_format=memory_format)
     if layout == 'transposed':
         return values.transpose(2, 3).contiguous().transpose(2, 3)
     if layout == 'sliced':
@@ -127,7 +132,9 @@ def formula(call: Call) -> tuple[Tensor, Tensor]:
     return loss, gradient
 
 
-LAYOUTS: tuple[Layout, ...] = ('contiguous', 'channels_last', 'sliced', 'transposed')
+LAYOUTS: tuple[Layout, ...] = (
+    'contiguous', 'channels_last', 'apart', 'channels_last_apart', 'sliced', 'transposed',
+)  # fmt: skip
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # One cell; a tile that no side fills; a level of one channel; several blocks of channels, of cells; aligned planes.
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 13, 21), (2, 37, 9, 15), (1, 3, 33, 35), (2, 16, 4, 8)]
@@ -154,7 +161,7 @@ def needs_bfloat16(case: Case, device: torch.device) -> None:
 def run(call: Call, grad_loss: float = 1.0) -> tuple[Tensor, Tensor]:
     """The loss and the student's gradient."""
     student = call.student.detach().requires_grad_()
-    loss, _ = fused_weighted_mse(*replace(call, student=student).full)
+    (loss,) = fused_weighted_mse([replace(call, student=student).full])
     (gradient,) = torch.autograd.grad(loss, student, torch.tensor(grad_loss, device=loss.device))
     return loss.detach(), gradient
 
@@ -175,7 +182,8 @@ def test_against_the_formula(case: Case, device: torch.device) -> None:
     assert loss.dtype == torch.float32
     assert_gradient(gradient, wanted_gradient)
     assert gradient.dtype == call.student.dtype
-    assert gradient.stride() == torch.empty_like(call.student).stride()
+    is_last = case.layouts[0].startswith('channels_last')
+    assert gradient.is_contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
 
 
 def test_a_gradient_too_small_for_half_precision_is_scaled_before_it_is_rounded(device: torch.device) -> None:
@@ -217,11 +225,41 @@ def test_no_weight_at_all(grad_loss: float, device: torch.device) -> None:
     assert not gradient.any()
 
 
-@pytest.mark.parametrize('shape', [(0, 3, 5, 7), (2, 3, 0, 7)])
-def test_empty_maps(shape: tuple[int, int, int, int], device: torch.device) -> None:
-    loss, gradient = run(make(Case(shape), device))
-    assert loss.item() == 0
-    assert gradient.shape == shape
+def test_levels_together(device: torch.device) -> None:
+    """Each has the bits that it has alone, whatever the others are; some have no gradient."""
+    cases = [
+        Case((2, 16, 4, 8), torch.float16),
+        Case((2, 3, 5, 7), torch.float16, torch.float16, ('channels_last', 'contiguous'), scale='none'),
+        Case((1, 70, 9, 15), weights='weights', channel_weights=2),
+        Case((3, 1, 13, 21), torch.float16, layouts=('sliced', 'transposed')),
+    ]
+    calls = [make(case, device) for case in cases]
+    alone = [run(call, grad_loss=number + 1.0) for number, call in enumerate(calls)]
+    students = [call.student.detach().requires_grad_(number != 2) for number, call in enumerate(calls)]
+    losses = fused_weighted_mse([replace(call, student=one).full for call, one in zip(calls, students, strict=True)])
+    assert all(torch.equal(loss, wanted) for loss, (wanted, _) in zip(losses, alone, strict=True))
+    total = torch.stack([(number + 1.0) * loss for number, loss in enumerate(losses)]).sum()
+    del students[2], alone[2]
+    gradients = torch.autograd.grad(total, students)
+    assert all(torch.equal(one, wanted) for one, (_, wanted) in zip(gradients, alone, strict=True))
+
+
+def test_a_level_that_is_not_used(device: torch.device) -> None:
+    calls = [make(Case(shape), device) for shape in ((2, 3, 5, 7), (2, 16, 4, 8))]
+    students = [call.student.detach().requires_grad_() for call in calls]
+    losses = fused_weighted_mse([replace(call, student=one).full for call, one in zip(calls, students, strict=True)])
+    used, unused = torch.autograd.grad(losses[0], students)
+    assert torch.equal(used, run(calls[0])[1])
+    assert not unused.any()
+
+
+def test_no_second_derivative(device: torch.device) -> None:
+    call = make(Case(), device)
+    student = call.student.detach().requires_grad_()
+    (loss,) = fused_weighted_mse([replace(call, student=student).full])
+    (gradient,) = torch.autograd.grad(loss.square(), student, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        torch.autograd.backward(gradient.sum())
 
 
 @pytest.mark.parametrize('teacher', [torch.int8, torch.float16, torch.float32])
@@ -231,7 +269,7 @@ def test_against_nothing(teacher: torch.dtype, device: torch.device) -> None:
     scale = torch.rand((2, 2, 5), generator=torch.Generator().manual_seed(0)).to(device)
     call = replace(call, student=torch.zeros((), device=device).expand(2, 5, 6, 7), scale=scale)
     wanted, _ = formula(call)
-    loss, _ = fused_weighted_mse(*call.full)
+    (loss,) = fused_weighted_mse([call.full])
     torch.testing.assert_close(loss.cpu().double(), wanted, rtol=1e-5, atol=0)
 
 

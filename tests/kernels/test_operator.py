@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mtpd.kernels.fused_mse import Operands, fused_weighted_mse
 from mtpd.kernels.reference import reference_weighted_mse
-from mtpd.kernels.weighted_mse import fused_weighted_mse
-
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def inputs(device: torch.device, dtype: torch.dtype = torch.float16) -> Inputs:
+def inputs(device: torch.device, dtype: torch.dtype = torch.float16) -> Operands:
     generator = torch.Generator().manual_seed(0)
     shape = (2, 4, 5, 7)
     student = torch.randn(shape, generator=generator).to(device, dtype)
@@ -22,28 +20,34 @@ def inputs(device: torch.device, dtype: torch.dtype = torch.float16) -> Inputs:
     return student, teacher, weights, scale, torch.rand((2, 4), generator=generator).to(device)
 
 
-@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor')  # opcheck's own doing
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'sliced'])
 def test_registration(layout: str, device: torch.device) -> None:
-    """Schema, fake results, autograd and traces of dynamic shapes, as PyTorch itself checks them."""
+    """Schemas, fake results and traces of dynamic shapes, as PyTorch itself checks them."""
     student, teacher, weights, scale, channel_weights = inputs(device)
     if layout == 'channels_last':
         student = student.contiguous(memory_format=torch.channels_last)
     if layout == 'sliced':
         student, teacher, weights = (one[..., ::2, 1:] for one in (student, teacher, weights))
         scale = None
-    student = student.detach().requires_grad_()
-    torch.library.opcheck(fused_weighted_mse, (student, teacher, weights, scale, channel_weights))
+    other = inputs(device)
+    operands = ([student, other[0]], [teacher, other[1]], [weights, other[2]], [scale, None], [channel_weights, None])
+    torch.library.opcheck(torch.ops.mtpd.weighted_mse.default, operands)
+    losses, totals = torch.ops.mtpd.weighted_mse(*operands)
+    torch.library.opcheck(torch.ops.mtpd.weighted_mse_backward.default, (losses, *operands, totals))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which('g++') is None, reason='inductor needs a C++ compiler')
 def test_torch_compile(device: torch.device) -> None:
-    student, *others = inputs(device)
+    student, teacher, weights, scale, channel_weights = inputs(device)
 
     def losses(student: Tensor) -> Tensor:
         activated = student.relu()
-        loss: Tensor = 3 * fused_weighted_mse(activated, *others)[0] + activated.float().mean()
+        # Two losses of one level share tensors.
+        one, two = fused_weighted_mse(
+            [(activated, teacher, weights, scale, channel_weights), (activated, teacher, weights, None, None)]
+        )
+        loss: Tensor = 3 * one + two + activated.float().mean()
         return loss
 
     results = []
@@ -59,7 +63,7 @@ def test_autocast(device: torch.device) -> None:
     convolution = nn.Conv2d(4, 4, 1, device=device)
     with torch.autocast(device.type, dtype=torch.float16):
         output = convolution(student)
-        loss, _ = fused_weighted_mse(output, teacher, weights, scale, channel_weights)
+        (loss,) = fused_weighted_mse([(output, teacher, weights, scale, channel_weights)])
     gradients = torch.autograd.grad(loss, list(convolution.parameters()), retain_graph=True)
     assert output.dtype == torch.float16
     assert loss.dtype == torch.float32

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtpd.errors import InputError
-from mtpd.kernels import weighted_mse as module
+from mtpd.kernels import fused_mse
 from mtpd.kernels.weighted_mse import weighted_mse
 
 SHAPE = (2, 3, 4, 5)
@@ -76,6 +76,19 @@ def test_cells_without_weight(poison: float) -> None:
     assert not gradient.any()
 
 
+@pytest.mark.parametrize('shape', [(0, 3, 5, 7), (2, 3, 0, 7)])
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_empty_maps(shape: tuple[int, int, int, int], device: str) -> None:
+    if device == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('there is no GPU')
+    student = torch.zeros(shape, device=device, requires_grad=True)
+    teacher, mask = student.detach().clone(), torch.ones((shape[0], 1, *shape[2:]), dtype=torch.bool, device=device)
+    loss = weighted_mse(student, teacher, mask)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.item() == 0
+    assert gradient.shape == shape
+
+
 @pytest.mark.parametrize(
     ('teacher', 'mask', 'weights'),
     [
@@ -129,7 +142,7 @@ def runs_fused(device: str, student: torch.dtype, teacher: torch.dtype, *, gradi
 
 
 def test_the_kernel_runs_on_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, 'HAS_TRITON', True)
+    monkeypatch.setattr(fused_mse, 'HAS_TRITON', True)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert runs_fused('cuda', dtype, torch.int8)
         assert runs_fused('cuda', torch.float16, dtype)
@@ -138,7 +151,7 @@ def test_the_kernel_runs_on_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not runs_fused('cuda', torch.float32, torch.float64)
     for name in ('teacher', 'weights'):
         assert not runs_fused('cuda', torch.float32, torch.float32, gradient_of=name)
-    monkeypatch.setattr(module, 'HAS_TRITON', False)
+    monkeypatch.setattr(fused_mse, 'HAS_TRITON', False)
     assert not runs_fused('cuda', torch.float32, torch.int8)
 
 

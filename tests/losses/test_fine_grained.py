@@ -105,8 +105,7 @@ def test_the_loss_against_the_formula(dtype: torch.dtype) -> None:
         error = student[index, :, row, column].double() - teacher[index, :, row, column].double()
         total += error.square().sum().item()
         count += 1
-    error = squared_error(student, EncodedMaps(teacher), objects().masks[8], weights=weigh(8))
-    (loss,) = weighted_mses([error])
+    (loss,) = weighted_mses([squared_error(student, EncodedMaps(teacher), objects().masks[8], weights=weigh(8))])
     assert loss.item() == pytest.approx(total / (3 * count), rel=1e-5)
 
 

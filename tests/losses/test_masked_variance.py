@@ -43,7 +43,7 @@ def test_of_codes(
     variance = masked_variances([(teacher, mask)])[0]
     assert variance.dtype == torch.float32
     assert variance.item() == pytest.approx(formula(exact(teacher), mask), rel=1e-5)
-    assert torch.equal(masked_variances([(with_garbage(teacher, mask)])[0], mask), variance)
+    assert torch.equal(masked_variances([(with_garbage(teacher, mask), mask)])[0], variance)
 
 
 def test_codes_far_from_zero(exact: Exact) -> None:
