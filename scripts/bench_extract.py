@@ -3,8 +3,10 @@
 
     scripts/bench_extract.py --teacher my_config.py --checkpoint my.pth --coco data/coco --split val2017 --limit 200
     scripts/bench_extract.py --teacher r101 --codec lean --batch-size 8 --workers 8 --device cuda --repeats 5
+    scripts/bench_extract.py --teacher r101 --synthetic 1333x800 --scale 1333x800
 
-Options: those of mtpd-extract except --out, and --repeats. The bare pass has its input ready: resized, padded and
+Options: those of mtpd-extract except --out, --repeats, and --synthetic, which creates 64 images of a size, and random
+weights for the teacher, in place of --coco and --checkpoint. The bare pass has its input ready: resized, padded and
 normalised, on the device, in batches of the same images; its maps are thrown away. The extraction reads the image
 files, encodes, compresses and writes to a temporary folder (TMPDIR names one on another disk), up to the last shard;
 one-time work (loading, zarr metadata, the statistics of `lean`) is not timed. Both alternate, after one warm-up
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench_step import make_source
 from measuring import described_parser, interleaved, median_ratio
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
@@ -40,9 +43,19 @@ from mtpd_extract.run import extract
 
 def main(arguments: Sequence[str]) -> None:
     parser = described_parser(__doc__)
+    parser.add_argument('--teacher', required=True, help='as of mtpd-extract')
     parser.add_argument('--repeats', type=int, default=5, help='measured rounds (default 5)')
+    parser.add_argument('--synthetic', metavar='WxH', help='size of images to create, px')
     own, others = parser.parse_known_args(arguments)
-    given = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *others]).params
+    with tempfile.TemporaryDirectory() as name:
+        source = {'--teacher': own.teacher}
+        if own.synthetic:
+            source = make_source(Path(name), own.teacher, size=own.synthetic, num_images=64)
+        measure([*others, *(word for pair in source.items() for word in pair)], num_rounds=own.repeats)
+
+
+def measure(options_of_extract: Sequence[str], *, num_rounds: int) -> None:
+    given = mtpd_extract.make_context('mtpd-extract', ['--out', 'unused', *options_of_extract]).params
     options = ExtractOptions(**{name: value for name, value in given.items() if name not in ('verbose', 'quiet')})
     extraction = build_extraction(options)
     inputs = prepare(extraction)
@@ -54,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         f'{extraction.num_threads} reader threads, {torch.get_num_threads()} network threads'
     )
     ways = {'forward': partial(time_forward, extraction, inputs), 'extract': partial(time_extract, extraction)}
-    rounds = interleaved(ways, own.repeats)
+    rounds = interleaved(ways, num_rounds)
     times = {name: [one[name] for one in rounds] for name in ways}
     print(f'{"":<10}{"median s":>10}{"fastest s":>11}{"slowest s":>11}{"images/s":>10}')
     for name, counted in times.items():

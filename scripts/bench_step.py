@@ -89,22 +89,28 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
-    """Makes images, teacher and cache, and a stage file for each way."""
-    coco, teacher, checkpoint, cache_folder = (folder / name for name in ('coco', 'teacher.py', 'teacher.pth', 'cache'))
-    width, height = map(int, options.size.split('x'))
-    print(f'making {options.images} images of {options.size}', flush=True)
-    make_synthetic_set(coco, SyntheticSpec(options.images, num_val=1, num_empty=0, sizes=((height, width),)))
-    config = _config(options.teacher)
+def make_source(folder: Path, reference: str, *, size: str, num_images: int) -> dict[str, str]:
+    """Images of one size, and a teacher with random weights: options of mtpd-extract."""
+    coco, teacher, checkpoint = (folder / name for name in ('coco', 'teacher.py', 'teacher.pth'))
+    width, height = map(int, size.split('x'))
+    print(f'making {num_images} images of {size}', flush=True)
+    make_synthetic_set(coco, SyntheticSpec(num_images, num_val=1, num_empty=0, sizes=((height, width),)))
+    config = _config(reference)
     config.dump(teacher)
     torch.manual_seed(0)
     torch.save(build_detector(config, init_weights=True).state_dict(), checkpoint)
+    return {'--teacher': str(teacher), '--checkpoint': str(checkpoint), '--coco': str(coco)}
+
+
+def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
+    """Makes images, teacher and cache, and a stage file for each way."""
+    cache_folder = folder / 'cache'
+    source = make_source(folder, options.teacher, size=options.size, num_images=options.images)
     _config(options.student).dump(folder / 'student.py')
     print('extracting its cache', flush=True)
-    source = ['--teacher', teacher, '--checkpoint', checkpoint, '--coco', coco, '--out', cache_folder]
-    how = ['--codec', options.codec, '--scale', options.size, '--device', options.device]
-    mtpd_extract.main([str(one) for one in (*source, *how)], standalone_mode=False)
-    data = {'coco': str(coco), 'val': None, 'batch_size': options.batch_size, 'workers': options.workers}
+    how = {'--out': str(cache_folder), '--codec': options.codec, '--scale': options.size, '--device': options.device}
+    mtpd_extract.main([word for pair in (source | how).items() for word in pair], standalone_mode=False)
+    data = {'coco': source['--coco'], 'val': None, 'batch_size': options.batch_size, 'workers': options.workers}
     base = {
         'student': str(folder / 'student.py'),
         'init': {'backbone': 'none'},
@@ -116,7 +122,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     ways = {
         'plain': sized,
         'cached': base | distill | {'cache': str(cache_folder)},
-        'online': sized | distill | {'teacher': str(teacher), 'checkpoint': str(checkpoint)},
+        'online': sized | distill | {'teacher': source['--teacher'], 'checkpoint': source['--checkpoint']},
     }
     for way, stage in ways.items():
         (folder / f'{way}.yaml').write_text(json.dumps(stage))
@@ -238,18 +244,19 @@ def kilobytes(name: str) -> int:
 def main() -> None:
     options = _options()
     device: torch.device = options.chosen
+    overrides = ('optim.channels_last=true',) if options.channels_last else ()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         files = prepare(Path(name), options)
         spawn = multiprocessing.get_context('spawn')
         pools = {way: stack.enter_context(ProcessPoolExecutor(1, spawn)) for way in WAYS}
 
         def turn(way: str) -> Turn:
-            return pools[way].submit(_turn, files[way], device, options.steps).result()
+            return pools[way].submit(_turn, files[way], device, options.steps, overrides).result()
 
         print(
             f'{options.student} from {options.teacher} on {describe_device(device)}: {options.images} images at '
             f'{options.size}, batches of {options.batch_size}, {options.precision}, {options.loss}, codec '
-            f'{options.codec}, {options.workers} workers'
+            f'{options.codec}, {options.workers} workers{", channels-last" if options.channels_last else ""}'
         )
         _report(interleaved({way: partial(turn, way) for way in WAYS}, options.rounds))
 
@@ -271,8 +278,8 @@ def _report(rounds: list[dict[str, Turn]]) -> None:
 _trainer = cache(Trainer)  # A process of a pool has one.
 
 
-def _turn(stage_file: Path, device: torch.device, num_steps: int) -> Turn:
-    return _trainer(stage_file, device).turn(num_steps)
+def _turn(stage_file: Path, device: torch.device, num_steps: int, overrides: tuple[str, ...]) -> Turn:
+    return _trainer(stage_file, device, overrides=overrides).turn(num_steps)
 
 
 def _options() -> argparse.Namespace:
@@ -280,6 +287,7 @@ def _options() -> argparse.Namespace:
     add_setting_options(parser)
     add = parser.add_argument
     add('--batch-size', type=int, help='(default %(default)s)')
+    add('--channels-last', action='store_true', help='train with optim.channels_last')
     add('--steps', type=int, default=8, help='timed steps per turn, an even number (default %(default)s)')
     add('--rounds', type=int, default=10, help='measured rounds (default %(default)s)')
     return parse_options(parser)

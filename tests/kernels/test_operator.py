@@ -71,3 +71,32 @@ def test_autocast(device: torch.device) -> None:
     torch.testing.assert_close(loss, wanted)
     wanted_gradients = torch.autograd.grad(wanted, list(convolution.parameters()))
     torch.testing.assert_close(gradients, wanted_gradients, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_cuda_graph(device: torch.device) -> None:
+    """Captured once, it follows what is written into its inputs."""
+    student, *constants = inputs(device)
+    student.requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        teacher, weights, scale, channel_weights = constants
+        assert teacher is not None
+        assert weights is not None
+        (loss,) = fused_weighted_mse([(student, teacher, weights, scale, channel_weights)])
+        return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        step()  # compiles
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for factor in (0.5, 2.0):
+        with torch.no_grad():
+            student.mul_(factor)
+        graph.replay()
+        for found, wanted in zip(captured, step(), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)

@@ -117,13 +117,49 @@ def test_damage_is_raised_where_its_batch_would_have_come(tmp_path: Path) -> Non
     assert not [one for one in threading.enumerate() if one.name.startswith('prefetch')]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_on_a_gpu(reader: CacheReader) -> None:
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+
+
+@pytest.fixture
+def late_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work on a side stream begins some 10 ms after it was ordered, so that what does not wait for it is wrong."""
+    enter = torch.cuda.stream
+
+    def delayed(stream: torch.cuda.Stream) -> Any:
+        with enter(stream):
+            torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]
+        return enter(stream)
+
+    monkeypatch.setattr(torch.cuda, 'stream', delayed)
+
+
+def require_stream(reader: CacheReader) -> None:
+    """The stream on a GPU gives what the cache has."""
     device = torch.device('cuda')
     names, batches = [level.name for level in reader.levels], some_batches(reader, 60)
     for batch, ahead in zip(batches, streamed(reader, batches, levels=names, device=device), strict=True):
         assert ahead.maps[names[0]].codes.is_cuda
         require_maps(reader, batch, ahead, names=names)
+
+
+@needs_gpu
+def test_on_a_gpu(reader: CacheReader) -> None:
+    require_stream(reader)
+
+
+@needs_gpu
+@pytest.mark.usefixtures('late_copies')
+def test_copies_that_are_late(reader: CacheReader) -> None:
+    require_stream(reader)
+
+
+@needs_gpu
+@pytest.mark.usefixtures('late_copies')
+@pytest.mark.parametrize('wait', ['Stream.wait_event', 'Event.synchronize'])
+def test_late_copies_show_a_wait_that_is_missing(wait: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f'torch.cuda.{wait}', lambda *_: None)
+    with pytest.raises(AssertionError):
+        require_stream(mtpd.cache.open(GOLDEN / 'int8'))
 
 
 @pytest.mark.slow

@@ -1,0 +1,78 @@
+"""`scripts/gpu_check.sh`: parts that fail or hang do not stop the others, and all is in the file."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(ROOT / 'scripts'))
+    yield import_module('gpu_check')
+    del sys.modules['gpu_check']
+
+
+def test_every_part_has_its_turn(
+    check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hangs = 'import subprocess, time; print("begun"); subprocess.run(["sleep", "600"])'
+    codes = {
+        'good': 'print("a/b 1.50 c-d 20 MB")',
+        'bad': 'print("wrong 1"); exit(3)',
+        'slow': hangs,
+        'last': 'print()',
+    }
+    parts = [check.Part(name, ['-c', code], 2 if name == 'slow' else 60) for name, code in codes.items()]
+    parts += [check.Part('tests', ['-m', 'this'], 60)]
+    monkeypatch.setattr(check, 'parts_for_gpu', lambda: parts)
+    monkeypatch.setattr(check, 'parts_for_cpu', lambda: parts)
+    monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--json', str(tmp_path / 'check.json')])
+    assert check.main() == 1
+    record = json.loads((tmp_path / 'check.json').read_text())
+    assert record['torch'] == torch.__version__
+    assert {one['name']: one['state'] for one in record['parts']} == {
+        'good': 'passed', 'bad': 'failed (3)', 'slow': 'out of time', 'last': 'passed', 'tests': 'passed',
+    }  # fmt: skip
+    assert [one['figures'] for one in record['parts']][:3] == [{'a/b': 1.5, 'c-d': 20.0}, {}, {}]
+    assert record['parts'][2]['last_line'] == 'begun'
+    table = capfd.readouterr().out
+    assert all(name in table for name in codes)
+    monkeypatch.setattr(sys, 'argv', ['gpu_check.py', '--json', str(tmp_path / 'check.json'), '--budget', '0'])
+    assert check.main() == 1
+    record = json.loads((tmp_path / 'check.json').read_text())
+    assert {one['state'] for one in record['parts']} == {'no time left'}
+
+
+def test_unknown_parts_are_refused() -> None:
+    command = [str(ROOT / 'scripts' / 'gpu_check.sh'), '--parts', 'kernals']
+    result = subprocess.run(
+        command, env=os.environ | {'PYTHON': sys.executable}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert 'kernals; expected some of kernels, ' in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the sizes are real ones on a GPU')
+def test_at_toy_size(tmp_path: Path) -> None:
+    command = [str(ROOT / 'scripts' / 'gpu_check.sh'), '--json', str(tmp_path / 'check.json'), '--budget', '800']
+    variables = os.environ | {'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-5000:]
+    record = json.loads((tmp_path / 'check.json').read_text())
+    figures = {one['name']: list(one['figures']) for one in record['parts']}
+    assert figures['bandwidth'] == ['kernel/copy', 'kernel/compile', 'eager/kernel']
+    assert figures['step-4'] == ['cached/plain', 'cached/online', 'memory-cached/plain']
+    assert figures['extraction'] == ['extract/forward', 'bytes', 'time']
+    assert figures['memory'] == ['least-plain', 'least-cached', 'cached/plain']
