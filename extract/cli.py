@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, complete_model, output_options
+from mtpd.command_line import CONTEXT, complete_model, output_options, parse_scale, require_pairs
 from mtpd.system.console import reported
 from mtpd.system.environment import launcher_number, rank_and_size
-from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
+from mtpd_extract.cli_options import data_options, teacher_options
 
 EXAMPLES = """
 \b
@@ -32,15 +32,6 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     if not all(names):
         raise click.BadParameter(f'{value!r}: expected comma-separated names, for instance p3,p4')
     return names
-
-
-def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    parts = value.lower().split('x')
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f'{value!r}: expected two whole numbers of pixels, for instance 1333x800')
-    return int(parts[0]), int(parts[1])
 
 
 def _views(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -111,7 +102,9 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     metavar='N',
     help="For two-stage teachers: also store the N best proposals of each image with the teacher's predictions.",
 )
-@click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: as the teacher's]")
+@click.option(
+    '--scale', callback=parse_scale, metavar='1333x800', help="Resize of the images.  [default: as the teacher's]"
+)
 @click.option('--batch-size', type=click.IntRange(1), default=4, help='Images per forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Threads that read images.')
 @click.option(
@@ -132,16 +125,25 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @click.option('--overwrite', is_flag=True, help='Delete an existing cache in CACHE and start over.')
 @click.option('--dry-run', is_flag=True, help='Estimate time and disk; write nothing.')
 @output_options
-def main(verbose: bool, quiet: bool, **options: Any) -> None:
+def main(
+    verbose: bool,
+    quiet: bool,
+    images: Path | None,
+    annotations: Path | None,
+    part: tuple[int, int] | None,
+    resume: bool,
+    overwrite: bool,
+    **others: Any,
+) -> None:
     """Run a teacher once over a data set and store its compressed feature maps in CACHE.
 
     Run the same command again to resume after an interruption. Parts may run concurrently or sequentially, and may be
     re-split; the last one to finish publishes the cache. Exit codes: 0 done, 1 failed, 2 usage, 130
     interrupted after saving.
     """
-    require_pairs(options['images'], options['annotations'])
-    if options['part'] not in (None, (1, 1)) and (options['overwrite'] or not options['resume']):
-        option = '--overwrite' if options['overwrite'] else '--no-resume'
+    require_pairs(images, annotations)
+    if part not in (None, (1, 1)) and (overwrite or not resume):
+        option = '--overwrite' if overwrite else '--no-resume'
         raise click.UsageError(
             f'{option} cannot be combined with parts, which share a cache: delete CACHE before they start'
         )
@@ -153,4 +155,14 @@ def main(verbose: bool, quiet: bool, **options: Any) -> None:
         from mtpd_extract.options import ExtractOptions
         from mtpd_extract.run import run
 
-        run(ExtractOptions(local_rank=number, **options))
+        run(
+            ExtractOptions(
+                images=images,
+                annotations=annotations,
+                part=part,
+                resume=resume,
+                overwrite=overwrite,
+                local_rank=number,
+                **others,
+            )
+        )

@@ -75,12 +75,6 @@ def data_options(command: Command) -> Command:
     )
 
 
-def require_pairs(images: Path | None, annotations: Path | None) -> None:
-    """Refuses an image folder without its annotation file, and the other way round."""
-    if (images is None) != (annotations is None):
-        raise click.UsageError('--images and --annotations must be given together')
-
-
 def _together(command: Command, *options: Callable[[Command], Command]) -> Command:
     # The help lists options in the order in which they are written, which is the reverse of how they are applied.
     for option in reversed(options):

@@ -1,6 +1,7 @@
 """What the command lines of several programs share. Imports nothing heavy, so that --help is instant."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -22,6 +23,22 @@ def output_options(command: Command) -> Command:
 def examples(*commands: str) -> str:
     """The end of a help: commands to copy, line by line."""
     return '\n'.join(['\b', 'Examples:', *(f'  {command}' for command in commands)])
+
+
+def parse_scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """The callback of --scale: WIDTHxHEIGHT, px."""
+    if value is None:
+        return None
+    parts = value.lower().split('x')
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f'{value!r}: expected two whole numbers of pixels, for instance 1333x800')
+    return int(parts[0]), int(parts[1])
+
+
+def require_pairs(images: Path | None, annotations: Path | None) -> None:
+    """Refuses an image folder without its annotation file, and the other way round."""
+    if (images is None) != (annotations is None):
+        raise click.UsageError('--images and --annotations must be given together')
 
 
 def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -66,9 +65,11 @@ def main(
     stages: tuple[Path, ...],
     out: Path | None,
     overrides: tuple[str, ...],
+    resume: bool,
+    is_dry_run: bool,
+    num_trial_steps: int,
     print_config: bool,
     device: str,
-    **options: Any,
 ) -> None:
     """Train a student in stages, each learning from one teacher or from none.
 
@@ -87,4 +88,12 @@ def main(
         if print_config:
             print_stages(stages, overrides=overrides)
         elif out is not None:
-            run(stages, out=out, overrides=overrides, device_name=device, **options)
+            run(
+                stages,
+                out=out,
+                overrides=overrides,
+                resume=resume,
+                is_dry_run=is_dry_run,
+                num_trial_steps=num_trial_steps,
+                device_name=device,
+            )

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, complete_model, examples, output_options
+from mtpd.command_line import CONTEXT, complete_model, examples, output_options, require_pairs
 from mtpd.system.console import progress_bar, reported, say
-from mtpd_extract.cli_options import data_options, require_pairs, teacher_options
+from mtpd_extract.cli_options import data_options, teacher_options
 
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
 
@@ -87,18 +87,18 @@ def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, 
     help="COCO annotation file with the image names; not needed for COCO's own names.",
 )
 @output_options
-def picture(verbose: bool, quiet: bool, **options: Any) -> None:
+def picture(verbose: bool, quiet: bool, images: Path | None, annotations: Path | None, **others: Any) -> None:
     """Draw a contact sheet of an image: every level's map and its error, plain next to flip.
 
     Equal colours in a row mean equal features. If both views are stored, the last column compares the plain map,
     mirrored, with the map of the mirrored image: the error of training on mirrored maps.
     """
-    if options['annotations'] is not None and options['images'] is None:
+    if annotations is not None and images is None:
         raise click.UsageError('--annotations requires --images')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.picture import run
 
-        run(**options)
+        run(images=images, annotations=annotations, **others)
 
 
 @main.command(
@@ -123,17 +123,17 @@ def picture(verbose: bool, quiet: bool, **options: Any) -> None:
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
-def fidelity(verbose: bool, quiet: bool, **options: Any) -> None:
+def fidelity(verbose: bool, quiet: bool, images: Path | None, annotations: Path | None, **others: Any) -> None:
     """Compare the maps in CACHE with those of the live teacher: error, cosine and AP.
 
     With the annotation file of the extraction, stored maps are compared. Images of any
     other annotated set are encoded with the cache's codec in memory. The default teacher is recorded in the cache.
     """
-    require_pairs(options['images'], options['annotations'])
+    require_pairs(images, annotations)
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_extract.cache_tools.fidelity import FidelityOptions, run
 
-        run(FidelityOptions(**options))
+        run(FidelityOptions(images=images, annotations=annotations, **others))
 
 
 @main.command(

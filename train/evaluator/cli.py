@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, complete_model, output_options
+from mtpd.command_line import CONTEXT, complete_model, output_options, parse_scale, require_pairs
 from mtpd.system.console import reported
 
 EXAMPLES = """
@@ -21,15 +21,6 @@ Examples:
 
 _folder = click.Path(path_type=Path, file_okay=False)
 _file = click.Path(path_type=Path, dir_okay=False)
-
-
-def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    parts = value.lower().split('x')
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f'{value!r}: expected two whole numbers of pixels, for instance 1333x800')
-    return int(parts[0]), int(parts[1])
 
 
 @click.command(epilog=EXAMPLES, context_settings=CONTEXT)
@@ -52,7 +43,9 @@ def _scale(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option('--split', default='val2017', help='Split of --coco.')
 @click.option('--images', type=_folder, help='Image folder, instead of --coco and --split.')
 @click.option('--annotations', type=_file, help='COCO annotation file; required with --images.')
-@click.option('--scale', callback=_scale, metavar='1333x800', help="Resize of the images.  [default: the config's]")
+@click.option(
+    '--scale', callback=parse_scale, metavar='1333x800', help="Resize of the images.  [default: the config's]"
+)
 @click.option('--batch-size', type=click.IntRange(1), default=4, help='Images per forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Processes that read images.')
 @click.option('--device', type=click.Choice(['auto', 'cpu', 'cuda']), default='auto')
@@ -78,8 +71,7 @@ def main(
     coco: Path | None,
     images: Path | None,
     annotations: Path | None,
-    device: str,
-    **options: Any,
+    **others: Any,
 ) -> None:
     """Evaluate a student or teacher on an annotated set: COCO AP of boxes and masks.
 
@@ -88,14 +80,12 @@ def main(
     """
     if (run is None) == (model is None):
         raise click.UsageError('give either the folder of a run or --model')
-    if (images is None) != (annotations is None):
-        raise click.UsageError('--images and --annotations must be given together')
+    require_pairs(images, annotations)
     if images is not None and coco is not None:
         raise click.UsageError('--images and --coco exclude each other: remove one of them')
     if model is not None and images is None and coco is None:
         coco = Path('data/coco')
     with reported(verbose=verbose, quiet=quiet):
-        from mtpd_train.evaluator.run import evaluate_model
+        from mtpd_train.evaluator.run import EvalOptions, evaluate_model
 
-        options |= {'coco': coco, 'images': images, 'annotations': annotations, 'device_name': device}
-        evaluate_model(run=run, model=model, **options)
+        evaluate_model(EvalOptions(run=run, model=model, coco=coco, images=images, annotations=annotations, **others))

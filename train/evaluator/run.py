@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtpd.data.account import evaluation_account, suspicions
@@ -21,36 +22,41 @@ from mtpd_train.evaluator.detector import build_student, category_ids, model_by_
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'pycocotools')
 
 
-def evaluate_model(
-    *,
-    run: Path | None,
-    model: str | None,
-    checkpoint: Path | None,
-    trust_checkpoint: bool,
-    coco: Path | None,
-    split: str,
-    images: Path | None,
-    annotations: Path | None,
-    scale: tuple[int, int] | None,
-    batch_size: int,
-    workers: int,
-    device_name: str,
-    backend: Backend,
-    with_classes: bool,
-    json_file: Path | None,
-    results_file: Path | None,
-) -> None:
-    """Evaluates `run` or `model`, prints the tables and writes the requested files; options as of the command line."""
-    require_backend(backend)
-    device = choose_device(device_name)
-    if run is not None:
-        detector = student_of_run(run, checkpoint)
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Options of `mtpd-eval`, as the command line gives them."""
+
+    run: Path | None
+    model: str | None
+    checkpoint: Path | None
+    trust_checkpoint: bool
+    coco: Path | None
+    split: str
+    images: Path | None
+    annotations: Path | None
+    scale: tuple[int, int] | None
+    batch_size: int
+    workers: int
+    device: str
+    backend: Backend
+    with_classes: bool
+    json_file: Path | None
+    results_file: Path | None
+
+
+def evaluate_model(options: EvalOptions) -> None:
+    """Evaluates a run's student or a model, prints the tables and writes the requested files."""
+    require_backend(options.backend)
+    device = choose_device(options.device)
+    if options.run is not None:
+        detector = student_of_run(options.run, options.checkpoint)
     else:
-        assert model is not None
-        detector = model_by_name(model, checkpoint)
+        assert options.model is not None
+        detector = model_by_name(options.model, options.checkpoint)
+    images, annotations = options.images, options.annotations
     if images is None or annotations is None:
-        if coco is not None:
-            images, annotations = coco_paths(coco, split)
+        if options.coco is not None:
+            images, annotations = coco_paths(options.coco, options.split)
         elif detector.val_set is not None:
             images, annotations = detector.val_set
         else:
@@ -62,27 +68,29 @@ def evaluate_model(
         raise InputError(f'{annotated.path}: lists no images; give another annotation file')
     for doubt in suspicions(annotated):
         warn(f'{annotated.path}: {doubt}')
-    student, meta = build_student(detector, device, scale=scale, trust_checkpoint=trust_checkpoint)
+    student, meta = build_student(detector, device, scale=options.scale, trust_checkpoint=options.trust_checkpoint)
     ids = category_ids(detector, student, meta, annotated)
     geometry = student.preprocessing.geometry
     dataset = DetectionDataset(annotated, images, geometry=geometry, for_training=False, with_masks=False)
     if line := evaluation_account(annotated, with_masks=student.has_masks and annotated.has_masks):
         say(line)
-    for option, out in (('--json', json_file), ('--results', results_file)):
+    for option, out in (('--json', options.json_file), ('--results', options.results_file)):
         if out is not None:
             _require_place(option, out)
 
     started = time.perf_counter()
-    boxes, masks = detect(student, dataset, batch_size=batch_size, num_workers=workers, category_ids=ids)
+    boxes, masks = detect(
+        student, dataset, batch_size=options.batch_size, num_workers=options.workers, category_ids=ids
+    )
     seconds = time.perf_counter() - started
-    if results_file is not None:
+    if options.results_file is not None:
         # One record for each detection, with its mask where there are masks.
         both = zip(boxes, masks, strict=True) if masks else ()
         records = [box | {'segmentation': mask['segmentation']} for box, mask in both] or boxes
-        write_output(results_file, json.dumps(records).encode(), option='--results')
-    found = evaluate_detections(annotated, boxes, masks if student.has_masks else None, backend=backend)
+        write_output(options.results_file, json.dumps(records).encode(), option='--results')
+    found = evaluate_detections(annotated, boxes, masks if student.has_masks else None, backend=options.backend)
 
-    if json_file is not None:
+    if options.json_file is not None:
         record = {
             'model': detector.name,
             'checkpoint': str(detector.checkpoint),
@@ -92,17 +100,17 @@ def evaluate_model(
             'metrics': metrics_by_name(found),
             'class_ap': {kind: dict(one.class_ap) for kind, one in found.items()},
             'seconds': seconds,
-            'backend': backend,
+            'backend': options.backend,
             'device': describe_device(device),
             'versions': versions(LIBRARIES),
         }
-        write_output(json_file, json.dumps(record).encode(), option='--json')
+        write_output(options.json_file, json.dumps(record).encode(), option='--json')
     print(f'{detector.name} from {detector.checkpoint} on {annotated.path}')
     print(f'{len(annotated.images)} images in {seconds:.1f} s ({len(annotated.images) / seconds:.1f} images/s)')
     if student.has_masks and 'mask' not in found:
         print('masks are not evaluated: the annotations have no masks')
     print('\n'.join(metrics_table(found)))
-    if with_classes:
+    if options.with_classes:
         print('\n' + '\n'.join(class_table(found)))
 
 
