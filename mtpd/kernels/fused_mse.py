@@ -130,8 +130,6 @@ def launch_backward(
     calls = zip(students, teachers, weights, scales, channel_weights, strict=True)
     with torch.cuda.device(students[0].get_device()):
         for level, (student, *constants) in enumerate(calls):
-            # One value for all elements has no gradient of its own.
-            student = student if any(student.stride()) else student.contiguous()
             num_programs, operands, numbers = _call(student, *constants)  # type: ignore[arg-type]
             gradient = _gradient_like(student, numbers['student_layout'])
             gradients.append(gradient)

@@ -273,6 +273,15 @@ def test_against_nothing(teacher: torch.dtype, device: torch.device) -> None:
     torch.testing.assert_close(loss.cpu().double(), wanted, rtol=1e-5, atol=0)
 
 
+def test_the_gradient_of_one_value_for_all(device: torch.device) -> None:
+    call = make(Case((2, 5, 6, 7)), device)
+    value = torch.tensor(0.3, device=device, requires_grad=True)
+    (loss,) = fused_weighted_mse([replace(call, student=value.expand(2, 5, 6, 7)).full])
+    (gradient,) = torch.autograd.grad(loss, value)
+    _, wanted = formula(replace(call, student=value.detach().expand(2, 5, 6, 7)))
+    torch.testing.assert_close(gradient.cpu().double(), wanted.sum(), rtol=1e-5, atol=0)
+
+
 def test_images_that_lie_apart(device: torch.device) -> None:
     """As the codes of a stream do, between those of other levels."""
     call = make(Case((3, 4, 5, 7)), device)
