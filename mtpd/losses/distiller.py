@@ -119,11 +119,11 @@ class Distiller(nn.Module):
                 losses[key] = loss(*maps, objects=objects, generator=generator)
             if options.is_over_variance:
                 varied[key] = maps[1:]
-        # Together, as each call has a price on a GPU.
+        # Together: each call has a price on the host.
         losses |= zip(errors, weighted_mses(list(errors.values())), strict=True)
         for key, variance in zip(varied, masked_variances(list(varied.values())), strict=True):
             losses[key] = losses[key] / variance
-        return {f'distill/{key}': losses[key] if factors[key] == 0 else factors[key] * losses[key] for key in factors}
+        return {f'distill/{key}': factor * losses[key] for key, factor in factors.items()}
 
     @property
     def teacher_levels(self) -> tuple[Level, ...]:
