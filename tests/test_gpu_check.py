@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,24 @@ def test_every_part_has_its_turn(
     assert check.main() == 1
     record = json.loads((tmp_path / 'check.json').read_text())
     assert {one['state'] for one in record['parts']} == {'no time left'}
+
+
+def test_the_parts_for_a_gpu_name_what_there_is(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda _: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    parts = check.parts_for_gpu()
+    assert [part.name for part in parts][:3] == ['kernels', 'bandwidth', 'stream']
+    assert {'step-2', 'step-8', 'step-16', 'extraction', 'scaler', 'memory', 'cards'} < {part.name for part in parts}
+    for part in parts:
+        paths = [
+            ROOT / word for word in part.command if '/' in word and not word.startswith('-') and 'int8' not in word
+        ]
+        assert all(path.exists() for path in paths if path.suffix == '.py' or 'tests' in path.parts), part
+        script = Path(part.command[0])
+        if script.suffix == '.py':
+            known = script.read_text() + (ROOT / 'scripts' / 'bench_step.py').read_text()
+            known += (ROOT / 'extract' / 'cli.py').read_text()
+            assert all(f"'{word}'" in known for word in part.command if word.startswith('--')), part
 
 
 def test_unknown_parts_are_refused() -> None:
