@@ -82,16 +82,18 @@ def test_unknown_parts_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(torch.cuda.is_available(), reason='the sizes are real ones on a GPU')
 def test_at_toy_size(tmp_path: Path) -> None:
-    command = [str(ROOT / 'scripts' / 'gpu_check.sh'), '--json', str(tmp_path / 'check.json'), '--budget', '800']
+    """The parts whose tests and scripts run nowhere else."""
+    command = [str(ROOT / 'scripts' / 'gpu_check.sh'), '--json', str(tmp_path / 'check.json')]
     variables = os.environ | {'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
-    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    parts = ['--parts', 'bandwidth', 'extraction', 'scaler']
+    result = subprocess.run([*command, *parts], env=variables, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-5000:]
     record = json.loads((tmp_path / 'check.json').read_text())
-    figures = {one['name']: list(one['figures']) for one in record['parts']}
-    assert figures['bandwidth'] == ['kernel/copy', 'kernel/compile', 'eager/kernel']
-    assert figures['step-4'] == ['cached/plain', 'cached/online', 'memory-cached/plain']
-    assert figures['extraction'] == ['extract/forward', 'bytes', 'time']
-    assert figures['memory'] == ['least-plain', 'least-cached', 'cached/plain']
+    assert 'CPU' in record['device']
+    assert {one['name']: list(one['figures']) for one in record['parts']} == {
+        'bandwidth': ['kernel/copy', 'kernel/compile', 'eager/kernel'],
+        'extraction': ['extract/forward', 'bytes', 'time'],
+        'scaler': [],
+    }
