@@ -15,6 +15,7 @@ of time does not stop the others; those for which no time is left are named. The
 name of the card, and the figures of the last line of each measurement. Exit status 1 when a part failed.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -59,19 +60,8 @@ class Outcome:
 
 def tests(name: str, *arguments: str, limit: int) -> Part:
     # Warnings are no errors here: versions of libraries that the tests do not know are welcome.
-    how = [
-        '-m',
-        'pytest',
-        '-q',
-        '-n',
-        '0',
-        '-p',
-        'no:cacheprovider',
-        '--import-mode=importlib',
-        '-o',
-        'filterwarnings=',
-    ]
-    return Part(name, [*how, *arguments], limit)
+    how = ['-q', '-n', '0', '-p', 'no:cacheprovider', '--import-mode=importlib', '-o', 'filterwarnings=']
+    return Part(name, ['-m', 'pytest', *how, *arguments], limit)
 
 
 def script(name: str, file: str, *arguments: str, limit: int) -> Part:
@@ -138,16 +128,22 @@ def run(part: Part, *, limit: float, packages: Path) -> Outcome:
 
         def end() -> None:
             late.set()
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
         timer = threading.Timer(limit, end)
         timer.start()
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end='', flush=True)
-            last_line = line.strip() or last_line
-        code = process.wait()
-        timer.cancel()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end='', flush=True)
+                last_line = line.strip() or last_line
+            code = process.wait()
+        except BaseException:
+            end()  # Ctrl-C does not reach a session of its own.
+            raise
+        finally:
+            timer.cancel()
     state = 'out of time' if late.is_set() else 'passed' if code == 0 else f'failed ({code})'
     seconds = time.monotonic() - start
     print(f'=== {part.name} {state} after {seconds:.0f} s', flush=True)

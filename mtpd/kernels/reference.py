@@ -7,7 +7,7 @@ from torch import Tensor
 def reference_weighted_mse(
     student: Tensor, teacher: Tensor, weights: Tensor, scale: Tensor | None, channel_weights: Tensor | None
 ) -> Tensor:
-    """See `mtpd.kernels.weighted_mse.weighted_mse`; here `scale` is (B, 2, C) and `channel_weights` (B, C)."""
+    """See `mtpd.kernels.weighted_mse.WeightedError`; here `scale` is (B, 2, C) and `channel_weights` (B, C)."""
     is_double = torch.float64 in (student.dtype, teacher.dtype)
     # Half precision is too coarse to add up in.
     dtype = torch.float64 if is_double else torch.float32

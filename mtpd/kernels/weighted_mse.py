@@ -83,16 +83,3 @@ def weighted_mses(errors: Sequence[WeightedError]) -> list[Tensor]:
     fused = [number for number, one in enumerate(operands) if runs_fused(*one)]
     losses = dict(zip(fused, fused_weighted_mse([operands[number] for number in fused]), strict=True)) if fused else {}
     return [losses[number] if number in losses else reference_weighted_mse(*one) for number, one in enumerate(operands)]
-
-
-def weighted_mse(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    *,
-    weights: Tensor | None = None,
-    scale: Tensor | None = None,
-    channel_weights: Tensor | None = None,
-) -> Tensor:
-    """The error of one level: arguments as of `WeightedError`, result as of `weighted_mses`."""
-    return weighted_mses([WeightedError(student, teacher, mask, weights, scale, channel_weights)])[0]

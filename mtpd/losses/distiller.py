@@ -14,7 +14,7 @@ from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import WeightedError, weighted_mses
 from mtpd.losses.maps import resize_map
-from mtpd.losses.masked_mse import SquaredErrorLoss, masked_variances
+from mtpd.losses.masked_mse import masked_variances
 from mtpd.losses.match import LevelPair, match_levels
 from mtpd.losses.objects import Objects
 from mtpd.losses.options import LevelOptions, decay_factor
@@ -112,11 +112,11 @@ class Distiller(nn.Module):
             maps = _pair_maps(pair, student, given, masks)
             if options.looks_at_objects and (objects is None or len(objects.boxes) != len(maps[2])):
                 raise InputError(f'{key} needs the boxes of the objects of each image; pass `boxes`')
-            loss = self.losses[key]
-            if isinstance(loss, SquaredErrorLoss):
-                errors[key] = loss.error(*maps, objects=objects, generator=generator)
+            found = self.losses[key](*maps, objects=objects, generator=generator)
+            if isinstance(found, WeightedError):
+                errors[key] = found
             else:
-                losses[key] = loss(*maps, objects=objects, generator=generator)
+                losses[key] = found
             if options.is_over_variance:
                 varied[key] = maps[1:]
         # Together: each call has a price on the host.

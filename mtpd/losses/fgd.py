@@ -38,7 +38,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.kernels.weighted_mse import weighted_mse
+from mtpd.kernels.weighted_mse import WeightedError, weighted_mses
 from mtpd.losses.maps import accumulation_dtype, check_shapes
 from mtpd.losses.match import LevelPair
 from mtpd.losses.mgd import published_elements
@@ -145,14 +145,18 @@ class FocalGlobalDistillation(nn.Module):
         weights = self._weights
         of_cells = (own_spatial - spatial).abs().sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
         cells = spatial * (weights.foreground * foreground + weights.background * background)
-        # A mean by these weights, and not yet the sum that the formula has.
-        error = weighted_mse(student, values, mask, weights=cells, channel_weights=channel.flatten(1))
+        error, relation = weighted_mses(
+            [
+                # A mean by these weights, and not yet the sum that the formula has.
+                WeightedError(student, values, mask, weights=cells, channel_weights=channel.flatten(1)),
+                WeightedError(self.student_relation(student, mask), self.teacher_relation(values, mask), mask),
+            ]
+        )
         return (
             _mean_of_images(error * cells.sum((1, 2, 3)), mask)
             + weights.spatial_attention * _mean_of_images(of_cells, mask)
             + weights.channel_attention * _mean_of_images((own_channel - channel).abs().mean((1, 2, 3)), mask)
-            + weights.relation
-            * weighted_mse(self.student_relation(student, mask), self.teacher_relation(values, mask), mask)
+            + weights.relation * relation
         )
 
 

@@ -51,35 +51,7 @@ class MaskedMseOptions(LevelOptions):
         return MaskedMse(pair.student.channels, pair.teacher.channels, adapter=self.adapter)
 
 
-class SquaredErrorLoss(nn.Module):
-    """A loss that is one squared error; `Distiller` computes those of all levels together."""
-
-    def error(
-        self,
-        student: Tensor,
-        teacher: EncodedMaps,
-        mask: Tensor,
-        *,
-        objects: Objects | None = None,
-        generator: torch.Generator | None = None,
-    ) -> WeightedError:
-        """The error of one batch over valid cells; arguments as in `LevelOptions.build`."""
-        raise NotImplementedError
-
-    def forward(
-        self,
-        student: Tensor,
-        teacher: EncodedMaps,
-        mask: Tensor,
-        *,
-        objects: Objects | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The loss over valid cells; see `LevelOptions.build`."""
-        return weighted_mses([self.error(student, teacher, mask, objects=objects, generator=generator)])[0]
-
-
-class MaskedMse(SquaredErrorLoss):
+class MaskedMse(nn.Module):
     """The loss of one level, on the teacher's codes; with `weigh` each cell has a weight, from the objects."""
 
     def __init__(
@@ -89,7 +61,7 @@ class MaskedMse(SquaredErrorLoss):
         self.weigh = weigh
         self.adapter = build_adapter(student_channels, teacher_channels, adapter=adapter)
 
-    def error(
+    def forward(
         self,
         student: Tensor,
         teacher: EncodedMaps,
@@ -98,7 +70,7 @@ class MaskedMse(SquaredErrorLoss):
         objects: Objects | None = None,
         generator: torch.Generator | None = None,
     ) -> WeightedError:
-        """See `SquaredErrorLoss`."""
+        """The loss over valid cells; see `LevelOptions.build`."""
         if self.adapter is not None:
             student = torch.where(mask, student, 0.0)  # as in `AdaptedLoss`
         weights = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
 from mtpd.kernels.weighted_mse import WeightedError
-from mtpd.losses.masked_mse import SquaredErrorLoss, squared_error
+from mtpd.losses.masked_mse import squared_error
 from mtpd.losses.match import LevelPair
 from mtpd.losses.objects import Objects
 from mtpd.losses.options import LevelOptions, Normalize, Scale, Share
@@ -63,7 +63,7 @@ class MgdOptions(LevelOptions):
         return self.weight * (published_elements(compared) if self.normalize == 'published' else 1)
 
 
-class MaskedGenerativeDistillation(SquaredErrorLoss):
+class MaskedGenerativeDistillation(nn.Module):
     """MGD's loss of one level, as a mean over valid cells and channels.
 
         L = mean_{valid b,h,w; c} ( G(M * A(S)) - T )^2,   G = 3x3 convolution, ReLU, 3x3 convolution
@@ -82,7 +82,7 @@ class MaskedGenerativeDistillation(SquaredErrorLoss):
             nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
         )
 
-    def error(
+    def forward(
         self,
         student: Tensor,
         teacher: EncodedMaps,
@@ -91,7 +91,7 @@ class MaskedGenerativeDistillation(SquaredErrorLoss):
         objects: Objects | None = None,
         generator: torch.Generator | None = None,
     ) -> WeightedError:
-        """See `SquaredErrorLoss`.
+        """The loss of one batch; see `LevelOptions.build`.
 
         A CPU generator hides the same cells whatever the device of the maps; None is torch's global one of that device.
         """

@@ -135,8 +135,8 @@ class LevelOptions(Options):
             objects     `Objects` of the batch, may be None unless `looks_at_objects`
             generator   what random numbers are drawn from, or None for torch's global one
 
-        and returns a scalar float32, before `factor` and `is_over_variance`; it raises InputError when the shapes do
-        not fit.
+        and returns a scalar float32, before `factor` and `is_over_variance`, or the `WeightedError` that it is, since
+        those of all levels are computed together. It raises InputError when the shapes do not fit.
 
         Args:
             pair: the levels.

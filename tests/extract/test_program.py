@@ -64,6 +64,7 @@ def test_help_ends_with_examples() -> None:
         (('--teacher', 'r50', '--out', 'x', '--levels', 'p3,'), "'p3,': expected comma-separated names"),
         (('--teacher', 'r50', '--out', 'x', '--scale', '1333'), "'1333': expected two whole numbers"),
         (('--teacher', 'r50', '--out', 'x', '--scale', '0x800'), "'0x800': expected two whole numbers"),
+        (('--teacher', 'r50', '--out', 'x', '--scale', '²x8'), "'²x8': expected two whole numbers"),
         (('--teacher', 'r50', '--out', 'x', '--mean', '1,2'), "'1,2': expected three numbers"),
         (('--teacher', 'r50', '--out', 'x', '--batch-size', '0'), '0 is not in the range'),
         (('--teacher', 'r50', '--out', 'x', '--shard-mb', '0'), '0.0 is not in the range'),

@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Call:
-    """The tensors of a call; `scale` and `channel_weights` are as the caller of `weighted_mse` gives them."""
+    """The tensors of a call; `scale` and `channel_weights` are as `WeightedError` has them."""
 
     student: Tensor
     teacher: Tensor

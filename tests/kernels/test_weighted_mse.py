@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtpd.errors import InputError
 from mtpd.kernels import fused_mse
-from mtpd.kernels.weighted_mse import weighted_mse
+from mtpd.kernels.weighted_mse import WeightedError, weighted_mses
 
 SHAPE = (2, 3, 4, 5)
+
+
+def weighted_mse(*maps: Tensor, **others: Any) -> Tensor:
+    return weighted_mses([WeightedError(*maps, **others)])[0]
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

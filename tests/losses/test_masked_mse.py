@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mtpd.errors import InputError
-from mtpd.kernels.weighted_mse import weighted_mse
+from mtpd.kernels.weighted_mse import WeightedError, weighted_mses
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 16, 1, 13), (2, 8, 25, 34)]
 
@@ -19,6 +19,10 @@ def random_maps(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.flo
     mask = torch.rand((shape[0], 1, *shape[2:]), generator=generator) < 0.6
     mask.view(-1)[0] = True
     return student, teacher, mask
+
+
+def weighted_mse(*maps: Tensor) -> Tensor:
+    return weighted_mses([WeightedError(*maps)])[0]
 
 
 def reference(student: Tensor, teacher: Tensor, mask: Tensor) -> float:

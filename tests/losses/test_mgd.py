@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.geometry import Level
+from mtpd.kernels.weighted_mse import weighted_mses
 from mtpd.losses.mgd import MaskedGenerativeDistillation, published_elements
 
 Array = NDArray[np.float64]
@@ -59,6 +60,17 @@ def random_case(channels: tuple[int, int], grid: tuple[int, int]) -> tuple[Tenso
     return student, teacher, mask
 
 
+def compute(
+    loss: MaskedGenerativeDistillation,
+    student: Tensor,
+    teacher: EncodedMaps,
+    mask: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    return weighted_mses([loss(student, teacher, mask, generator=generator)])[0]
+
+
 @pytest.mark.parametrize('mask_ratio', [0.0, 0.45, 1.0])
 @pytest.mark.parametrize(('channels', 'grid'), [((3, 3), (5, 7)), ((3, 4), (1, 6)), ((5, 2), (1, 1))])
 def test_against_the_formula(channels: tuple[int, int], grid: tuple[int, int], mask_ratio: float) -> None:
@@ -67,7 +79,7 @@ def test_against_the_formula(channels: tuple[int, int], grid: tuple[int, int], m
     assert (loss.align is None) == (channels[0] == channels[1])
     student, teacher, mask = random_case(channels, grid)
     keep = torch.rand(mask.shape, generator=torch.Generator().manual_seed(5)) < 1 - mask_ratio
-    got = loss(student, EncodedMaps(teacher), mask, generator=torch.Generator().manual_seed(5))
+    got = compute(loss, student, EncodedMaps(teacher), mask, generator=torch.Generator().manual_seed(5))
     assert got.item() == pytest.approx(reference(loss, student, teacher, mask, keep), rel=1e-5)
 
 
@@ -76,11 +88,13 @@ def test_hidden_share_is_the_mask_ratio_and_all_channels_share_it() -> None:
     loss.generation = nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
     student, mask = torch.ones(4, 2, 50, 50), torch.ones(4, 1, 50, 50, dtype=torch.bool)
     # With G the identity and T = 0 the loss is the share of ones that are left: 10 000 draws.
-    kept = loss(student, EncodedMaps(torch.zeros_like(student)), mask, generator=torch.Generator().manual_seed(3))
+    kept = compute(
+        loss, student, EncodedMaps(torch.zeros_like(student)), mask, generator=torch.Generator().manual_seed(3)
+    )
     assert kept.item() == pytest.approx(0.35, abs=4 * math.sqrt(0.35 * 0.65 / 10_000))
     student[:, 1] = -1
     student.requires_grad_()
-    loss(student, EncodedMaps(torch.zeros_like(student)), mask).backward()
+    torch.autograd.backward(compute(loss, student, EncodedMaps(torch.zeros_like(student)), mask))
     assert student.grad is not None
     assert torch.equal(student.grad[:, 0], -student.grad[:, 1])
 
@@ -89,10 +103,13 @@ def test_the_generator_decides_what_is_hidden() -> None:
     torch.manual_seed(1)
     loss = MaskedGenerativeDistillation(3, 3, mask_ratio=0.5)
     student, teacher, mask = random_case((3, 3), (5, 7))
-    same = [loss(student, EncodedMaps(teacher), mask, generator=torch.Generator().manual_seed(11)) for _ in range(2)]
+    same = [
+        compute(loss, student, EncodedMaps(teacher), mask, generator=torch.Generator().manual_seed(11))
+        for _ in range(2)
+    ]
     assert torch.equal(*same)
     generator = torch.Generator().manual_seed(11)
-    first, second = (loss(student, EncodedMaps(teacher), mask, generator=generator) for _ in range(2))
+    first, second = (compute(loss, student, EncodedMaps(teacher), mask, generator=generator) for _ in range(2))
     assert torch.equal(first, same[0])
     assert not torch.equal(first, second)
 
@@ -102,7 +119,7 @@ def test_what_the_student_makes_of_padding_does_not_matter() -> None:
     loss = MaskedGenerativeDistillation(3, 4, mask_ratio=0.0)
     student, teacher, mask = random_case((3, 4), (5, 7))
     other = torch.where(mask, student, 50.0), EncodedMaps(torch.where(mask, teacher, -20.0))
-    assert torch.equal(loss(student, EncodedMaps(teacher), mask), loss(*other, mask))
+    assert torch.equal(compute(loss, student, EncodedMaps(teacher), mask), compute(loss, *other, mask))
 
 
 @pytest.mark.parametrize('channels', [(3, 3), (3, 4)])
@@ -111,7 +128,7 @@ def test_nan_in_padding_reaches_no_gradient(channels: tuple[int, int]) -> None:
     student, teacher, mask = random_case(channels, (5, 7))
     student, teacher = (torch.where(mask, values, math.nan) for values in (student, teacher))
     student.requires_grad_()
-    loss(student, EncodedMaps(teacher), mask).backward()
+    torch.autograd.backward(compute(loss, student, EncodedMaps(teacher), mask))
     gradients = [student.grad, *(parameter.grad for parameter in loss.parameters())]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
@@ -121,9 +138,9 @@ def test_more_padding_changes_nothing() -> None:
     loss = MaskedGenerativeDistillation(3, 4, mask_ratio=0.0)
     student, teacher = torch.randn(1, 3, 5, 7), torch.randn(1, 4, 5, 7)
     mask = torch.ones(1, 1, 5, 7, dtype=torch.bool)
-    bare = loss(student, EncodedMaps(teacher), mask)
+    bare = compute(loss, student, EncodedMaps(teacher), mask)
     student, teacher, mask = (nn.functional.pad(one, (0, 4, 0, 3)) for one in (student, teacher, mask))
-    padded = loss(student, EncodedMaps(teacher), mask)
+    padded = compute(loss, student, EncodedMaps(teacher), mask)
     assert padded.item() == pytest.approx(bare.item(), rel=1e-6)
 
 
@@ -133,8 +150,8 @@ def test_gradcheck() -> None:
     student, teacher, mask = random_case((2, 3), (4, 5))
     # gradcheck nudges the parameters in place, so they are inputs without being arguments.
     assert torch.autograd.gradcheck(
-        lambda values, *_: loss(
-            values, EncodedMaps(teacher.double()), mask, generator=torch.Generator().manual_seed(2)
+        lambda values, *_: compute(
+            loss, values, EncodedMaps(teacher.double()), mask, generator=torch.Generator().manual_seed(2)
         ),
         [student.double().requires_grad_(), *loss.parameters()],
     )
@@ -144,9 +161,11 @@ def test_autocast() -> None:
     torch.manual_seed(1)
     loss = MaskedGenerativeDistillation(3, 4, mask_ratio=0.5)
     student, teacher, mask = random_case((3, 4), (5, 7))
-    exact = loss(student, EncodedMaps(teacher), mask, generator=torch.Generator().manual_seed(2))
+    exact = compute(loss, student, EncodedMaps(teacher), mask, generator=torch.Generator().manual_seed(2))
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        half = loss(student.bfloat16(), EncodedMaps(teacher.half()), mask, generator=torch.Generator().manual_seed(2))
+        half = compute(
+            loss, student.bfloat16(), EncodedMaps(teacher.half()), mask, generator=torch.Generator().manual_seed(2)
+        )
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(exact.item(), rel=0.02)
 
