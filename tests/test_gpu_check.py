@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -52,6 +55,21 @@ def test_every_part_has_its_turn(
     assert check.main() == 1
     record = json.loads((tmp_path / 'check.json').read_text())
     assert {one['state'] for one in record['parts']} == {'no time left'}
+
+
+def test_an_interrupt_ends_the_part(check: Any, tmp_path: Path) -> None:
+    begun = tmp_path / 'begun'
+    code = f'import os, time; open({str(begun)!r}, "w").write(str(os.getpid())); time.sleep(600)'
+
+    def interrupt() -> None:
+        while not (begun.is_file() and begun.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        check.run(check.Part('endless', ['-c', code], 60), limit=60, packages=tmp_path)
+    assert not Path('/proc', begun.read_text()).exists()
 
 
 def test_the_parts_for_a_gpu_name_what_there_is(check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
