@@ -145,13 +145,10 @@ class FocalGlobalDistillation(nn.Module):
         weights = self._weights
         of_cells = (own_spatial - spatial).abs().sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
         cells = spatial * (weights.foreground * foreground + weights.background * background)
-        error, relation = weighted_mses(
-            [
-                # A mean by these weights, and not yet the sum that the formula has.
-                WeightedError(student, values, mask, weights=cells, channel_weights=channel.flatten(1)),
-                WeightedError(self.student_relation(student, mask), self.teacher_relation(values, mask), mask),
-            ]
-        )
+        # A mean by these weights, and not yet the sum that the formula has.
+        (error,) = weighted_mses([WeightedError(student, values, mask, cells, channel_weights=channel.flatten(1))])
+        related = self.student_relation(student, mask), self.teacher_relation(values, mask)
+        (relation,) = weighted_mses([WeightedError(*related, mask)])
         return (
             _mean_of_images(error * cells.sum((1, 2, 3)), mask)
             + weights.spatial_attention * _mean_of_images(of_cells, mask)
