@@ -66,9 +66,14 @@ def test_an_interrupt_ends_the_part(check: Any, tmp_path: Path) -> None:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell's background jobs ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        check.run(check.Part('endless', ['-c', code], 60), limit=60, packages=tmp_path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            check.run(check.Part('endless', ['-c', code], 60), limit=60, packages=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not Path('/proc', begun.read_text()).exists()
 
 
