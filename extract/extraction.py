@@ -20,7 +20,8 @@ from mtpd.cache.format.plan import CachePlan, ShardKey, SourceImage, plan_cache
 from mtpd.cache.format.tensor_files import save_teacher
 from mtpd.cache.writing.writer import ShardGroup
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoImage, missing_images, read_annotations, require_pixels, spread
+from mtpd.data.annotation_table import CocoImage
+from mtpd.data.coco import missing_images, read_annotations, require_pixels, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.map_statistics import MapStatistics
 from mtpd.detectors.teacher_heads import proposing_head, teacher_rois

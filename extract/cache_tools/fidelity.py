@@ -14,7 +14,8 @@ from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import Comparison, encode, require_finite
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.account import suspicions
-from mtpd.data.coco import CocoImage, CocoSet, read_annotations, spread
+from mtpd.data.annotation_table import CocoImage
+from mtpd.data.coco import CocoSet, read_annotations, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.detection import collate
 from mtpd.detectors.features import choice_of

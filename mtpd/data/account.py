@@ -1,11 +1,13 @@
 """What training and evaluation do not use of an annotation file, and what looks wrong in it, in messages."""
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Sequence
 from posixpath import normpath
 
-from mtpd.data.coco import Box, CocoAnnotation, CocoImage, CocoSet, why_left_out
+import numpy as np
+
+from mtpd.data.annotation_table import AnnotationTable, Box
+from mtpd.data.coco import LEFT_OUT, CocoSet
 from mtpd.data.segmentation import Segmentation, mask_extent
 
 MAX_EVALUATED_AREA = 1e10  # pycocotools' largest object, in px
@@ -18,15 +20,14 @@ MOST_CROWDS = 0.5  # share of the annotations; COCO has one in a hundred
 
 def training_account(coco: CocoSet) -> str | None:
     """How many objects training does not see, and why; None: it sees all of them."""
-    found = [why_left_out(one, image) for image, one in _objects(coco)]
-    reasons: Counter[str] = Counter(reason for reason in found if reason is not None)
-    left_out = f'{sum(reasons.values())} of {len(found)} objects are ignored: {_listed(reasons)}'
+    reasons = _counted(coco.left_out, LEFT_OUT)
+    left_out = f'{sum(reasons.values())} of {coco.left_out.size} objects are ignored: {_listed(reasons)}'
     return _account(coco, [left_out] if reasons else [])
 
 
 def nothing_to_train_on(coco: CocoSet) -> str:
     """Why no image has an object to train on."""
-    reasons: Counter[str] = Counter(why_left_out(one, image) or 'crowds' for image, one in _objects(coco))
+    reasons = _counted(coco.left_out, ('crowds', *LEFT_OUT[1:]))
     listed = f'of its annotations {_listed(reasons)}' if reasons else 'it has no annotations'
     return '; '.join([listed, *suspicions(coco)])
 
@@ -36,22 +37,25 @@ def evaluation_account(coco: CocoSet, *, with_masks: bool) -> str | None:
 
     `with_masks`: the detector gives masks, too.
     """
-    found: Counter[str] = Counter()
-    for image, one in _objects(coco):
-        if one.is_crowd:
-            continue
-        reason = why_left_out(one, image)
-        if reason in ('without width or height', 'outside the image'):
-            found[f'{reason}, which count as missed'] += 1
-        elif not 0 <= one.area <= MAX_EVALUATED_AREA:
-            found[f'with an area outside 0 to {MAX_EVALUATED_AREA:g} px, which are not counted'] += 1
-        elif one.is_ignored:
-            found['marked ignore, which are counted like the others'] += 1
-        if with_masks and coco.has_masks and one.segmentation is None:
-            found['without a mask, for which the box outline is used'] += 1
-    num_objects = sum(map(len, coco.annotations.values()))
-    parts = [f'of {num_objects} objects {_listed(found)}'] if found else []
-    if all(one.is_crowd for _, one in _objects(coco)):
+    table = coco.annotations
+    missed = ('without width or height', 'outside the image')
+    names = [
+        '',
+        *(f'{reason}, which count as missed' for reason in missed),
+        f'with an area outside 0 to {MAX_EVALUATED_AREA:g} px, which are not counted',
+        'marked ignore, which are counted like the others',
+    ]
+    # In the order in which they are asked: an object is counted once.
+    is_odd = [
+        *(coco.left_out == LEFT_OUT.index(reason) for reason in missed),
+        (table.area < 0) | (table.area > MAX_EVALUATED_AREA),
+        table.is_ignored,
+    ]
+    found = _counted(np.select(is_odd, range(1, len(names)))[~table.is_crowd], names)
+    if with_masks and coco.has_masks and (num_without := int((~table.is_crowd & ~table.has_mask).sum())):
+        found['without a mask, for which the box outline is used'] = num_without
+    parts = [f'of {table.area.size} objects {_listed(found)}'] if found else []
+    if table.is_crowd.all():
         parts.append('all objects are crowds, so there is no AP')
     if with_masks and not coco.has_masks:
         parts.append('no object has a mask, so masks are not evaluated')
@@ -68,8 +72,8 @@ def suspicions(coco: CocoSet) -> list[str]:
             f'{len(repeated)} image files are listed under several image ids, the first is {repeated[0]}: each counts '
             'as a separate image; merge their records'
         )
-    num_objects = sum(map(len, coco.annotations.values()))
-    num_crowds = sum(one.is_crowd for _, one in _objects(coco))
+    table = coco.annotations
+    num_objects, num_crowds = table.area.size, int(table.is_crowd.sum())
     if num_crowds > MOST_CROWDS * num_objects:
         found.append(
             f'{num_crowds} annotations, most of the file, are crowds, which detectors need not find; set iscrowd to 0 '
@@ -77,12 +81,12 @@ def suspicions(coco: CocoSet) -> list[str]:
         )
     if not num_objects:
         return found
-    if all(0 <= value <= 1 for _, one in _objects(coco) for value in one.bbox):
+    if ((table.bbox >= 0) & (table.bbox <= 1)).all():
         found.append(
             'no bbox has a value above 1: the boxes look normalized, expected [x, y, width, height] in px; '
             'multiply them by the width and height of their image'
         )
-    elif _look_like_corners(coco, num_objects):
+    elif _look_like_corners(coco):
         found.append(
             'the values of bbox look like [x1, y1, x2, y2], since many boxes exceed their image otherwise; expected '
             '[x, y, width, height]: subtract x1, y1 from x2, y2'
@@ -92,27 +96,23 @@ def suspicions(coco: CocoSet) -> list[str]:
     return found
 
 
-def _objects(coco: CocoSet) -> Iterator[tuple[CocoImage, CocoAnnotation]]:
-    # Never held as a list: for a million pairs Python's garbage collector takes longer than reading the file.
-    return ((image, one) for image in coco.images for one in coco.annotations[image.id])
-
-
 def _masks_aside(coco: CocoSet) -> str | None:
-    num_with_masks = sum(_can_be_measured(one) for _, one in _objects(coco))
-    with_masks = ((image, one) for image, one in _objects(coco) if _can_be_measured(one))
-    measured = list(islice(with_masks, None, None, max(1, num_with_masks // NUM_MEASURED)))
-    aside = [image for image, one in measured if _overlap(one.box, one.segmentation or []) < LEAST_OVERLAP]
+    table = coco.annotations
+    rows = np.flatnonzero(table.has_mask & ~table.is_crowd & (table.bbox[:, 2:] > 0).all(axis=1))
+    measured = rows[:: max(1, rows.size // NUM_MEASURED)].tolist()
+    aside = [row for row in measured if _is_aside(table, row)]
     if len(aside) < LEAST_ASIDE * len(measured) or not aside:
         return None
     return (
         f'{len(aside)} of {len(measured)} compared masks hardly overlap their boxes, the first in '
-        f'{aside[0].file_name}: expected bbox [x, y, width, height] and segmentation in px of the same image; '
-        'check their units, image size and order'
+        f'{coco.images[table.image[aside[0]]].file_name}: expected bbox [x, y, width, height] and segmentation in px '
+        'of the same image; check their units, image size and order'
     )
 
 
-def _can_be_measured(annotation: CocoAnnotation) -> bool:
-    return bool(annotation.segmentation) and not annotation.is_crowd and min(annotation.bbox[2:]) > 0
+def _is_aside(table: AnnotationTable, row: int) -> bool:
+    one = table.annotation(row)
+    return _overlap(one.box, one.segmentation or []) < LEAST_OVERLAP
 
 
 def _overlap(box: Box, segmentation: Segmentation) -> float:
@@ -125,32 +125,34 @@ def _overlap(box: Box, segmentation: Segmentation) -> float:
     return common / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common)
 
 
-def _look_like_corners(coco: CocoSet, num_objects: int) -> bool:
-    num_beyond = 0
-    for image, one in _objects(coco):
-        x, y, third, fourth = one.bbox
-        if not (x < third <= image.width + SLACK and y < fourth <= image.height + SLACK):
-            return False
-        num_beyond += x + third > image.width + SLACK or y + fourth > image.height + SLACK
-    return num_beyond >= LEAST_BEYOND * num_objects
+def _look_like_corners(coco: CocoSet) -> bool:
+    table = coco.annotations
+    height, width = np.array([(one.height, one.width) for one in coco.images]).T[:, table.image] + SLACK
+    x, y, third, fourth = table.bbox.T
+    if not ((x < third) & (third <= width) & (y < fourth) & (fourth <= height)).all():
+        return False
+    return bool(((x + third > width) | (y + fourth > height)).mean() >= LEAST_BEYOND)
 
 
 def _account(coco: CocoSet, parts: list[str]) -> str | None:
-    num_repeated = sum(
-        count - 1
-        for image in coco.images
-        for count in Counter(
-            (one.category, one.bbox) for one in coco.annotations[image.id] if not one.is_crowd
-        ).values()
-    )
-    if num_repeated:
+    table = coco.annotations
+    rows = np.flatnonzero(~table.is_crowd)
+    keys = [table.image[rows], table.category[rows], *table.bbox[rows].T]
+    order = np.lexsort(keys)
+    is_repeated = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys])
+    if num_repeated := int(is_repeated.sum()):
         parts.append(
             f'{num_repeated} objects repeat an earlier one (same image, category and bbox) and are counted again'
         )
-    num_polygons = sum(one.num_bad_polygons for _, one in _objects(coco))
-    if num_polygons:
+    if num_polygons := int(table.num_bad_polygons.sum()):
         parts.append(f'{num_polygons} polygons are ignored: fewer than 3 points, or an odd number of values')
     return f'{coco.path}: {"; ".join(parts)}' if parts else None
+
+
+def _counted(numbers: np.ndarray, names: Sequence[str]) -> Counter[str]:
+    """How often each number that has a name occurs, by that name."""
+    counts = np.bincount(numbers, minlength=len(names)).tolist()
+    return Counter({name: count for name, count in zip(names, counts, strict=True) if name and count})
 
 
 def _listed(reasons: Counter[str]) -> str:

@@ -4,35 +4,33 @@ The file is untrusted input: what is wrong with it is named once, here, before a
 evaluation use what was checked; nothing reads the file a second time.
 """
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from os.path import isfile  # a name that no file can have is none; Path.is_file raises
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from mtpd.data.records import (
-    Fields,
-    collector_paused,
-    flag,
-    number,
-    numbers,
-    parse_each,
-    parse_json,
-    shown,
-    text,
-    whole,
-)
-from mtpd.data.segmentation import Segmentation, box_outline, check_segmentation, mask_area
+import numpy as np
+
+from mtpd.data.annotation_table import AnnotationColumns, AnnotationTable, CocoAnnotation, CocoImage
+from mtpd.data.records import Fields, collector_paused, flag, number, numbers, read_document, shown, text, whole
+from mtpd.data.segmentation import check_segmentation, mask_area
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
-from mtpd.system.files import sha256_bytes
 
 Item = TypeVar('Item')
-Box = tuple[float, float, float, float]
-# Why an object is not used for training; mmdet ignores the same ones.
-LeftOut = Literal['marked ignore', 'without width or height', 'thinner than 1 px', 'outside the image', 'without area']
+# Why an object is not used for training, after '' for one that is; mmdet ignores the same ones.
+LEFT_OUT = (
+    '',
+    'marked ignore',
+    'without width or height',
+    'thinner than 1 px',
+    'outside the image',
+    'without area',
+)
 
 MAX_SIDE, MAX_PIXELS = 2**20, 2**30  # of the images that OpenCV reads
 # What an annotation may have, in spellings of label tools and converters, in small letters without underscores and
@@ -46,19 +44,6 @@ MAX_COORDINATE = 1e9  # px; float32 numbers are 64 px apart there
 
 
 @dataclass(frozen=True, slots=True)
-class CocoImage:
-    """An image of the set; `height` and `width` in px.
-
-    `file_name` is relative to the image folder and does not leave it.
-    """
-
-    id: int
-    file_name: str
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
 class CocoCategory:
     """A category with the file's own id."""
 
@@ -66,57 +51,44 @@ class CocoCategory:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CocoAnnotation:
-    """An object in an image.
-
-    `bbox` (x, y, width, height) in px of the original image is not clipped to it; `category` is a 0-based index into
-    `CocoSet.categories`; `area` is in px. The box of a crowd covers a group; training ignores it, it is not background.
-    Training leaves out an object that the file says to `ignore`, as mmdet, evaluation does not, as pycocotools.
-    `segmentation`: polygons [[x, y, x, y, ...], ...] in px, or a run-length encoding of the image's size, or None;
-    `num_bad_polygons` were left out, see `mtpd.data.segmentation.check_segmentation`.
-    """
-
-    bbox: Box
-    category: int
-    is_crowd: bool
-    area: float
-    segmentation: Segmentation | None = None
-    is_ignored: bool = False
-    num_bad_polygons: int = 0
-
-    @property
-    def box(self) -> Box:
-        """(x1, y1, x2, y2) in px."""
-        x, y, width, height = self.bbox
-        return x, y, x + width, y + height
-
-    @property
-    def is_object(self) -> bool:
-        return not self.is_crowd and not self.is_ignored
-
-    def mask(self, image: CocoImage) -> Segmentation:
-        """Its segmentation, or the outline of its box where it has none."""
-        return self.segmentation or box_outline(self.box, height=image.height, width=image.width)
-
-
 @dataclass(frozen=True)
 class CocoSet:
-    """A checked annotation file; images in the file's order, categories by ascending id.
-
-    `annotations` are by image id, in the file's order; every image has an entry.
-    """
+    """A checked annotation file; images in the file's order, categories by ascending id."""
 
     path: Path
     sha256: str
     images: tuple[CocoImage, ...]
     categories: tuple[CocoCategory, ...]
-    annotations: Mapping[int, tuple[CocoAnnotation, ...]]
+    annotations: AnnotationTable
 
-    @cached_property
+    @property
     def has_masks(self) -> bool:
         """Whether any object has a segmentation; a set without them says nothing of masks."""
-        return any(one.segmentation is not None for several in self.annotations.values() for one in several)
+        return bool(self.annotations.has_mask.any())
+
+    @cached_property
+    def left_out(self) -> np.ndarray:
+        """(N,) uint8: why training does not see an annotation, a number in `LEFT_OUT`, by mmdet's rules."""
+        table = self.annotations
+        x, y, width, height = table.bbox.T
+        image_height, image_width = np.array([(one.height, one.width) for one in self.images]).reshape(-1, 2).T
+        outside = (x >= image_width[table.image]) | (y >= image_height[table.image]) | (x + width <= 0)
+        reasons = {
+            'marked ignore': table.is_ignored,
+            'without width or height': (width <= 0) | (height <= 0),
+            'thinner than 1 px': (width < 1) | (height < 1),
+            'outside the image': outside | (y + height <= 0),
+            'without area': table.area <= 0,
+        }
+        assert tuple(reasons) == LEFT_OUT[1:]
+        numbers = range(1, len(LEFT_OUT))
+        return np.select(list(reasons.values()), [np.uint8(one) for one in numbers], np.uint8(0))
+
+    @cached_property
+    def with_objects(self) -> np.ndarray:
+        """(I,) bool: the images with something to find: an object that training sees."""
+        seen = self.annotations.image[(self.left_out == 0) & ~self.annotations.is_crowd]
+        return np.bincount(seen, minlength=len(self.images)) > 0
 
 
 @collector_paused()
@@ -129,44 +101,57 @@ def read_annotations(path: Path) -> CocoSet:
     other spellings of these, such as `is_crowd`, are refused. Everything else may be missing or be anything, such as
     the ids of annotations, which are not used.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f'{path}: cannot read the annotation file ({error.strerror}); check the path') from None
-    document = parse_json(path, content)
-    if not isinstance(document, dict):
-        raise InputError(f'{path}: holds a {_kind(document)}, expected a COCO annotation object')
+    images: list[CocoImage] = []
+    rows: dict[int, int] = {}
+    categories: list[CocoCategory] = []
+    columns, category_ids = AnnotationColumns(), array('q')
+    early: list[Fields] = []
 
-    images = tuple(parse_each(path, document, 'images', _parse_image))
-    categories = tuple(sorted(parse_each(path, document, 'categories', _parse_category), key=lambda c: c.id))
-    _check_unique(path, 'images', [image.id for image in images])
-    _check_unique(path, 'categories', [category.id for category in categories])
+    def add_image(record: Fields) -> None:
+        images.append(_parse_image(record))
+        _require_new(images[-1].id, rows)
+        rows[images[-1].id] = len(rows)
 
-    by_id = {image.id: image for image in images}
-    indices = {category.id: index for index, category in enumerate(categories)}
-    annotations: dict[int, list[CocoAnnotation]] = {image.id: [] for image in images}
-    for image_id, one in parse_each(path, document, 'annotations', lambda r: _parse_annotation(r, by_id, indices)):
-        annotations[image_id].append(one)
-    return CocoSet(path, sha256_bytes(content), images, categories, {i: tuple(a) for i, a in annotations.items()})
+    def add_annotation(record: Fields) -> None:
+        if not images:  # They may follow.
+            early.append(record)
+            return
+        image_id = whole(record, 'image_id', 0)
+        if image_id not in rows:
+            raise ValueError(f"image_id {image_id} is not among 'images'")
+        category_ids.append(whole(record, 'category_id', 0))
+        _add_annotation(record, images[rows[image_id]], rows[image_id], columns)
+
+    known: dict[int, None] = {}
+
+    def add_category(record: Fields) -> None:
+        categories.append(CocoCategory(whole(record, 'id', 0), text(record, 'name')))
+        _require_new(categories[-1].id, known)
+        known[categories[-1].id] = None
+
+    digest = read_document(path, {'images': add_image, 'annotations': add_annotation, 'categories': add_category})
+    for index, record in enumerate(early):
+        try:
+            if not images:
+                raise ValueError("its image is not among 'images', which is empty")
+            add_annotation(record)
+        except ValueError as error:
+            raise InputError(f'{path}: annotations[{index}]: {error}') from None
+    categories.sort(key=lambda one: one.id)
+    ids, found = np.array([one.id for one in categories], dtype=np.int64), np.frombuffer(category_ids, dtype=np.int64)
+    indices = np.searchsorted(ids, found)
+    unknown = np.flatnonzero(~np.isin(found, ids))
+    if unknown.size:
+        raise InputError(
+            f"{path}: annotations[{unknown[0]}]: category_id {found[unknown[0]]} is not among 'categories'"
+        )
+    return CocoSet(path, digest, tuple(images), tuple(categories), AnnotationTable(images, columns, indices))
 
 
 def training_annotations(coco_set: CocoSet, image: CocoImage) -> tuple[CocoAnnotation, ...]:
-    """The annotations of an image that training sees, see `why_left_out`. Crowds stay, to be ignored as regions."""
-    return tuple(a for a in coco_set.annotations[image.id] if why_left_out(a, image) is None)
-
-
-def why_left_out(annotation: CocoAnnotation, image: CocoImage) -> LeftOut | None:
-    """Why training does not see an annotation, by mmdet's rules; None: it does."""
-    if annotation.is_ignored:
-        return 'marked ignore'
-    x, y, width, height = annotation.bbox
-    if width <= 0 or height <= 0:
-        return 'without width or height'
-    if width < 1 or height < 1:
-        return 'thinner than 1 px'
-    if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
-        return 'outside the image'
-    return 'without area' if annotation.area <= 0 else None
+    """The annotations of an image that training sees, see `CocoSet.left_out`. Crowds stay, to be ignored as regions."""
+    table = coco_set.annotations
+    return tuple(table.annotation(row) for row in table.rows(image.id) if not coco_set.left_out[row])
 
 
 def coco_paths(coco: Path, split: str) -> tuple[Path, Path]:
@@ -182,8 +167,30 @@ def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
 
 def missing_images(images: Sequence[CocoImage], folder: Path) -> tuple[str, ...]:
     """File names of the images that are not in `folder`, in their order, as messages can show them."""
-    names = (image.file_name for image in images)
-    return tuple(_shown_name(name) for name in names if not isfile(folder / name))
+    present = FilesPresent(folder)
+    return tuple(_shown_name(image.file_name) for image in images if image.file_name not in present)
+
+
+class FilesPresent:
+    """The names of files below a folder, by one look into each folder: a look at each file takes a network minutes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: dict[str, set[str]] = {}
+
+    def __contains__(self, file_name: str) -> bool:
+        parent, name = os.path.split(file_name)
+        if parent not in self._names:
+            self._names[parent] = _file_names(self._folder / parent)
+        return name in self._names[parent]
+
+
+def _file_names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:  # there is none, or no name that a folder can have
+        return set()
 
 
 def _shown_name(file_name: str) -> str:
@@ -201,22 +208,9 @@ def require_pixels(images: Sequence[CocoImage], geometry: Geometry) -> None:
             )
 
 
-def _kind(document: object) -> str:
-    if not isinstance(document, list):
-        return f'{type(document).__name__}'
-    first = document[0] if document else None
-    is_found = isinstance(first, dict) and 'score' in first and 'image_id' in first
-    return 'list that looks like detections (a results file)' if is_found else 'list'
-
-
-def _check_unique(path: Path, key: str, ids: Sequence[int]) -> None:
-    seen: set[int] = set()
-    for index, value in enumerate(ids):
-        if value in seen:
-            raise InputError(
-                f'{path}: {key}[{index}]: id {value} is already used by an earlier one; ids must be unique'
-            )
-        seen.add(value)
+def _require_new(value: int, earlier: Container[int]) -> None:
+    if value in earlier:
+        raise ValueError(f'id {value} is already used by an earlier one; ids must be unique')
 
 
 def _parse_image(record: Fields) -> CocoImage:
@@ -234,10 +228,6 @@ def _parse_image(record: Fields) -> CocoImage:
     return CocoImage(whole(record, 'id', 0), file_name, height, width)
 
 
-def _parse_category(record: Fields) -> CocoCategory:
-    return CocoCategory(whole(record, 'id', 0), text(record, 'name'))
-
-
 @lru_cache(maxsize=64)  # records of a file have the same keys
 def _misspelt(keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """The keys that are another spelling, each with the key that is read."""
@@ -245,33 +235,26 @@ def _misspelt(keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple((key, SPELLINGS[one]) for key, one in plain.items() if one in SPELLINGS and key != SPELLINGS[one])
 
 
-def _parse_annotation(
-    record: Fields, images: Mapping[int, CocoImage], indices: Mapping[int, int]
-) -> tuple[int, CocoAnnotation]:
-    image_id, category_id = whole(record, 'image_id', 0), whole(record, 'category_id', 0)
-    if image_id not in images:
-        raise ValueError(f"image_id {image_id} is not among 'images'")
-    if category_id not in indices:
-        raise ValueError(f"category_id {category_id} is not among 'categories'")
+def _add_annotation(record: Fields, image: CocoImage, row: int, columns: AnnotationColumns) -> None:
+    """Checks an annotation of the image with index `row` and adds it to the columns."""
     for written, key in _misspelt(tuple(record)):
         if key not in record:
             raise ValueError(f'has the key {written!r} with {shown(record[written])}, expected it under {key!r}')
-    x, y, width, height = numbers(record, 'bbox', 4, limit=MAX_COORDINATE, meaning='[x, y, width, height] in px')
-    image = images[image_id]
+    bbox = numbers(record, 'bbox', 4, limit=MAX_COORDINATE, meaning='[x, y, width, height] in px')
     segmentation, num_bad_polygons = check_segmentation(
         record.get('segmentation'), height=image.height, width=image.width
     )
     area = number(record, 'area')
     if area is None:
-        area = width * height
+        area = bbox[2] * bbox[3]
         if segmentation is not None:
             area = mask_area(segmentation, height=image.height, width=image.width)
-    return image_id, CocoAnnotation(
-        (x, y, width, height),
-        indices[category_id],
-        flag(record, 'iscrowd'),
+    columns.append(
+        row,
+        bbox,
         area,
         segmentation,
-        flag(record, 'ignore'),
-        num_bad_polygons,
+        is_crowd=flag(record, 'iscrowd'),
+        is_ignored=flag(record, 'ignore'),
+        num_bad_polygons=num_bad_polygons,
     )

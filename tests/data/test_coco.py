@@ -14,15 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtpd.data.account import evaluation_account, suspicions, training_account
-from mtpd.data.coco import (
-    CocoAnnotation,
-    CocoCategory,
-    CocoImage,
-    CocoSet,
-    missing_images,
-    read_annotations,
-    training_annotations,
-)
+from mtpd.data.annotation_table import CocoAnnotation, CocoImage
+from mtpd.data.coco import CocoCategory, CocoSet, missing_images, read_annotations, training_annotations
 from mtpd.errors import InputError
 from mtpd.evaluation import evaluate
 

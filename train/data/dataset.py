@@ -10,7 +10,8 @@ import cv2
 import torch.utils.data
 
 from mtpd.data.account import nothing_to_train_on
-from mtpd.data.coco import CocoImage, CocoSet, coco_paths, missing_images, require_pixels, training_annotations
+from mtpd.data.annotation_table import CocoImage
+from mtpd.data.coco import CocoSet, coco_paths, missing_images, require_pixels, training_annotations
 from mtpd.data.images import read_image
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample

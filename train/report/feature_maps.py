@@ -11,7 +11,8 @@ from torch import Tensor
 import mtpd.cache
 from mtpd.cache import CacheReader
 from mtpd.cache.map_images import principal_colours
-from mtpd.data.coco import CocoImage, CocoSet, coco_paths, spread
+from mtpd.data.annotation_table import CocoImage
+from mtpd.data.coco import CocoSet, coco_paths, spread
 from mtpd.detectors.detection import collate
 from mtpd.detectors.features import NECK, neck_features, probe_levels, student_hook_point
 from mtpd.detectors.transforms import make_sample

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mtpd.cache.map_images import Picture
-from mtpd.data.coco import CocoImage
+from mtpd.data.annotation_table import CocoImage
 from mtpd.data.images import read_image
 
 # Of the longer side in px; small images are enlarged, so that names of classes can be read on them.

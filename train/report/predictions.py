@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torchvision.ops import box_iou
 
-from mtpd.data.coco import CocoAnnotation, CocoImage, CocoSet, read_annotations, spread
+from mtpd.data.annotation_table import CocoAnnotation, CocoImage
+from mtpd.data.coco import CocoSet, read_annotations, spread
 from mtpd.errors import InputError, MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect

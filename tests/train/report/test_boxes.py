@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtpd.data.coco import CocoAnnotation, read_annotations
+from mtpd.data.annotation_table import CocoAnnotation
+from mtpd.data.coco import read_annotations
 from mtpd_train.report.images import DrawnBox, photo_uri
 from mtpd_train.report.predictions import (
     FOUND,
