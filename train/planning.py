@@ -263,7 +263,7 @@ def _host_bytes(stage: Stage, *, batch_size: int) -> int:
     if not isinstance(stage.source, CachedTeacher) or not stage.teacher_levels:
         return images
     levels = [level.name for level in stage.teacher_levels]
-    return images + buffer_bytes(stage.source.reader, levels=levels, batch_size=batch_size)
+    return images + buffer_bytes(stage.source, levels=levels, batch_size=batch_size)
 
 
 def _ram_bytes() -> int:

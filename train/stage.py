@@ -29,7 +29,7 @@ from mtpd.losses.distiller import Distiller
 from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
 from mtpd_train.data.dataset import DetectionDataset, build_train_set, build_val_set, read_train_annotations
-from mtpd_train.data.sampling import Request, training_batches
+from mtpd_train.data.sampling import Request, num_batches, training_batches
 from mtpd_train.optimization import require_warmup_ends, warmup_of
 from mtpd_train.settings.problems import Problem, Problems, Unbuildable, raise_problems
 from mtpd_train.settings.stage_settings import DataSettings, StageSettings
@@ -112,14 +112,21 @@ class Stage:
         return self.settings.seed, self.number, epoch
 
     @property
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+        return num_batches(len(self.train_set.sizes(with_objects=True)), self.settings.data.batch_size)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return -(-len(self.epoch_batches(0)) // self.settings.optim.accumulate)
+        return -(-self.num_batches // self.settings.optim.accumulate)
 
     def epoch_batches(self, epoch: int) -> list[list[Request]]:
         """The batches of an epoch, from 0."""
-        sizes, data, seed = self.train_set.sizes(with_objects=True), self.settings.data, self.epoch_seed(epoch)
-        return training_batches(sizes, batch_size=data.batch_size, flip=data.flip, seed=seed, shards=self.shards)
+        geometry, data, seed = self.student.preprocessing.geometry, self.settings.data, self.epoch_seed(epoch)
+        of_size = cached(geometry.padded)  # a data set has far fewer sizes than images
+        padded = {image_id: of_size(size) for image_id, size in self.train_set.sizes(with_objects=True).items()}
+        return training_batches(padded, batch_size=data.batch_size, flip=data.flip, seed=seed, shards=self.shards)
 
     @property
     def not_taken_over(self) -> tuple[str, ...]:
@@ -266,7 +273,8 @@ def _build_stage(
 def _open_source(settings: StageSettings) -> TeacherSource | None:
     """The teacher of a stage; None for plain training."""
     if settings.cache is not None:
-        return cached_teacher(mtpd.cache.open(settings.cache))
+        reader, data = mtpd.cache.open(settings.cache), settings.data
+        return cached_teacher(reader, num_threads=data.read_threads, num_ahead=data.read_ahead)
     if settings.teacher is None:
         return None
     asked = settings.data.geometry

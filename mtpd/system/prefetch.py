@@ -1,8 +1,10 @@
 """Working ahead in threads, in order and within bounds."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 Item = TypeVar('Item')
@@ -20,17 +22,26 @@ def prefetched(
     if num_threads == 0:
         yield from map(function, items)
         return
-    pending: deque[Future[Result]] = deque()
+    for [result] in prefetched_groups(([partial(function, item)] for item in items), num_threads, depth=depth):
+        yield result
+
+
+def prefetched_groups(
+    groups: Iterable[Iterable[Callable[[], Result]]], num_threads: int, *, depth: int
+) -> Generator[list[Result], None, None]:
+    """Yields the results of each group of calls, computing up to `depth` groups ahead; the calls of a group share the
+    threads. As `prefetched` otherwise."""
+    pending: deque[list[Future[Result]]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix='prefetch') as executor:
         try:
-            for item in items:
-                pending.append(executor.submit(function, item))
+            for calls in groups:
+                pending.append([executor.submit(call) for call in calls])
                 if len(pending) > depth:
-                    yield pending.popleft().result()
+                    yield [one.result() for one in pending.popleft()]
             while pending:
-                yield pending.popleft().result()
+                yield [one.result() for one in pending.popleft()]
         finally:
-            for future in pending:
+            for future in itertools.chain.from_iterable(pending):
                 future.cancel()
 
 

@@ -1,8 +1,12 @@
 """The images and annotations of one split, as samples for a detector."""
 
+import errno
 import multiprocessing
+import re
+import resource
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +19,13 @@ from mtpd.data.coco import CocoSet, coco_paths, missing_images, require_pixels, 
 from mtpd.data.images import read_image
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
-from mtpd.errors import InputError, MtpdError
+from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.geometry import Geometry, Size
 from mtpd.system.interrupt import end_with_parent, signals_blocked_in_children
 from mtpd_train.data.sampling import Request
 from mtpd_train.settings.stage_settings import DataSettings, FilesSettings
+
+MAX_OPEN_FILES = 2**16
 
 
 class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
@@ -32,6 +38,8 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         self.coco, self.folder = coco, folder
         self._geometry, self._for_training, self._with_masks = geometry, for_training, with_masks
         self._images: dict[int, CocoImage] = {image.id: image for image in coco.images}
+        self._sizes = {image.id: (image.height, image.width) for image in coco.images}
+        self._with_objects = dict(compress(self._sizes.items(), coco.with_objects.tolist()))
         require_pixels(coco.images, geometry)
         missing = missing_images(coco.images, folder)
         if missing:
@@ -62,16 +70,12 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
             with_masks=self._with_masks,
         )
 
-    def sizes(self, *, with_objects: bool = False) -> dict[int, Size]:
+    def sizes(self, *, with_objects: bool = False) -> Mapping[int, Size]:
         """Image id -> original (height, width) in px; `with_objects` leaves out images that hold nothing to find.
 
         mmdet trains without such images too, and its recipes count their iterations so.
         """
-        return {
-            image.id: (image.height, image.width)
-            for image in self.coco.images
-            if not with_objects or any(one.is_object for one in training_annotations(self.coco, image))
-        }
+        return self._with_objects if with_objects else self._sizes
 
 
 def load_batches(
@@ -88,6 +92,8 @@ def load_batches(
     Threads may read a cache meanwhile: they hold no lock that a worker takes.
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
+    if num_workers:
+        _raise_file_limit()
     forked = (start_method or multiprocessing.get_start_method()) == 'fork'
     with warnings.catch_warnings(), signals_blocked_in_children(forked=forked):
         # Of more processes than cores, twice an epoch; the programs say it once.
@@ -101,7 +107,7 @@ def load_batches(
             worker_init_fn=_start_worker,
             multiprocessing_context=start_method if num_workers else None,
         )
-        return map(_without_errors, iter(loader))
+        return map(_without_errors, _named_limits(iter(loader)))
 
 
 def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
@@ -111,6 +117,30 @@ def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
             raise one
         samples.append(one)
     return samples
+
+
+def _raise_file_limit() -> None:
+    """Allows this process all open files that it may have: every tensor of a worker's batch is a file until it is used,
+    600 of them at batch 64 with 4 workers, and the usual limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _named_limits(batches: Iterator[list[Sample | MtpdError]]) -> Iterator[list[Sample | MtpdError]]:
+    """The batches; says what to do where there are more open files than the system allows."""
+    try:
+        yield from batches
+    except (OSError, RuntimeError) as error:
+        # The second is what torch makes of a file that could not be received.
+        if getattr(error, 'errno', None) != errno.EMFILE and not re.search('ancdata|open files', str(error)):
+            raise
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise UnavailableError(
+            f'data.workers: the batches of the worker processes need more open files than the {limit} that the system '
+            'allows; raise the limit with `ulimit -n 65536`, or lower data.workers or data.batch_size'
+        ) from error
 
 
 def _start_worker(_: int) -> None:

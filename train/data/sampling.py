@@ -20,46 +20,53 @@ class Request(NamedTuple):
 
 
 def training_batches(
-    sizes: Mapping[int, Size],
+    padded: Mapping[int, Size],
     *,
     batch_size: int,
     flip: float,
     seed: Sequence[int],
     shards: Mapping[int, Hashable] | None = None,
 ) -> list[list[Request]]:
-    """One epoch of shuffled batches. Their number does not depend on the seed.
+    """One epoch of shuffled batches: every image once, `num_batches` batches, one of which may be smaller.
 
-    Landscape and portrait images are batched apart, as mmdet does, since a mixed batch is padded to a square. Images
-    left over when an epoch ends fill the last batches together.
+    The images of a batch have the same size in `padded`, image id -> (height, width) of its own input in px, or that of
+    a neighbour by aspect ratio where those of one size do not fill a batch: a batch is padded to its largest image.
+    Which images of a size meet, and the order of the batches, is random.
 
     With `shards` (image id -> the shard that its maps are read from), every epoch distributes these again over windows
-    of WINDOW, and the images are shuffled within a window, so that few files are read at a time. An image may come
-    anywhere in an epoch, but images of one shard meet in a batch more often than others.
+    of WINDOW, and images and batches are shuffled within a window, so that few files are read at a time. An image may
+    come anywhere in an epoch, but images of one shard meet in a batch more often than others.
 
-    `sizes` are original (height, width) in px, `flip` is the probability of the mirrored view, `seed` is of this epoch.
+    `flip` is the probability of the mirrored view, `seed` is of this epoch.
     """
     generator = np.random.default_rng(seed)
-    image_ids = np.array(sorted(sizes), dtype=np.int64)
+    image_ids = np.array(sorted(padded), dtype=np.int64)
     generator.shuffle(image_ids)
     mirrored = generator.random(len(image_ids)) < flip
+    windows = np.zeros(len(image_ids), dtype=np.int64)
     if shards is not None:
         # Numbered in the order in which the shuffled images name them, which is random but not uniform.
         numbers: dict[Hashable, int] = {}
         of_image = [numbers.setdefault(shards[one], len(numbers)) for one in image_ids.tolist()]
         windows = generator.permutation(len(numbers))[np.array(of_image, dtype=np.int64)] // WINDOW
-        # A stable sort: within a window the images stay shuffled.
-        image_ids = image_ids[np.argsort(windows, kind='stable')]
-    batches: list[list[Request]] = []
-    open_batches: dict[bool, list[Request]] = {False: [], True: []}
-    for image_id, flipped in zip(image_ids.tolist(), mirrored.tolist(), strict=True):
-        height, width = sizes[image_id]
-        batch = open_batches[height > width]
-        batch.append(Request(image_id, 'flip' if flipped else 'plain'))
-        if len(batch) == batch_size:
-            batches.append(batch.copy())
-            batch.clear()
-    rest = open_batches[False] + open_batches[True]
-    return batches + _chunks(rest, batch_size)
+    heights, widths = np.array([padded[one] for one in image_ids.tolist()], dtype=np.int64).reshape(-1, 2).T
+    # A stable sort: images of one size stay shuffled.
+    order = np.lexsort((heights, heights / widths, windows))
+    lengths = np.full(num_batches(len(image_ids), batch_size), batch_size)
+    # Else the images of the last size would always be those of the smaller batch, in which each counts more.
+    lengths[generator.integers(len(lengths))] -= lengths.sum() - len(image_ids)
+    ends = np.cumsum(lengths)
+    requests = [
+        Request(one, 'flip' if flipped else 'plain')
+        for one, flipped in zip(image_ids[order].tolist(), mirrored[order].tolist(), strict=True)
+    ]
+    sequence = np.lexsort((generator.permutation(len(ends)), windows[order][ends - lengths]))
+    return [requests[ends[one] - lengths[one] : ends[one]] for one in sequence]
+
+
+def num_batches(num_images: int, batch_size: int) -> int:
+    """Batches of an epoch."""
+    return -(-num_images // batch_size)
 
 
 class Share(NamedTuple):

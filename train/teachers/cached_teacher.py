@@ -1,9 +1,11 @@
 """A teacher whose maps are in a cache: threads read its codes ahead into reused buffers, and a GPU gets them while it
 computes."""
 
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -15,19 +17,17 @@ from mtpd.detectors.class_names import class_list
 from mtpd.errors import CacheMismatchError
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois
-from mtpd.system.prefetch import prefetched
+from mtpd.system.prefetch import prefetched_groups
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import Request
 from mtpd_train.teachers.teacher_source import ReadAhead, TeacherSource
 
-READ_THREADS = 2
-# Batches that wait in memory, fewer where they are large: all buffers together take at most so many bytes, except that
-# there are always two, one to compute with and one to read into.
-MAX_DEPTH = 2
+# What the buffers of all batches take together, at most, except that there are always two: one to compute with and one
+# to read into.
 MAX_BYTES = 2**30
 
-# Of each image of a batch the codes by level name, and the teacher's proposals.
-Images = tuple[Sequence[dict[str, EncodedMaps]], Sequence[ImageRois]]
+# The codes by level name, and the teacher's proposals.
+Image = tuple[dict[str, EncodedMaps], ImageRois | None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class CachedTeacher(TeacherSource):
     """A teacher whose maps are in a cache; `reader` has it open."""
 
     reader: CacheReader
+    num_threads: int  # that read
+    num_ahead: int  # images that are read ahead, at least
 
     kind: ClassVar[Literal['caches']] = 'caches'
 
@@ -89,28 +91,35 @@ class CachedTeacher(TeacherSource):
     ) -> Iterator[ReadAhead]:
         """A batch's codes may be overwritten when the next is requested; on a GPU they are there when it needs them."""
         on_gpu, reader = device.type == 'cuda', self.reader
-        num_codes = reader.max_codes(levels=levels) * max(map(len, batches), default=0)
-        depth = depth_within(MAX_BYTES, num_codes * reader.code_dtype.itemsize)
+        batch_size = max(map(len, batches), default=0)
+        num_codes = reader.max_codes(levels=levels) * batch_size
+        depth = batches_ahead(self.num_ahead, batch_size, batch_bytes=num_codes * reader.code_dtype.itemsize)
         # The batch that is computed with has the buffer that `depth` others behind it leave.
         buffers = [Buffer(num_codes, reader.code_dtype, pinned=on_gpu) for _ in range(depth + 1)]
 
-        def read(numbered: tuple[int, Sequence[Request]]) -> Images:
-            number, batch = numbered
-            buffer, start, maps = buffers[number % len(buffers)], 0, []
+        def read(one: Request, buffer: Buffer, start: int) -> Image:
             buffer.wait()
-            for one in batch if levels else ():
-                maps.append(reader.read_encoded(one.image_id, one.view, levels=levels, out=buffer.codes[start:]))
-                start += sum(level.codes.numel() for level in maps[-1].values())
-            return maps, [reader.rois(one.image_id) for one in batch] if with_rois else ()
+            rois = reader.rois(one.image_id) if with_rois else None
+            if not levels:
+                return {}, rois
+            return reader.read_encoded(one.image_id, one.view, levels=levels, out=buffer.codes[start:]), rois
 
-        images: Iterator[Images] = prefetched(read, enumerate(batches), num_threads=READ_THREADS, depth=depth)
+        def calls(number: int, batch: Sequence[Request]) -> Iterator[Callable[[], Image]]:
+            start = 0
+            for one in batch:
+                yield partial(read, one, buffers[number % len(buffers)], start)
+                start += reader.num_codes(one.image_id, levels=levels)
+
+        images: Iterator[list[Image]] = prefetched_groups(
+            itertools.starmap(calls, enumerate(batches)), self.num_threads, depth=depth
+        )
         if on_gpu and levels:
             images = _on_gpu(images, buffers, bases=reader.bases, device=device)
         return map(_batched, images)
 
 
-def cached_teacher(reader: CacheReader) -> CachedTeacher:
-    """The source of an open cache."""
+def cached_teacher(reader: CacheReader, *, num_threads: int, num_ahead: int) -> CachedTeacher:
+    """The source of an open cache, of which so many threads read so many images ahead."""
     description = reader.manifest.description
     teacher = description.fingerprint.get('teacher')
     return CachedTeacher(
@@ -121,6 +130,8 @@ def cached_teacher(reader: CacheReader) -> CachedTeacher:
         classes=class_list(description.provenance.get('classes')),
         hook_point=str(teacher['hook_point']) if isinstance(teacher, dict) and 'hook_point' in teacher else 'neck',
         reader=reader,
+        num_threads=num_threads,
+        num_ahead=num_ahead,
     )
 
 
@@ -137,41 +148,43 @@ class Buffer:
             self.copied.synchronize()
 
 
-def buffer_bytes(reader: CacheReader, *, levels: Sequence[str], batch_size: int) -> int:
+def buffer_bytes(source: CachedTeacher, *, levels: Sequence[str], batch_size: int) -> int:
     """What the buffers of `CachedTeacher.read_ahead` take on the host."""
-    batch_bytes = reader.max_codes(levels=levels) * batch_size * reader.code_dtype.itemsize
-    return (depth_within(MAX_BYTES, batch_bytes) + 1) * batch_bytes
+    batch_bytes = source.reader.max_codes(levels=levels) * batch_size * source.reader.code_dtype.itemsize
+    return (batches_ahead(source.num_ahead, batch_size, batch_bytes=batch_bytes) + 1) * batch_bytes
 
 
-def depth_within(max_bytes: int, batch_bytes: int) -> int:
-    """How many batches are read ahead, beside the one that is computed with."""
-    return max(1, min(MAX_DEPTH, max_bytes // max(1, batch_bytes) - 1))
+def batches_ahead(num_images: int, batch_size: int, *, batch_bytes: int) -> int:
+    """How many batches are read ahead, beside the one that is computed with, so that they have `num_images` images."""
+    return max(1, min(-(-num_images // max(1, batch_size)), MAX_BYTES // max(1, batch_bytes) - 1))
 
 
 def _on_gpu(
-    batches: Iterable[Images], buffers: Sequence[Buffer], *, bases: dict[str, Tensor], device: torch.device
-) -> Iterator[Images]:
+    batches: Iterable[list[Image]], buffers: Sequence[Buffer], *, bases: dict[str, Tensor], device: torch.device
+) -> Iterator[list[Image]]:
     """The images, those of each batch copied by a stream of its own while the GPU computes with the one before."""
     stream, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
     bases = {name: basis.to(device) for name, basis in bases.items()}
-    waiting: deque[tuple[Images, Tensor, torch.cuda.Event]] = deque()
+    waiting: deque[tuple[list[Image], Tensor, torch.cuda.Event]] = deque()
 
-    def next_one() -> Images:
+    def next_one() -> list[Image]:
         images, codes, copied = waiting.popleft()
         main.wait_event(copied)
         # It was allocated for the other stream, which must not reuse it too early.
         codes.record_stream(main)
         return images
 
-    for number, (maps, rois) in enumerate(batches):
+    for number, images in enumerate(batches):
         buffer = buffers[number % len(buffers)]
-        last = [one.codes for one in maps[-1].values()][-1]
+        last = [one.codes for one in images[-1][0].values()][-1]
         with torch.cuda.stream(stream):
             codes = buffer.codes[: last.storage_offset() + last.numel()].to(device, non_blocking=True)
             buffer.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             buffer.copied.record(stream)
-        moved = [{name: _moved(one, codes, bases.get(name)) for name, one in image.items()} for image in maps]
-        waiting.append(((moved, rois), codes, buffer.copied))
+        moved = [
+            ({name: _moved(one, codes, bases.get(name)) for name, one in maps.items()}, rois) for maps, rois in images
+        ]
+        waiting.append((moved, codes, buffer.copied))
         if len(waiting) == 2:
             yield next_one()
     while waiting:
@@ -184,8 +197,7 @@ def _moved(maps: EncodedMaps, codes: Tensor, basis: Tensor | None) -> EncodedMap
     return replace(maps, codes=view, basis=basis)
 
 
-def _batched(images: Images) -> ReadAhead:
+def _batched(images: Sequence[Image]) -> ReadAhead:
     """Called when the batch is requested: what is padded together takes no memory before."""
-    maps, rois = images
-    names = maps[0] if maps else ()
-    return ReadAhead({name: batch_images([one[name] for one in maps]) for name in names}, rois)
+    maps = {name: batch_images([one[name] for one, _ in images]) for name in images[0][0]}
+    return ReadAhead(maps, [rois for _, rois in images if rois is not None])

@@ -34,7 +34,7 @@ def train_stage(
     """
     stage.to(device)
     model, optim = stage.student.model, stage.settings.optim
-    num_batches, steps_per_epoch = len(stage.epoch_batches(0)), stage.steps_per_epoch
+    num_batches, steps_per_epoch = stage.num_batches, stage.steps_per_epoch
     num_steps = optim.epochs * steps_per_epoch
     # First, since it sends the weights to all processes.
     network = build_network(stage, world)

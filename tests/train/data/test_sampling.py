@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpd.geometry import Size
-from mtpd_train.data.sampling import WINDOW, Request, evaluation_batches, share_of, training_batches
+from mtpd_train.data.sampling import WINDOW, Request, evaluation_batches, num_batches, share_of, training_batches
 
 sizes_by_image = st.dictionaries(
     st.integers(0, 2**40), st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=60
@@ -45,21 +45,40 @@ def test_every_image_once_in_full_batches(
     shards = shards_of(sizes, images_per_shard)
     batches = training_batches(sizes, batch_size=batch_size, flip=flip, seed=seed, shards=shards)
     assert Counter(request.image_id for batch in batches for request in batch) == Counter(sizes.keys())
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert 1 <= len(batches[-1]) <= batch_size
-    assert len(batches) == -(-len(sizes) // batch_size)
+    assert len(batches) == num_batches(len(sizes), batch_size) == -(-len(sizes) // batch_size)
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+    assert all(batches)
 
 
-@given(sizes_by_image, batch_sizes, seeds, shard_sizes)
-def test_only_the_left_over_images_mix_portrait_and_landscape(
-    sizes: dict[int, Size], batch_size: int, seed: tuple[int, int, int], images_per_shard: int
+@given(sizes_by_image, batch_sizes, seeds)
+def test_a_batch_mixes_sizes_only_where_one_ends(
+    sizes: dict[int, Size], batch_size: int, seed: tuple[int, int, int]
 ) -> None:
-    shards = shards_of(sizes, images_per_shard)
-    batches = training_batches(sizes, batch_size=batch_size, flip=0.5, seed=seed, shards=shards)
-    portraits = sum(map(is_portrait, sizes.values()))
-    pure = portraits // batch_size + (len(sizes) - portraits) // batch_size
-    for batch in batches[:pure]:
-        assert len({is_portrait(sizes[request.image_id]) for request in batch}) == 1
+    batches = training_batches(sizes, batch_size=batch_size, flip=0.5, seed=seed)
+    of_batches = [{sizes[request.image_id] for request in batch} for batch in batches]
+    assert sum(len(one) - 1 for one in of_batches) <= len(set(sizes.values())) - 1
+    assert sum(len({is_portrait(size) for size in one}) == 2 for one in of_batches) <= 1
+    by_ratio = sorted(set(sizes.values()), key=lambda size: (size[0] / size[1], size[0]))
+    for one in of_batches:  # neighbours only
+        places = sorted(map(by_ratio.index, one))
+        assert places == list(range(places[0], places[-1] + 1))
+
+
+def test_images_of_a_size_meet_each_other_and_the_smaller_batch_equally_often() -> None:
+    sizes: dict[int, Size] = {one: ((3, 4), (4, 4), (4, 3))[one % 3] for one in range(54)}
+    together, in_smaller, num_epochs = np.zeros((54, 54)), np.zeros(54), 1500
+    for epoch in range(num_epochs):
+        for batch in training_batches(sizes, batch_size=4, flip=0.5, seed=(0, 1, epoch)):
+            images = [request.image_id for request in batch]
+            together[np.ix_(images, images)] += 1
+            in_smaller[images] += len(batch) < 4
+    for size in set(sizes.values()):
+        images = [one for one in sizes if sizes[one] == size]
+        rates = together[np.ix_(images, images)][~np.eye(18, dtype=bool)] / num_epochs
+        assert abs(rates - rates.mean()).max() < 5 * (rates.mean() / num_epochs) ** 0.5
+    # Of 14 batches some cross the border of two sizes, so the sizes themselves are not quite equal.
+    rate = 2 / 54
+    assert abs(in_smaller / num_epochs - rate).max() < 5 * (rate / num_epochs) ** 0.5 + rate / 5
 
 
 @given(sizes_by_image, batch_sizes, seeds)

@@ -21,7 +21,7 @@ from mtpd.errors import CacheDamagedError
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset, load_batches
 from mtpd_train.data.sampling import Request
-from mtpd_train.teachers.cached_teacher import MAX_DEPTH, cached_teacher, depth_within
+from mtpd_train.teachers.cached_teacher import batches_ahead, cached_teacher
 from mtpd_train.teachers.teacher_source import ReadAhead
 
 # From Python 3.12 on, a fork of a process with several threads warns.
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threade
 # Tiny caches of every codec, with images of two shapes.
 GOLDEN = Path(__file__).resolve().parents[2] / 'cache' / 'golden' / 'v1'
 CPU = torch.device('cpu')
+NUM_AHEAD = 7
 
 
 @pytest.fixture(params=['fp16', 'int8', 'lean'])
@@ -46,7 +47,7 @@ def some_batches(reader: CacheReader, number: int) -> list[list[Request]]:
 def streamed(
     reader: CacheReader, batches: Sequence[Sequence[Request]], *, levels: Sequence[str], device: torch.device = CPU
 ) -> Iterator[ReadAhead]:
-    return cached_teacher(reader).read_ahead(batches, levels=levels, device=device)
+    return cached_teacher(reader, num_threads=3, num_ahead=NUM_AHEAD).read_ahead(batches, levels=levels, device=device)
 
 
 def require_maps(reader: CacheReader, batch: Sequence[Request], ahead: ReadAhead, *, names: Sequence[str]) -> None:
@@ -76,7 +77,7 @@ def test_every_batch_holds_until_the_next_is_asked_for(reader: CacheReader, part
         require_maps(reader, batch, ahead, names=names)
         if len({reader.sizes(one.image_id).padded for one in batch}) == 1:  # else the maps are copied together
             places.add(ahead.maps[names[0]].codes.data_ptr())
-    assert len(places) <= MAX_DEPTH + 1
+    assert len(places) <= batches_ahead(NUM_AHEAD, 3, batch_bytes=1) + 1 == 4
 
 
 def test_a_tight_budget_of_memory(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +93,39 @@ def test_a_tight_budget_of_memory(reader: CacheReader, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ('batch_bytes', 'depth'), [(0, MAX_DEPTH), (10, MAX_DEPTH), (33, 2), (34, 1), (50, 1), (99, 1)]
+    ('num_images', 'batch_size', 'batch_bytes', 'depth'),
+    [
+        (32, 16, 0, 2),
+        (32, 16, 10, 2),
+        (33, 16, 10, 3),
+        (1, 16, 10, 1),
+        (32, 2, 5, 16),
+        (32, 2, 10, 9),
+        (32, 2, 50, 1),
+        (32, 16, 99, 1),
+        (32, 0, 0, 32),
+    ],
 )
-def test_depth(batch_bytes: int, depth: int) -> None:
-    assert depth_within(100, batch_bytes) == depth
+def test_batches_ahead(
+    num_images: int, batch_size: int, batch_bytes: int, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('mtpd_train.teachers.cached_teacher.MAX_BYTES', 100)
+    assert batches_ahead(num_images, batch_size, batch_bytes=batch_bytes) == depth
+
+
+def test_the_images_of_a_batch_are_read_together(reader: CacheReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are threads wait for the disk at the same time, even of the only batch."""
+    together = threading.Barrier(4, timeout=30)
+    read = CacheReader.read_encoded
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        together.wait()
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(CacheReader, 'read_encoded', slow)
+    names, batch = [level.name for level in reader.levels], some_batches(reader, 3)[2] + some_batches(reader, 1)[0]
+    source = cached_teacher(reader, num_threads=4, num_ahead=1)
+    assert len(list(source.read_ahead([batch], levels=names, device=CPU))) == 1
 
 
 def test_damage_is_raised_where_its_batch_would_have_come(tmp_path: Path) -> None:

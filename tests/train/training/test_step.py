@@ -162,7 +162,8 @@ def test_a_students_maps_are_taken_where_its_teachers_are(
 ) -> None:
     """Norms that double their output change nothing before them."""
     monkeypatch.setattr(
-        'mtpd_train.stage.cached_teacher', lambda one: replace(cached_teacher(one), hook_point=hook_point)
+        'mtpd_train.stage.cached_teacher',
+        lambda one, **options: replace(cached_teacher(one, **options), hook_point=hook_point),
     )
     student = {'student': 'reppoints-moment_r50_fpn-gn_head-gn_1x_coco', 'model': REPPOINTS}
     stage = build_stage(**student, cache=caches[16], distill=[{'loss': 'masked_mse'}])
