@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -16,7 +17,7 @@ from mtpd.cache.writing import journal
 from mtpd.cache.writing.journal import append_entry, committed, journal_path, publish
 from mtpd.cache.writing.parts import WHOLE, Part, cache_lock, gate
 from mtpd.cache.writing.plan_file import read_plan_file
-from mtpd.errors import CacheIncompleteError, CacheMismatchError, UnavailableError
+from mtpd.errors import CacheIncompleteError, CacheMismatchError
 
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')
 
@@ -210,16 +211,36 @@ def test_another_extraction_is_not_published(tmp_path: Path, recipe: Any, make_r
             writer.finish()
 
 
-def test_a_gate_that_does_not_open(
-    tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_a_gate_that_is_held_for_long(
+    tmp_path: Path,
+    make_recipe: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """It is waited for as long as its holder lives, and the user reads of it."""
     monkeypatch.setattr('mtpd.cache.writing.parts.GATE_SECONDS', 0.1)
     root = tmp_path / 'cache'
     root.mkdir()
-    held = pytest.raises(UnavailableError, match='another process has held it for')
-    with cache_lock(root, part=Part(1, 2)), gate(root), held:
+    is_free = threading.Event()
+
+    def release() -> None:
+        with cache_lock(root, part=Part(1, 2)), gate(root):
+            is_held.set()
+            is_free.wait(30)
+
+    is_held = threading.Event()
+    holder = threading.Thread(target=release)
+    holder.start()
+    assert is_held.wait(30)
+    timer = threading.Timer(0.5, is_free.set)
+    timer.start()
+    try:
         make_recipe().write(root, part=Part(2, 2))
-    make_recipe().write(root, part=Part(2, 2))
+    finally:
+        is_free.set()
+        holder.join()
+        timer.join()
+    assert f'{root / ".lock.gate"}: waiting' in caplog.text
 
 
 def test_a_killed_part_leaves_the_gate_open(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from mtpd.cache.format.arrays import MAX_PLAIN_BYTES, ArraySpec, RoisRecord, roi_specs, view_specs
+from mtpd.cache.format.arrays import INDEX_COLUMNS, MAX_PLAIN_BYTES, ArraySpec, RoisRecord, roi_specs, view_specs
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.plan import MAX_IMAGES, BucketRecord, CachePlan, Pixels, num_elements
 from mtpd.cache.format.strict_json import StrictRecord, first_problem, read_json, require_shallow, short
@@ -171,13 +171,12 @@ def write_manifest(root: Path, manifest: Manifest, *, owner: str = '') -> None:
 
 def require_publishable(description: Description, plan: CachePlan) -> None:
     """Checks, before a teacher runs for days, that `read_manifest` will accept the result."""
-    # At most three files a level, and two more, for each view of a shard group.
-    num_of_group = len(description.views) * (3 * len(description.levels) + 2)
-    num_of_group += len(roi_specs(plan.buckets[0], description.rois))
-    num_files = len(plan.shard_keys()) * num_of_group
+    num_of_group = len(description.bucket_specs(plan.buckets[0])) if plan.buckets else 0
+    # The index, the teacher's weights and the basis.
+    num_files = len(plan.shard_keys()) * num_of_group + len(INDEX_COLUMNS) + 2
     if num_files > MAX_FILES:
         raise InputError(
-            f'the cache would have up to {num_files} files, at most {MAX_FILES} are supported: increase --shard-mb'
+            f'the cache would have {num_files} files, at most {MAX_FILES} are supported: increase --shard-mb'
         )
     of_rois = (spec for bucket in plan.buckets for spec in roi_specs(bucket, description.rois).values())
     if any(spec.file_bytes > MAX_PLAIN_BYTES for spec in of_rois):

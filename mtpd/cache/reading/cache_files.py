@@ -24,23 +24,21 @@ class CacheFiles:
 
     def __init__(self, root: Path, records: Mapping[str, FileRecord]) -> None:
         self.root = root
+        self._real_root = os.path.realpath(root)
         self._records = records
 
     def size(self, file: str) -> int:
         """Bytes of a file that is there, inside the cache, and as long as it was when it was written."""
-        record = self._records.get(file)
-        if record is None:
-            raise CacheDamagedError(f'{self.root}: {file} is not in the manifest')
-        path = self.root / file
+        num_bytes, path = self._record(file).num_bytes, self.root / file
         with readable(path):
-            found = path.stat().st_size if path.is_file() else None
-        if found != record.num_bytes:
+            found = os.stat(path).st_size if os.path.isfile(path) else None
+        if found != num_bytes:
             state = 'missing' if found is None else f'{found} bytes long'
-            raise CacheDamagedError(f'{path}: is {state}, the manifest states {record.num_bytes} bytes; {REPAIR}')
+            raise CacheDamagedError(f'{path}: is {state}, the manifest states {num_bytes} bytes; {REPAIR}')
         # The path comes from the manifest, but links in it may come from anyone who packed the folder.
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+        if not os.path.realpath(f'{self._real_root}/{file}').startswith(os.path.join(self._real_root, '')):
             raise CacheDamagedError(f'{path}: is a link to a place outside the cache; replace it with the file itself')
-        return record.num_bytes
+        return num_bytes
 
     def read(self, file: str, *, max_bytes: int) -> bytes:
         """The content of a small file; refused if it is missing, longer than `max_bytes`, or not what was written."""
@@ -52,6 +50,12 @@ class CacheFiles:
         self.require_sha256(file, sha256_bytes(content))
         return content
 
+    def _record(self, file: str) -> FileRecord:
+        record = self._records.get(file)
+        if record is None:
+            raise CacheDamagedError(f'{self.root}: {file} is not in the manifest')
+        return record
+
     def require_sha256(self, file: str, found: str) -> None:
         """Refuses a file that `size` has let pass if its hash is not the one on record."""
         if found != self._records[file].sha256:
@@ -60,7 +64,7 @@ class CacheFiles:
     def read_array(self, spec: ArraySpec, *, shard: int) -> np.ndarray:
         """The rows (rows_per_file, ...) of one file of an array that is not sharded."""
         file = spec.file(shard)
-        require_plain_bytes(spec, self.size(file), name=str(self.root / file))
+        require_plain_bytes(spec, self._record(file).num_bytes, name=str(self.root / file))
         content = self.read(file, max_bytes=spec.file_bytes)
         return np.frombuffer(content, dtype=spec.file_dtype).reshape(spec.rows_per_file, *spec.row_shape)
 

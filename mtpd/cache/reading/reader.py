@@ -10,12 +10,14 @@ interpreter lock, straight into the caller's memory. All that can be known of a 
 `RowTable`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,10 +36,6 @@ from mtpd.heads.rois import ImageRois
 
 # Neck and head of Swin-L's Cascade R-CNN take 0.3 GB.
 MAX_TEACHER_BYTES = 2**32
-# Row tables of this many shards and views are kept; one of RetinaNet's at 800x1333 takes 0.4 MB.
-TABLES_KEPT = 256
-# Of shard groups, for their RoIs: one takes 16 bytes an image.
-ROI_TABLES_KEPT = 4096
 
 
 class ImageSizes(NamedTuple):
@@ -50,14 +48,21 @@ class ImageSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class RowTable:
-    """The small arrays of one shard group and view, already verified; the last three of each level."""
+    """The small arrays of one shard group and view, already verified; the last four of each level.
+
+    All that were read are kept, 150 bytes for a row of five levels: in a random order every image is of another group.
+    Scales take 30 times as much, so a row of them is read again with its codes.
+    """
 
     image_ids: np.ndarray  # (rows_per_shard,) int64
     checksums: np.ndarray  # (rows_per_shard, L) uint32
     errors: np.ndarray  # (rows_per_shard, L) float32
-    scales: tuple[np.ndarray | None, ...]  # (rows_per_shard, 2, C)
     chunks: tuple[np.ndarray, ...]  # (rows_per_shard, 2) uint64, offset and length of each inner chunk
     files: tuple[str, ...]  # the shard, below the cache's root
+    scale_checksums: tuple[
+        np.ndarray, ...
+    ]  # (rows_per_shard,) uint32, CRC-32C of a row; none where codes have no scale
+    scale_files: tuple[str, ...]
 
 
 class CacheReader:
@@ -83,6 +88,7 @@ class CacheReader:
         self.geometry: Geometry = description.geometry.to_geometry()
         self.views: tuple[ViewName, ...] = description.views
         self.code_dtype: torch.dtype = getattr(torch, arrays.CODE_DTYPES[description.codec])
+        self._scale_dtype = np.dtype(arrays.SCALE_DTYPES.get(description.codec, 'float32')).newbyteorder('<')
         self._files = CacheFiles(path, self.manifest.files)
         self._plan = read_index(self._files, self.manifest)
         self._locations = {
@@ -93,7 +99,7 @@ class CacheReader:
         if description.codec == 'lean':
             content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
             self.bases = load_basis(content, self.levels, name=str(path / BASIS_FILE))
-        self._table = lru_cache(TABLES_KEPT)(self._load_table)
+        self._table = cache(self._load_table)
         self._rois = None if description.rois is None else RoiReader(self._files, description.rois, self._plan.by_name)
 
     def __len__(self) -> int:
@@ -157,10 +163,9 @@ class CacheReader:
         all_codes = torch.split(out[:total], [num_elements([level], padded) for level in wanted])
         encoded = {}
         for number, level, codes in zip(numbers, wanted, all_codes, strict=True):
-            scale = table.scales[number]
             encoded[level.name] = EncodedMaps(
                 codes=codes.view(1, level.channels, *level.grid(*padded)),
-                scale=None if scale is None else torch.tensor(scale[position : position + 1]),
+                scale=self._scale(table, number, position) if table.scale_files else None,
                 basis=self.bases.get(level.name),
                 error=errors[number],
             )
@@ -249,18 +254,33 @@ class CacheReader:
             )
         return table, position, bucket.padded
 
+    def _scale(self, table: RowTable, number: int, position: int) -> Tensor:
+        """Scale and zero (1, 2, C) of one level of a row."""
+        file, shape = table.scale_files[number], (1, 2, self.levels[number].channels)
+        num_bytes = math.prod(shape) * self._scale_dtype.itemsize
+        content = self._files.read_range(file, offset=position * num_bytes, length=num_bytes)
+        if google_crc32c.value(content) != table.scale_checksums[number][position]:
+            raise CacheDamagedError(
+                f'{self.path}/{file}: row {position}: checksum mismatch, its bytes changed after writing; {REPAIR}'
+            )
+        return torch.tensor(np.frombuffer(content, dtype=self._scale_dtype).reshape(shape))
+
     def _load_table(self, bucket_name: str, view: ViewName, shard: int) -> RowTable:
         bucket, codec = self._plan.by_name[bucket_name], self.manifest.description.codec
         specs = view_specs(bucket, view=view, levels=self.levels, codec=codec)
         of_levels = [specs[level.name] for level in self.levels]
-        tables = {name: self._files.read_array(spec, shard=shard) for name, spec in specs.items() if not spec.sharded}
+        of_scales = [specs[f'{level.name}.scale'] for level in self.levels if codec in arrays.SCALE_DTYPES]
+        scales = [self._files.read_array(spec, shard=shard) for spec in of_scales]
         return RowTable(
-            image_ids=tables['image_id'],
-            checksums=tables['crc32c'],
-            errors=tables['error'],
-            scales=tuple(tables.get(f'{level.name}.scale') for level in self.levels),
+            image_ids=self._files.read_array(specs['image_id'], shard=shard),
+            checksums=self._files.read_array(specs['crc32c'], shard=shard),
+            errors=self._files.read_array(specs['error'], shard=shard),
             chunks=tuple(self._files.read_shard_index(spec, shard=shard) for spec in of_levels),
             files=tuple(spec.file(shard) for spec in of_levels),
+            scale_checksums=tuple(
+                np.array([google_crc32c.value(row.tobytes()) for row in rows], dtype=np.uint32) for rows in scales
+            ),
+            scale_files=tuple(spec.file(shard) for spec in of_scales),
         )
 
     def _wanted(self, names: Sequence[str] | None) -> list[Level]:
@@ -278,7 +298,7 @@ class RoiReader:
         self._files = files
         self._record = record
         self._buckets = buckets
-        self._tables = lru_cache(ROI_TABLES_KEPT)(self._load_tables)
+        self._tables = cache(self._load_tables)
 
     def read(self, bucket: Bucket, row: int, image_id: int) -> ImageRois:
         """The RoIs of the image in a row; CacheDamagedError if the bytes are not those written for this image."""
@@ -297,10 +317,12 @@ class RoiReader:
             raise CacheDamagedError(f'{name}: holds {error}; {REPAIR}') from error
 
     def _row(self, spec: ArraySpec, shard: int, position: int) -> bytes:
-        file = spec.file(shard)
-        arrays.require_plain_bytes(spec, self._files.size(file), name=str(self._files.root / file))
-        return self._files.read_range(file, offset=position * spec.row_bytes, length=spec.row_bytes)
+        return self._files.read_range(spec.file(shard), offset=position * spec.row_bytes, length=spec.row_bytes)
 
     def _load_tables(self, bucket_name: str, shard: int) -> dict[str, np.ndarray]:
         specs = roi_specs(self._buckets[bucket_name], self._record)
-        return {name: self._files.read_array(specs[name], shard=shard) for name in roi_arrays.ROI_TABLES}
+        tables = {name: self._files.read_array(specs[name], shard=shard) for name in roi_arrays.ROI_TABLES}
+        for name in roi_arrays.ROI_VALUES:
+            file = specs[name].file(shard)
+            arrays.require_plain_bytes(specs[name], self._files.size(file), name=str(self._files.root / file))
+        return tables

@@ -9,9 +9,10 @@ plan and journals.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
+from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord, Manifest, write_manifest
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.format.strict_json import StrictRecord
@@ -114,6 +115,13 @@ def committed(root: Path, plan: PlanRecord) -> dict[ShardKey, GroupFiles]:
     return {key: files for key, files in groups.items() if files[BASIS_FILE].sha256 == basis}
 
 
+def missing_entries(root: Path, plan: PlanRecord) -> list[ShardKey]:
+    """The groups that no journal has, in the order of the plan; cheaper than `committed`, for it looks at no file."""
+    sha256 = plan.sha256
+    written = {entry.key for entry in recorded_entries(root) if entry.plan == sha256}
+    return [key for key in plan.group_files() if key not in written]
+
+
 def is_sound(path: Path, record: FileRecord) -> bool:
     """Whether a file is there with the content that was written."""
     return _has_size(path, record) and sha256_file(path) == record.sha256
@@ -154,11 +162,19 @@ def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
     return []
 
 
-def remove_leftovers(root: Path, *, part: Part) -> None:
-    """Deletes what killed writers left, but nothing of a part that may be alive beside this one."""
-    for path in root.rglob(f'{TEMPORARY}*'):
-        if not any(path.name.startswith(f'{TEMPORARY}{other.label}-') for other in part.others()):
-            path.unlink(missing_ok=True)
+def remove_leftovers(root: Path, *, part: Part, committed: Container[ShardKey] = ()) -> None:
+    """Deletes what killed writers left, but nothing of a part that may be alive beside this one.
+
+    The folders of `committed` groups are not looked into: COCO has 60,000 of them.
+    """
+    of_others = tuple(f'{TEMPORARY}{other.label}-' for other in part.others())
+    for folder, folders, names in os.walk(root):
+        inside = os.path.relpath(folder, root)
+        places = {name: file_place(f'{inside}/{name}') for name in folders}
+        folders[:] = [name for name, place in places.items() if place is None or place.key not in committed]
+        for name in names:
+            if name.startswith(TEMPORARY) and not name.startswith(of_others):
+                Path(folder, name).unlink(missing_ok=True)
 
 
 def _line(entry: JournalEntry) -> bytes:

@@ -6,6 +6,7 @@ checks that no process is alive that it must not work beside, or publishes. Besi
 holder.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from mtpd.system.locks import LockHeldError, held
 
 LOCK_FILE = '.lock'
 GATE_FILE = '.lock.gate'
+LOGGER = logging.getLogger(__name__)
 GATE_SECONDS = 60.0
 _PART_LOCK = re.compile(r'\.lock\.(\d+)-of-(\d+)')
 
@@ -89,15 +91,18 @@ def cache_lock(root: Path, *, part: Part = WHOLE) -> Iterator[None]:
 
 @contextmanager
 def gate(root: Path) -> Iterator[None]:
-    """Keeps all other writers from starting or publishing."""
-    lock = FileLock(root / GATE_FILE, timeout=GATE_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UnavailableError(
-            f'{root / GATE_FILE}: another process has held it for {GATE_SECONDS:.0f} s; '
-            'end that process if it hangs, then run the same command again'
-        ) from None
+    """Keeps all other writers from starting or publishing; waits for as long as another process holds it."""
+    lock, num_waits = FileLock(root / GATE_FILE), 0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=GATE_SECONDS)
+        except Timeout:
+            num_waits += 1
+            LOGGER.warning(
+                '%s: waiting; another process has held it for %.0f s; end that process if it hangs',
+                root / GATE_FILE,
+                num_waits * GATE_SECONDS,
+            )
     try:
         yield
     finally:

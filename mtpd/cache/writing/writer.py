@@ -154,16 +154,16 @@ class CacheWriter:
                 if self.is_finished:
                     journal.publish(self.root)
             if not self.is_finished:
-                journal.remove_leftovers(self.root, part=self.part)
+                journal.cut_torn_tail(self.root, part=self.part)
+                if self._has_own_bases():
+                    self._read_bases()
+                self._committed = set(journal.committed(self.root, self._plan_record))
+                journal.remove_leftovers(self.root, part=self.part, committed=self._committed)
                 create_arrays(self.root, self._plan_record.specs(), owner=self.part.label)
                 for name, content in self._head.items():
                     path = self.root / name
                     if not path.exists() or sha256_file(path) != self._plan_record.files[name].sha256:
                         write_atomically(path, content, owner=self.part.label)
-                journal.cut_torn_tail(self.root, part=self.part)
-                if self._has_own_bases():
-                    self._read_bases()
-                self._committed = set(journal.committed(self.root, self._plan_record))
             self._compressors = stack.enter_context(compression_threads())
             self._closing = stack.pop_all()
         return self
@@ -222,10 +222,15 @@ class CacheWriter:
     def finish(self) -> list[ShardKey]:
         """Publishes the manifest if the other parts have committed all of theirs too; returns what they have not."""
         assert not self.pending(), 'finish() before all shard groups were committed'
-        with disk_errors(self.root), gate(self.root):
-            if not self.is_finished:
-                self._require_own_plan()
-            return journal.publish(self.root, owner=self.part.label)
+        with disk_errors(self.root):
+            # Many parts may finish together: only those that find all groups in the journals wait for the gate.
+            missing = journal.missing_entries(self.root, self._plan_record)
+            if missing and not self.is_finished:
+                return missing
+            with gate(self.root):
+                if not self.is_finished:
+                    self._require_own_plan()
+                return journal.publish(self.root, owner=self.part.label)
 
     def _check_or_write_plan(self) -> None:
         if self.is_finished:
