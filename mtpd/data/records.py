@@ -24,6 +24,7 @@ MAX_WHOLE = 2**63 - 1  # an int64, as ids are kept in caches
 MAX_SHOWN = 80  # characters of a value in a message
 BLOCK_BYTES = 2**22
 SPACES = ' \t\n\r'
+DELIMITERS = {*SPACES, *',:]}'}
 _SPACE = re.compile(f'[{SPACES}]*')
 
 
@@ -140,8 +141,8 @@ class _Document:
                 if self._extend():
                     continue
                 raise
-            # A number at the end of the block may have more digits in the next.
-            if end < len(self._text) or not self._extend():
+            # At the end of a block 12 or 1.5 may be the beginning of a longer number, and `1.` is read as 1.
+            if self._text[end : end + 1] in DELIMITERS or not self._extend():
                 self._position = end
                 return value
 

@@ -148,3 +148,26 @@ def test_a_damaged_basis(tmp_path: Path, make_recipe: Callable[..., Any], num_gr
     touch = mtpd.cache.open if num_groups is None else make_recipe(codec='lean').write
     with pytest.raises(CacheDamagedError, match='basis'):
         touch(root)
+
+
+@pytest.mark.parametrize('codec', ['int8', 'lean'])
+def test_a_scale_that_changes_while_the_cache_is_open(
+    codec: str, tmp_path: Path, make_recipe: Callable[..., Any]
+) -> None:
+    """The table of a shard is verified once, each row of its scales whenever it is read."""
+    root = tmp_path / 'cache'
+    make_recipe(codec=codec).write(root)
+    cache = mtpd.cache.open(root)
+    changed, other = make_recipe().plan().images(make_recipe().plan().shard_keys()[0])
+    truth = {one.image_id: cache.read(one.image_id) for one in (changed, other)}
+    key = cache.shard(changed.image_id)
+    file = root / key.bucket / 'plain' / 'p4.scale' / 'c' / str(key.shard) / '0' / '0'
+    content = bytearray(file.read_bytes())
+    content[1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CacheDamagedError, match=r'p4\.scale/c/.*row 0: checksum mismatch'):
+        cache.read(changed.image_id)
+    torch.testing.assert_close(cache.read(other.image_id), truth[other.image_id], rtol=0, atol=0)
+    torch.testing.assert_close(
+        cache.read(changed.image_id, levels=['p3'])['p3'], truth[changed.image_id]['p3'], rtol=0, atol=0
+    )

@@ -243,6 +243,16 @@ def test_a_gate_that_is_held_for_long(
     assert f'{root / ".lock.gate"}: waiting' in caplog.text
 
 
+def test_a_part_that_is_not_the_last_does_not_wait_for_the_gate(
+    tmp_path: Path, make_recipe: Callable[..., Any]
+) -> None:
+    root = tmp_path / 'cache'
+    recipe = make_recipe()
+    recipe.write(root, part=Part(1, 2), num_groups=99)
+    with recipe.writer(root, part=Part(1, 2)) as writer, gate(root):
+        assert writer.finish() == Part(2, 2).share(recipe.plan().shard_keys())
+
+
 def test_a_killed_part_leaves_the_gate_open(tmp_path: Path, make_recipe: Callable[..., Any]) -> None:
     root = tmp_path / 'cache'
     root.mkdir()

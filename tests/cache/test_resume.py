@@ -228,3 +228,44 @@ def test_what_no_manifest_can_hold_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match='increase --shard-mb'):
         make_recipe().write(tmp_path / 'cache')
     assert not (tmp_path / 'cache').exists()
+
+
+@pytest.mark.parametrize('codec', ['int8', 'fp16'])
+def test_the_limit_of_files_is_exact(
+    codec: str, tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_recipe(codec=codec).write(tmp_path / 'cache')
+    num_files = len(mtpd.cache.open(tmp_path / 'cache').manifest.files)
+    # One more than there are: the rotations that only `lean` has.
+    monkeypatch.setattr('mtpd.cache.format.manifest.MAX_FILES', num_files + 1)
+    make_recipe(codec=codec).write(tmp_path / 'other')
+    monkeypatch.setattr('mtpd.cache.format.manifest.MAX_FILES', num_files - 1)
+    with pytest.raises(InputError, match='increase --shard-mb'):
+        make_recipe(codec=codec).write(tmp_path / 'refused')
+
+
+def test_folders_of_committed_groups_are_not_looked_into(
+    tmp_path: Path, make_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COCO has 60,000 of them, each of which takes a network file system a millisecond."""
+    root = tmp_path / 'cache'
+    make_recipe().write(root, num_groups=3)
+    keys = make_recipe().plan().shard_keys()
+    left = root / keys[3].bucket / 'plain' / 'p3' / 'c' / str(keys[3].shard) / '0' / '0' / '0' / '.tmp-1-of-1-a-x'
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b'half')
+    seen: list[str] = []
+    scan = os.scandir
+
+    def spied(path: Any) -> Any:
+        seen.append(str(path))
+        return scan(path)
+
+    monkeypatch.setattr('os.scandir', spied)
+    with make_recipe().writer(root):
+        pass
+    assert not left.exists()
+    inside = [path for path in seen if '/c/' in path]
+    assert inside
+    committed = {f'{key.bucket}/plain/p3/c/{key.shard}' for key in keys[:3]}
+    assert not [path for path in inside if any(f'/{one}/' in f'{path}/' for one in committed)]

@@ -1,8 +1,6 @@
 """The images and annotations of one split, as samples for a detector."""
 
-import errno
 import multiprocessing
-import re
 import resource
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +24,8 @@ from mtpd_train.data.sampling import Request
 from mtpd_train.settings.stage_settings import DataSettings, FilesSettings
 
 MAX_OPEN_FILES = 2**16
+FILES_OF_IMAGE = 3  # its pixels, boxes and labels
+OWN_FILES = 128
 
 
 class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
@@ -93,7 +93,7 @@ def load_batches(
     """
     prepare()  # Once, here: else each process would import mmdet by itself.
     if num_workers:
-        _raise_file_limit()
+        _require_open_files(max(map(len, batches), default=0), num_workers=num_workers)
     forked = (start_method or multiprocessing.get_start_method()) == 'fork'
     with warnings.catch_warnings(), signals_blocked_in_children(forked=forked):
         # Of more processes than cores, twice an epoch; the programs say it once.
@@ -107,7 +107,7 @@ def load_batches(
             worker_init_fn=_start_worker,
             multiprocessing_context=start_method if num_workers else None,
         )
-        return map(_without_errors, _named_limits(iter(loader)))
+        return map(_without_errors, iter(loader))
 
 
 def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
@@ -119,28 +119,26 @@ def _without_errors(loaded: list[Sample | MtpdError]) -> list[Sample]:
     return samples
 
 
-def _raise_file_limit() -> None:
-    """Allows this process all open files that it may have: every tensor of a worker's batch is a file until it is used,
-    600 of them at batch 64 with 4 workers, and the usual limit is 1,024."""
+def _require_open_files(batch_size: int, *, num_workers: int) -> None:
+    """Allows this process all open files that it may have, and refuses what would need more.
+
+    Every tensor that a worker sends is an open file until it is used, in the worker or here, and the usual limit is
+    1,024. A worker that may not open one ends without a word, and its batch is waited for without end.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        wanted = soft
+    else:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _named_limits(batches: Iterator[list[Sample | MtpdError]]) -> Iterator[list[Sample | MtpdError]]:
-    """The batches; says what to do where there are more open files than the system allows."""
-    try:
-        yield from batches
-    except (OSError, RuntimeError) as error:
-        # The second is what torch makes of a file that could not be received.
-        if getattr(error, 'errno', None) != errno.EMFILE and not re.search('ancdata|open files', str(error)):
-            raise
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    # Two batches wait for each worker.
+    needed = OWN_FILES + FILES_OF_IMAGE * batch_size * (2 * num_workers + 1)
+    if wanted != resource.RLIM_INFINITY and wanted < needed:
         raise UnavailableError(
-            f'data.workers: the batches of the worker processes need more open files than the {limit} that the system '
-            'allows; raise the limit with `ulimit -n 65536`, or lower data.workers or data.batch_size'
-        ) from error
+            f'data.workers: batches of {batch_size} images from {num_workers} processes need up to {needed} open '
+            f'files, but the system allows {wanted}; raise the limit with `ulimit -Hn 65536`, or lower data.workers or '
+            'data.batch_size'
+        )
 
 
 def _start_worker(_: int) -> None:

@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -215,3 +217,34 @@ def test_workers_start_while_other_threads_run(make_set: MakeSet) -> None:
         stop.set()
         thread.join()
     assert {int((folder / f'{number}.pid').read_text()) for number in (1, 2)} != {os.getpid()}
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from mtpd.data.coco import read_annotations
+from mtpd.errors import MtpdError
+from mtpd.geometry import Geometry
+from mtpd_train.data.dataset import DetectionDataset, load_batches
+from mtpd_train.data.sampling import Request
+
+folder, hard = Path(sys.argv[1]), int(sys.argv[2])
+coco = read_annotations(folder / 'instances.json')
+dataset = DetectionDataset(coco, folder, geometry=Geometry((64, 64)), for_training=True, with_masks=False)
+resource.setrlimit(resource.RLIMIT_NOFILE, (96, hard))
+batches = [[Request(1, 'plain')] * 64] * 4
+try:
+    print(sum(len(samples) for samples in list(load_batches(dataset, batches, num_workers=2))))
+except MtpdError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize('hard', [1000, 1088])
+def test_more_open_files_than_the_soft_limit(hard: int, make_set: MakeSet) -> None:
+    """The limit is raised as far as it may be; where that is not enough, one line says so."""
+    folder = make_set({'a.png': picture()}, {'a.png': [{'bbox': [0, 0, 9, 9]}]})
+    command = [sys.executable, '-c', LIMITED, str(folder), str(hard)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    refusal = rf'data\.workers: .* need up to 1088 open files, but the system allows {hard}; .*'
+    assert re.fullmatch(r'256\n' if hard >= 1088 else rf'{refusal}\n', result.stdout), result.stdout + result.stderr
