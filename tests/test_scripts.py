@@ -59,6 +59,18 @@ def test_bench_help() -> None:
     assert re.fullmatch(r'slowest \d+\.\d\d', last_line('bench_help.py', '--runs', 1))
 
 
+def test_bench_scale(tmp_path: Path) -> None:
+    parts = ['batches', 'write', 'reads', 'parts']
+    line = last_line('bench_scale.py', '--work', tmp_path / 'work', '--images', 150, '--parts', *parts)
+    assert re.fullmatch(r'within \d of 3', line)
+    assert not (tmp_path / 'work').exists()
+
+
+def test_check_batches() -> None:
+    line = last_line('check_batches.py', '--seeds', 1, '--epochs', 1, '--images', 24)
+    assert re.fullmatch(r'shape-minus-mixed -?\d\.\d\d standard-error nan', line)
+
+
 def test_coco_sizes(caches: list[Path], synthetic_set: Path) -> None:
     annotations = synthetic_set / 'annotations' / 'instances_train2017.json'
     assert re.fullmatch(r'bits \d+\.\d\d', last_line('coco_sizes.py', caches[0], '--annotations', annotations))

@@ -63,12 +63,15 @@ def merge_parts(sources: Sequence[Path], out: Path, *, advance: Callable[[int], 
             for name, record in plan.files.items():
                 _transfer_any(sources, out, name, record)
                 advance(record.num_bytes)
+            transferred: set[str] = set()  # every group has the basis among its files
             for key, (source, files) in found.items():
                 if key in done:
                     continue
                 for name, record in files.items():
-                    _transfer_any([source], out, name, record)
-                    advance(record.num_bytes)
+                    if name not in transferred:
+                        _transfer_any([source], out, name, record)
+                        advance(record.num_bytes)
+                        transferred.add(name)
                 for folder in {(out / name).parent for name in files}:
                     fsync_directory(folder)
                 journal.append_entry(out, JournalEntry(plan=plan.sha256, **key._asdict(), files=files))
