@@ -125,12 +125,11 @@ class DataSettings(Options):
     photometric: PhotometricSettings | None = None
     """Colour jitter of training images, for the student only; null: none."""
     shuffle: Literal['full', 'shards'] = 'full'
-    """`full`: shuffle all images; `shards`: shuffle within 8 shards of the cache at a time, for slow disks. Both make
-    batches of images whose padded inputs have one size, or neighbouring ones, and shuffle the batches."""
+    """`full`: shuffle all images; `shards`: within 8 shards of the cache at a time. Batches are of similar sizes."""
     read_threads: PositiveInt = 8
-    """Threads that read a cache; each reads an image at a time. Raise it for a slow network file system."""
+    """Threads that read the cache, one image each at a time. Increase it for a slow network file system."""
     read_ahead: PositiveInt = 32
-    """Images of a cache that are read ahead, rounded up to whole batches; fewer where their batches exceed 1 GB."""
+    """Images that are read ahead from the cache, rounded up to whole batches; fewer if these exceed 1 GB."""
     geometry: GeometrySettings | None = None
     """Resize and padding of a stage without a cache; null: from the student's config or from `teacher`."""
 
