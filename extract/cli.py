@@ -9,7 +9,7 @@ import click
 from mtpd.command_line import CONTEXT, complete_model, output_options, parse_scale, require_pairs
 from mtpd.system.console import reported
 from mtpd.system.environment import launcher_number, rank_and_size
-from mtpd_extract.cli_options import data_options, teacher_options
+from mtpd_extract.cli_options import data_options, level_names, teacher_options, view_names
 
 EXAMPLES = """
 \b
@@ -23,22 +23,6 @@ Examples:
   mtpd-extract --teacher r101 --out cache/r101 --part 2/4
   eval "$(_MTPD_EXTRACT_COMPLETE=bash_source mtpd-extract)"   # completion; also zsh_source, fish_source
 """
-
-
-def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    names = tuple(name.strip() for name in value.split(','))
-    if not all(names):
-        raise click.BadParameter(f'{value!r}: expected comma-separated names, for instance p3,p4')
-    return names
-
-
-def _views(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    views = _names(context, parameter, value) or ()
-    if not views or any(view not in ('plain', 'flip') for view in views) or len(set(views)) < len(views):
-        raise click.BadParameter(f'{value!r}: expected plain, flip or plain,flip')
-    return views
 
 
 def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -75,7 +59,7 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @teacher_options
 @data_options
 @click.option(
-    '--levels', callback=_names, metavar='P3,P4,...', help="Levels to store.  [default: all of the teacher's]"
+    '--levels', callback=level_names, metavar='P3,P4,...', help="Levels to store.  [default: all of the teacher's]"
 )
 @click.option(
     '--hook',
@@ -93,7 +77,10 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     help='For --codec lean: relative squared error of each stored map.  [default: 0.03]',
 )
 @click.option(
-    '--views', callback=_views, default='plain,flip', help='Views to store; training with horizontal flips needs both.'
+    '--views',
+    callback=view_names,
+    default='plain,flip',
+    help='Views to store; training with horizontal flips needs both.',
 )
 @click.option(
     '--rois',

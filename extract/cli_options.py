@@ -92,3 +92,23 @@ def _channels(_: click.Context, __: click.Parameter, value: str | None) -> tuple
     if len(numbers) != 3:
         raise click.BadParameter(f'{value!r}: expected three numbers, for instance 103.5,116.3,123.7')
     return numbers
+
+
+def level_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """The names of `p3,p4`."""
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(','))
+    if not all(names):
+        raise click.BadParameter(f'{value!r}: expected comma-separated names, for instance p3,p4')
+    return names
+
+
+def view_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """The names of `plain,flip`."""
+    if value is None:
+        return None
+    views = tuple(name.strip() for name in value.split(','))
+    if any(view not in ('plain', 'flip') for view in views) or len(set(views)) < len(views):
+        raise click.BadParameter(f'{value!r}: expected plain, flip or plain,flip')
+    return views

@@ -26,6 +26,7 @@ BIN = Path(sys.executable).parent
 NOWHERE = '/nonexistent/file'
 # How each command is asked for something that is not there.
 FAILURES = {
+    'mtpd-cache copy': [NOWHERE, 'copy'],
     'mtpd-cache fidelity': [NOWHERE],
     'mtpd-cache info': [NOWHERE],
     'mtpd-cache merge': [NOWHERE],

@@ -7,7 +7,7 @@ import click
 
 from mtpd.command_line import CONTEXT, complete_model, examples, output_options, require_pairs
 from mtpd.system.console import progress_bar, reported, say
-from mtpd_extract.cli_options import data_options, teacher_options
+from mtpd_extract.cli_options import data_options, level_names, teacher_options, view_names
 
 _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
 
@@ -19,6 +19,7 @@ _caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path
         'mtpd-cache picture cache/r101 --out sheet.png --images data/coco/train2017',
         'mtpd-cache fidelity cache/r101 --split val2017',
         'mtpd-cache order cache/r101 cache/x101 --student-cache cache/r50',
+        'mtpd-cache copy cache/r101 /data/r101 --levels p3,p4,p5',
         'eval "$(_MTPD_CACHE_COMPLETE=bash_source mtpd-cache)"   # completion; also zsh_source, fish_source',
     ),
     context_settings=CONTEXT,
@@ -220,3 +221,33 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
         state = read_state(root)
         size = format_bytes(state.num_bytes)
         say(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {size}')
+
+
+@main.command(
+    epilog=examples(
+        'mtpd-cache copy cache/r101 /data/r101',
+        'mtpd-cache copy cache/r101 cache/small --levels p4,p5 --views plain --images data/my/subset.json',
+    )
+)
+@click.argument('source', type=click.Path(path_type=Path), metavar='CACHE')
+@click.argument('out', type=click.Path(path_type=Path), metavar='COPY')
+@click.option('--levels', callback=level_names, metavar='P3,P4', help='Levels to copy.  [default: all]')
+@click.option('--views', callback=view_names, metavar='PLAIN,FLIP', help='Views to copy.  [default: all]')
+@click.option(
+    '--images',
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar='FILE.json',
+    help='COCO annotation file of the images to copy; the copy is a cache of this data set.  [default: all]',
+)
+@click.option('--license', 'license_name', default='unknown', help='Licence that the cache card states.')
+@output_options
+def copy(verbose: bool, quiet: bool, **others: Any) -> None:
+    """Copy a CACHE, or some of its levels, views or images, to a new folder COPY.
+
+    Every row is checked while it is copied, and nothing is decoded. A copy of everything equals the original. Run the
+    same command again to resume after an interruption. A cache card, README.md, is written beside the copy.
+    """
+    with reported(verbose=verbose, quiet=quiet):
+        from mtpd_extract.cache_tools.copy import run
+
+        run(**others)

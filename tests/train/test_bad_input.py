@@ -74,7 +74,7 @@ def test_caches_that_are_not_there(
     unfinished = tmp_path / 'unfinished'
     with pytest.raises(AssertionError):
         extract_teacher(16, unfinished)
-    assert 'this extraction has not finished' in fails(cache=unfinished, distill=DISTILL)
+    assert 'this cache has not finished' in fails(cache=unfinished, distill=DISTILL)
 
 
 def test_a_cache_of_other_annotations(fails: Callable[..., str], caches: dict[int, Path], copied_set: Path) -> None:

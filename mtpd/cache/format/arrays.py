@@ -104,6 +104,14 @@ class ArraySpec:
         return np.dtype(self.dtype).newbyteorder('<')
 
 
+class StoredMap(NamedTuple):
+    """One level of a row as it is stored."""
+
+    chunk: bytes  # compressed codes and their checksum
+    scale: np.ndarray | None  # (2, C)
+    error: float
+
+
 class FilePlace(NamedTuple):
     """What a file of a shard group holds: rows of one array of one view, or of the RoIs, which are of none ('')."""
 
@@ -191,14 +199,19 @@ def chunk_checksum(chunk: bytes) -> int:
     return int.from_bytes(chunk[-CHECKSUM_BYTES:], 'little')
 
 
-def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> None:
-    """Decompresses one inner chunk into `out`, whose size the caller knows from the manifest.
-
-    CacheDamagedError: the checksum is not the chunk's or not the expected one, or the size is another.
-    """
+def require_chunk(chunk: bytes, *, checksum: int, name: str) -> None:
+    """CacheDamagedError where the checksum is not the chunk's or not the expected one."""
     # Whole and by its residue: without its end it would have to be copied. Of bytes the lock is released.
     if len(chunk) <= CHECKSUM_BYTES or google_crc32c.value(chunk) != RESIDUE or chunk_checksum(chunk) != checksum:
         raise CacheDamagedError(f'{name}: checksum mismatch, its bytes changed after writing; {REPAIR}')
+
+
+def decode_chunk(chunk: bytes, *, out: np.ndarray, checksum: int, name: str) -> None:
+    """Decompresses one inner chunk into `out`, whose size the caller knows from the manifest.
+
+    CacheDamagedError: as `require_chunk`, or the size is another.
+    """
+    require_chunk(chunk, checksum=checksum, name=name)
     # numcodecs accepts a frame that is shorter than the buffer, and unpacks one of unknown size before it looks at it.
     if _frame_content_size(chunk[:MAX_HEADER_BYTES]) != out.nbytes:
         raise CacheDamagedError(f'{name}: does not decompress to the {out.nbytes} bytes of its level')

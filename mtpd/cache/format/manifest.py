@@ -193,7 +193,7 @@ def read_manifest(root: Path) -> Manifest:
     if not os.path.isfile(path):
         if os.path.isfile(root / 'plan.json'):
             raise CacheIncompleteError(
-                f'{root}: this extraction has not finished; run the same mtpd-extract command again'
+                f'{root}: this cache has not finished; run the same mtpd-extract or mtpd-cache copy command again'
             )
         raise CacheIncompleteError(f'{root}: no cache here ({MANIFEST_FILE} is missing); create one with mtpd-extract')
     content = read_json(path)

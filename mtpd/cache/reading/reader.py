@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format import arrays, roi_arrays
-from mtpd.cache.format.arrays import ArraySpec, RoisRecord, roi_specs, view_specs
+from mtpd.cache.format.arrays import ArraySpec, RoisRecord, StoredMap, roi_specs, view_specs
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
 from mtpd.cache.format.plan import Bucket, ShardKey, num_elements
@@ -76,6 +76,7 @@ class CacheReader:
         views: 'plain' and, when stored, 'flip'.
         code_dtype: of the stored codes.
         image_ids: all images, in the order of the index.
+        plan: the images of each bucket and the shards that they are in.
         bases: level name -> (C, C) float32 whose columns the channels of the codes stand for; empty when these are the
             teacher's channels.
     """
@@ -90,9 +91,9 @@ class CacheReader:
         self.code_dtype: torch.dtype = getattr(torch, arrays.CODE_DTYPES[description.codec])
         self._scale_dtype = np.dtype(arrays.SCALE_DTYPES.get(description.codec, 'float32')).newbyteorder('<')
         self._files = CacheFiles(path, self.manifest.files)
-        self._plan = read_index(self._files, self.manifest)
+        self.plan = read_index(self._files, self.manifest)
         self._locations = {
-            image.image_id: (bucket, row) for bucket in self._plan.buckets for row, image in enumerate(bucket.images)
+            image.image_id: (bucket, row) for bucket in self.plan.buckets for row, image in enumerate(bucket.images)
         }
         self.image_ids: tuple[int, ...] = tuple(self._locations)
         self.bases: dict[str, Tensor] = {}
@@ -100,7 +101,7 @@ class CacheReader:
             content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
             self.bases = load_basis(content, self.levels, name=str(path / BASIS_FILE))
         self._table = cache(self._load_table)
-        self._rois = None if description.rois is None else RoiReader(self._files, description.rois, self._plan.by_name)
+        self._rois = None if description.rois is None else RoiReader(self._files, description.rois, self.plan.by_name)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -170,14 +171,27 @@ class CacheReader:
                 error=errors[number],
             )
         for number, memory in zip(numbers, [codes.numpy() for codes in all_codes], strict=True):
-            file, (offset, length) = table.files[number], table.chunks[number][position].tolist()
             arrays.decode_chunk(
-                self._files.read_range(file, offset=offset, length=length),
+                self._chunk(table, number, position),
                 out=memory,
                 checksum=int(table.checksums[position, number]),
-                name=f'{self.path}/{file}: row {position}',
+                name=f'{self.path}/{table.files[number]}: row {position}',
             )
         return encoded
+
+    def read_stored(
+        self, image_id: int, view: ViewName = 'plain', *, levels: Sequence[str] | None = None
+    ) -> dict[str, StoredMap]:
+        """Like `read`, but as it is stored, checked and not decompressed."""
+        wanted, (table, position, _) = self._wanted(levels), self._row(image_id, view)
+        stored = {}
+        for level in wanted:
+            number = self.levels.index(level)
+            chunk, checksum = self._chunk(table, number, position), int(table.checksums[position, number])
+            arrays.require_chunk(chunk, checksum=checksum, name=f'{self.path}/{table.files[number]}: row {position}')
+            scale = self._scale(table, number, position)[0].numpy() if table.scale_files else None
+            stored[level.name] = StoredMap(chunk, scale, float(table.errors[position, number]))
+        return stored
 
     def num_codes(self, image_id: int, *, levels: Sequence[str] | None = None) -> int:
         """How many codes the maps of an image have together."""
@@ -215,7 +229,7 @@ class CacheReader:
         Raises:
             CacheDamagedError: the file is not what was written, or holds no tensors.
         """
-        return load_teacher(self._teacher_file(), name=str(self.path / TEACHER_FILE))[0]
+        return load_teacher(self.teacher_file(), name=str(self.path / TEACHER_FILE))[0]
 
     def roi_head(self) -> RoiHead:
         """The teacher's RoI head, ready to run on this cache's maps; of a cascade the first stage.
@@ -224,9 +238,10 @@ class CacheReader:
             CacheMismatchError: the cache holds none that can be run; the message states why.
             CacheDamagedError: the file is not what was written, or its record and its tensors contradict each other.
         """
-        return load_roi_head(self._teacher_file(), name=str(self.path / TEACHER_FILE))
+        return load_roi_head(self.teacher_file(), name=str(self.path / TEACHER_FILE))
 
-    def _teacher_file(self) -> bytes:
+    def teacher_file(self) -> bytes:
+        """The teacher's neck and head, and the record of its RoI head, as a safetensors file."""
         return self._files.read(TEACHER_FILE, max_bytes=MAX_TEACHER_BYTES)
 
     def _locate(self, image_id: int) -> tuple[Bucket, int]:
@@ -254,6 +269,11 @@ class CacheReader:
             )
         return table, position, bucket.padded
 
+    def _chunk(self, table: RowTable, number: int, position: int) -> bytes:
+        """The codes of one level of a row, as they are in the shard."""
+        offset, length = table.chunks[number][position].tolist()
+        return self._files.read_range(table.files[number], offset=offset, length=length)
+
     def _scale(self, table: RowTable, number: int, position: int) -> Tensor:
         """Scale and zero (1, 2, C) of one level of a row."""
         file, shape = table.scale_files[number], (1, 2, self.levels[number].channels)
@@ -266,7 +286,7 @@ class CacheReader:
         return torch.tensor(np.frombuffer(content, dtype=self._scale_dtype).reshape(shape))
 
     def _load_table(self, bucket_name: str, view: ViewName, shard: int) -> RowTable:
-        bucket, codec = self._plan.by_name[bucket_name], self.manifest.description.codec
+        bucket, codec = self.plan.by_name[bucket_name], self.manifest.description.codec
         specs = view_specs(bucket, view=view, levels=self.levels, codec=codec)
         of_levels = [specs[level.name] for level in self.levels]
         of_scales = [specs[f'{level.name}.scale'] for level in self.levels if codec in arrays.SCALE_DTYPES]

@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from mtpd.cache.format import arrays, manifest, roi_arrays
+from mtpd.cache.format.arrays import StoredMap
 from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
@@ -76,8 +77,25 @@ class ShardGroup:
             pending.append(self._compressors.map(compress, codes))
             if encoded.scale is not None:
                 self._rows[f'{folder}/{level.name}.scale'] += list(encoded.scale.numpy())
-        chunks = [list(one) for one in pending]
-        for level, of_level in zip(levels, chunks, strict=True):
+        self._add(view, image_ids, [list(one) for one in pending], errors)
+
+    def append_stored(self, view: str, maps: Mapping[str, StoredMap]) -> None:
+        """Appends the next image of a view as another cache stores it: level name -> its row."""
+        folder, levels = f'{self._bucket.name}/{view}', self._description.levels
+        for level in levels:
+            scale = maps[level.name].scale
+            if scale is not None:
+                self._rows[f'{folder}/{level.name}.scale'].append(scale)
+        image_id = self._images[len(self._rows[f'{folder}/image_id'])].image_id
+        in_order = [maps[level.name] for level in levels]
+        self._add(view, [image_id], [[one.chunk] for one in in_order], [[one.error] for one in in_order])
+
+    def _add(
+        self, view: str, image_ids: Sequence[int], chunks: Sequence[Sequence[bytes]], errors: Sequence[Sequence[float]]
+    ) -> None:
+        """Adds rows of all levels, each with its chunks and errors in the order of the images."""
+        folder = f'{self._bucket.name}/{view}'
+        for level, of_level in zip(self._description.levels, chunks, strict=True):
             self._rows[f'{folder}/{level.name}'] += of_level
         self._rows[f'{folder}/image_id'] += image_ids
         self._rows[f'{folder}/crc32c'] += zip(*(map(arrays.chunk_checksum, one) for one in chunks), strict=True)
