@@ -148,7 +148,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
         torch.save({name: maps.codes.clone() for name, maps in encoded.items()}, saved / f'{one}.pt')
         with tarfile.open(tar_of[one], 'a') as tar:
             tar.add(npy / f'{one}.npy', arcname=f'{one}.npy')
-    group: Any = zarr.open_group(reader.path, mode='r', zarr_format=3)
+    group: Any = zarr.open_group(reader.name, mode='r', zarr_format=3)
     # Of each image, the arrays of its levels and its row in them.
     arrays = {one: [f'{reader.shard(one).bucket}/plain/{level.name}' for level in reader.levels] for one in ids}
     opened = {each: group[each] for paths in arrays.values() for each in paths}
@@ -184,7 +184,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
         paths = sorted(files.iterdir())
         return Method(name, paths, _gigabytes(paths) / len(ids), read, by_shard)
 
-    of_cache = [path for path in reader.path.rglob('c/**/*') if path.is_file()]
+    of_cache = [path for path in Path(reader.name).rglob('c/**/*') if path.is_file()]
     size = _gigabytes(of_cache) / len(reader)
     found = [
         Method('read', of_cache, size, read),
@@ -199,7 +199,7 @@ def methods_of(reader: CacheReader, ids: Sequence[int], folder: Path) -> list[Me
         tensorstore = import_module('tensorstore')
         stores = {}
         for array in opened:
-            source = {'driver': 'file', 'path': str(reader.path / array)}
+            source = {'driver': 'file', 'path': f'{reader.name}/{array}'}
             stores[array] = tensorstore.open({'driver': 'zarr3', 'kvstore': source}).result()
         by_tensorstore = row_by_row(lambda array, row: stores[array][row].read().result())
         found.append(Method('tensorstore', of_cache, size, by_tensorstore))

@@ -74,7 +74,7 @@ def main() -> None:
     print(f'{"from":<24}{"to":<24}{"ridge":>10}{"trained":>10}')
     for row, column in pairs:
         costs = f'{solved[row, column]:>10.4f}{trained[row, column]:>10.4f}'
-        print(f'{caches[row].path.name:<24}{caches[column].path.name:<24}{costs}')
+        print(f'{Path(caches[row].name).name:<24}{Path(caches[column].name).name:<24}{costs}')
     same = torch.equal(solved.argsort(0), trained.argsort(0))
     print(f'greatest difference {(solved - trained).abs().max():.4f}')
     print(f'same ranking: {"yes" if same else "no"}')

@@ -37,7 +37,15 @@ SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     'teachers': lambda stage: teacher_name(str(stage.get('teacher')), stage.get('checkpoint')),
 }
 # Settings that do not change what is learned, and may differ when a run is resumed.
-HARMLESS = ('.save.', '.data.workers.', '.data.read_threads.', '.data.read_ahead.', '.evaluate.backend.')
+HARMLESS = (
+    '.save.',
+    '.data.workers.',
+    '.data.read_threads.',
+    '.data.read_ahead.',
+    '.data.mirror.',
+    '.data.mirror_gb.',
+    '.evaluate.backend.',
+)
 # Key of a setting that holds a path -> keys of the contents of that path; `SOURCES` has those of caches and teachers.
 CONTENTS: Mapping[str, tuple[str, ...]] = {
     'student': ('student',),

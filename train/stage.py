@@ -273,7 +273,8 @@ def _build_stage(
 def _open_source(settings: StageSettings) -> TeacherSource | None:
     """The teacher of a stage; None for plain training."""
     if settings.cache is not None:
-        reader, data = mtpd.cache.open(settings.cache), settings.data
+        data = settings.data
+        reader = mtpd.cache.open(settings.cache, mirror=data.mirror, mirror_bytes=round(1e9 * data.mirror_gb))
         return cached_teacher(reader, num_threads=data.read_threads, num_ahead=data.read_ahead)
     if settings.teacher is None:
         return None

@@ -1,5 +1,6 @@
 """`mtpd-cache copy`: a copy of a cache or of a part of it, and the card that describes it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ CARD_FILE = 'README.md'
 
 def run(
     *,
-    source: Path,
+    source: str,
     out: Path,
     levels: Sequence[str] | None,
     views: Sequence[ViewName] | None,
@@ -31,7 +32,7 @@ def run(
 ) -> None:
     """Copies, resumes a copy, or says that it is complete; the options are those of the command line."""
     cache = mtpd.cache.open(source)
-    if out.exists() and out.samefile(source):
+    if out.exists() and os.path.exists(source) and out.samefile(source):
         raise InputError(f'{out}: is the cache itself; give another folder')
     selection = Selection(
         levels=None if levels is None else tuple(levels),
@@ -55,7 +56,7 @@ def run(
 
 def cache_card(cache: CacheReader, *, license_name: str) -> str:
     """What someone who finds a cache on a hub wants to know, in Markdown with the front matter of hubs."""
-    record = describe_cache(read_state(cache.path))
+    record = describe_cache(read_state(Path(cache.name)))
     provenance, data = record['provenance'], record['fingerprint'].get('data')
     teacher = _cell(provenance.get('teacher', 'unknown'))
     data_set = _cell(provenance.get('annotations', 'an unknown data set'))
@@ -124,7 +125,7 @@ def _of_images(cache: CacheReader, path: Path) -> dict[str, Any]:
             height, width = cache.sizes(image.id).original
             raise CacheMismatchError(
                 f'{path}: image {image.id} is {image.width} x {image.height} px, and {width} x {height} px in '
-                f'{cache.path}; give an annotation file of the same images'
+                f'{cache.name}; give an annotation file of the same images'
             )
     image_ids = [image.id for image in coco.images]
     digest = sha256_bytes(canonical_json(image_ids))

@@ -84,12 +84,12 @@ def _teacher(cache: CacheReader, options: FidelityOptions, device: torch.device)
     weights = state_sha256(teacher.module.state_dict())
     if weights != found:
         raise CacheMismatchError(
-            f'{cache.path}: was made by a teacher with different weights than {teacher.name} (sha256 '
+            f'{cache.name}: was made by a teacher with different weights than {teacher.name} (sha256 '
             f'{str(found)[:12]}... there, {weights[:12]}... here); give its --teacher and --checkpoint'
         )
     if teacher.preprocessing.geometry != cache.geometry:
         raise CacheMismatchError(
-            f'{cache.path}: its geometry is {cache.geometry}, but {teacher.name} has {teacher.preprocessing.geometry}; '
+            f'{cache.name}: its geometry is {cache.geometry}, but {teacher.name} has {teacher.preprocessing.geometry}; '
             'give the input options of the extraction'
         )
     if options.ap:

@@ -58,7 +58,7 @@ def run(options: OrderOptions) -> None:
 
 def _measure(caches: Sequence[CacheReader], options: OrderOptions) -> dict[str, Any]:
     """What `--json` prints; a student is the first of the caches."""
-    names = _names([cache.path for cache in caches])
+    names = _names([Path(cache.name) for cache in caches])
     student = names[0] if options.student_cache is not None else None
     teachers = names[1:] if student is not None else names
     accuracies = _accuracies(options.ap, names)

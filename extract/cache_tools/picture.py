@@ -70,7 +70,7 @@ def _title(cache: CacheReader, image_id: int) -> list[str]:
     description = cache.manifest.description
     original, resized, padded = (f'{width} x {height}' for height, width in cache.sizes(image_id))
     return [
-        f'{cache.path}: {description.codec}, teacher {description.provenance.get("teacher", "unknown")}',
+        f'{cache.name}: {description.codec}, teacher {description.provenance.get("teacher", "unknown")}',
         f'image {image_id}: {original} px, resized to {resized}, padded to {padded}; a white line marks the padding',
         'maps: first three principal components as red, green and blue, same colour scale for both views of a level',
         'errors: squared, relative to the energy, measured when the map was stored; mirrored: plain against flip',

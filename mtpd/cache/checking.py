@@ -24,7 +24,7 @@ from mtpd.cache.format.plan import CachePlan, ShardKey
 from mtpd.cache.format.strict_json import read_json, short
 from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.format.zarr_metadata import metadata_files
-from mtpd.cache.reading.cache_files import CacheFiles, read_index, readable
+from mtpd.cache.reading.cache_files import CacheFiles, LocalFolder, read_index, readable
 from mtpd.cache.reading.reader import RoiReader
 from mtpd.cache.writing import journal, plan_file
 from mtpd.cache.writing.journal import JournalEntry
@@ -111,7 +111,7 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
 
     Each thread holds a chunk of a shard, or a file of a small array, in memory.
     """
-    files = CacheFiles(state.root, state.manifest.files)
+    files = CacheFiles(LocalFolder(state.root), state.manifest.files)
     plan, index_damage = None, None
     # An unfinished cache may have no record of its index yet.
     if any(file.startswith('index/') for file in state.manifest.files):
@@ -190,13 +190,13 @@ def _check_image_ids(files: CacheFiles, spec: ArraySpec, shard: int, image_ids: 
     found = files.read_array(spec, shard=shard)[: len(image_ids)].tolist()
     for row, (one, wanted) in enumerate(zip(found, image_ids, strict=True)):
         if one != wanted:
-            path = files.root / spec.file(shard)
+            path = Path(files.name) / spec.file(shard)
             raise CacheDamagedError(f'{path}: row {row} belongs to image {one}, the index states {wanted}')
 
 
 def _check_content(files: CacheFiles, file: str, spec: ArraySpec | None = None) -> None:
     """Reads a file whole: size, that of its array if it is of one, and hash."""
-    size, path = files.size(file), files.root / file
+    size, path = files.size(file), Path(files.name) / file
     if spec is not None:
         require_plain_bytes(spec, size, name=str(path))
     with readable(path):
@@ -211,7 +211,7 @@ def _check_shard(
 
     A column of `table` has the checksums.
     """
-    path, digest, position = files.root / spec.file(shard), hashlib.sha256(), 0
+    path, digest, position = Path(files.name) / spec.file(shard), hashlib.sha256(), 0
     entries = files.read_shard_index(spec, shard=shard)[:num_rows].tolist()
     stated = files.read_array(table, shard=shard)[:, column].tolist()
     codes = np.empty(spec.row_shape, dtype=spec.dtype)

@@ -91,7 +91,7 @@ def _selected_plan(source: CacheReader, selection: Selection) -> CachePlan:
     missing = [one for one in wanted if one not in source]
     if missing:
         raise CacheMismatchError(
-            f'{source.path}: lacks {len(missing)} of the {len(wanted)} images to copy, the first is {missing[0]}; '
+            f'{source.name}: lacks {len(missing)} of the {len(wanted)} images to copy, the first is {missing[0]}; '
             'leave them out'
         )
     chosen = frozenset(wanted)
@@ -102,7 +102,7 @@ def _selected_plan(source: CacheReader, selection: Selection) -> CachePlan:
             rows = min(bucket.rows_per_shard, len(images))
             buckets.append(Bucket(padded=bucket.padded, num_images=len(images), rows_per_shard=rows, images=images))
     if not buckets:
-        raise InputError(f'{source.path}: no image to copy')
+        raise InputError(f'{source.name}: no image to copy')
     return CachePlan(buckets=tuple(buckets))
 
 
@@ -112,7 +112,7 @@ def _selected_description(source: CacheReader, selection: Selection) -> Descript
     for kind, wanted, stored in (('level', selection.levels, names), ('view', selection.views, description.views)):
         unknown = [one for one in wanted or () if one not in stored]
         if unknown:
-            raise CacheMismatchError(f'{source.path}: has the {kind}s {", ".join(stored)}, not {unknown[0]}')
+            raise CacheMismatchError(f'{source.name}: has the {kind}s {", ".join(stored)}, not {unknown[0]}')
     levels = tuple(one for one in description.levels if selection.levels is None or one.name in selection.levels)
     views = tuple(one for one in description.views if selection.views is None or one in selection.views)
     fingerprint = dict(description.fingerprint)

@@ -137,7 +137,7 @@ def shared_views(caches: Sequence[CacheReader]) -> tuple[ViewName, ...]:
 def _shared(caches: Sequence[CacheReader], names: Sequence[Sequence[Name]], *, kind: str, advice: str) -> list[Name]:
     shared = [name for name in names[0] if all(name in some for some in names)]
     if not shared:
-        listed = '; '.join(f'{cache.path}: {", ".join(some)}' for cache, some in zip(caches, names, strict=True))
+        listed = '; '.join(f'{cache.name}: {", ".join(some)}' for cache, some in zip(caches, names, strict=True))
         raise InputError(f'the caches have no common {kind} ({listed}); {advice}')
     return shared
 
@@ -170,13 +170,13 @@ def _require_same_images(caches: Sequence[CacheReader]) -> None:
         if missing or extra:
             where, lacks = (first, other) if missing else (other, first)
             raise CacheMismatchError(
-                f'{first.path} and {other.path} hold different images ({len(first)} and {len(other)}): image '
-                f'{(missing or extra)[0]} is in {where.path} and not in {lacks.path}; {EXTRACT_AGAIN}'
+                f'{first.name} and {other.name} hold different images ({len(first)} and {len(other)}): image '
+                f'{(missing or extra)[0]} is in {where.name} and not in {lacks.name}; {EXTRACT_AGAIN}'
             )
         here, there = _annotations(first), _annotations(other)
         if here != there:
             raise CacheMismatchError(
-                f'{first.path} and {other.path} were extracted with different annotation files (sha256 '
+                f'{first.name} and {other.name} were extracted with different annotation files (sha256 '
                 f'{str(here)[:12]} and {str(there)[:12]}); {EXTRACT_AGAIN}'
             )
         for image_id in first.image_ids:
@@ -185,7 +185,7 @@ def _require_same_images(caches: Sequence[CacheReader]) -> None:
                 here, there = getattr(sizes, kind), getattr(others, kind)
                 if here != there:
                     raise CacheMismatchError(
-                        f'{first.path} and {other.path} hold image {image_id} at different sizes: {kind} '
+                        f'{first.name} and {other.name} hold image {image_id} at different sizes: {kind} '
                         f'{here[1]}x{here[0]} px and {there[1]}x{there[0]} px; {EXTRACT_AGAIN} (mtpd-extract --scale)'
                     )
 

@@ -66,7 +66,7 @@ def test_a_part_is_a_cache_of_its_own(selection: Selection, recipe_with_rois: An
         for one, other in zip(copy.rois(image_id), source.rois(image_id), strict=True):
             assert torch.equal(one, other)
     assert torch.equal(copy.teacher_weights()['neck.weight'], source.teacher_weights()['neck.weight'])
-    assert not list(verify(read_state(copy.path), num_threads=1, advance=lambda _: None))
+    assert not list(verify(read_state(tmp_path / 'copy'), num_threads=1, advance=lambda _: None))
     before, after = (one.manifest.description for one in (source, copy))
     assert after.fingerprint['copied_from'] != before.fingerprint
     assert after.fingerprint.get('data', {}) == dict(selection.data or {})

@@ -128,7 +128,7 @@ def test_one_step(path: Path, coco: Path, extracted: Extracted, monkeypatch: pyt
     fewer_rois = ['model.train_cfg.rcnn.sampler.num=64'] if 'rcnn' in path.stem else []
     (settings,) = load_stages([path], overrides=[*SMALL, *fewer_rois, f'data.coco={coco}'])
     assert settings.cache is not None
-    (stage,) = build_stages([settings.model_copy(update={'cache': extracted(settings.cache)})])
+    (stage,) = build_stages([settings.model_copy(update={'cache': extracted(Path(settings.cache))})])
     losses = one_step(stage)
     kinds = {name.split('/')[1] for name in losses if name.startswith('distill/')}
     assert kinds == {entry.loss for entry in settings.distill}

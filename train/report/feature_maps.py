@@ -65,7 +65,7 @@ def stage_maps(
     checkpoint, title = require_student(stage_files)
     cache = mtpd.cache.open(stage.settings['cache'])
     if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
-        raise CacheMismatchError(f'{cache.path}: is not the cache that the stage was trained with')
+        raise CacheMismatchError(f'{cache.name}: is not the cache that the stage was trained with')
     folder, annotations = _train_files(stage)
     coco = read(annotations)
     images = [

@@ -28,6 +28,9 @@ from mtpd.losses.options import Options, Share
 from mtpd.losses.tar_head import TarHeadOptions
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+# A URL is no path: `Path` would make one slash of two.
+Url = Annotated[str, Field(pattern=r'^[a-z0-9]+://.'), AfterValidator(lambda url: url.rstrip('/'))]
+CachePlace = Annotated[Url | UserPath, Field(union_mode='left_to_right')]
 # Every loss that a stage may name.
 DistillOptions = Annotated[MapLoss | TarHeadOptions, Field(discriminator='loss')]
 
@@ -130,6 +133,10 @@ class DataSettings(Options):
     """Threads that read the cache, one image each at a time. Increase it for a slow network file system."""
     read_ahead: PositiveInt = 32
     """Images that are read ahead from the cache, rounded up to whole batches; fewer if these exceed 1 GB."""
+    mirror: UserPath | None = None
+    """Folder in which files of a `cache` by URL are kept, up to `mirror_gb`; null: read by byte ranges."""
+    mirror_gb: PositiveFloat = 200.0
+    """Maximum size of the mirror, GB; what was used least recently is deleted from it."""
     geometry: GeometrySettings | None = None
     """Resize and padding of a stage without a cache; null: from the student's config or from `teacher`."""
 
@@ -218,7 +225,7 @@ class StageSettings(Options):
     """Name of an mmdet model, or path to an mmdet config."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Overrides of `model` in the student's config, by (dotted) key."""
-    cache: UserPath | None = None
+    cache: CachePlace | None = None
     """Cache of the teacher's features; null: plain training, unless `teacher` is set."""
     teacher: Annotated[str, Field(min_length=1)] | None = None
     """Teacher that runs in the training loop instead of a cache: zoo name, alias, mmdet config or file.py:callable."""
@@ -250,7 +257,7 @@ class StageSettings(Options):
         # An invalid value is missing from `info.data`, and contradicts nothing.
         cache, teacher = info.data.get('cache', ''), info.data.get('teacher', '')
         match info.field_name:
-            case 'teacher' if value is not None and isinstance(cache, Path):
+            case 'teacher' if value is not None and cache:
                 problem = 'cannot be combined with `cache`, which is set too; remove one of them'
             case 'checkpoint' if value is not None and teacher is None:
                 problem = "belongs to `teacher`, which is not set; the student's checkpoint is init.checkpoint"
@@ -264,7 +271,7 @@ class StageSettings(Options):
                 problem = 'inherit copies weights of a teacher, but neither `cache` nor `teacher` is set'
             case 'distill' if value and cache is None and teacher is None:
                 problem = "needs a teacher's maps, but neither `cache` nor `teacher` is set"
-            case 'data' if value.geometry is not None and isinstance(cache, Path):
+            case 'data' if value.geometry is not None and cache:
                 problem = 'the cache defines the geometry; remove `geometry`'
             case 'data' if value.shuffle == 'shards' and cache is None:
                 problem = 'shuffle: shards needs a cache, but `cache` is not set'

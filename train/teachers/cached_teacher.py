@@ -64,20 +64,20 @@ class CachedTeacher(TeacherSource):
         found = data.get('annotations') if isinstance(data, dict) else None
         if found != coco.sha256:
             raise CacheMismatchError(
-                f'{cache.path}: was made from a different annotation file than {coco.path} (sha256 '
+                f'{cache.name}: was made from a different annotation file than {coco.path} (sha256 '
                 f'{str(found)[:12]}... there, {coco.sha256[:12]}... here); extract a cache of this data set'
             )
         missing = [image_id for image_id in train_set.sizes(with_objects=True) if image_id not in cache]
         if missing:
             raise CacheMismatchError(
-                f'{cache.path}: lacks {len(missing)} of the images of {coco.path}, the first is {missing[0]}; '
+                f'{cache.name}: lacks {len(missing)} of the images of {coco.path}, the first is {missing[0]}; '
                 'extract it without --limit'
             )
         needed = {'plain'} if flip == 0 else {'flip'} if flip == 1 else {'plain', 'flip'}
         lacking = sorted(needed - set(cache.views))
         if lacking:
             raise CacheMismatchError(
-                f'{cache.path}: holds the view {", ".join(cache.views)} and data.flip is {flip:g}, which needs '
+                f'{cache.name}: holds the view {", ".join(cache.views)} and data.flip is {flip:g}, which needs '
                 f'{lacking[0]}; extract with --views plain,flip, or set data.flip to {int(lacking[0] == "plain")}'
             )
 
@@ -123,7 +123,7 @@ def cached_teacher(reader: CacheReader, *, num_threads: int, num_ahead: int) -> 
     description = reader.manifest.description
     teacher = description.fingerprint.get('teacher')
     return CachedTeacher(
-        name=str(reader.path),
+        name=reader.name,
         description=description.model_dump(mode='json'),
         levels=reader.levels,
         geometry=reader.geometry,

@@ -196,21 +196,25 @@ def read_manifest(root: Path) -> Manifest:
                 f'{root}: this cache has not finished; run the same mtpd-extract or mtpd-cache copy command again'
             )
         raise CacheIncompleteError(f'{root}: no cache here ({MANIFEST_FILE} is missing); create one with mtpd-extract')
-    content = read_json(path)
+    return parse_manifest(read_json(path), name=str(path))
+
+
+def parse_manifest(content: Any, *, name: str) -> Manifest:
+    """Checks a manifest that was read as JSON."""
     if not isinstance(content, dict) or content.get('format') != FORMAT:
-        raise CacheMismatchError(f'{path}: not a feature cache, its format is not {FORMAT!r}')
+        raise CacheMismatchError(f'{name}: not a feature cache, its format is not {FORMAT!r}')
     if content.get('version') != VERSION:
         raise CacheMismatchError(
-            f'{path}: format version {short(content.get("version"))}, this program supports version {VERSION}; '
+            f'{name}: format version {short(content.get("version"))}, this program supports version {VERSION}; '
             'install a newer mtpd'
         )
     digest = content.pop('digest', None)
     if digest != sha256_bytes(canonical_json(content)):
         raise CacheDamagedError(
-            f'{path}: its content does not match its digest, it was edited or damaged; restore it, or extract with '
+            f'{name}: its content does not match its digest, it was edited or damaged; restore it, or extract with '
             '--overwrite'
         )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise CacheDamagedError(f'{path}: {first_problem(error)}; extract it again') from error
+        raise CacheDamagedError(f'{name}: {first_problem(error)}; extract it again') from error

@@ -24,22 +24,25 @@ class StrictRecord(BaseModel):
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; its parsed value takes no more than a few times the memory of the file.
-
-    CacheDamagedError: it cannot be read, is too large or dense, is not JSON, repeats a key, or has numbers that are
-    not finite.
-    """
+    """Reads a JSON file; CacheDamagedError where it cannot be read, or as `parse_json`."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise CacheDamagedError(f'{path}: has {size} bytes, at most {MAX_BYTES} were expected; extract it again')
-        content = path.read_bytes()
+        return parse_json(path.read_bytes(), name=str(path))
     except OSError as error:
         raise CacheDamagedError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def parse_json(content: bytes, *, name: str) -> Any:
+    """The value of a JSON document, which takes no more than a few times the memory of the document.
+
+    CacheDamagedError: it is too dense, is not JSON, repeats a key, or has numbers that are not finite.
+    """
     num_values = sum(content.count(mark) for mark in (b',', b'[', b'{'))
     if num_values > FREE_VALUES + len(content) // BYTES_PER_VALUE:
         raise CacheDamagedError(
-            f'{path}: holds {num_values} values in {len(content)} bytes, not written by an extraction'
+            f'{name}: holds {num_values} values in {len(content)} bytes, not written by an extraction'
         )
     try:
         return json.loads(
@@ -49,7 +52,7 @@ def read_json(path: Path) -> Any:
         problem = 'nested too deeply'
     except ValueError as error:
         problem = short(error)
-    raise CacheDamagedError(f'{path}: not valid JSON ({problem}); restore it, or extract into another folder')
+    raise CacheDamagedError(f'{name}: not valid JSON ({problem}); restore it, or extract into another folder')
 
 
 def require_shallow(value: Any, *, depth: int = MAX_DEPTH) -> Any:

@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import google_crc32c
@@ -25,10 +24,10 @@ from torch import Tensor
 from mtpd.cache.format import arrays, roi_arrays
 from mtpd.cache.format.arrays import ArraySpec, RoisRecord, StoredMap, roi_specs, view_specs
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName, read_manifest
+from mtpd.cache.format.manifest import TEACHER_FILE, Manifest, ViewName
 from mtpd.cache.format.plan import Bucket, ShardKey, num_elements
 from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, load_roi_head, load_teacher, max_basis_bytes
-from mtpd.cache.reading.cache_files import CacheFiles, read_index
+from mtpd.cache.reading.cache_files import CacheFiles, Folder, read_index
 from mtpd.errors import REPAIR, CacheDamagedError, CacheMismatchError, InputError
 from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHead
@@ -69,7 +68,7 @@ class CacheReader:
     """An open cache. Safe to use from several threads, and after a fork.
 
     Attributes:
-        path: the cache's folder.
+        name: the cache's folder, or its URL.
         manifest: what it is; see `mtpd.cache.format.manifest`.
         levels: the stored levels, in the teacher's order.
         geometry: the inputs' resize and padding.
@@ -81,16 +80,16 @@ class CacheReader:
             teacher's channels.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest: Manifest = read_manifest(path)
+    def __init__(self, folder: Folder) -> None:
+        self.name = folder.name
+        self.manifest: Manifest = folder.read_manifest()
         description = self.manifest.description
         self.levels: tuple[Level, ...] = tuple(level.to_level() for level in description.levels)
         self.geometry: Geometry = description.geometry.to_geometry()
         self.views: tuple[ViewName, ...] = description.views
         self.code_dtype: torch.dtype = getattr(torch, arrays.CODE_DTYPES[description.codec])
         self._scale_dtype = np.dtype(arrays.SCALE_DTYPES.get(description.codec, 'float32')).newbyteorder('<')
-        self._files = CacheFiles(path, self.manifest.files)
+        self._files = CacheFiles(folder, self.manifest.files)
         self.plan = read_index(self._files, self.manifest)
         self._locations = {
             image.image_id: (bucket, row) for bucket in self.plan.buckets for row, image in enumerate(bucket.images)
@@ -99,7 +98,7 @@ class CacheReader:
         self.bases: dict[str, Tensor] = {}
         if description.codec == 'lean':
             content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
-            self.bases = load_basis(content, self.levels, name=str(path / BASIS_FILE))
+            self.bases = load_basis(content, self.levels, name=f'{self.name}/{BASIS_FILE}')
         self._table = cache(self._load_table)
         self._rois = None if description.rois is None else RoiReader(self._files, description.rois, self.plan.by_name)
 
@@ -154,7 +153,7 @@ class CacheReader:
         out = torch.empty(total, dtype=self.code_dtype) if out is None else out
         if (out.dtype, out.dim(), out.is_contiguous()) != (self.code_dtype, 1, True) or out.numel() < total:
             raise InputError(
-                f'{self.path}: its codes need a contiguous buffer of {total} {self.code_dtype}, got '
+                f'{self.name}: its codes need a contiguous buffer of {total} {self.code_dtype}, got '
                 f'{tuple(out.shape)} {out.dtype}'
             )
         numbers = [self.levels.index(level) for level in wanted]
@@ -175,7 +174,7 @@ class CacheReader:
                 self._chunk(table, number, position),
                 out=memory,
                 checksum=int(table.checksums[position, number]),
-                name=f'{self.path}/{table.files[number]}: row {position}',
+                name=f'{self.name}/{table.files[number]}: row {position}',
             )
         return encoded
 
@@ -188,7 +187,7 @@ class CacheReader:
         for level in wanted:
             number = self.levels.index(level)
             chunk, checksum = self._chunk(table, number, position), int(table.checksums[position, number])
-            arrays.require_chunk(chunk, checksum=checksum, name=f'{self.path}/{table.files[number]}: row {position}')
+            arrays.require_chunk(chunk, checksum=checksum, name=f'{self.name}/{table.files[number]}: row {position}')
             scale = self._scale(table, number, position)[0].numpy() if table.scale_files else None
             stored[level.name] = StoredMap(chunk, scale, float(table.errors[position, number]))
         return stored
@@ -220,7 +219,7 @@ class CacheReader:
             CacheDamagedError: the bytes are not the ones that were written for this image.
         """
         if self._rois is None:
-            raise CacheMismatchError(f'{self.path}: holds no proposals of the teacher; extract it with --rois 512')
+            raise CacheMismatchError(f'{self.name}: holds no proposals of the teacher; extract it with --rois 512')
         return self._rois.read(*self._locate(image_id), image_id)
 
     def teacher_weights(self) -> dict[str, Tensor]:
@@ -229,7 +228,7 @@ class CacheReader:
         Raises:
             CacheDamagedError: the file is not what was written, or holds no tensors.
         """
-        return load_teacher(self.teacher_file(), name=str(self.path / TEACHER_FILE))[0]
+        return load_teacher(self.teacher_file(), name=f'{self.name}/{TEACHER_FILE}')[0]
 
     def roi_head(self) -> RoiHead:
         """The teacher's RoI head, ready to run on this cache's maps; of a cascade the first stage.
@@ -238,7 +237,7 @@ class CacheReader:
             CacheMismatchError: the cache holds none that can be run; the message states why.
             CacheDamagedError: the file is not what was written, or its record and its tensors contradict each other.
         """
-        return load_roi_head(self.teacher_file(), name=str(self.path / TEACHER_FILE))
+        return load_roi_head(self.teacher_file(), name=f'{self.name}/{TEACHER_FILE}')
 
     def teacher_file(self) -> bytes:
         """The teacher's neck and head, and the record of its RoI head, as a safetensors file."""
@@ -250,14 +249,14 @@ class CacheReader:
             return self._locations[image_id]
         except KeyError:
             raise CacheMismatchError(
-                f'{self.path}: image {image_id} is not among its {len(self)} images; extract the data set you train on'
+                f'{self.name}: image {image_id} is not among its {len(self)} images; extract the data set you train on'
             ) from None
 
     def _row(self, image_id: int, view: ViewName) -> tuple[RowTable, int, Size]:
         """The table of an image's shard group, which must agree, the image's row in it, and its padded size."""
         if view not in self.views:
             raise CacheMismatchError(
-                f'{self.path}: holds the views {", ".join(self.views)}, not {view}; extract it with --views'
+                f'{self.name}: holds the views {", ".join(self.views)}, not {view}; extract it with --views'
             )
         bucket, row = self._locate(image_id)
         shard, position = divmod(row, bucket.rows_per_shard)
@@ -265,7 +264,7 @@ class CacheReader:
         found = table.image_ids[position]
         if found != image_id:
             raise CacheDamagedError(
-                f'{self.path}: row {row} of {bucket.name}/{view} belongs to image {found}, not {image_id}'
+                f'{self.name}: row {row} of {bucket.name}/{view} belongs to image {found}, not {image_id}'
             )
         return table, position, bucket.padded
 
@@ -281,7 +280,7 @@ class CacheReader:
         content = self._files.read_range(file, offset=position * num_bytes, length=num_bytes)
         if google_crc32c.value(content) != table.scale_checksums[number][position]:
             raise CacheDamagedError(
-                f'{self.path}/{file}: row {position}: checksum mismatch, its bytes changed after writing; {REPAIR}'
+                f'{self.name}/{file}: row {position}: checksum mismatch, its bytes changed after writing; {REPAIR}'
             )
         return torch.tensor(np.frombuffer(content, dtype=self._scale_dtype).reshape(shape))
 
@@ -307,7 +306,7 @@ class CacheReader:
         stored = [level.name for level in self.levels]
         missing = [name for name in names or () if name not in stored]
         if missing:
-            raise CacheMismatchError(f'{self.path}: has the levels {", ".join(stored)}, not {missing[0]}')
+            raise CacheMismatchError(f'{self.name}: has the levels {", ".join(stored)}, not {missing[0]}')
         return [level for level in self.levels if names is None or level.name in names]
 
 
@@ -324,7 +323,7 @@ class RoiReader:
         """The RoIs of the image in a row; CacheDamagedError if the bytes are not those written for this image."""
         shard, position = divmod(row, bucket.rows_per_shard)
         tables, specs = self._tables(bucket.name, shard), roi_specs(bucket, self._record)
-        name = f'{self._files.root}: row {row} of heads/{bucket.name}'
+        name = f'{self._files.name}: row {row} of heads/{bucket.name}'
         found = int(tables['image_id'][position])
         if found != image_id:
             raise CacheDamagedError(f'{name} belongs to image {found}, not {image_id}')
@@ -344,5 +343,5 @@ class RoiReader:
         tables = {name: self._files.read_array(specs[name], shard=shard) for name in roi_arrays.ROI_TABLES}
         for name in roi_arrays.ROI_VALUES:
             file = specs[name].file(shard)
-            arrays.require_plain_bytes(specs[name], self._files.size(file), name=str(self._files.root / file))
+            arrays.require_plain_bytes(specs[name], self._files.size(file), name=f'{self._files.name}/{file}')
         return tables

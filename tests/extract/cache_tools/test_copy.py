@@ -16,6 +16,7 @@ from click.testing import Result
 import mtpd.cache
 from mtpd.errors import CacheIncompleteError
 from mtpd_train.cli import main as mtpd_train
+from stress.web_server import WebServer
 
 Contents = Callable[[Path], dict[str, bytes]]
 Run = Callable[..., Result]
@@ -90,6 +91,37 @@ def test_a_part_is_trained_from(
     with pytest.raises(SystemExit):
         mtpd_train.main([options[0], '--out', str(tmp_path / 'other')], standalone_mode=False)
     assert 'was made from a different annotation file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('mirror', [None, 'mirror'])
+def test_a_cache_by_url(
+    mirror: str | None, original: Path, synthetic_set: Path, tmp_path: Path, mtpd_cache: Run, contents: Contents
+) -> None:
+    """The trainer learns the same from a web server as from the folder, and a copy from there is the same cache."""
+    pytest.importorskip('obstore')
+    stage = {
+        'student': str(STUDENT),
+        'init': {'backbone': 'none'},
+        'distill': [{'loss': 'masked_mse'}],
+        'data': {'coco': str(synthetic_set), 'val': None, 'batch_size': 4, 'workers': 0},
+        'optim': {'lr': 1e-3, 'epochs': 1},
+    }
+    losses = {}
+    with WebServer(original).running() as web:
+        for name, cache in (('folder', str(original)), ('url', f'{web.url}/')):
+            data = stage['data'] | ({} if mirror is None else {'mirror': str(tmp_path / mirror)})  # type: ignore[operator]
+            (tmp_path / 'stage.yaml').write_text(json.dumps(stage | {'cache': cache, 'data': data}))
+            out = tmp_path / name
+            options = [str(tmp_path / 'stage.yaml'), '--out', str(out), '--device', 'cpu']
+            mtpd_train.main(options, standalone_mode=False)
+            records = [json.loads(line) for line in (out / 'metrics.jsonl').read_text().splitlines()]
+            losses[name] = [one['losses'] for one in records if 'losses' in one]
+            with pytest.raises(SystemExit) as done:  # the cache is on record by its URL
+                mtpd_train.main([*options, '--resume'], standalone_mode=False)
+            assert not done.value.code
+        mtpd_cache('copy', web.url, tmp_path / 'copy')
+    assert losses['url'] == losses['folder'] != []
+    assert contents(tmp_path / 'copy') == contents(original) | {'README.md': (tmp_path / 'copy/README.md').read_bytes()}
 
 
 def test_a_killed_copy_resumes(original: Path, tmp_path: Path, mtpd_cache: Run, contents: Contents) -> None:
