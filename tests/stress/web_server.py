@@ -47,6 +47,7 @@ class WebServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = 'HTTP/1.1'
+            wbufsize = -1  # one packet an answer: else each waits for an acknowledgement
 
             def do_HEAD(self) -> None:
                 self._answer(with_body=False)
