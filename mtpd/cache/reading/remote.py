@@ -151,7 +151,7 @@ def _store(url: str) -> Any:
         from obstore import store
     except ImportError:
         raise UnavailableError(
-            f'{short(url)}: a cache by URL needs obstore, which is not installed: pip install "mtpd[remote]"'
+            f'{short(url)}: a cache by URL needs obstore, which is not installed: pip install obstore'
         ) from None
     from_url: Any = store.from_url
     options: dict[str, Any] = {'timeout': TIMEOUT, 'connect_timeout': timedelta(seconds=10)}
