@@ -226,11 +226,12 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
 @main.command(
     epilog=examples(
         'mtpd-cache copy cache/r101 /data/r101',
+        'mtpd-cache copy cache/r101 s3://bucket/r101',
         'mtpd-cache copy cache/r101 cache/small --levels p4,p5 --views plain --images data/my/subset.json',
     )
 )
 @click.argument('source', metavar='CACHE')
-@click.argument('out', type=click.Path(path_type=Path), metavar='COPY')
+@click.argument('destination', metavar='COPY')
 @click.option('--levels', callback=level_names, metavar='P3,P4', help='Levels to copy.  [default: all]')
 @click.option('--views', callback=view_names, metavar='PLAIN,FLIP', help='Views to copy.  [default: all]')
 @click.option(
@@ -242,7 +243,10 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
 @click.option('--license', 'license_name', default='unknown', help='Licence that the cache card states.')
 @output_options
 def copy(verbose: bool, quiet: bool, **others: Any) -> None:
-    """Copy a CACHE (a folder or a URL), or some of its levels, views or images, to a new folder COPY.
+    """Copy a CACHE (a folder or a URL), or some of its levels, views or images, to COPY, a new folder.
+
+    COPY may be a URL for a whole cache in a folder, such as s3://bucket/r101: the manifest is uploaded last, so that no
+    reader opens an unfinished upload.
 
     Every row is checked while it is copied, and nothing is decoded. A copy of everything equals the original. Run the
     same command again to resume after an interruption. A cache card, README.md, is written beside the copy.

@@ -8,8 +8,9 @@ from typing import Any
 import mtpd.cache
 from mtpd.cache import CacheReader
 from mtpd.cache.checking import read_state
-from mtpd.cache.copying import Selection, copy_groups, copy_writer, require_room
+from mtpd.cache.copying import CARD_FILE, Selection, copy_groups, copy_writer, require_room, upload
 from mtpd.cache.format.manifest import ViewName
+from mtpd.cache.reading.remote import RemoteFolder, is_url
 from mtpd.data.coco import read_annotations
 from mtpd.errors import CacheMismatchError, InputError, Interrupted
 from mtpd.system.console import progress_bar, say
@@ -18,13 +19,11 @@ from mtpd.system.interrupt import stop_on_signals
 from mtpd.system.text import format_bytes
 from mtpd_extract.cache_tools.info import describe_cache
 
-CARD_FILE = 'README.md'
-
 
 def run(
     *,
     source: str,
-    out: Path,
+    destination: str,
     levels: Sequence[str] | None,
     views: Sequence[ViewName] | None,
     images: Path | None,
@@ -32,6 +31,14 @@ def run(
 ) -> None:
     """Copies, resumes a copy, or says that it is complete; the options are those of the command line."""
     cache = mtpd.cache.open(source)
+    if is_url(destination):
+        if (levels, views, images) != (None, None, None):
+            raise InputError(
+                f'{destination}: a part of a cache is not uploaded directly; copy it to a folder, then copy that'
+            )
+        _upload(cache, destination, license_name=license_name)
+        return
+    out = Path(destination)
     if out.exists() and os.path.exists(source) and out.samefile(source):
         raise InputError(f'{out}: is the cache itself; give another folder')
     selection = Selection(
@@ -52,6 +59,16 @@ def run(
     copy = mtpd.cache.open(out)
     write_atomically(out / CARD_FILE, cache_card(copy, license_name=license_name).encode())
     say(f'{out}: {len(copy):,} images, {format_bytes(describe_cache(read_state(out))["bytes"]["all"])}')
+
+
+def _upload(cache: CacheReader, url: str, *, license_name: str) -> None:
+    if is_url(cache.name):
+        raise InputError(f'{cache.name}: is not copied from URL to URL; copy it to a folder first')
+    num_bytes = sum(record.num_bytes for record in cache.manifest.files.values())
+    card = cache_card(cache, license_name=license_name).encode()
+    with progress_bar(total=num_bytes, unit='B', unit_scale=True, desc=f'upload {url}') as bar:
+        upload(cache, RemoteFolder(url), card=card, advance=bar.update)
+    say(f'{url}: {len(cache):,} images, {format_bytes(num_bytes)}')
 
 
 def cache_card(cache: CacheReader, *, license_name: str) -> str:

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from mtpd.cache.format.arrays import file_place
-from mtpd.cache.format.manifest import Description, ViewName
-from mtpd.cache.format.plan import Bucket, CachePlan
+from mtpd.cache.format.manifest import MANIFEST_FILE, Description, FileRecord, ViewName, manifest_content
+from mtpd.cache.format.plan import Bucket, BucketRecord, CachePlan
+from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.reader import CacheReader
+from mtpd.cache.reading.remote import RemoteFolder
 from mtpd.cache.writing.plan_file import plan_record
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
-from mtpd.system.files import free_bytes
+from mtpd.system.files import free_bytes, sha256_bytes
+
+CARD_FILE = 'README.md'
+UPLOAD_FILE = 'upload.sha256'
 
 
 @dataclass(frozen=True)
@@ -117,10 +122,43 @@ def _selected_description(source: CacheReader, selection: Selection) -> Descript
     views = tuple(one for one in description.views if selection.views is None or one in selection.views)
     fingerprint = dict(description.fingerprint)
     if (levels, views) != (description.levels, description.views) or selection.image_ids is not None:
-        record = plan_record(description, source.manifest.buckets, source.manifest.files)
-        fingerprint['copied_from'] = record.sha256
+        fingerprint['copied_from'] = plan_record(*_described(source)).sha256
     if selection.data is not None:
         fingerprint['data'] = dict(selection.data)
     provenance = {**description.provenance, **(selection.provenance or {})}
     changes = {'levels': levels, 'views': views, 'fingerprint': fingerprint, 'provenance': provenance}
     return description.model_copy(update=changes)
+
+
+def upload(source: CacheReader, folder: RemoteFolder, *, card: bytes, advance: Callable[[int], object]) -> None:
+    """Copies a cache to an object store: its files, each verified by its hash, then the manifest.
+
+    Until then no reader opens it. `advance` gets the bytes of each file. An upload that was killed resumes: a note says
+    what is being uploaded, and what is there with the right size is not sent again, as an object is written whole or
+    not at all. CacheMismatchError: another cache is there, or is being uploaded.
+    """
+    manifest = manifest_content(source.manifest)
+    note = sha256_bytes(manifest).encode()
+    found = folder.create(UPLOAD_FILE, note)
+    if found not in (None, note):
+        raise CacheMismatchError(
+            f'{folder.name}: another cache is being uploaded here; choose another URL, or delete {UPLOAD_FILE} there'
+        )
+    if folder.stored_size(MANIFEST_FILE) is None:
+        for file, content in metadata_files(plan_record(*_described(source)).specs()).items():
+            folder.put(file, content)
+        for file, record in source.manifest.files.items():
+            # What is there is of this upload only where it was begun before.
+            if found is None or folder.stored_size(file) != record.num_bytes:
+                folder.put(file, source.verified_file(file))
+            advance(record.num_bytes)
+        folder.put(CARD_FILE, card)
+    present = folder.create(MANIFEST_FILE, manifest)
+    folder.delete(UPLOAD_FILE)
+    if present not in (None, manifest):
+        raise CacheMismatchError(f'{folder.name}: holds another cache; choose another URL')
+
+
+def _described(source: CacheReader) -> tuple[Description, tuple[BucketRecord, ...], dict[str, FileRecord]]:
+    manifest = source.manifest
+    return manifest.description, manifest.buckets, manifest.files

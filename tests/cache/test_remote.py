@@ -10,9 +10,17 @@ import torch
 
 import mtpd.cache
 from mtpd.cache import CacheReader
+from mtpd.cache.copying import upload
 from mtpd.cache.reading import mirror as mirrors
 from mtpd.cache.reading import remote
-from mtpd.errors import CacheDamagedError, CacheIncompleteError, InputError, MtpdError, UnavailableError
+from mtpd.errors import (
+    CacheDamagedError,
+    CacheIncompleteError,
+    CacheMismatchError,
+    InputError,
+    MtpdError,
+    UnavailableError,
+)
 from stress.web_server import PASSING, Fault, WebServer
 
 obstore = pytest.importorskip('obstore')
@@ -228,3 +236,70 @@ def test_threads_fetch_a_mirrored_file_once(web: WebServer, tmp_path: Path) -> N
         list(pool.map(read, ids))
     files = [name for name in cache.manifest.files if '/plain/' in name]
     assert web.num_requests - opened <= len(files)
+
+
+def uploaded(codec: str, url: str, *, stop_after: int | None = None) -> list[int]:
+    """Uploads a golden cache; returns the bytes that were reported. It breaks off after some files."""
+    told: list[int] = []
+
+    def advance(num_bytes: int) -> None:
+        told.append(num_bytes)
+        if len(told) == stop_after:
+            raise KeyboardInterrupt
+
+    upload(mtpd.cache.open(GOLDEN / codec), remote.RemoteFolder(url), card=b'card', advance=advance)
+    return told
+
+
+@pytest.mark.parametrize('codec', ['int8', 'lean'])
+def test_an_upload_and_what_another_finds(codec: str, s3: str, tmp_path: Path) -> None:
+    url = f'{s3}/uploaded-{codec}'
+    assert len(uploaded(codec, url)) == len(mtpd.cache.open(GOLDEN / codec).manifest.files)
+    require_same(mtpd.cache.open(url), codec)
+    folder, sent = remote.RemoteFolder(url), GOLDEN / codec
+    for path in sent.rglob('*'):
+        if path.is_file():
+            assert folder.stored_size(str(path.relative_to(sent))) == path.stat().st_size
+    assert folder.stored_size('README.md') == 4
+    assert folder.stored_size('upload.sha256') is None
+    assert uploaded(codec, url) == []  # complete already
+    with pytest.raises(CacheMismatchError, match='holds another cache'):
+        uploaded('fp16', url)
+    require_same(mtpd.cache.open(url), codec)
+
+
+def test_an_upload_that_was_killed_resumes(s3: str) -> None:
+    url = f'{s3}/killed'
+    with pytest.raises(KeyboardInterrupt):
+        uploaded('int8', url, stop_after=5)
+    with pytest.raises(CacheIncompleteError):
+        mtpd.cache.open(url)
+    with pytest.raises(CacheMismatchError, match='another cache is being uploaded'):
+        uploaded('fp16', url)
+    uploaded('int8', url)
+    require_same(mtpd.cache.open(url), 'int8')
+
+
+def test_what_lay_there_is_not_taken_for_a_part_of_an_upload(s3: str) -> None:
+    """An object of the right size, of an upload that was given up."""
+    url = f'{s3}/stale'
+    cache = mtpd.cache.open(GOLDEN / 'int8')
+    file, record = next((name, one) for name, one in cache.manifest.files.items() if '/plain/p3/' in name)
+    remote.RemoteFolder(url).put(file, bytes(record.num_bytes))
+    uploaded('int8', url)
+    require_same(mtpd.cache.open(url), 'int8')
+
+
+def test_a_damaged_cache_is_not_uploaded(s3: str, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / 'int8', tmp_path / 'cache')
+    cache = mtpd.cache.open(tmp_path / 'cache')
+    change(tmp_path / 'cache' / next(name for name in cache.manifest.files if '/flip/p3/' in name), 'bit')
+    with pytest.raises(CacheDamagedError, match='flip/p3'):
+        upload(cache, remote.RemoteFolder(f'{s3}/damaged'), card=b'', advance=lambda _: None)
+    with pytest.raises(CacheIncompleteError):
+        mtpd.cache.open(f'{s3}/damaged')
+
+
+def test_a_web_server_is_not_written_to(web: WebServer) -> None:
+    with pytest.raises(MtpdError, match='cannot be'):
+        uploaded('int8', f'{web.url}/new')

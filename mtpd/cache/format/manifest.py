@@ -164,9 +164,14 @@ class Manifest(StrictRecord):
 
 def write_manifest(root: Path, manifest: Manifest, *, owner: str = '') -> None:
     """Publishes a cache; `owner` as for `write_atomically`."""
+    write_atomically(root / MANIFEST_FILE, manifest_content(manifest), owner=owner)
+
+
+def manifest_content(manifest: Manifest) -> bytes:
+    """The manifest's file."""
     content = manifest.model_dump(mode='json')
     content['digest'] = sha256_bytes(canonical_json(content))
-    write_atomically(root / MANIFEST_FILE, json.dumps(content, indent=1).encode(), owner=owner)
+    return json.dumps(content, indent=1).encode()
 
 
 def require_publishable(description: Description, plan: CachePlan) -> None:

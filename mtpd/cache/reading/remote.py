@@ -111,6 +111,34 @@ class RemoteFolder:
         except FileNotFoundError:
             raise CacheDamagedError(f'{self.name}/{file}: is missing; copy the cache again') from None
 
+    def stored_size(self, file: str) -> int | None:
+        """Bytes of an object, by a request; None where there is none."""
+        try:
+            return int(self._attempted(file, lambda: self._store.head(file))['size'])
+        except FileNotFoundError:
+            return None
+
+    def put(self, file: str, content: bytes) -> None:
+        """Writes an object, whole or not at all."""
+        self._attempted(file, lambda: self._store.put(file, content))
+
+    def create(self, file: str, content: bytes) -> bytes | None:
+        """Writes an object that is not there yet; returns the content of one that is."""
+        from obstore import exceptions
+
+        def create() -> bytes | None:
+            try:
+                self._store.put(file, content, mode='create')
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+                return bytes(self._store.get(file).bytes())
+            return None
+
+        return self._attempted(file, create)
+
+    def delete(self, file: str) -> None:
+        """Deletes an object."""
+        self._attempted(file, lambda: self._store.delete(file))
+
     def _attempted(self, file: str, read: Callable[[], Result]) -> Result:
         """The result of a request, made again where the reason of its failure may pass."""
         from obstore import exceptions
@@ -126,6 +154,10 @@ class RemoteFolder:
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
                 raise UnavailableError(
                     f'{self.name}/{file}: access is refused ({short(error)}); check the credentials in the environment'
+                ) from error
+            except exceptions.NotSupportedError as error:
+                raise InputError(
+                    f'{self.name}: cannot be written to ({short(error)}); give the URL of a bucket'
                 ) from error
             except (exceptions.BaseError, OSError, ValueError) as error:
                 problem = error
