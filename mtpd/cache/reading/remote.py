@@ -155,10 +155,8 @@ class RemoteFolder:
                 raise UnavailableError(
                     f'{self.name}/{file}: access is refused ({short(error)}); check the credentials in the environment'
                 ) from error
-            except exceptions.NotSupportedError as error:
-                raise InputError(
-                    f'{self.name}: cannot be written to ({short(error)}); give the URL of a bucket'
-                ) from error
+            except (exceptions.NotSupportedError, NotImplementedError) as error:
+                raise InputError(f'{self.name}: cannot be written to; give the URL of a bucket') from error
             except (exceptions.BaseError, OSError, ValueError) as error:
                 problem = error
         raise UnavailableError(
