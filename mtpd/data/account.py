@@ -105,7 +105,7 @@ def _masks_aside(coco: CocoSet) -> str | None:
         return None
     return (
         f'{len(aside)} of {len(measured)} compared masks hardly overlap their boxes, the first in '
-        f'{coco.images[table.image[aside[0]]].file_name}: expected bbox [x, y, width, height] and segmentation in px '
+        f'{table.images[table.image[aside[0]]].file_name}: expected bbox [x, y, width, height] and segmentation in px '
         'of the same image; check their units, image size and order'
     )
 
@@ -127,7 +127,7 @@ def _overlap(box: Box, segmentation: Segmentation) -> float:
 
 def _look_like_corners(coco: CocoSet) -> bool:
     table = coco.annotations
-    height, width = np.array([(one.height, one.width) for one in coco.images]).T[:, table.image] + SLACK
+    height, width = np.array([(one.height, one.width) for one in table.images]).T[:, table.image] + SLACK
     x, y, third, fourth = table.bbox.T
     if not ((x < third) & (third <= width) & (y < fourth) & (fourth <= height)).all():
         return False

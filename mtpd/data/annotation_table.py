@@ -67,6 +67,7 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
     The arrays have a row for each of the N annotations, those of an image together, images in the order of the set.
 
     Attributes:
+        images: all images of the set.
         image: (N,) int32 index of the image in the set.
         bbox: (N, 4) float64, (x, y, width, height) in px.
         category: (N,) int32.
@@ -79,6 +80,7 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
 
     def __init__(self, images: Sequence[CocoImage], columns: 'AnnotationColumns', categories: np.ndarray) -> None:
         """`categories` (N,) are those of the rows of `columns`, as indices."""
+        self.images = images
         self._rows = {image.id: row for row, image in enumerate(images)}
         of_image = np.frombuffer(columns.image, dtype=np.int32)
         self._in_file = order = np.argsort(of_image, kind='stable')
@@ -109,6 +111,10 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def index(self, image_id: int) -> int:
+        """The index of an image in the set."""
+        return self._rows[image_id]
 
     def rows(self, image_id: int) -> range:
         """The rows of an image's annotations."""

@@ -53,7 +53,10 @@ class CocoCategory:
 
 @dataclass(frozen=True)
 class CocoSet:
-    """A checked annotation file; images in the file's order, categories by ascending id."""
+    """A checked annotation file; images in the file's order, categories by ascending id.
+
+    `annotations` are those of all images of the file, `images` may be fewer.
+    """
 
     path: Path
     sha256: str
@@ -71,7 +74,7 @@ class CocoSet:
         """(N,) uint8: why training does not see an annotation, a number in `LEFT_OUT`, by mmdet's rules."""
         table = self.annotations
         x, y, width, height = table.bbox.T
-        image_height, image_width = np.array([(one.height, one.width) for one in self.images]).reshape(-1, 2).T
+        image_height, image_width = np.array([(one.height, one.width) for one in table.images]).reshape(-1, 2).T
         outside = (x >= image_width[table.image]) | (y >= image_height[table.image]) | (x + width <= 0)
         reasons = {
             'marked ignore': table.is_ignored,
@@ -86,9 +89,11 @@ class CocoSet:
 
     @cached_property
     def with_objects(self) -> np.ndarray:
-        """(I,) bool: the images with something to find: an object that training sees."""
-        seen = self.annotations.image[(self.left_out == 0) & ~self.annotations.is_crowd]
-        return np.bincount(seen, minlength=len(self.images)) > 0
+        """(I,) bool, of each of `images`: whether it has something to find: an object that training sees."""
+        table = self.annotations
+        seen = np.zeros(len(table.images), dtype=np.bool_)
+        seen[table.image[(self.left_out == 0) & ~table.is_crowd]] = True
+        return seen[[table.index(image.id) for image in self.images]]
 
 
 @collector_paused()

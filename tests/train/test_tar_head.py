@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -222,15 +224,17 @@ def test_the_loss_fades_with_the_stage(build_student: Callable[..., Stage]) -> N
 
 def test_half_precision(build_stage: Callable[..., Stage], tiny_two_stage: Path, cache: Path) -> None:
     options = {'student': str(tiny_two_stage), 'cache': cache, 'distill': [{'loss': 'tar_head'}]}
-    values = {}
-    for precision in ('fp32', 'bf16'):
+    values: dict[str, list[float]] = {'fp32': [], 'bf16': []}
+    for precision, of_batches in values.items():
         stage = build_stage(**options, data={'val': None}, optim={'precision': precision})
-        samples, ahead = first_batch(stage)
-        torch.manual_seed(0)
-        losses = step_losses(stage, samples, ahead)
-        assert losses[NAMES[0]].dtype == losses[NAMES[1]].dtype == torch.float32
-        values[precision] = losses[NAMES[0]].item()
-    assert values['bf16'] == pytest.approx(values['fp32'], rel=0.1)
+        for samples, ahead in islice(loaded(stage, stage.epoch_batches(0), num_workers=0), 4):
+            torch.manual_seed(0)
+            losses = step_losses(stage, samples, ahead)
+            assert losses[NAMES[0]].dtype == losses[NAMES[1]].dtype == torch.float32
+            of_batches.append(losses[NAMES[0]].item())
+    # In half precision other proposals may be chosen, which then decide the loss of a batch.
+    ratios = [one / other for one, other in zip(values['bf16'], values['fp32'], strict=True)]
+    assert statistics.median(ratios) == pytest.approx(1, abs=0.1)
 
 
 def test_beside_a_loss_on_maps(build_stage: Callable[..., Stage], tiny_two_stage: Path, cache: Path) -> None:
