@@ -109,7 +109,6 @@ QUESTIONS: Mapping[str, Question] = {
             '0.5': _of('alone', epochs=HALF),
             **{f'{one:g}': (Stage(None, HALF, weight_decay=one),) for one in (1e-4, 0.05, 0.2, 1.0)},
         },
-        num_seeds=3,
     ),
     'convergence': Question(
         'The student alone, by epochs',
@@ -152,7 +151,6 @@ QUESTIONS: Mapping[str, Question] = {
             'strong, one stage': _of('strong', epochs=HALF),
             'weak, strong': _of('weak', 'strong', epochs=HALF // 2),
         },
-        num_seeds=3,
     ),
     'second_stage': Question(
         f'Weak, then strong, {2 * FULL} epochs: how the second stage is run',
@@ -213,7 +211,6 @@ QUESTIONS: Mapping[str, Question] = {
     'two_stage_convergence': Question(
         'Faster R-CNN alone, by epochs',
         {f'{epochs} epochs': (Stage(None, epochs, student='faster_student'),) for epochs in (HALF, 2 * FULL)},
-        num_seeds=3,
     ),
     **{
         name: Question(
@@ -225,7 +222,6 @@ QUESTIONS: Mapping[str, Question] = {
                     for loss in ('masked_mse', 'tar_feature', 'tar_head', 'tar_light_boxes', 'tar_classes', 'tar')
                 },
             },
-            num_seeds=3,
         )
         for name, epochs in (('two_stage', 2 * FULL), ('two_stage_short', HALF))
     },
@@ -265,7 +261,6 @@ QUESTIONS: Mapping[str, Question] = {
                 f'{LOSSES[loss][0]["weight"] * factor:g}': (Stage('strong', HALF, loss=loss, weight=factor),)
                 for factor in ((1.0, 0.3, 3.0, 10.0) if loss in ('cwd', 'fgd') else (1.0, 0.3, 3.0))
             },
-            num_seeds=3,
         )
         for loss in MAP_LOSSES
     },
