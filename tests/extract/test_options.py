@@ -101,7 +101,7 @@ def test_a_finished_cache_is_left_alone(
 
 def test_summary_and_progress(command: Any, tmp_path: Path) -> None:
     result = command.run(tmp_path / 'cache', '--limit', 4)
-    size = sum(path.stat().st_size for path in (tmp_path / 'cache').rglob('*') if path.is_file())
+    size = sum(one.num_bytes for one in mtpd.cache.open(tmp_path / 'cache').manifest.files.values())
     assert result.stdout.splitlines()[-1] == (
         f'{tmp_path / "cache"}: 4 images, {format_bytes(size)}, {format_bytes(size / 4)} per image'
     )

@@ -106,7 +106,7 @@ def test_damage_repair_extract(
     assert named(repaired) == places
     again = groups(places)
     assert f'it extracts {len(again)} of 8 shards' in repaired[-1]
-    with pytest.raises(CacheError, match='run the same mtpd-extract command again'):
+    with pytest.raises(CacheError, match='run the same mtpd-extract or mtpd-cache copy command again'):
         mtpd.cache.open(cache)
     result = command.run(cache, *many_shards)
     assert 'warning' not in result.stderr
