@@ -104,11 +104,11 @@ def level_names(_: click.Context, __: click.Parameter, value: str | None) -> tup
     return names
 
 
-def view_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+def view_names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """The names of `plain,flip`."""
-    if value is None:
+    views = level_names(context, parameter, value)
+    if views is None:
         return None
-    views = tuple(name.strip() for name in value.split(','))
     if any(view not in ('plain', 'flip') for view in views) or len(set(views)) < len(views):
         raise click.BadParameter(f'{value!r}: expected plain, flip or plain,flip')
     return views

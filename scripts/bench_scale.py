@@ -328,7 +328,6 @@ def measure_latency(place: Place) -> Iterator[Figure]:
         for view in VIEWS:
             reader.errors(image_id, view)
     data = DataSettings()
-    source = cached_teacher(reader, num_threads=data.read_threads, num_ahead=data.read_ahead)
     padded = {one: reader.sizes(one).padded for one in reader.image_ids}
     read_range = CacheFiles.read_range
 

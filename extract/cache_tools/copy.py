@@ -1,5 +1,6 @@
 """`mtpd-cache copy`: a copy of a cache or of a part of it, and the card that describes it."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,14 +89,13 @@ def cache_card(cache: CacheReader, *, license_name: str) -> str:
     stored = cache.manifest.description.rois
     rois = '' if stored is None else f'| proposals | at most {stored.num_rois} an image |\n'
     return f"""---
-license: {_cell(license_name)}
+license: {json.dumps(license_name)}
 tags: [object-detection, knowledge-distillation, feature-cache]
 ---
 
 # Features of {teacher} on {data_set}
 
-Compressed feature maps of a detector's neck, to train a student from without running the teacher: a cache of
-[mtpd](https://pypi.org/project/mtpd/).
+Compressed feature maps of a detector's neck: a cache of mtpd, to train a student without running the teacher.
 
 | | |
 |---|---|
@@ -164,5 +164,5 @@ def _mean_errors(cache: CacheReader) -> dict[str, float]:
 
 
 def _cell(value: object) -> str:
-    """A text in one line that cannot end a cell of a table, a code span or a line of the front matter."""
-    return ' '.join(str(value).replace('|', '/').replace('`', "'").replace(':', ' ').split())
+    """A text in one line that cannot end a cell of a table or a code span."""
+    return ' '.join(str(value).replace('|', '/').replace('`', "'").split())

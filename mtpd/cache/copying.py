@@ -5,18 +5,19 @@ an extraction, with its guarantees: a copy that was killed resumes, and opens on
 everything equals the original byte for byte.
 """
 
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtpd.cache.format.arrays import file_place
-from mtpd.cache.format.manifest import MANIFEST_FILE, Description, FileRecord, ViewName, manifest_content
-from mtpd.cache.format.plan import Bucket, BucketRecord, CachePlan
+from mtpd.cache.format.manifest import MANIFEST_FILE, Description, ViewName, manifest_content
+from mtpd.cache.format.plan import Bucket, CachePlan
 from mtpd.cache.format.zarr_metadata import metadata_files
 from mtpd.cache.reading.reader import CacheReader
 from mtpd.cache.reading.remote import RemoteFolder
-from mtpd.cache.writing.plan_file import plan_record
+from mtpd.cache.writing.plan_file import PlanRecord, plan_record
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.errors import CacheMismatchError, InputError, UnavailableError
 from mtpd.system.files import free_bytes, sha256_bytes
@@ -122,7 +123,7 @@ def _selected_description(source: CacheReader, selection: Selection) -> Descript
     views = tuple(one for one in description.views if selection.views is None or one in selection.views)
     fingerprint = dict(description.fingerprint)
     if (levels, views) != (description.levels, description.views) or selection.image_ids is not None:
-        fingerprint['copied_from'] = plan_record(*_described(source)).sha256
+        fingerprint['copied_from'] = _plan_record(source).sha256
     if selection.data is not None:
         fingerprint['data'] = dict(selection.data)
     provenance = {**description.provenance, **(selection.provenance or {})}
@@ -138,18 +139,20 @@ def upload(source: CacheReader, folder: RemoteFolder, *, card: bytes, advance: C
     not at all. CacheMismatchError: another cache is there, or is being uploaded.
     """
     manifest = manifest_content(source.manifest)
-    note = sha256_bytes(manifest).encode()
-    found = folder.create(UPLOAD_FILE, note)
-    if found not in (None, note):
+    digest = sha256_bytes(manifest).encode()
+    # By its number a note of this very call is known, where the answer to the first request was lost.
+    note = digest + b' ' + secrets.token_hex(8).encode()
+    found = folder.create(UPLOAD_FILE, note) or note
+    if not found.startswith(digest):
         raise CacheMismatchError(
             f'{folder.name}: another cache is being uploaded here; choose another URL, or delete {UPLOAD_FILE} there'
         )
     if folder.stored_size(MANIFEST_FILE) is None:
-        for file, content in metadata_files(plan_record(*_described(source)).specs()).items():
+        for file, content in metadata_files(_plan_record(source).specs()).items():
             folder.put(file, content)
         for file, record in source.manifest.files.items():
             # What is there is of this upload only where it was begun before.
-            if found is None or folder.stored_size(file) != record.num_bytes:
+            if found == note or folder.stored_size(file) != record.num_bytes:
                 folder.put(file, source.verified_file(file))
             advance(record.num_bytes)
         folder.put(CARD_FILE, card)
@@ -159,6 +162,6 @@ def upload(source: CacheReader, folder: RemoteFolder, *, card: bytes, advance: C
         raise CacheMismatchError(f'{folder.name}: holds another cache; choose another URL')
 
 
-def _described(source: CacheReader) -> tuple[Description, tuple[BucketRecord, ...], dict[str, FileRecord]]:
+def _plan_record(source: CacheReader) -> PlanRecord:
     manifest = source.manifest
-    return manifest.description, manifest.buckets, manifest.files
+    return plan_record(manifest.description, manifest.buckets, manifest.files)

@@ -9,7 +9,7 @@ import re
 from array import array
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -172,22 +172,9 @@ def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
 
 def missing_images(images: Sequence[CocoImage], folder: Path) -> tuple[str, ...]:
     """File names of the images that are not in `folder`, in their order, as messages can show them."""
-    present = FilesPresent(folder)
-    return tuple(_shown_name(image.file_name) for image in images if image.file_name not in present)
-
-
-class FilesPresent:
-    """The names of files below a folder, by one look into each folder: a look at each file takes a network minutes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._names: dict[str, set[str]] = {}
-
-    def __contains__(self, file_name: str) -> bool:
-        parent, name = os.path.split(file_name)
-        if parent not in self._names:
-            self._names[parent] = _file_names(self._folder / parent)
-        return name in self._names[parent]
+    names_in = cache(lambda parent: _file_names(folder / parent))  # a look at each file would take a network minutes
+    names = (image.file_name for image in images)
+    return tuple(_shown_name(one) for one in names if os.path.basename(one) not in names_in(os.path.dirname(one)))
 
 
 def _file_names(folder: Path) -> set[str]:

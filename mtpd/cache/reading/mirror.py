@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -55,7 +56,8 @@ class Mirror:
             return None
         try:
             now = time.time_ns()  # what the system takes by itself is coarse
-            os.utime(descriptor, ns=(now, now))
+            with suppress(PermissionError):  # a file of another user
+                os.utime(descriptor, ns=(now, now))
             return os.pread(descriptor, length, offset)
         finally:
             os.close(descriptor)

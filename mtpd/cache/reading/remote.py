@@ -160,7 +160,7 @@ class RemoteFolder:
             except (exceptions.BaseError, OSError, ValueError) as error:
                 problem = error
         raise UnavailableError(
-            f'{self.name}/{file}: cannot be read after {NUM_ATTEMPTS} attempts ({short(problem)}); check the network, '
+            f'{self.name}/{file}: {NUM_ATTEMPTS} requests failed ({short(problem)}); check the network, '
             'then run the same command again'
         ) from problem
 

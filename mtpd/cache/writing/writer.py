@@ -263,7 +263,7 @@ class CacheWriter:
             if others:
                 raise CacheMismatchError(
                     f'{self.root}: the folder is not empty ({others[0]}) and does not hold an extraction; '
-                    'choose another --out'
+                    'choose another folder'
                 )
             plan_file.write_plan_file(self.root, self._plan_record, owner=self.part.label)
 
@@ -279,8 +279,8 @@ class CacheWriter:
         difference = plan_file.first_difference(found, self._plan_record)
         if difference:
             raise CacheMismatchError(
-                f'{self.root}: holds another extraction: {difference}; choose another --out, or --overwrite to delete '
-                'the existing one'
+                f'{self.root}: holds another extraction: {difference}; choose another folder, or delete it with '
+                'mtpd-extract --overwrite'
             )
 
     def _has_own_bases(self) -> bool:
