@@ -124,3 +124,11 @@ def test_what_a_parser_refuses_is_named(path: Path) -> None:
 
     with pytest.raises(InputError, match=r'a\.json: images\[1\]: bad id'):
         read_document(path, {'images': parse})
+
+
+@pytest.mark.parametrize('number', ['0.25', '12', '-1.5e-07', '1E3', '100'])
+def test_a_number_that_a_block_cuts(path: Path, number: str) -> None:
+    """Its beginning may be a number, too, which is another."""
+    path.write_text(f'{{"x": {number}, "images": [{{"a": {number}}}], "annotations": []}}')
+    for block_bytes in range(4, 60):
+        assert read(path, block_bytes)['images'] == [{'a': json.loads(number)}]
