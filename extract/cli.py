@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, complete_model, output_options, parse_scale, require_pairs
+from mtpd.command_line import CONTEXT, CachePath, complete_model, output_options, parse_scale, require_pairs
 from mtpd.system.console import reported
 from mtpd.system.environment import launcher_number, rank_and_size
 from mtpd_extract.cli_options import data_options, level_names, teacher_options, view_names
@@ -52,9 +52,9 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @click.option(
     '--out',
     required=True,
-    type=click.Path(path_type=Path),
+    type=CachePath(),
     metavar='CACHE',
-    help='Cache folder; an unfinished extraction in it is resumed.',
+    help='Folder or URL (s3://...) of the cache; an unfinished extraction there is resumed.',
 )
 @teacher_options
 @data_options

@@ -58,7 +58,7 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
     }
 
 
-def changes_since(out: Path, now: Mapping[str, Any]) -> list[str]:
+def changes_since(out: Path | str, now: Mapping[str, Any]) -> list[str]:
     """What differs from the run that began the unfinished extraction in `out`, if any; `now` is the provenance."""
     try:
         state = read_state(out)

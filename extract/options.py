@@ -38,7 +38,7 @@ class ExtractOptions(SourceOptions):
     """Options of `mtpd-extract`; `part` is (index, count) from 1, `local_rank` the GPU that torchrun assigns."""
 
     teacher: str
-    out: Path
+    out: Path | str  # a URL is a string
     levels: tuple[str, ...] | None
     hook: HookChoice
     codec: CodecName

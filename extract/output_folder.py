@@ -1,4 +1,4 @@
-"""The folder that a cache is written into: what may be in it, and emptying it."""
+"""The place that a cache is written into: what may be there, and emptying a folder."""
 
 import re
 import shutil
@@ -11,6 +11,7 @@ from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.writing.journal import JOURNAL_FILE, PART_JOURNALS
 from mtpd.cache.writing.parts import cache_lock
 from mtpd.cache.writing.plan_file import PLAN_FILE
+from mtpd.cache.writing.remote_destination import RemoteDestination
 from mtpd.errors import CacheDamagedError, CacheMismatchError, InputError
 
 # All that a cache is made of, with the folders of its buckets; names with a dot in front are locks and temporary files.
@@ -21,8 +22,20 @@ _BUCKET = re.compile(r'\d+x\d+')
 _PLAN_KEYS = frozenset({'fingerprint', 'levels', 'codec', 'buckets'})
 
 
-def check_output_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a folder with other things, or with an extraction that `resume` and `overwrite` exclude."""
+def check_output(out: Path | str, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a place with other things, or with an extraction that `resume` and `overwrite` exclude."""
+    if isinstance(out, Path):
+        _check_folder(out, resume=resume, overwrite=overwrite)
+        return
+    if overwrite:
+        raise InputError(
+            f'--out {out}: --overwrite deletes folders only; delete the objects there, or choose another URL'
+        )
+    if RemoteDestination(out).holds_cache() and not resume:
+        raise CacheMismatchError(f'--out {out}: already holds an extraction; remove --no-resume to resume it')
+
+
+def _check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out}: is a file; give a folder, it need not exist')
     names = _names(out)
@@ -59,7 +72,7 @@ def holds_cache(out: Path) -> bool:
 
 
 def clear_output_folder(out: Path) -> None:
-    """Deletes the cache in `out`, which `check_output_folder` has accepted, unless another process is writing it."""
+    """Deletes the cache in `out`, which `check_output` has accepted, unless another process is writing it."""
     if not _names(out):
         return
     with cache_lock(out):

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from mtpd.cache.format.manifest import read_manifest
+from mtpd.cache.checking import read_state
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.remote_destination import destination_of
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.errors import Interrupted
 from mtpd.system.console import progress_bar, say, warn
@@ -26,12 +27,12 @@ from mtpd_extract.estimate import (
 from mtpd_extract.extraction import Extraction, build_extraction, check_teacher, compute_bases, extract_groups
 from mtpd_extract.fingerprint import changes_since
 from mtpd_extract.options import ExtractOptions
-from mtpd_extract.output_folder import check_output_folder, clear_output_folder, folder_bytes, holds_cache
+from mtpd_extract.output_folder import check_output, clear_output_folder, folder_bytes, holds_cache
 
 
 def run(options: ExtractOptions) -> None:
     out, part = options.out, Part(*options.part) if options.part else WHOLE
-    check_output_folder(out, resume=options.resume, overwrite=options.overwrite)
+    check_output(out, resume=options.resume, overwrite=options.overwrite)
     extraction = build_extraction(options)
     say(_summary(extraction, out, part))
     rates = cache(partial(measure_rates, extraction))
@@ -41,7 +42,7 @@ def run(options: ExtractOptions) -> None:
         print(f'predict  {predict(extraction, rates())}{together}; estimated from {rates().num_images} images')
         if extraction.plan.num_images < NUM_COCO_IMAGES:
             print(f'COCO     all {NUM_COCO_IMAGES} images of train2017: {predict_coco(extraction, rates())}')
-    if options.dry_run or options.overwrite or not holds_cache(out):
+    if isinstance(out, Path) and (options.dry_run or options.overwrite or not holds_cache(out)):
         # Before anything is written: what is there belongs to this cache, or will be deleted.
         require_writable(out)
         present = folder_bytes(out)
@@ -49,7 +50,7 @@ def run(options: ExtractOptions) -> None:
     if options.dry_run:
         print('Dry run: nothing was written.')
         return
-    if options.overwrite:
+    if isinstance(out, Path) and options.overwrite:
         clear_output_folder(out)
     changes = changes_since(out, extraction.description.provenance)
     if changes:
@@ -61,27 +62,31 @@ def run(options: ExtractOptions) -> None:
         names = f'part{"s" if len(parts) > 1 else ""} {", ".join(parts)}'
         say(f'{out}: part {part} is done; {len(left)} of {len(keys)} shards are still missing from {names}')
         return
-    # By the records: COCO's cache has 90,000 files and folders to look at.
-    num_bytes = sum(one.num_bytes for one in read_manifest(out).files.values())
+    num_bytes = read_state(out).num_bytes
     num_images = extraction.plan.num_images
     say(f'{out}: {num_images} images, {format_bytes(num_bytes)}, {format_bytes(num_bytes / num_images)} per image')
 
 
-def extract(extraction: Extraction, out: Path, *, part: Part = WHOLE, rates: Callable[[], Rates]) -> list[ShardKey]:
+def extract(
+    extraction: Extraction, out: Path | str, *, part: Part = WHOLE, rates: Callable[[], Rates]
+) -> list[ShardKey]:
     """Runs a part, and publishes the cache when the others are done; returns the groups that they have still to write.
 
     When the user stops it, it raises Interrupted; what was committed is kept.
     """
     plan, description, weights = extraction.plan, extraction.description, extraction.teacher_weights
     with (
-        CacheWriter(out, description=description, plan=plan, teacher_weights=weights, part=part) as writer,
+        CacheWriter(
+            destination_of(out, part=part), description=description, plan=plan, teacher_weights=weights
+        ) as writer,
         stop_on_signals() as stop,
     ):
         if writer.is_finished:
             say(f'{out}: is already complete, nothing to do')
             return []
         pending, share = writer.pending(), writer.share()
-        require_room(partial(groups_disk_bytes, extraction, pending), out, rates=rates)
+        if isinstance(out, Path):
+            require_room(partial(groups_disk_bytes, extraction, pending), out, rates=rates)
         if len(pending) == len(share):
             check_teacher(extraction)
         num_images = _num_images(extraction, share)
@@ -114,7 +119,7 @@ def _num_images(extraction: Extraction, keys: Sequence[ShardKey]) -> int:
     return sum(len(extraction.plan.images(key)) for key in keys)
 
 
-def _summary(extraction: Extraction, out: Path, part: Part) -> str:
+def _summary(extraction: Extraction, out: Path | str, part: Part) -> str:
     plan, description, geometry = extraction.plan, extraction.description, extraction.teacher.preprocessing.geometry
     codec: str = description.codec
     if description.target_error is not None:
@@ -126,6 +131,7 @@ def _summary(extraction: Extraction, out: Path, part: Part) -> str:
         'x'.join(map(str, geometry.pad_size[::-1])) if geometry.pad_size else f'multiples of {geometry.pad_divisor}'
     )
     share = part.share(plan.shard_keys())
+    free = f', {format_bytes(free_bytes(out))} free' if isinstance(out, Path) else ''
     return '\n'.join(
         [
             f'teacher  {extraction.teacher.name}: {levels}, taken at {extraction.teacher.hook_point}',
@@ -137,7 +143,6 @@ def _summary(extraction: Extraction, out: Path, part: Part) -> str:
             ),
             f'cache    {", ".join(description.views)} as {codec}, '
             f'scale {geometry.scale[0]}x{geometry.scale[1]}, padded to {padding}',
-            f'disk     at most {format_bytes(cache_disk_bytes(extraction))}, '
-            f'{format_bytes(free_bytes(out))} free at {out}',
+            f'disk     at most {format_bytes(cache_disk_bytes(extraction))}{free} at {out}',
         ]
     )

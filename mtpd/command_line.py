@@ -7,9 +7,21 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from mtpd.system.files import is_url
+
 # Settings of every command.
 CONTEXT: dict[str, Any] = {'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True}
 Command = TypeVar('Command', bound=Callable[..., Any])
+
+
+class CachePath(click.Path):
+    """A folder, or the URL of a place in an object store, which stays a string."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and is_url(value) else super().convert(value, param, ctx)
 
 
 def output_options(command: Command) -> Command:

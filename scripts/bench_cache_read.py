@@ -55,6 +55,7 @@ from mtpd.cache.format.arrays import CHECKSUM_BYTES, ZSTD_LEVELS, encode_chunk
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, encode, expected_bytes
 from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord
 from mtpd.cache.format.plan import SourceImage, plan_cache
+from mtpd.cache.writing.destination import FolderDestination
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level, Size
 
@@ -118,7 +119,7 @@ def synthetic_cache(root: Path, codec: CodecName, *, num_images: int, scale: Siz
         geometry=GeometryRecord(**vars(geometry)),
     )
     weights = safetensors.torch.save({'none': torch.zeros(1)})
-    with CacheWriter(root, description=description, plan=plan, teacher_weights=weights) as writer:
+    with CacheWriter(FolderDestination(root), description=description, plan=plan, teacher_weights=weights) as writer:
         if codec == 'lean':
             writer.bases(lambda: bases)
         for key in writer.pending():

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from bench_step import make_source
 from measuring import described_parser, interleaved, median_ratio
+from mtpd.cache.writing.destination import FolderDestination
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.detectors.preprocessing import normalise
 from mtpd.system.console import progress_bar
@@ -105,7 +106,9 @@ def time_extract(extraction: Extraction) -> float:
     plan, description, weights = extraction.plan, extraction.description, extraction.teacher_weights
     with (
         tempfile.TemporaryDirectory() as name,
-        CacheWriter(Path(name) / 'cache', description=description, plan=plan, teacher_weights=weights) as writer,
+        CacheWriter(
+            FolderDestination(Path(name) / 'cache'), description=description, plan=plan, teacher_weights=weights
+        ) as writer,
     ):
         bases = writer.bases(partial(compute_bases, extraction)) if description.codec == 'lean' else {}
         keys, group, commit = writer.pending(), writer.start_group, writer.commit

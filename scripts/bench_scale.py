@@ -55,6 +55,7 @@ from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.reading.cache_files import CacheFiles
+from mtpd.cache.writing.destination import FolderDestination
 from mtpd.cache.writing.parts import Part
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.data.coco import missing_images, read_annotations
@@ -194,7 +195,8 @@ def cache_writer(place: Place, root: Path, *, part: Part) -> CacheWriter:
     )
     weights = safetensors.torch.save({'neck.weight': torch.zeros(1)})
     plan = cache_plan(place.num_images)
-    return CacheWriter(root, description=description, plan=plan, teacher_weights=weights, part=part)
+    destination = FolderDestination(root, part=part)
+    return CacheWriter(destination, description=description, plan=plan, teacher_weights=weights)
 
 
 def write_groups(writer: CacheWriter, number: int | None = None) -> None:

@@ -1,7 +1,8 @@
 """Fixtures that several folders of tests share."""
 
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -60,3 +61,32 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ((128, 128), (96, 128), (128, 80))
     make_synthetic_set(folder, SyntheticSpec(num_train=24, num_val=8, sizes=sizes))
     return folder
+
+
+@pytest.fixture(scope='session')
+def s3_server() -> Iterator[str]:
+    """URL of a real S3 server on loopback."""
+    server = pytest.importorskip('moto.server').ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f'http://{host}:{port}'
+    server.stop()
+
+
+@pytest.fixture(scope='module')
+def bucket(s3_server: str) -> Iterator[str]:
+    """URL of a new bucket, which this process and those that it starts may write to."""
+    pytest.importorskip('obstore')
+    boto3 = pytest.importorskip('boto3')
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            'AWS_ACCESS_KEY_ID': 'key',
+            'AWS_SECRET_ACCESS_KEY': 'secret',
+            'AWS_REGION': 'us-east-1',
+            'AWS_ENDPOINT_URL': s3_server,
+            'AWS_ALLOW_HTTP': 'true',
+        }.items():
+            patch.setenv(name, value)
+        name = f'caches-{secrets.token_hex(4)}'
+        boto3.client('s3', endpoint_url=s3_server, region_name='us-east-1').create_bucket(Bucket=name)
+        yield f's3://{name}'

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, complete_model, examples, output_options, require_pairs
+from mtpd.command_line import CONTEXT, CachePath, complete_model, examples, output_options, require_pairs
 from mtpd.system.console import progress_bar, reported, say
 from mtpd_extract.cli_options import data_options, level_names, teacher_options, view_names
 
-_caches = click.argument('caches', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='CACHE...')
+_caches = click.argument('caches', nargs=-1, required=True, type=CachePath(), metavar='CACHE...')
 
 
 @click.group(
@@ -35,7 +35,7 @@ def main() -> None:
 @_caches
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON list with one object per cache.')
 @output_options
-def info(caches: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool) -> None:
+def info(caches: tuple[Path | str, ...], as_json: bool, verbose: bool, quiet: bool) -> None:
     """Show teacher, contents and disk use of each CACHE.
 
     Reads only the metadata, not the maps; `verify` checks the maps. An unfinished cache can
@@ -57,7 +57,7 @@ def info(caches: tuple[Path, ...], as_json: bool, verbose: bool, quiet: bool) ->
 @click.option('--repair', is_flag=True, help='Queue damaged parts; mtpd-extract then writes only these again.')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Threads that read and decode.')
 @output_options
-def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, quiet: bool) -> None:
+def verify(caches: tuple[Path | str, ...], repair: bool, workers: int, verbose: bool, quiet: bool) -> None:
     """Read every byte of each CACHE and name each damaged shard.
 
     Checks sizes, hashes, counts, image ids and the checksum of every map, and reports unknown files in the folders.
@@ -75,7 +75,7 @@ def verify(caches: tuple[Path, ...], repair: bool, workers: int, verbose: bool, 
         'mtpd-cache picture cache/r101 --out sheet.png --image 139 --images data/coco/train2017',
     )
 )
-@click.argument('cache', type=click.Path(path_type=Path))
+@click.argument('cache', type=CachePath())
 @click.option('--out', required=True, type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png')
 @click.option('--image', type=int, metavar='ID', help='Image id.  [default: the first in the cache]')
 @click.option('--view', type=click.Choice(['plain', 'flip']), help='View to draw.  [default: all stored views]')
@@ -110,7 +110,7 @@ def picture(verbose: bool, quiet: bool, images: Path | None, annotations: Path |
         '    --images data/my/images --annotations data/my/val.json',
     )
 )
-@click.argument('cache', type=click.Path(path_type=Path))
+@click.argument('cache', type=CachePath())
 @click.option(
     '--teacher',
     metavar='T',
@@ -146,9 +146,7 @@ def fidelity(verbose: bool, quiet: bool, images: Path | None, annotations: Path 
     )
 )
 @_caches
-@click.option(
-    '--student-cache', type=click.Path(path_type=Path), metavar='CACHE', help="Cache of the student's own features."
-)
+@click.option('--student-cache', type=CachePath(), metavar='CACHE', help="Cache of the student's own features.")
 @click.option(
     '--last', metavar='NAME', help='Strongest teacher, by folder name.  [default: by --ap, or the last CACHE]'
 )
@@ -176,7 +174,9 @@ def fidelity(verbose: bool, quiet: bool, images: Path | None, annotations: Path 
 @click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Plot the costs.')
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
-def order(caches: tuple[Path, ...], student_cache: Path | None, verbose: bool, quiet: bool, **others: Any) -> None:
+def order(
+    caches: tuple[Path | str, ...], student_cache: Path | str | None, verbose: bool, quiet: bool, **others: Any
+) -> None:
     """Suggest an order of the teachers of the CACHEs, by adaptation cost.
 
     The cost of adapting A to B is the fraction of the variance of B's features that a linear map of A's features does
@@ -197,14 +197,17 @@ def order(caches: tuple[Path, ...], student_cache: Path | None, verbose: bool, q
 @_caches
 @click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='New folder for the merged cache.')
 @output_options
-def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool) -> None:
+def merge(caches: tuple[Path | str, ...], out: Path | None, verbose: bool, quiet: bool) -> None:
     """Combine the parts of an extraction into a finished cache.
 
     Without --out: publish the one CACHE whose parts are all done, if the last part was killed before doing so.
     With --out: merge folders written by parts on machines without a shared file system. Every file is
     checked, then linked or copied; the folders are not changed.
     """
-    if out is None and len(caches) != 1:
+    folders = [one for one in caches if isinstance(one, Path)]
+    if len(folders) < len(caches):
+        raise click.UsageError('only folders are merged; parts that write to one URL need no merge')
+    if out is None and len(folders) != 1:
         raise click.UsageError('merging several CACHEs needs a new folder: give --out, or name one CACHE')
     with reported(verbose=verbose, quiet=quiet):
         from mtpd.cache.checking import read_state
@@ -212,12 +215,12 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
         from mtpd.system.text import format_bytes
 
         if out is None:
-            publish_parts(caches[0])
+            publish_parts(folders[0])
         else:
-            total = num_bytes(caches)
+            total = num_bytes(folders)
             with progress_bar(total=total, unit='B', unit_scale=True, desc=f'merge {out}') as progress:
-                merge_parts(caches, out, advance=progress.update)
-        root = out or caches[0]
+                merge_parts(folders, out, advance=progress.update)
+        root = out or folders[0]
         state = read_state(root)
         size = format_bytes(state.num_bytes)
         say(f'{root}: {state.manifest.num_images:,} images in {state.num_shards:,} shards, {size}')
@@ -230,8 +233,8 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
         'mtpd-cache copy cache/r101 cache/small --levels p4,p5 --views plain --images data/my/subset.json',
     )
 )
-@click.argument('source', metavar='CACHE')
-@click.argument('destination', metavar='COPY')
+@click.argument('source', type=CachePath(), metavar='CACHE')
+@click.argument('destination', type=CachePath(), metavar='COPY')
 @click.option('--levels', callback=level_names, metavar='P3,P4', help='Levels to copy.  [default: all]')
 @click.option('--views', callback=view_names, metavar='PLAIN,FLIP', help='Views to copy.  [default: all]')
 @click.option(
@@ -243,10 +246,7 @@ def merge(caches: tuple[Path, ...], out: Path | None, verbose: bool, quiet: bool
 @click.option('--license', 'license_name', default='unknown', help='Licence that the cache card states.')
 @output_options
 def copy(verbose: bool, quiet: bool, **others: Any) -> None:
-    """Copy a CACHE (a folder or a URL), or some of its levels, views or images, to COPY, a new folder.
-
-    COPY may be a URL for a whole cache in a folder, such as s3://bucket/r101: the manifest is uploaded last, so that no
-    reader opens an unfinished upload.
+    """Copy a CACHE, or some of its levels, views or images, to COPY. Each is a folder or a URL, as s3://bucket/r101.
 
     Every row is checked while it is copied, and nothing is decoded. A copy of everything equals the original. Run the
     same command again to resume after an interruption. A cache card, README.md, is written beside the copy.

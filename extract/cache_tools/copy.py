@@ -1,7 +1,6 @@
 """`mtpd-cache copy`: a copy of a cache or of a part of it, and the card that describes it."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 import mtpd.cache
 from mtpd.cache import CacheReader
 from mtpd.cache.checking import read_state
-from mtpd.cache.copying import CARD_FILE, Selection, copy_groups, copy_writer, require_room, upload
+from mtpd.cache.copying import CARD_FILE, Selection, copy_groups, copy_writer, require_room
 from mtpd.cache.format.manifest import ViewName
-from mtpd.cache.reading.remote import RemoteFolder, is_url
+from mtpd.cache.writing.remote_destination import destination_of
 from mtpd.data.coco import read_annotations
 from mtpd.errors import CacheMismatchError, InputError, Interrupted
 from mtpd.system.console import progress_bar, say
-from mtpd.system.files import canonical_json, sha256_bytes, write_atomically
+from mtpd.system.files import canonical_json, sha256_bytes
 from mtpd.system.interrupt import stop_on_signals
 from mtpd.system.text import format_bytes
 from mtpd_extract.cache_tools.info import describe_cache
@@ -23,8 +22,8 @@ from mtpd_extract.cache_tools.info import describe_cache
 
 def run(
     *,
-    source: str,
-    destination: str,
+    source: Path | str,
+    destination: Path | str,
     levels: Sequence[str] | None,
     views: Sequence[ViewName] | None,
     images: Path | None,
@@ -32,49 +31,38 @@ def run(
 ) -> None:
     """Copies, resumes a copy, or says that it is complete; the options are those of the command line."""
     cache = mtpd.cache.open(source)
-    if is_url(destination):
-        if (levels, views, images) != (None, None, None):
-            raise InputError(
-                f'{destination}: a part of a cache is not uploaded directly; copy it to a folder, then copy that'
-            )
-        _upload(cache, destination, license_name=license_name)
-        return
-    out = Path(destination)
-    if out.exists() and os.path.exists(source) and out.samefile(source):
-        raise InputError(f'{out}: is the cache itself; give another folder')
+    is_itself = destination == source
+    if isinstance(destination, Path) and isinstance(source, Path):
+        is_itself = destination.exists() and destination.samefile(source)
+    if is_itself:
+        raise InputError(f'{destination}: is the cache itself; give another place')
     selection = Selection(
         levels=None if levels is None else tuple(levels),
         views=None if views is None else tuple(views),
         **({} if images is None else _of_images(cache, images)),
     )
-    writer = copy_writer(cache, out, selection)
-    if not out.exists():
-        require_room(cache, writer)
+    place = destination_of(destination)
+    writer = copy_writer(cache, place, selection)
+    if isinstance(destination, Path) and not destination.exists():
+        require_room(cache, writer, destination)
     with writer, stop_on_signals() as stop:
         pending = writer.pending()
         num_images, num_left = writer.plan.num_images, sum(len(writer.plan.images(key)) for key in pending)
-        with progress_bar(total=num_images, initial=num_images - num_left, unit='image', desc=f'copy {out}') as bar:
+        with progress_bar(
+            total=num_images, initial=num_images - num_left, unit='image', desc=f'copy {destination}'
+        ) as bar:
             is_complete = copy_groups(cache, writer, advance=bar.update, stop=lambda: bool(stop))
         if not is_complete:
-            raise Interrupted(f'{out}: stopped; run the same command again to resume')
-    copy = mtpd.cache.open(out)
-    write_atomically(out / CARD_FILE, cache_card(copy, license_name=license_name).encode())
-    say(f'{out}: {len(copy):,} images, {format_bytes(describe_cache(read_state(out))["bytes"]["all"])}')
-
-
-def _upload(cache: CacheReader, url: str, *, license_name: str) -> None:
-    if is_url(cache.name):
-        raise InputError(f'{cache.name}: is not copied from URL to URL; copy it to a folder first')
-    num_bytes = sum(record.num_bytes for record in cache.manifest.files.values())
-    card = cache_card(cache, license_name=license_name).encode()
-    with progress_bar(total=num_bytes, unit='B', unit_scale=True, desc=f'upload {url}') as bar:
-        upload(cache, RemoteFolder(url), card=card, advance=bar.update)
-    say(f'{url}: {len(cache):,} images, {format_bytes(num_bytes)}')
+            raise Interrupted(f'{destination}: stopped; run the same command again to resume')
+        copy = mtpd.cache.open(destination)
+        place.write(CARD_FILE, cache_card(copy, license_name=license_name).encode())
+    num_bytes = sum(record.num_bytes for record in copy.manifest.files.values())
+    say(f'{destination}: {len(copy):,} images, {format_bytes(num_bytes)}')
 
 
 def cache_card(cache: CacheReader, *, license_name: str) -> str:
     """What someone who finds a cache on a hub wants to know, in Markdown with the front matter of hubs."""
-    record = describe_cache(read_state(Path(cache.name)))
+    record = describe_cache(read_state(cache.name))
     provenance, data = record['provenance'], record['fingerprint'].get('data')
     teacher = _cell(provenance.get('teacher', 'unknown'))
     data_set = _cell(provenance.get('annotations', 'an unknown data set'))

@@ -36,7 +36,7 @@ Stored = Callable[[int, ViewName, Maps], Maps]
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityOptions(SourceOptions):
-    cache: Path
+    cache: Path | str
     teacher: str | None
     num_images: int
     ap: bool

@@ -11,14 +11,13 @@ from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.manifest import TEACHER_FILE, VERSION
 from mtpd.cache.format.plan import ShardKey, num_elements
 from mtpd.cache.format.tensor_files import BASIS_FILE
-from mtpd.system.files import canonical_json, sha256_bytes
+from mtpd.system.files import canonical_json, is_url, sha256_bytes
 from mtpd.system.text import format_bytes, table
-from mtpd_extract.output_folder import folder_bytes
 
-KINDS = ('maps', 'row_tables', 'rois', 'index', 'teacher_weights', 'rotations')
+KINDS = ('maps', 'row_tables', 'rois', 'index', 'teacher_weights', 'rotations', 'metadata')
 
 
-def run(caches: Sequence[Path], *, as_json: bool) -> None:
+def run(caches: Sequence[Path | str], *, as_json: bool) -> None:
     records = []
     for number, root in enumerate(caches):
         record = describe_cache(read_state(root))
@@ -34,7 +33,7 @@ def run(caches: Sequence[Path], *, as_json: bool) -> None:
 def describe_cache(state: CacheState) -> dict[str, Any]:
     """What `--json` prints. Bytes and elements of an unfinished cache are those of its committed shards.
 
-    `metadata` are the bytes of all files of no other kind; `elements` are feature values in all views.
+    `metadata` are the bytes of all files of no other kind, in a folder; `elements` are feature values in all views.
     """
     description, buckets = state.manifest.description, state.manifest.buckets
     levels = [level.to_level() for level in description.levels]
@@ -54,7 +53,8 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
         kinds['rois' if not place.view else 'row_tables' if level is None else 'maps'] += one.num_bytes
         if level is not None:
             of_level[level] += one.num_bytes
-    kinds['metadata'] = max(0, folder_bytes(state.root) - sum(kinds.values()))
+    if not is_url(state.name):  # a web server does not list its files
+        kinds['metadata'] = max(0, sum(state.folder.files().values()) - sum(kinds.values()))
     committed: Counter[str] = Counter()
     for bucket in buckets:
         shards = (shard for name, shard in keys if name == bucket.name)
@@ -66,7 +66,7 @@ def describe_cache(state: CacheState) -> dict[str, Any]:
     }
     stated = description.model_dump(mode='json')
     return {
-        'path': str(state.root),
+        'path': state.name,
         'version': VERSION,
         'finished': state.is_finished,
         'images': state.manifest.num_images,

@@ -32,8 +32,8 @@ COLOURS, PATH_COLOUR = 'viridis_r', '#e4572e'
 
 @dataclass(frozen=True)
 class OrderOptions:
-    caches: tuple[Path, ...]
-    student_cache: Path | None
+    caches: tuple[Path | str, ...]
+    student_cache: Path | str | None
     last: str | None
     ap: tuple[str, ...]
     rule: Rule

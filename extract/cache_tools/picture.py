@@ -42,7 +42,13 @@ class Panel:
 
 
 def run(
-    cache: Path, out: Path, *, image: int | None, view: ViewName | None, images: Path | None, annotations: Path | None
+    cache: Path | str,
+    out: Path,
+    *,
+    image: int | None,
+    view: ViewName | None,
+    images: Path | None,
+    annotations: Path | None,
 ) -> None:
     reader = mtpd.cache.open(cache)
     require_png(out, option='--out')

@@ -7,26 +7,28 @@ from pathlib import Path
 
 from mtpd.cache.checking import CacheState, Damage, no_writers, read_state, repair, verify
 from mtpd.cache.format.manifest import MANIFEST_FILE
-from mtpd.errors import CacheDamagedError
+from mtpd.errors import CacheDamagedError, InputError
 from mtpd.system.console import progress_bar, say
 from mtpd.system.text import format_bytes
 
 STRAYS_NAMED = 20
 
 
-def run(caches: Sequence[Path], *, is_repair: bool, num_threads: int) -> None:
+def run(caches: Sequence[Path | str], *, is_repair: bool, num_threads: int) -> None:
     """Verifies cache after cache.
 
     Raises CacheDamagedError at the end, naming all that is damaged and was not repaired.
     """
     problems = []
+    if is_repair and (urls := [one for one in caches if isinstance(one, str)]):
+        raise InputError(f'{urls[0]}: --repair changes folders only; copy the cache here again')
     for root in caches:
         try:
-            with no_writers(root) if is_repair and root.is_dir() else nullcontext():
+            with no_writers(root) if is_repair and isinstance(root, Path) and root.is_dir() else nullcontext():
                 problems.append(_run(root, num_threads=num_threads, is_repair=is_repair))
         except CacheDamagedError as error:
             advice = ''
-            if (root / MANIFEST_FILE).exists():
+            if isinstance(root, Path) and (root / MANIFEST_FILE).exists():
                 advice = '. The cache cannot be repaired without this record: restore a copy of '
                 advice += f'{MANIFEST_FILE}, or extract again with --overwrite'
             problems.append([f'{error}{advice}'])
@@ -38,7 +40,7 @@ def run(caches: Sequence[Path], *, is_repair: bool, num_threads: int) -> None:
         raise CacheDamagedError('\n'.join([f'{len(problems)} of {len(caches)} caches are not sound', *indented]))
 
 
-def _run(root: Path, *, num_threads: int, is_repair: bool) -> list[str]:
+def _run(root: Path | str, *, num_threads: int, is_repair: bool) -> list[str]:
     """Verifies one cache; returns the lines about the remaining damage."""
     state = read_state(root)
     num_bytes = state.num_bytes
@@ -86,7 +88,7 @@ def _lines(state: CacheState, damages: Sequence[Damage], *, advice: str = '') ->
         elif damage.kind != 'stray' or len(places) < num_groups + STRAYS_NAMED:
             places.setdefault(damage.file, []).append(damage.reason)
     return [
-        f'{state.root}: {", ".join(filter(None, summary))}' + f'; {advice}' * bool(advice),
+        f'{state.name}: {", ".join(filter(None, summary))}' + f'; {advice}' * bool(advice),
         *(
             f'  {place}: {reasons[0]}' + f' (and {len(reasons) - 1} more files)' * (len(reasons) > 1)
             for place, reasons in places.items()

@@ -11,7 +11,8 @@ from mtpd.cache.format.codecs import EncodedMaps, batch_images
 from mtpd.cache.reading.cache_files import LocalFolder
 from mtpd.cache.reading.mirror import Mirror
 from mtpd.cache.reading.reader import CacheReader, ImageSizes
-from mtpd.cache.reading.remote import RemoteFolder, is_url
+from mtpd.cache.reading.remote import RemoteFolder
+from mtpd.system.files import is_url
 
 
 def open(

@@ -5,12 +5,12 @@ is judged by the manifest; of an unfinished cache by the plan and the journal, a
 """
 
 import hashlib
+import io
 import json
-import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,18 +21,20 @@ from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec, decode_chunk, require_plain_bytes
 from mtpd.cache.format.manifest import MANIFEST_FILE, Manifest, read_manifest
 from mtpd.cache.format.plan import CachePlan, ShardKey
-from mtpd.cache.format.strict_json import read_json, short
+from mtpd.cache.format.strict_json import parse_json, short
 from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.format.zarr_metadata import metadata_files
-from mtpd.cache.reading.cache_files import CacheFiles, LocalFolder, read_index, readable
+from mtpd.cache.reading.cache_files import CacheFiles, Folder, LocalFolder, read_index
 from mtpd.cache.reading.reader import RoiReader
+from mtpd.cache.reading.remote import RemoteFolder
 from mtpd.cache.writing import journal, plan_file
+from mtpd.cache.writing.destination import disk_errors
 from mtpd.cache.writing.journal import JournalEntry
 from mtpd.cache.writing.parts import cache_lock
 from mtpd.cache.writing.plan_file import PlanRecord
-from mtpd.cache.writing.writer import disk_errors
+from mtpd.cache.writing.remote_destination import RemoteDestination
 from mtpd.errors import REPAIR, CacheDamagedError, CacheError
-from mtpd.system.files import TEMPORARY, differences, fsync_directory, sha256_file, write_atomically
+from mtpd.system.files import TEMPORARY, differences, fsync_directory, is_url, write_atomically
 from mtpd.system.prefetch import prefetched
 
 # Of a shard group, to be extracted again; of what precedes the shards (the index, the teacher's weights), which an
@@ -41,6 +43,7 @@ from mtpd.system.prefetch import prefetched
 Kind = Literal['shard', 'head', 'metadata', 'stray']
 
 PIECE_BYTES = 2**22
+MAX_METADATA_BYTES = 2**20
 _FOLDERS_OF_ARRAYS = re.compile(r'index|heads|\d+x\d+')
 
 
@@ -51,7 +54,8 @@ class CacheState:
     The manifest of an unfinished cache is the one that it would have, with the files that are committed.
     """
 
-    root: Path
+    name: str  # the folder, or its URL
+    folder: Folder
     is_finished: bool
     manifest: Manifest
     plan: PlanRecord
@@ -68,32 +72,51 @@ class CacheState:
         return sum(record.num_bytes for record in self.manifest.files.values())
 
 
-def read_state(root: Path) -> CacheState:
-    """Reads the records of the cache in `root`; changes nothing, so it is safe while an extraction runs.
+def read_state(path: str | Path) -> CacheState:
+    """Reads the records of the cache at a path or a URL; changes nothing, so it is safe while an extraction runs.
 
     CacheIncompleteError: there is no cache, not even an unfinished one. Else it raises what `mtpd.cache.open` does.
     """
+    if is_url(path):
+        return _remote_state(str(path))
+    root = Path(path)
     if (root / plan_file.PLAN_FILE).is_file() and not (root / MANIFEST_FILE).exists():
         try:
-            return _unfinished_state(root)
+            return _unfinished_state(LocalFolder(root), plan_file.read_plan_file(root), journal.recorded_entries(root))
         except CacheError:
             if not (root / MANIFEST_FILE).exists():  # else it has been published in between
                 raise
-    manifest = read_manifest(root)
+    return _finished_state(LocalFolder(root), read_manifest(root))
+
+
+def _remote_state(url: str) -> CacheState:
+    destination = RemoteDestination(url)
+    if not destination.is_published():
+        try:
+            plan, entries = destination.read_plan(), list(destination.entries())
+        except FileNotFoundError:  # there is nothing, or it has been published in between
+            pass
+        else:
+            state = _unfinished_state(RemoteFolder(url), plan, entries)
+            return replace(state, folder=RemoteFolder(url, records=state.manifest.files))
+    folder = RemoteFolder(url)
+    return _finished_state(folder, folder.read_manifest())
+
+
+def _finished_state(folder: Folder, manifest: Manifest) -> CacheState:
     keys = (ShardKey(bucket.name, shard) for bucket in manifest.buckets for shard in range(bucket.num_shards))
     plan = plan_file.plan_record(manifest.description, manifest.buckets, manifest.files)
-    return CacheState(root, True, manifest, plan, frozenset(keys))
+    return CacheState(folder.name, folder, True, manifest, plan, frozenset(keys))
 
 
-def _unfinished_state(root: Path) -> CacheState:
-    plan = plan_file.read_plan_file(root)
-    entries = {entry.key: entry.files for entry in journal.recorded_entries(root) if entry.plan == plan.sha256}
+def _unfinished_state(folder: Folder, plan: PlanRecord, recorded: Iterable[JournalEntry]) -> CacheState:
+    entries = {entry.key: entry.files for entry in recorded if entry.plan == plan.sha256}
     # Index and teacher's weights are written after the plan and before the first shard.
     files = dict(plan.files) if entries else {}
     for group in entries.values():
         files |= group
     manifest = Manifest(description=plan.description, buckets=plan.buckets, files=files)
-    return CacheState(root, False, manifest, plan, frozenset(entries))
+    return CacheState(folder.name, folder, False, manifest, plan, frozenset(entries))
 
 
 @dataclass(frozen=True)
@@ -111,19 +134,19 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
 
     Each thread holds a chunk of a shard, or a file of a small array, in memory.
     """
-    files = CacheFiles(LocalFolder(state.root), state.manifest.files)
+    present, files = state.folder.files(), CacheFiles(state.folder, state.manifest.files)
     plan, index_damage = None, None
     # An unfinished cache may have no record of its index yet.
     if any(file.startswith('index/') for file in state.manifest.files):
         try:
             plan = read_index(files, state.manifest)
         except CacheDamagedError as error:
-            index_damage = _damage(state.root, 'index', None, error)
+            index_damage = _damage(state.name, 'index', None, error)
     checks = list(_checks(state, plan, files))
     # No extraction wrote records of files that the plan has no place for.
     unknown = state.manifest.files.keys() - {check.file for check in checks}
     damages = [Damage('head', file, 'is recorded, but the plan has no such file') for file in sorted(unknown)]
-    found = prefetched(partial(_damage_of, state.root), checks, num_threads=num_threads, depth=4 * num_threads)
+    found = prefetched(partial(_damage_of, state.name), checks, num_threads=num_threads, depth=4 * num_threads)
     for check, damage in zip(checks, found, strict=True):
         record = state.manifest.files.get(check.file)
         advance(record.num_bytes if record else 0)
@@ -134,7 +157,7 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
     # If a file of the index is damaged, that is already reported for the file.
     if index_damage and not any(damage.file.startswith('index/') for damage in damages):
         damages.insert(0, index_damage)
-    return damages + list(_damages_of_folders(state))
+    return damages + list(_damages_of_folders(state, present))
 
 
 class _Check(NamedTuple):
@@ -170,18 +193,18 @@ def _checks(state: CacheState, plan: CachePlan | None, files: CacheFiles) -> Ite
             yield _Check(spec.file(key.shard), key, run)
 
 
-def _damage_of(root: Path, check: _Check) -> Damage | None:
+def _damage_of(name: str, check: _Check) -> Damage | None:
     try:
         check.run()
     except CacheDamagedError as error:
-        return _damage(root, check.file, check.key, error)
+        return _damage(name, check.file, check.key, error)
     return None
 
 
-def _damage(root: Path, file: str, key: ShardKey | None, error: CacheDamagedError) -> Damage:
+def _damage(name: str, file: str, key: ShardKey | None, error: CacheDamagedError) -> Damage:
     # `file` names the file, and the caller of the verification adds the next step.
     reason = str(error).removesuffix('; extract it again').removesuffix(f'; {REPAIR}')
-    for prefix in (f'{root / file}: ', f'{root}: ', f'{root}/'):
+    for prefix in (f'{name}/{file}: ', f'{name}: ', f'{name}/'):
         reason = reason.removeprefix(prefix)
     return Damage('head' if key is None else 'shard', file, reason, key)
 
@@ -190,18 +213,17 @@ def _check_image_ids(files: CacheFiles, spec: ArraySpec, shard: int, image_ids: 
     found = files.read_array(spec, shard=shard)[: len(image_ids)].tolist()
     for row, (one, wanted) in enumerate(zip(found, image_ids, strict=True)):
         if one != wanted:
-            path = Path(files.name) / spec.file(shard)
-            raise CacheDamagedError(f'{path}: row {row} belongs to image {one}, the index states {wanted}')
+            raise CacheDamagedError(
+                f'{files.name}/{spec.file(shard)}: row {row} belongs to image {one}, the index states {wanted}'
+            )
 
 
 def _check_content(files: CacheFiles, file: str, spec: ArraySpec | None = None) -> None:
     """Reads a file whole: size, that of its array if it is of one, and hash."""
-    size, path = files.size(file), Path(files.name) / file
+    size = files.size(file)
     if spec is not None:
-        require_plain_bytes(spec, size, name=str(path))
-    with readable(path):
-        found = sha256_file(path)
-    files.require_sha256(file, found)
+        require_plain_bytes(spec, size, name=f'{files.name}/{file}')
+    files.require_sha256(file, hashlib.file_digest(_opened(files, file), 'sha256').hexdigest())
 
 
 def _check_shard(
@@ -211,23 +233,46 @@ def _check_shard(
 
     A column of `table` has the checksums.
     """
-    path, digest, position = Path(files.name) / spec.file(shard), hashlib.sha256(), 0
+    file, digest, position = spec.file(shard), hashlib.sha256(), 0
+    name = f'{files.name}/{file}'
     entries = files.read_shard_index(spec, shard=shard)[:num_rows].tolist()
     stated = files.read_array(table, shard=shard)[:, column].tolist()
     codes = np.empty(spec.row_shape, dtype=spec.dtype)
-    with readable(path), path.open('rb') as content:
-        for row, (offset, length) in enumerate(entries):
-            if offset != position:
-                raise CacheDamagedError(
-                    f'{path}: row {row} starts at byte {offset}, not at the end of the previous row'
-                )
-            chunk = content.read(length)
-            decode_chunk(chunk, out=codes, checksum=stated[row], name=f'{path}: row {row}')
-            digest.update(chunk)
-            position += length
-        while piece := content.read(PIECE_BYTES):
-            digest.update(piece)
-    files.require_sha256(spec.file(shard), digest.hexdigest())
+    content = _opened(files, file)
+    for row, (offset, length) in enumerate(entries):
+        if offset != position:
+            raise CacheDamagedError(f'{name}: row {row} starts at byte {offset}, not at the end of the previous row')
+        chunk = content.read(length)
+        decode_chunk(chunk, out=codes, checksum=stated[row], name=f'{name}: row {row}')
+        digest.update(chunk)
+        position += length
+    while piece := content.read(PIECE_BYTES):
+        digest.update(piece)
+    files.require_sha256(file, digest.hexdigest())
+
+
+def _opened(files: CacheFiles, file: str) -> io.BufferedReader:
+    """A file, to be read from its begin to its end."""
+    return io.BufferedReader(_File(files, file), PIECE_BYTES)
+
+
+class _File(io.RawIOBase):
+    """The bytes of a file of a cache one after another, wherever it is."""
+
+    def __init__(self, files: CacheFiles, file: str) -> None:
+        self._files = files
+        self._file = file
+        self._position, self._size = 0, files.size(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._position)
+        content = self._files.read_range(self._file, offset=self._position, length=length)
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
 def _damages_of_rois(
@@ -246,39 +291,39 @@ def _damages_of_rois(
             for row in bucket.rows(key.shard):
                 reader.read(bucket, row, bucket.images[row].image_id)
         except CacheDamagedError as error:
-            yield _damage(state.root, f'{arrays.HEADS}/{key.bucket}', key, error)
+            yield _damage(state.name, f'{arrays.HEADS}/{key.bucket}', key, error)
 
 
-def _damages_of_folders(state: CacheState) -> Iterator[Damage]:
+def _damages_of_folders(state: CacheState, present: Mapping[str, int]) -> Iterator[Damage]:
     """Files below the index and the folders of the padded shapes that do not belong there, and wrong metadata."""
-    root, specs = state.root, state.plan.specs()
+    specs = state.plan.specs()
     metadata = metadata_files(specs)
     expected = metadata.keys() | {
         spec.file(shard) for spec in specs for shard in range(-(-spec.shape[0] // spec.rows_per_file))
     }
-    for top in sorted(path for path in root.iterdir() if path.is_dir() and _FOLDERS_OF_ARRAYS.fullmatch(path.name)):
-        for folder, _, names in os.walk(top):
-            for name in sorted(names):
-                file = (Path(folder) / name).relative_to(root).as_posix()
-                # While a cache is written, temporary files come and go.
-                is_passing = name.startswith(TEMPORARY) and not state.is_finished
-                if file not in expected and not is_passing:
-                    yield Damage('stray', file, 'is not part of the cache')
+    for file in sorted(present.keys() - expected):
+        parts = file.split('/')
+        # While a cache is written, temporary files come and go.
+        is_passing = parts[-1].startswith(TEMPORARY) and not state.is_finished
+        if len(parts) > 1 and _FOLDERS_OF_ARRAYS.fullmatch(parts[0]) and not is_passing:
+            yield Damage('stray', file, 'is not part of the cache')
     if not state.is_finished:  # an extraction repairs the metadata when it starts
         return
     for file, content in metadata.items():
-        problem = _metadata_problem(root / file, json.loads(content))
+        problem = _metadata_problem(state.folder, file, present.get(file), json.loads(content))
         if problem:
             yield Damage('metadata', file, problem)
 
 
-def _metadata_problem(path: Path, wanted: Any) -> str | None:
-    if not path.is_file():
+def _metadata_problem(folder: Folder, file: str, num_bytes: int | None, wanted: Any) -> str | None:
+    if num_bytes is None:
         return 'is missing'
+    if num_bytes > MAX_METADATA_BYTES:
+        return f'has {num_bytes} bytes'
     try:
-        found = read_json(path)
+        found = parse_json(folder.read_range(file, offset=0, length=num_bytes), name=file)
     except CacheDamagedError as error:
-        return str(error).removeprefix(f'{path}: ')
+        return str(error).removeprefix(f'{file}: ')
     rows = differences(_without_empty(found), _without_empty(wanted))
     if not rows:
         return None
@@ -318,7 +363,7 @@ def repair(state: CacheState, damages: Sequence[Damage]) -> Repair:
     Strays are left alone: no extraction wrote them. Without the rotations of its channels the stored maps of a lean
     cache are useless, and the same rotations cannot be computed again: then all shards are queued.
     """
-    root = state.root
+    root = Path(state.name)
     with disk_errors(root):
         wrong = [damage.file for damage in damages if damage.kind == 'metadata']
         contents = metadata_files(state.plan.specs()) if wrong else {}

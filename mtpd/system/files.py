@@ -15,6 +15,11 @@ from mtpd.errors import UnavailableError
 TEMPORARY = '.tmp-'
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a URL and not a path."""
+    return '://' in os.fspath(path)
+
+
 def fsync_directory(folder: Path) -> None:
     """Makes renames inside `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

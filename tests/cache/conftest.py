@@ -15,6 +15,7 @@ from mtpd.cache.format.codecs import DEFAULT_TARGET, CodecName, encode, expected
 from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord, ViewName
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.remote_destination import destination_of
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level
 from mtpd.heads.rois import ImageRois
@@ -59,10 +60,15 @@ class Recipe:
             rois=self.rois,
         )
 
-    def writer(self, root: Path, *, part: Part = WHOLE) -> CacheWriter:
+    def writer(self, out: Path | str, *, part: Part = WHOLE) -> CacheWriter:
         """A writer that has not been entered."""
         weights = safetensors.torch.save({'neck.weight': torch.arange(3.0)})
-        return CacheWriter(root, description=self.description(), plan=self.plan(), teacher_weights=weights, part=part)
+        return CacheWriter(
+            destination_of(out, part=part),
+            description=self.description(),
+            plan=self.plan(),
+            teacher_weights=weights,
+        )
 
     def maps(self, image: SourceImage, view: str) -> dict[str, Tensor]:
         """The teacher's maps of an image: random, but always the same."""
@@ -87,9 +93,9 @@ class Recipe:
             deltas=torch.randn(num_rois, 4, generator=generator),
         )
 
-    def write(self, root: Path, *, num_groups: int | None = None, part: Part = WHOLE) -> None:
+    def write(self, out: Path | str, *, num_groups: int | None = None, part: Part = WHOLE) -> None:
         """Writes all pending groups of a part and the manifest, or only the first `num_groups`."""
-        with self.writer(root, part=part) as writer:
+        with self.writer(out, part=part) as writer:
             bases = writer.bases(random_bases) if self.codec == 'lean' else {}
             for key in writer.pending()[:num_groups]:
                 group = writer.start_group(key)

@@ -12,6 +12,7 @@ import mtpd.cache
 from mtpd.cache.checking import read_state, verify
 from mtpd.cache.copying import Selection, copy_groups, copy_writer, require_room
 from mtpd.cache.format.arrays import RoisRecord
+from mtpd.cache.writing.remote_destination import destination_of
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
 from stress.damages import contents
 
@@ -19,11 +20,11 @@ EVERYTHING = Selection()
 ROIS = RoisRecord(num_rois=5, num_classes=3)
 
 
-def copied(root: Path, out: Path, selection: Selection = EVERYTHING, *, num_groups: int = 99) -> list[int]:
+def copied(root: Path | str, out: Path | str, selection: Selection = EVERYTHING, *, num_groups: int = 99) -> list[int]:
     """Copies up to `num_groups` groups; returns the numbers of images that were reported."""
     source = mtpd.cache.open(root)
     told: list[int] = []
-    with copy_writer(source, out, selection) as writer:
+    with copy_writer(source, destination_of(out), selection) as writer:
         copy_groups(source, writer, advance=told.append, stop=lambda: len(told) >= num_groups)
     return told
 
@@ -122,11 +123,12 @@ def test_what_is_not_there(selection: Selection, problem: str, kind: type, recip
 def test_no_room(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe.write(tmp_path / 'cache')
     source = mtpd.cache.open(tmp_path / 'cache')
+    out = tmp_path / 'copy'
     size = sum(record.num_bytes for record in source.manifest.files.values())
-    everything, part = (copy_writer(source, tmp_path / 'copy', one) for one in (Selection(), PARTS['a level']))
+    everything, part = (copy_writer(source, destination_of(out), one) for one in (Selection(), PARTS['a level']))
     monkeypatch.setattr('mtpd.cache.copying.free_bytes', lambda _: size - 1)
     with pytest.raises(UnavailableError, match='the copy needs'):
-        require_room(source, everything)
-    require_room(source, part)
+        require_room(source, everything, out)
+    require_room(source, part, out)
     monkeypatch.setattr('mtpd.cache.copying.free_bytes', lambda _: size)
-    require_room(source, everything)
+    require_room(source, everything, out)

@@ -37,6 +37,9 @@ class Folder(Protocol):
     def read_range(self, file: str, *, offset: int, length: int) -> bytes:
         """Bytes of a file; fewer where it ends before."""
 
+    def files(self) -> dict[str, int]:
+        """Path and bytes of everything that is there, of the cache or not."""
+
 
 class LocalFolder:
     """A folder of this machine, or of a file system that it has mounted."""
@@ -71,6 +74,13 @@ class LocalFolder:
                 return os.pread(descriptor, length, offset)
             finally:
                 os.close(descriptor)
+
+    def files(self) -> dict[str, int]:
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(self._root) for name in names]
+        # A link may lead nowhere.
+        return {
+            os.path.relpath(path, self._root): os.stat(path).st_size if os.path.exists(path) else 0 for path in paths
+        }
 
     def _is_inside(self, file: str) -> bool:
         return os.path.realpath(f'{self._real_root}/{file}').startswith(os.path.join(self._real_root, ''))

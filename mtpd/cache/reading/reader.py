@@ -243,10 +243,6 @@ class CacheReader:
         """The teacher's neck and head, and the record of its RoI head, as a safetensors file."""
         return self._files.read(TEACHER_FILE, max_bytes=MAX_TEACHER_BYTES)
 
-    def verified_file(self, file: str) -> bytes:
-        """A file of the cache, by its path below the root; CacheDamagedError where it is not what was written."""
-        return self._files.read(file, max_bytes=self.manifest.files[file].num_bytes)
-
     def _locate(self, image_id: int) -> tuple[Bucket, int]:
         """The bucket of an image and its row there."""
         try:

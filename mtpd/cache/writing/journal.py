@@ -9,8 +9,9 @@ plan and journals.
 
 import json
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord, Manifest, write_manifest
@@ -43,6 +44,9 @@ class JournalEntry(StrictRecord):
         return ShardKey(self.bucket, self.shard)
 
 
+Entry = TypeVar('Entry', bound=JournalEntry)
+
+
 def journal_path(root: Path, part: Part = WHOLE) -> Path:
     """The journal that a part writes."""
     return root / (JOURNAL_FILE if part.is_whole else f'journal.{part.label}.jsonl')
@@ -58,7 +62,7 @@ def append_entry(root: Path, entry: JournalEntry, *, part: Part = WHOLE) -> None
     path = journal_path(root, part)
     existed = path.exists()
     with path.open('ab') as file:
-        file.write(_line(entry))
+        file.write(entry_line(entry))
         file.flush()
         os.fsync(file.fileno())
     if not existed:
@@ -67,7 +71,7 @@ def append_entry(root: Path, entry: JournalEntry, *, part: Part = WHOLE) -> None
 
 def replace_entries(root: Path, entries: Iterable[JournalEntry]) -> None:
     """Makes exactly these groups count as written; the caller must hold the lock of the whole cache."""
-    write_atomically(root / JOURNAL_FILE, b''.join(map(_line, entries)))
+    write_atomically(root / JOURNAL_FILE, b''.join(map(entry_line, entries)))
     for path in root.glob(PART_JOURNALS):
         path.unlink()
 
@@ -145,10 +149,7 @@ def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
             groups, wanted = committed(root, plan), plan.group_files()
             missing = [key for key in wanted if key not in groups]
             if not missing:
-                # In the order of the plan and not of the journals, which depends on who wrote what when.
-                files = {name: groups[key][name] for key, names in wanted.items() for name in names}
-                cache = Manifest(description=plan.description, buckets=plan.buckets, files=plan.files | files)
-                write_manifest(root, cache, owner=owner)
+                write_manifest(root, manifest_of(plan, groups), owner=owner)
         except CacheError:  # the plan may have gone just now
             missing = []
             if not is_published(root):
@@ -160,6 +161,13 @@ def publish(root: Path, *, owner: str = '') -> list[ShardKey]:
     for path in [*journal_paths(root), root / PLAN_FILE]:  # which the manifest has replaced
         path.unlink(missing_ok=True)
     return []
+
+
+def manifest_of(plan: PlanRecord, groups: Mapping[ShardKey, GroupFiles]) -> Manifest:
+    """The manifest of a cache whose groups are all committed."""
+    # In the order of the plan and not of the journals, which depends on who wrote what when.
+    files = {name: groups[key][name] for key, names in plan.group_files().items() for name in names}
+    return Manifest(description=plan.description, buckets=plan.buckets, files=plan.files | files)
 
 
 def remove_leftovers(root: Path, *, part: Part, committed: Container[ShardKey] = ()) -> None:
@@ -177,7 +185,8 @@ def remove_leftovers(root: Path, *, part: Part, committed: Container[ShardKey] =
                 Path(folder, name).unlink(missing_ok=True)
 
 
-def _line(entry: JournalEntry) -> bytes:
+def entry_line(entry: JournalEntry) -> bytes:
+    """The line of an entry, closed by its hash."""
     content = entry.model_dump()
     content['digest'] = sha256_bytes(canonical_json(content))
     return json.dumps(content, separators=(',', ':')).encode() + b'\n'
@@ -191,7 +200,7 @@ def _read_journal(path: Path) -> tuple[list[JournalEntry], int]:
         return [], 0
     entries, good = [], 0
     for line in content.splitlines(keepends=True):
-        entry = _parse(line)
+        entry = parse_line(line, JournalEntry)
         if entry is None:
             break
         entries.append(entry)
@@ -199,13 +208,14 @@ def _read_journal(path: Path) -> tuple[list[JournalEntry], int]:
     return entries, good
 
 
-def _parse(line: bytes) -> JournalEntry | None:
+def parse_line(line: bytes, kind: type[Entry]) -> Entry | None:
+    """The entry of a line; None where it is torn or was not written by this module."""
     if not line.endswith(b'\n'):
         return None
     try:
         content = json.loads(line)
         is_whole = content.pop('digest') == sha256_bytes(canonical_json(content))
-        return JournalEntry.model_validate(content) if is_whole else None
+        return kind.model_validate(content) if is_whole else None
     # Any other JSON: a line not written by this module was not committed.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None

@@ -9,10 +9,10 @@ from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.cache.format.zarr_metadata import create_arrays
 from mtpd.cache.writing import journal, plan_file
+from mtpd.cache.writing.destination import disk_errors
 from mtpd.cache.writing.journal import GroupFiles, JournalEntry
 from mtpd.cache.writing.parts import WHOLE, cache_lock, gate
 from mtpd.cache.writing.plan_file import PlanRecord
-from mtpd.cache.writing.writer import disk_errors
 from mtpd.errors import CacheDamagedError, CacheIncompleteError, CacheMismatchError
 from mtpd.system.files import fsync_directory, sha256_bytes, write_atomically
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from mtpd.cache.format import arrays
 from mtpd.cache.format.arrays import ArraySpec
-from mtpd.cache.format.manifest import Description, FilePath, FileRecord
+from mtpd.cache.format.manifest import Description, FilePath, FileRecord, Manifest
 from mtpd.cache.format.plan import BucketRecord, ShardKey
 from mtpd.cache.format.strict_json import first_problem, read_json, short
 from mtpd.cache.format.tensor_files import BASIS_FILE
@@ -74,9 +74,24 @@ def plan_record(
     )
 
 
+def finished_plan(manifest: Manifest, plan: PlanRecord) -> Any:
+    """The plan of a finished cache as JSON, to be compared with `plan`: hashes of heads are the readers' business."""
+    return plan_record(manifest.description, manifest.buckets, plan.files).model_dump(mode='json')
+
+
+def file_record(content: bytes) -> FileRecord:
+    """What a manifest says of a file."""
+    return FileRecord(num_bytes=len(content), sha256=sha256_bytes(content))
+
+
 def write_plan_file(root: Path, plan: PlanRecord, *, owner: str = '') -> None:
     """Writes the plan of the cache in `root`."""
-    write_atomically(root / PLAN_FILE, json.dumps(plan.model_dump(mode='json'), indent=1).encode(), owner=owner)
+    write_atomically(root / PLAN_FILE, plan_content(plan), owner=owner)
+
+
+def plan_content(plan: PlanRecord) -> bytes:
+    """The plan's file."""
+    return json.dumps(plan.model_dump(mode='json'), indent=1).encode()
 
 
 def read_plan_json(root: Path) -> Any:
@@ -92,12 +107,16 @@ def read_plan_file(root: Path) -> PlanRecord:
 
     CacheIncompleteError: there is none. CacheDamagedError: it is not what was written.
     """
-    content = read_plan_json(root)
+    return parse_plan(read_plan_json(root), name=str(root))
+
+
+def parse_plan(content: Any, *, name: str) -> PlanRecord:
+    """Checks a plan that was read as JSON; CacheDamagedError: it is not what was written."""
     try:
         return PlanRecord.model_validate(content)
     except ValidationError as error:
         raise CacheDamagedError(
-            f'{root / PLAN_FILE}: {first_problem(error)}; extract again with --overwrite'
+            f'{name}/{PLAN_FILE}: {first_problem(error)}; extract again with --overwrite'
         ) from error
 
 

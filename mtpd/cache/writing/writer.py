@@ -1,18 +1,16 @@
 """Writing a cache: one shard group at a time, resumable at any of them, by one process or by several parts.
 
 Order of events: plan.json (what is being made), zarr metadata, index, teacher weights; then for each shard group its
-files and one line of the part's journal; last the manifest, by the process that finds all groups committed. Each file
-is written to a temporary name, flushed and renamed. A kill at any moment leaves either no manifest, which no reader
-opens, or a finished cache. What the parts write beside the shards is the same from all of them.
+files and the record that counts them as written; last the manifest, by the process that finds all groups committed.
+Each file appears whole or not at all. A kill at any moment leaves either no manifest, which no reader opens, or a
+finished cache. What the parts write beside the shards is the same from all of them.
 """
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,10 @@ from mtpd.cache.format.codecs import EncodedMaps, require_storable
 from mtpd.cache.format.manifest import TEACHER_FILE, Description, FileRecord
 from mtpd.cache.format.plan import Bucket, CachePlan, ShardKey
 from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, plan_of_basis, save_basis
-from mtpd.cache.format.zarr_metadata import create_arrays
-from mtpd.cache.writing import journal, plan_file
-from mtpd.cache.writing.journal import JournalEntry
-from mtpd.cache.writing.parts import WHOLE, Part, cache_lock, gate
-from mtpd.errors import CacheIncompleteError, CacheMismatchError, InputError, UnavailableError
+from mtpd.cache.writing.destination import Destination
+from mtpd.cache.writing.plan_file import file_record, plan_record
+from mtpd.errors import InputError
 from mtpd.heads.rois import ImageRois
-from mtpd.system.files import sha256_bytes, sha256_file, write_atomically, write_exclusively
 
 # Threads that compress: one for each core, but a disk takes no more than these make.
 MAX_COMPRESSORS = 8
@@ -133,55 +128,35 @@ class ShardGroup:
 
 
 class CacheWriter:
-    """Holds the lock of a cache, or of a part of it, that is being written.
+    """Holds the right to write a cache, or a part of it.
 
-    Use as a context manager. Entering it locks the folder, checks that what is there belongs to the same extraction and
+    Use as a context manager. Entering it locks the place, checks that what is there belongs to the same extraction and
     writes what precedes the shards. It raises InputError when no manifest can hold such a cache, UnavailableError when
-    another process is writing it or the disk cannot be written, CacheMismatchError when it holds something else.
+    another process is writing it or the place cannot be written, CacheMismatchError when it holds something else.
     """
 
     def __init__(
-        self,
-        root: Path,
-        *,
-        description: Description,
-        plan: CachePlan,
-        teacher_weights: bytes,
-        part: Part = WHOLE,
+        self, destination: Destination, *, description: Description, plan: CachePlan, teacher_weights: bytes
     ) -> None:
-        self.root = root
+        self.destination = destination
         self.description = description
         self.plan = plan
-        self.part = part
         self._closing = ExitStack()
         self._committed: set[ShardKey] = set()
-        self._basis_path = root / BASIS_FILE
         self._basis: dict[str, FileRecord] = {}
         # Index and teacher weights: small, and the same at every start.
         self._head = {TEACHER_FILE: teacher_weights, **_index_files(description, plan)}
-        files = {name: _record(content) for name, content in self._head.items()}
-        self._plan_record = plan_file.plan_record(description, plan.buckets, files)
+        files = {name: file_record(content) for name, content in self._head.items()}
+        self._plan_record = plan_record(description, plan.buckets, files)
 
     def __enter__(self) -> 'CacheWriter':
         manifest.require_publishable(self.description, self.plan)
-        with ExitStack() as stack, disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(cache_lock(self.root, part=self.part))
-            with gate(self.root):
-                self._check_or_write_plan()
-                if self.is_finished:
-                    journal.publish(self.root)
+        with ExitStack() as stack, self.destination.errors():
+            stack.enter_context(self.destination.lock())
+            self._committed = self.destination.start(self._plan_record)
             if not self.is_finished:
-                journal.cut_torn_tail(self.root, part=self.part)
-                if self._has_own_bases():
-                    self._read_bases()
-                self._committed = set(journal.committed(self.root, self._plan_record))
-                journal.remove_leftovers(self.root, part=self.part, committed=self._committed)
-                create_arrays(self.root, self._plan_record.specs(), owner=self.part.label)
-                for name, content in self._head.items():
-                    path = self.root / name
-                    if not path.exists() or sha256_file(path) != self._plan_record.files[name].sha256:
-                        write_atomically(path, content, owner=self.part.label)
+                self._own_bases()
+                self.destination.write_head(self._plan_record, self._head)
             self._compressors = stack.enter_context(compression_threads())
             self._closing = stack.pop_all()
         return self
@@ -192,7 +167,7 @@ class CacheWriter:
     @property
     def is_finished(self) -> bool:
         """Whether the manifest has been published."""
-        return journal.is_published(self.root)
+        return self.destination.is_published()
 
     def pending(self) -> list[ShardKey]:
         """This part's shard groups that are still to be written, in order."""
@@ -200,100 +175,56 @@ class CacheWriter:
 
     def share(self) -> list[ShardKey]:
         """This part's shard groups, written or not."""
-        return self.part.share(self.plan.shard_keys())
+        return self.destination.part.share(self.plan.shard_keys())
 
     def bases(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The rotation of each level that all shards share, for the `lean` codec; computed where there is none yet."""
-        if not self._has_own_bases():
+        bases = self._own_bases()
+        if bases is None:
             content = save_basis(compute(), plan=self._plan_record.sha256)
-            with disk_errors(self.root):
-                if not self._has_own_bases():
-                    self._basis_path.unlink(missing_ok=True)
-                write_exclusively(self._basis_path, content, owner=self.part.label)
-        return self._read_bases()
+            with self.destination.errors():
+                found = self.destination.read(BASIS_FILE)
+                if found is not None and not self._is_own_basis(found):
+                    self.destination.delete(BASIS_FILE)
+                self.destination.create(BASIS_FILE, content)
+                bases = self._own_bases()
+        assert bases is not None
+        return bases
 
     def start_group(self, key: ShardKey) -> ShardGroup:
         """An empty shard group to be filled with encoded maps and given to `commit`."""
         return ShardGroup(self.description, self.plan.by_name[key.bucket], key, compressors=self._compressors)
 
     def commit(self, group: ShardGroup) -> int:
-        """Puts a full group's files in place and journals it; returns the bytes written.
+        """Puts a full group's files in place and records it; returns the bytes written.
 
         UnavailableError: the disk is full or read-only; what was committed before is kept. CacheMismatchError: the
-        folder has become another extraction's, or the cache has been finished.
+        place has become another extraction's, or the cache has been finished.
         """
-        # Locks can fail on a network file system, and folders be deleted: nothing goes into another extraction.
-        if self.is_finished:
-            raise CacheMismatchError(f'{self.root}: another process has finished this cache; nothing to do')
-        self._require_own_plan()
-        records = {}
-        with disk_errors(self.root):
-            for name, content in group.files():
-                write_atomically(self.root / name, content, owner=self.part.label)
-                records[name] = _record(content)
-            files = self._basis | records
-            entry = JournalEntry(plan=self._plan_record.sha256, **group.key._asdict(), files=files)
-            journal.append_entry(self.root, entry, part=self.part)
+        with self.destination.errors():
+            num_bytes = self.destination.commit(group.key, group.files(), plan=self._plan_record, shared=self._basis)
         self._committed.add(group.key)
-        return sum(record.num_bytes for record in records.values())
+        return num_bytes
 
     def finish(self) -> list[ShardKey]:
         """Publishes the manifest if the other parts have committed all of theirs too; returns what they have not."""
         assert not self.pending(), 'finish() before all shard groups were committed'
-        with disk_errors(self.root):
-            # Many parts may finish together: only those that find all groups in the journals wait for the gate.
-            missing = journal.missing_entries(self.root, self._plan_record)
-            if missing and not self.is_finished:
-                return missing
-            with gate(self.root):
-                if not self.is_finished:
-                    self._require_own_plan()
-                return journal.publish(self.root, owner=self.part.label)
+        with self.destination.errors():
+            return self.destination.publish(self._plan_record)
 
-    def _check_or_write_plan(self) -> None:
-        if self.is_finished:
-            found = manifest.read_manifest(self.root)
-            # The hashes of what precedes the shards are the readers' business.
-            present = plan_file.plan_record(found.description, found.buckets, self._plan_record.files)
-            self._require_same(present.model_dump(mode='json'))
-        elif (self.root / plan_file.PLAN_FILE).exists():
-            self._require_same(plan_file.read_plan_json(self.root))
-        else:
-            others = [path.name for path in self.root.iterdir() if not path.name.startswith('.')]
-            if others:
-                raise CacheMismatchError(
-                    f'{self.root}: the folder is not empty ({others[0]}) and does not hold an extraction; '
-                    'choose another folder'
-                )
-            plan_file.write_plan_file(self.root, self._plan_record, owner=self.part.label)
-
-    def _require_own_plan(self) -> None:
-        try:
-            self._require_same(plan_file.read_plan_json(self.root))
-        except CacheIncompleteError:  # the plan goes when the cache is published, maybe just now
-            if not self.is_finished:
-                raise
-
-    def _require_same(self, found: Any) -> None:
-        """Refuses to mix two extractions in one folder."""
-        difference = plan_file.first_difference(found, self._plan_record)
-        if difference:
-            raise CacheMismatchError(
-                f'{self.root}: holds another extraction: {difference}; choose another folder, or delete it with '
-                'mtpd-extract --overwrite'
-            )
-
-    def _has_own_bases(self) -> bool:
-        """Whether the basis is there, and not that of another extraction whose files were copied here."""
-        path = self._basis_path
-        return path.exists() and plan_of_basis(path.read_bytes()) in (None, self._plan_record.sha256)
-
-    def _read_bases(self) -> dict[str, Tensor]:
-        content = self._basis_path.read_bytes()
+    def _own_bases(self) -> dict[str, Tensor] | None:
+        """The rotations that are there, if they are of this extraction."""
+        content = self.destination.read(BASIS_FILE)
+        if content is None or not self._is_own_basis(content):
+            return None
         levels = [level.to_level() for level in self.description.levels]
-        bases = load_basis(content, levels, name=str(self._basis_path))
-        self._basis = {BASIS_FILE: _record(content)}
+        bases = load_basis(content, levels, name=f'{self.destination.name}/{BASIS_FILE}')
+        self._basis = {BASIS_FILE: file_record(content)}
         return bases
+
+    def _is_own_basis(self, content: bytes) -> bool:
+        """Whether it is not of another extraction, whose files were copied here."""
+        return plan_of_basis(content) in (None, self._plan_record.sha256)
 
 
 def _index_files(description: Description, plan: CachePlan) -> dict[str, bytes]:
@@ -314,27 +245,3 @@ def _index_files(description: Description, plan: CachePlan) -> dict[str, bytes]:
 def compression_threads() -> ThreadPoolExecutor:
     """Threads for the `compressors` of shard groups."""
     return ThreadPoolExecutor(min(MAX_COMPRESSORS, os.cpu_count() or 1), thread_name_prefix='compress')
-
-
-def _record(content: bytes) -> FileRecord:
-    return FileRecord(num_bytes=len(content), sha256=sha256_bytes(content))
-
-
-@contextmanager
-def disk_errors(root: Path) -> Iterator[None]:
-    """Turns a disk error into one line with the next step."""
-    try:
-        yield
-    except OSError as error:
-        advice = {
-            errno.ENOSPC: 'the disk is full; free some space',
-            errno.EDQUOT: 'the disk quota is used up; free some space',
-            errno.EFBIG: 'the file-size limit was reached; raise it',
-            errno.EROFS: 'the file system is read-only; choose another --out',
-            errno.EACCES: 'no permission to write here; choose another --out',
-            errno.EPERM: 'not allowed to write here; choose another --out',
-            errno.ENOLCK: 'the file system does not support locks; choose another --out',
-        }.get(error.errno or 0, str(error))
-        raise UnavailableError(
-            f'{root}: {advice}, then run the same command again; all committed shards are kept'
-        ) from error

@@ -20,6 +20,7 @@ from mtpd.cache.format.arrays import RoisRecord
 from mtpd.cache.format.codecs import CodecName, EncodedMaps, expected_bytes
 from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord, ViewName
 from mtpd.cache.format.plan import SourceImage, plan_cache
+from mtpd.cache.writing.destination import FolderDestination
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.geometry import Geometry, Level
 from mtpd.heads.rois import ImageRois
@@ -106,7 +107,9 @@ def make(root: Path, codec: CodecName, rois: RoisRecord | None = None) -> Mappin
     )
     weights = safetensors.torch.save({'neck.weight': torch.arange(3.0)})
     expected: dict[str, dict[str, dict[str, object]]] = {}
-    with CacheWriter(root, description=description(codec, rois), plan=plan, teacher_weights=weights) as writer:
+    with CacheWriter(
+        FolderDestination(root), description=description(codec, rois), plan=plan, teacher_weights=weights
+    ) as writer:
         if codec == 'lean':
             writer.bases(lambda: {name: torch.from_numpy(basis) for name, basis in BASES.items()})
         for key in writer.pending():
