@@ -14,6 +14,7 @@ deleted in the end. Each part runs in a process of its own, so that its memory i
     annotations   reading and checking the file
     objects365    the same for 1.7 million images with 15 boxes, without polygons
     batches       what padding adds to a batch of 16; an epoch of batches, at 1 million images too
+    records       plan, index and manifest, at 1 million images too: the records of a cache without its shards
     write         the cache; a start of the writer that finds it half done
     open          the images are there; the cache, and the memory that it takes
     reads         images in random order, 1,000 of them against all, when the tables of all have been read
@@ -52,11 +53,20 @@ import torch
 import mtpd.cache
 from measuring import described_parser
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.cache.format.manifest import Description, GeometryRecord, LevelRecord
+from mtpd.cache.format.manifest import (
+    MANIFEST_FILE,
+    Description,
+    FileRecord,
+    GeometryRecord,
+    LevelRecord,
+    write_manifest,
+)
 from mtpd.cache.format.plan import CachePlan, SourceImage, plan_cache
 from mtpd.cache.reading.cache_files import CacheFiles
 from mtpd.cache.writing.destination import FolderDestination
-from mtpd.cache.writing.parts import Part
+from mtpd.cache.writing.journal import manifest_of
+from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.plan_file import read_plan_file
 from mtpd.cache.writing.writer import CacheWriter
 from mtpd.data.coco import missing_images, read_annotations
 from mtpd.geometry import Geometry, Level, Size
@@ -184,9 +194,13 @@ def cache_plan(num_images: int) -> CachePlan:
     return plan_cache(images, geometry=GEOMETRY, levels=REAL_LEVELS, bytes_per_element=0.25)
 
 
-def cache_writer(place: Place, root: Path, *, part: Part) -> CacheWriter:
+def cache_writer(root: Path, place: Place, *, part: Part = WHOLE) -> CacheWriter:
+    return made_up_writer(root, place.num_images, digest=sha256_file(place.annotations), part=part)
+
+
+def made_up_writer(root: Path, num_images: int, *, digest: str = '', part: Part = WHOLE) -> CacheWriter:
     description = Description(
-        fingerprint={'data': {'annotations': sha256_file(place.annotations)}},
+        fingerprint={'data': {'annotations': digest}},
         provenance={'teacher': 'made up'},
         levels=tuple(LevelRecord(**vars(level)) for level in LEVELS),
         codec='int8',
@@ -194,8 +208,7 @@ def cache_writer(place: Place, root: Path, *, part: Part) -> CacheWriter:
         geometry=GeometryRecord(**vars(GEOMETRY)),
     )
     weights = safetensors.torch.save({'neck.weight': torch.zeros(1)})
-    plan = cache_plan(place.num_images)
-    destination = FolderDestination(root, part=part)
+    plan, destination = cache_plan(num_images), FolderDestination(root, part=part)
     return CacheWriter(destination, description=description, plan=plan, teacher_weights=weights)
 
 
@@ -266,14 +279,37 @@ def added_cells(batches: list[list[Request]], padded: Mapping[int, Size]) -> flo
     return 100 * (computed / own - 1)
 
 
+def measure_records(place: Place) -> Iterator[Figure]:
+    for number in (place.num_images, place.num_images * 1_000_000 // NUM_COCO):
+        root, start = place.root / f'records{number}', time.process_time()
+        writer = made_up_writer(root, number)
+        yield Figure(f'plan and index of {number:,} images', time.process_time() - start, 's')
+        start = time.process_time()
+        with writer:
+            pass
+        yield Figure('  start of the writer', time.process_time() - start, 's')
+        plan = read_plan_file(root)
+        record = FileRecord(num_bytes=1, sha256='0' * 64)
+        groups = {key: dict.fromkeys(files, record) for key, files in plan.group_files().items()}
+        write_manifest(root, manifest_of(plan, groups))
+        del writer, plan, groups
+        yield Figure('  manifest', (root / MANIFEST_FILE).stat().st_size / 1e6, 'MB')
+        before, start = resident_bytes(), time.process_time()
+        reader = mtpd.cache.open(root)
+        yield Figure('  opening', time.process_time() - start, 's')
+        num_files, used = len(reader.manifest.files), resident_bytes() - before
+        yield Figure(f'  memory, {num_files:,} files on record', used / 1e6, 'MB')
+        del reader
+
+
 def measure_write(place: Place) -> Iterator[Figure]:
     start = time.process_time()
-    with cache_writer(place, place.cache, part=Part()) as writer:
+    with cache_writer(place.cache, place) as writer:
         num_groups = len(writer.pending())
         write_groups(writer, num_groups // 2)
     half = time.process_time() - start
     start = time.process_time()
-    with cache_writer(place, place.cache, part=Part()) as writer:
+    with cache_writer(place.cache, place) as writer:
         yield Figure('start of a writer that finds half of the cache', time.process_time() - start, 's')
         start = time.process_time()
         write_groups(writer)
@@ -352,14 +388,14 @@ def measure_latency(place: Place) -> Iterator[Figure]:
 
 def measure_parts(place: Place) -> Iterator[Figure]:
     root = place.root / 'parts'
-    with cache_writer(place, root, part=Part()) as writer:
+    with cache_writer(root, place) as writer:
         num_groups = len(writer.pending())
         write_groups(writer)
     context = multiprocessing.get_context('fork')
     barrier = context.Barrier(NUM_PARTS)
 
     def finish(index: int) -> None:
-        with cache_writer(place, root, part=Part(index, NUM_PARTS)) as writer:
+        with cache_writer(root, place, part=Part(index, NUM_PARTS)) as writer:
             barrier.wait()
             start = time.perf_counter()
             writer.finish()
@@ -431,6 +467,7 @@ PARTS: dict[str, Callable[[Place], Iterator[Figure]]] = {
     'annotations': measure_annotations,
     'objects365': measure_objects365,
     'batches': measure_batches,
+    'records': measure_records,
     'write': measure_write,
     'open': measure_open,
     'reads': measure_reads,
