@@ -60,7 +60,7 @@ def test_bench_help() -> None:
 
 
 def test_bench_scale(tmp_path: Path) -> None:
-    parts = ['batches', 'write', 'reads', 'parts']
+    parts = ['batches', 'records', 'write', 'reads', 'parts']
     line = last_line('bench_scale.py', '--work', tmp_path / 'work', '--images', 150, '--parts', *parts)
     assert re.fullmatch(r'within \d of 3', line)
     assert not (tmp_path / 'work').exists()
