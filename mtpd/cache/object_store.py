@@ -7,7 +7,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from mtpd.cache.format.strict_json import MAX_BYTES, short
@@ -106,12 +108,15 @@ class ObjectStore:
         return self._attempted(file, create)
 
     def delete(self, files: Iterable[str]) -> None:
-        """Deletes objects, those that are there."""
-        for file in files:
-            try:
-                self._attempted(file, lambda file=file: self._store.delete(file))  # type: ignore[misc]
-            except FileNotFoundError:
-                continue
+        """Deletes objects, those that are there; a thousand in a request where the store can."""
+        wanted = list(files)
+        try:
+            if wanted:
+                self._attempted(wanted[0], lambda: self._store.delete(wanted))
+        except FileNotFoundError:  # not all stores pass over what is not there
+            for file in wanted:
+                with suppress(FileNotFoundError):
+                    self._attempted(file, partial(self._store.delete, file))
 
     def _attempted(self, file: str, request: Callable[[], Result]) -> Result:
         """The result of a request, made again where the reason of its failure may pass."""
