@@ -15,6 +15,7 @@ from mtpd.detectors import InputOptions, load_teacher
 from mtpd.errors import CacheError, CacheIncompleteError, InputError
 from mtpd.geometry import Level
 from mtpd.losses import (
+    CosineOptions,
     CwdOptions,
     Decay,
     Distiller,
@@ -76,6 +77,7 @@ def test_errors_are_told_apart(tmp_path: Path) -> None:
         MgdOptions(),
         PkdOptions(adapter='always'),
         CwdOptions(),
+        CosineOptions(),
         FineGrainedOptions(),
         TarFeatureOptions(),
         FgdOptions(),

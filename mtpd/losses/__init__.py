@@ -1,5 +1,6 @@
 """Distillation losses between the maps of a student and those of its teacher, and the matching of their levels."""
 
+from mtpd.losses.cosine import CosineOptions
 from mtpd.losses.cwd import CwdOptions
 from mtpd.losses.distiller import Distiller
 from mtpd.losses.fgd import FgdOptions
@@ -18,6 +19,7 @@ MapLoss = (
     | MgdOptions
     | PkdOptions
     | CwdOptions
+    | CosineOptions
     | FineGrainedOptions
     | TarFeatureOptions
     | FgdOptions
@@ -25,6 +27,7 @@ MapLoss = (
 # fmt: on
 
 __all__ = [
+    'CosineOptions',
     'CwdOptions',
     'Decay',
     'Distiller',
