@@ -25,7 +25,6 @@ from mtpd_train.optimization import Optimization
 from mtpd_train.processes import ALONE, World
 from mtpd_train.stage import Stage
 from mtpd_train.student import inheritance_table
-from mtpd_train.teachers.cached_teacher import CachedTeacher, buffer_bytes
 from mtpd_train.training.step import add_gradient, build_network, loaded
 
 # Batches that each worker process prefetches (the default of torch's DataLoader).
@@ -241,18 +240,18 @@ def _trial_steps(stage: Stage, num_steps: int) -> tuple[int, int]:
 
 
 def _cache_bytes(stage: Stage, *, num_images: int) -> int:
-    source, names = stage.source, {level.name for level in stage.teacher_levels}
-    if not isinstance(source, CachedTeacher) or not stage.is_taught:
+    if stage.source is None or not stage.is_taught:
         return 0
     flip = stage.settings.data.flip
     # '': the proposals, which both views share
     shares = {'plain': 1 - flip, 'flip': flip, '': stage.uses_stored_rois}
     total = 0.0
-    for name, record in source.reader.manifest.files.items():
-        place = file_place(name)
-        if place is not None and (not place.view or place.array.split('.')[0] in names):
-            total += record.num_bytes * shares[place.view]
-    return round(total * num_images / len(source.reader))
+    for reader, names in stage.source.caches([level.name for level in stage.teacher_levels]):
+        for name, record in reader.manifest.files.items():
+            place = file_place(name)
+            if place is not None and (not place.view or place.array.split('.')[0] in names):
+                total += record.num_bytes * shares[place.view] / len(reader)
+    return round(total * num_images)
 
 
 def _host_bytes(stage: Stage, *, batch_size: int) -> int:
@@ -260,10 +259,8 @@ def _host_bytes(stage: Stage, *, batch_size: int) -> int:
     padded = map(stage.student.preprocessing.geometry.padded, set(stage.train_set.sizes().values()))
     pixels = max(height * width for height, width in padded)
     images = PREFETCHED_BATCHES * stage.settings.data.workers * batch_size * 3 * pixels
-    if not isinstance(stage.source, CachedTeacher) or not stage.teacher_levels:
-        return images
     levels = [level.name for level in stage.teacher_levels]
-    return images + buffer_bytes(stage.source, levels=levels, batch_size=batch_size)
+    return images + (stage.source.buffer_bytes(levels, batch_size=batch_size) if stage.source and levels else 0)
 
 
 def _ram_bytes() -> int:

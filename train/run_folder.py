@@ -30,11 +30,11 @@ DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
 LIBRARIES = (
     'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
 )  # fmt: skip
-# Sections of run.json that describe teachers, and the name of a stage's teacher in them; without one the name is
+# Sections of run.json that describe teachers, and the names of a stage's teachers in them; without one the name is
 # 'None' or begins with it, which no section holds.
-SOURCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
-    'caches': lambda stage: str(stage.get('cache')),
-    'teachers': lambda stage: teacher_name(str(stage.get('teacher')), stage.get('checkpoint')),
+SOURCES: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    'caches': lambda stage: list(map(str, cache)) if isinstance(cache := stage.get('cache'), list) else [str(cache)],
+    'teachers': lambda stage: [teacher_name(str(stage.get('teacher')), stage.get('checkpoint'))],
 }
 # Settings that do not change what is learned, and may differ when a run is resumed.
 HARMLESS = (
@@ -95,7 +95,10 @@ def describe_run(settings: Sequence[StageSettings], stages: Sequence[Stage], dev
     return {
         'stages': _described(settings),
         'contents': {str(stage.number): _contents(stage) for stage in stages},
-        **{kind: {one.name: one.description for one in sources if one.kind == kind} for kind in SOURCES},
+        **{
+            kind: {name: one for source in sources if source.kind == kind for name, one in source.descriptions.items()}
+            for kind in SOURCES
+        },
         'not_taken_over': {str(stage.number): list(stage.not_taken_over) for stage in stages},
         'device': describe_device(device),
         'versions': versions(LIBRARIES),
@@ -177,11 +180,13 @@ def _require_stage(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
     """
     before, now = _with_defaults(found['stages'].get(number, {})), wanted['stages'][number]
     is_early, moved = 'contents' not in wanted, []
-    for part, name_of in () if is_early else SOURCES.items():
-        old, new = (run.get(part, {}).get(name_of(stage)) for run, stage in ((found, before), (wanted, now)))
-        for field, was, is_now in differences(old, new):
-            if '.provenance.' not in f'.{field}':
-                raise _refusal(out, f'{part}.{name_of(now)}{"." if field else ""}{field}', was, is_now)
+    for part, names_of in () if is_early else SOURCES.items():
+        # Of another number of caches the settings below tell.
+        for name_before, name in zip(names_of(before), names_of(now), strict=False):
+            old, new = found.get(part, {}).get(name_before), wanted.get(part, {}).get(name)
+            for field, was, is_now in differences(old, new):
+                if '.provenance.' not in f'.{field}':
+                    raise _refusal(out, f'{part}.{name}{"." if field else ""}{field}', was, is_now)
     old, new = (run.get('contents', {}).get(number) for run in (found, wanted))
     old, new = (one if isinstance(one, dict) and not is_early else {} for one in (old, new))
     for field, was, is_now in differences(before, now):

@@ -43,9 +43,10 @@ from mtpd_train.student import (
     require_same_network,
     student_config,
 )
-from mtpd_train.teachers.cached_teacher import CachedTeacher, cached_teacher
+from mtpd_train.teachers.cached_teacher import cached_teacher
 from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
 from mtpd_train.teachers.responses import Responses, build_responses
+from mtpd_train.teachers.several_caches import several_caches
 from mtpd_train.teachers.teacher_source import TeacherSource
 
 
@@ -236,8 +237,10 @@ def _build_stage(
         require_inputs(student.model, levels=student.levels, padded=padded)
     problems.require_none()
     shards = None
-    if data.shuffle == 'shards' and isinstance(source, CachedTeacher):
-        shards = {image_id: source.reader.shard(image_id) for image_id in train_set.sizes(with_objects=True)}
+    if data.shuffle == 'shards' and source is not None:
+        # Of several caches the first: their shards hold the same images where their levels are alike.
+        reader = source.caches(())[0][0]
+        shards = {image_id: reader.shard(image_id) for image_id in train_set.sizes(with_objects=True)}
     stage = Stage(
         number=number,
         settings=settings,
@@ -273,9 +276,12 @@ def _build_stage(
 def _open_source(settings: StageSettings) -> TeacherSource | None:
     """The teacher of a stage; None for plain training."""
     if settings.cache is not None:
-        data = settings.data
-        reader = mtpd.cache.open(settings.cache, mirror=data.mirror, mirror_bytes=round(1e9 * data.mirror_gb))
-        return cached_teacher(reader, num_threads=data.read_threads, num_ahead=data.read_ahead)
+        data, places = settings.data, settings.cache if isinstance(settings.cache, tuple) else (settings.cache,)
+        sources = []
+        for place in places:
+            reader = mtpd.cache.open(place, mirror=data.mirror, mirror_bytes=round(1e9 * data.mirror_gb))
+            sources.append(cached_teacher(reader, num_threads=data.read_threads, num_ahead=data.read_ahead))
+        return several_caches(sources) if isinstance(settings.cache, tuple) else sources[0]
     if settings.teacher is None:
         return None
     asked = settings.data.geometry
@@ -316,4 +322,5 @@ def _build_distiller(settings: StageSettings, student: Student, source: TeacherS
         neck_of(student.model)  # Refuses a student without one.
     losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
     anchors = base_anchors(student.model) if any(one.looks_at_anchors for one in losses) else None
-    return Distiller(losses, student=student.levels, teacher=source.levels if source else (), anchors=anchors)
+    teachers = source.teachers if source else {'': ()}
+    return Distiller(losses, student=student.levels, teacher=teachers, anchors=anchors)

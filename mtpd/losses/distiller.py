@@ -4,6 +4,7 @@ Legend: B batch, C channels, H W grid of a level.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -34,7 +35,7 @@ class Distiller(nn.Module):
         losses: Sequence[LevelOptions],
         *,
         student: Sequence[Level],
-        teacher: Sequence[Level],
+        teacher: Sequence[Level] | Mapping[str, Sequence[Level]],
         anchors: Mapping[int, Tensor] | None = None,
     ) -> None:
         """Builds the layers; their first weights come from torch's global generator.
@@ -42,28 +43,43 @@ class Distiller(nn.Module):
         Args:
             losses: the options of each.
             student: all levels of the student.
-            teacher: all levels of the teacher.
+            teacher: all levels of the teacher; of several teachers by their names. Their maps are then given to
+                `forward` by names such as `swin_s:p3`, and the losses are called `distill/masked_mse@swin_s/p3`.
             anchors: of the student's head, stride -> (A, 4), xyxy in px, around its first cell; for `fine_grained`.
 
         Raises:
-            InputError: a level or its anchors are missing, strides differ and nothing is to be resized, or a loss acts
-                twice on a level.
+            InputError: a level, its anchors or the teacher that a loss names are missing, strides differ and nothing
+                is to be resized, or a loss acts twice on a level.
         """
         super().__init__()
         self._student = tuple(student)
         # By the keys of `losses`.
         self._parts: dict[str, tuple[LevelOptions, LevelPair]] = {}
         self.losses = nn.ModuleDict()
+        teachers = teacher if isinstance(teacher, Mapping) else {'': teacher}
         for options in losses:
-            pairs = match_levels(
-                student, teacher, levels=options.levels, teacher_levels=options.teacher_levels, resize=options.resize
-            )
-            for pair in pairs:
-                key = f'{options.loss}/{pair.name}'
-                if key in self._parts:
-                    raise InputError(f'distill lists {options.loss} on {pair.name} twice; remove one')
-                self._parts[key] = options, pair
-                self.losses[key] = options.build(pair, anchors or {})
+            if options.teacher is not None and options.teacher not in teachers:
+                names = ', '.join(filter(None, teachers)) or 'one, which needs no name'
+                raise InputError(f'{options.loss} names the teacher {options.teacher}, but the teachers are {names}')
+            for name in teachers if options.teacher is None else [options.teacher]:
+                for pair in match_levels(
+                    student,
+                    teachers[name],
+                    levels=options.levels,
+                    teacher_levels=options.teacher_levels,
+                    resize=options.resize,
+                ):
+                    # A module's name has no dot.
+                    key = (
+                        f'{options.loss}@{name}/{pair.name}'.replace('.', '_')
+                        if name
+                        else f'{options.loss}/{pair.name}'
+                    )
+                    if key in self._parts:
+                        raise InputError(f'distill lists {options.loss} on {pair.name} twice; remove one')
+                    named = replace(pair, teacher=replace(pair.teacher, name=named_level(name, pair.teacher.name)))
+                    self._parts[key] = options, named if name else pair
+                    self.losses[key] = options.build(pair, anchors or {})
 
     def forward(
         self,
@@ -138,6 +154,11 @@ class Distiller(nn.Module):
             for key, (options, _) in self._parts.items()
             if options.decay.kind != 'none'
         }
+
+
+def named_level(teacher: str, level: str) -> str:
+    """What a level of one of several teachers is called."""
+    return f'{teacher}:{level}'
 
 
 def _pair_maps(

@@ -34,12 +34,21 @@ class Options(BaseModel):
 
 
 class Decay(Options):
-    """Decay of a loss weight from its full value in the first step of a stage to 0 at its end."""
+    """Decay of a loss weight from its full value in the first step of a stage to 0 at its end, or the reverse."""
 
     kind: DecayKind = 'none'
     """`none`: constant weight; `linear`; `cosine`: half a cosine; `step`: equal steps at the points `at`."""
+    rise: bool = False
+    """Reverse the course: the weight rises from 0 in the first step to its full value at the end of the stage."""
     at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), validate_default=True)
     """Fractions of the stage at which `step` lowers the weight, the last one to 0: [0.5] ends the loss half-way."""
+
+    @field_validator('rise')
+    @classmethod
+    def _check_rise(cls, rise: bool, info: ValidationInfo) -> bool:
+        if rise and info.data.get('kind') == 'none':
+            raise ValueError('needs a `kind` other than none, such as kind: linear')
+        return rise
 
     @field_validator('at')
     @classmethod
@@ -65,19 +74,22 @@ def decay_factor(decay: Decay, *, progress: float) -> float:
         cosine    (1 + cos(pi x)) / 2
         step      (shares in `at` beyond x) / (all shares in `at`)
 
+    or, where it rises, 1 minus that: two teachers whose weights decay and rise are cross-faded.
+
     TAR (Sun et al. 2020) lets distillation decay. Its form is, to the best of our knowledge, that of DWPose (Yang et
     al. 2023), which credits it: `1 - (t - 1) / t_max` in epoch t from 1. `linear` is that, by optimizer steps.
 
     `progress`, x, is optimizer steps taken / all: 0 in the first step, one step short of 1 in the last. There is no
     other state, so a resumed stage continues exactly.
     """
+    factor = 1.0
     if decay.kind == 'linear':
-        return 1 - progress
-    if decay.kind == 'cosine':
-        return (1 + math.cos(math.pi * progress)) / 2
-    if decay.kind == 'step':
-        return sum(share > progress for share in decay.at) / len(decay.at)
-    return 1.0
+        factor = 1 - progress
+    elif decay.kind == 'cosine':
+        factor = (1 + math.cos(math.pi * progress)) / 2
+    elif decay.kind == 'step':
+        factor = sum(share > progress for share in decay.at) / len(decay.at)
+    return 1 - factor if decay.rise else factor
 
 
 def _check_pairs(teacher_levels: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
@@ -119,6 +131,8 @@ class LevelOptions(Options):
     """Teacher level for each entry of `levels`, in the same order; null: the levels of the same names."""
     resize: Resize = 'none'
     """Which map is resized to the grid of the other when the strides of a pair differ."""
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    """With several caches: the folder name of the one to learn from; null: from each, with adapters of its own."""
     weight: NonNegativeFloat = 1.0
     """Loss weight."""
     decay: Decay = NO_DECAY

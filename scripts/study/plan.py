@@ -34,6 +34,8 @@ class Stage:
 
     Attributes:
         teacher: whose cache; None: no teacher.
+        other: a second teacher in the same stage.
+        fade: whether the weight moves from the first teacher to the other during the stage.
         epochs: its length.
         loss: one of LOSSES.
         weight: factor on the weights of LOSSES.
@@ -59,18 +61,21 @@ class Stage:
     adapter: bool = False
     weight_decay: float | None = None
     student: str = 'student'
+    other: str | None = None
+    fade: bool = False
 
     @property
     def name(self) -> str:
         """What is not the default, joined by hyphens: `strong60-pkd`."""
-        parts = [f'{self.teacher or "alone"}{self.epochs}']
+        teachers = '~'.join(filter(None, (self.teacher or 'alone', self.other)))
+        parts = [f'{teachers}{self.epochs}']
         parts += [self.loss] if self.loss != 'masked_mse' else []
         parts += [f'w{self.weight:g}'] if self.weight != 1 else []
         parts += [self.codec] if self.codec != 'lean-0.03' else []
         parts += [f'lr{self.lr:g}'] if self.lr != 1 else []
         parts += [f'warmup{self.warmup:g}'] if self.warmup is not None else []
         parts += [f'wd{self.weight_decay:g}'] if self.weight_decay is not None else []
-        parts += [key for key in ('decay', 'inherit', 'adapter') if getattr(self, key)]
+        parts += [key for key in ('decay', 'inherit', 'adapter', 'fade') if getattr(self, key)]
         parts += [self.student] if self.student != 'student' else []
         return '-'.join(parts)
 
@@ -142,6 +147,16 @@ QUESTIONS: Mapping[str, Question] = {
         {
             'strong, one stage': _of('strong'),
             **{f'{first}, strong': _of(first, 'strong', epochs=HALF) for first in ('weak', 'strong', 'transformer')},
+        },
+    ),
+    'together': Question(
+        f'Two teachers in one stage, {FULL} epochs',
+        {
+            'strong alone': _of('strong'),
+            f'two stages of {HALF}: weak, strong': _of('weak', 'strong', epochs=HALF),
+            'from weak to strong': (Stage('weak', other='strong', fade=True),),
+            'weak and strong, half the weight each': (Stage('weak', other='strong', weight=0.5),),
+            'from transformer to strong': (Stage('transformer', other='strong', fade=True),),
         },
     ),
     'demo': Question(

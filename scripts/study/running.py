@@ -53,7 +53,8 @@ def run_study(wanted: Sequence[tuple[Chain, int]], setting: Setting) -> None:
     needed = dict.fromkeys((chain[:length], seed) for chain, seed in missing for length in range(1, len(chain) + 1))
     # Seed by seed, so that an interrupted study has whole seeds, and first what others build on.
     tasks = sorted(needed, key=lambda task: (task[1], len(task[0])))
-    caches = sorted({(stage.teacher, stage.codec) for chain, _ in tasks for stage in chain if stage.teacher})
+    stages = [stage for chain, _ in tasks for stage in chain]
+    caches = sorted({(one, stage.codec) for stage in stages for one in (stage.teacher, stage.other) if one})
     lock = Lock()
     with ThreadPoolExecutor(setting.num_jobs) as pool:
         list(tqdm(pool.map(lambda key: make_cache(key[0], key[1], setting), caches), total=len(caches), desc='caches'))
@@ -172,8 +173,16 @@ def stage_file(stage: Stage, seed: int, number: int, before: Path | None, settin
     if stage.inherit:
         content['init']['inherit'] = ['neck', 'head']
     if stage.teacher is not None:
-        content['cache'] = str(setting.work / 'cache' / f'{stage.teacher}-{stage.codec}')
-        content['distill'] = [distill_entry(one, stage) for one in LOSSES[stage.loss]]
+        names = [f'{one}-{stage.codec}' for one in (stage.teacher, stage.other) if one is not None]
+        places = [str(setting.work / 'cache' / name) for name in names]
+        entries = [distill_entry(one, stage) for one in LOSSES[stage.loss]]
+        content['cache'], content['distill'] = (places, entries) if stage.other else (places[0], entries)
+        if stage.fade:
+            content['distill'] = [
+                entry | {'teacher': name, 'decay': {'kind': 'linear', 'rise': rise}}
+                for name, rise in zip(names, (False, True), strict=True)
+                for entry in entries
+            ]
     return content
 
 

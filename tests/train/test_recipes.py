@@ -127,8 +127,8 @@ def test_one_step(path: Path, coco: Path, extracted: Extracted, monkeypatch: pyt
     monkeypatch.chdir(ROOT)
     fewer_rois = ['model.train_cfg.rcnn.sampler.num=64'] if 'rcnn' in path.stem else []
     (settings,) = load_stages([path], overrides=[*SMALL, *fewer_rois, f'data.coco={coco}'])
-    assert settings.cache is not None
-    (stage,) = build_stages([settings.model_copy(update={'cache': extracted(Path(settings.cache))})])
+    assert isinstance(settings.cache, Path)
+    (stage,) = build_stages([settings.model_copy(update={'cache': extracted(settings.cache)})])
     losses = one_step(stage)
     kinds = {name.split('/')[1] for name in losses if name.startswith('distill/')}
     assert kinds == {entry.loss for entry in settings.distill}

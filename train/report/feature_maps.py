@@ -61,10 +61,12 @@ def stage_maps(
     """
     if stage.settings.get('cache') is None:
         raise InputError('the stage did not use a cache')
+    if not isinstance(stage.settings['cache'], str):
+        raise InputError('the stage used several caches, of which no maps are drawn')
     stage_files = stage_folder(run.folder, stage.number)
     checkpoint, title = require_student(stage_files)
     cache = mtpd.cache.open(stage.settings['cache'])
-    if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teaching, 'fingerprint'):
+    if cache.manifest.description.model_dump(mode='json')['fingerprint'] != section(stage.teachings[0], 'fingerprint'):
         raise CacheMismatchError(f'{cache.name}: is not the cache that the stage was trained with')
     folder, annotations = _train_files(stage)
     coco = read(annotations)

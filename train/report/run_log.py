@@ -19,7 +19,9 @@ class StageLog:
 
     number: int  # from 1
     settings: Mapping[str, Any]  # its stage file with all defaults, as in run.json
-    teaching: Mapping[str, Any] | None  # description of its cache or teacher in run.json; None in plain training
+    teachings: tuple[
+        Mapping[str, Any], ...
+    ]  # descriptions of its caches or teacher in run.json; none in plain training
     train: tuple[TrainRecord, ...]
     evaluations: tuple[EvaluationRecord, ...]
     first_step: int  # optimizer steps of all stages before
@@ -74,7 +76,9 @@ def read_run(folder: Path) -> RunLog:
             StageLog(
                 number=number,
                 settings=settings,
-                teaching=next((section(section(facts, kind), SOURCES[kind](settings)) for kind in kinds), None),
+                teachings=tuple(
+                    section(section(facts, kind), name) for kind in kinds[:1] for name in SOURCES[kind](settings)
+                ),
                 train=tuple(record for record in own if isinstance(record, TrainRecord)),
                 evaluations=tuple(record for record in own if isinstance(record, EvaluationRecord)),
                 first_step=first_step,
@@ -141,14 +145,15 @@ def _summarise(stage: StageLog) -> StageSummary:
     aps = [(known(one.metrics.get('box/AP')), -one.epoch) for one in stage.evaluations]
     best_ap, best_epoch = max(((ap, epoch) for ap, epoch in aps if ap is not None), default=(None, None))
     class_ap = next((one.class_ap for one in reversed(stage.evaluations) if one.class_ap), {})
-    teacher = section(stage.teaching, 'provenance').get('teacher') or stage.settings.get('teacher')
+    teachers = [section(one, 'provenance').get('teacher') for one in stage.teachings]
+    teacher = ' + '.join(map(str, filter(None, teachers))) or stage.settings.get('teacher')
     epochs = section(stage.settings, 'optim').get('epochs')
     times = [one.seconds for one in stage.records if one.seconds is not None]
     is_timed = stage.train and len(times) == len(stage.records)
     return StageSummary(
         number=stage.number,
         teacher=str(teacher or stage.settings.get('cache') or 'none'),
-        codec=_codec(stage.teaching),
+        codec=' + '.join(dict.fromkeys(map(_codec, stage.teachings))) or '-',
         losses=tuple(str(one.get('loss')) for one in entries(stage.settings, 'distill') if isinstance(one, dict)),
         epoch=max(one.epoch for one in stage.records),
         epochs=epochs if type(epochs) is int else None,
@@ -171,9 +176,7 @@ def _over(mean: Callable[[list[float]], float], values: Iterable[float]) -> floa
     return mean(finite) if finite else None
 
 
-def _codec(teaching: Mapping[str, Any] | None) -> str:
-    if teaching is None:
-        return '-'
+def _codec(teaching: Mapping[str, Any]) -> str:
     codec, error = teaching.get('codec'), teaching.get('target_error')
     if codec is None:
         return 'in the loop'

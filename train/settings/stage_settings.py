@@ -5,7 +5,7 @@ The text under a field is its description for users. Types are strict: neither '
 """
 
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -28,9 +28,24 @@ from mtpd.losses.options import Options, Share
 from mtpd.losses.tar_head import TarHeadOptions
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+def _check_names(caches: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = [PurePosixPath(str(one)).name for one in caches]
+    if len(set(names)) < len(names):
+        raise ValueError(f'two folders have one name, by which losses choose a cache: {", ".join(names)}; rename one')
+    return caches
+
+
 # A URL is no path: `Path` would make one slash of two.
 Url = Annotated[str, Field(pattern=r'^[a-z0-9]+://.'), AfterValidator(lambda url: url.rstrip('/'))]
 CachePlace = Annotated[Url | UserPath, Field(union_mode='left_to_right')]
+CachePlaces = Annotated[tuple[CachePlace, ...], Field(min_length=2), AfterValidator(_check_names)]
+# Tags instead of trying both, so that an error describes the form that was used.
+Caches = Annotated[
+    Annotated[CachePlace, Tag('cache')] | Annotated[CachePlaces, Tag('caches')],
+    Discriminator(lambda value: 'caches' if isinstance(value, list | tuple) else 'cache'),
+]
 # Every loss that a stage may name.
 DistillOptions = Annotated[MapLoss | TarHeadOptions, Field(discriminator='loss')]
 
@@ -225,8 +240,8 @@ class StageSettings(Options):
     """Name of an mmdet model, or path to an mmdet config."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Overrides of `model` in the student's config, by (dotted) key."""
-    cache: CachePlace | None = None
-    """Cache of the teacher's features; null: plain training, unless `teacher` is set."""
+    cache: Caches | None = None
+    """Cache of the teacher's features, or a list of caches of several teachers; null: none, see `teacher`."""
     teacher: Annotated[str, Field(min_length=1)] | None = None
     """Teacher that runs in the training loop instead of a cache: zoo name, alias, mmdet config or file.py:callable."""
     checkpoint: UserPath | None = None

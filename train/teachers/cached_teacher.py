@@ -43,6 +43,13 @@ class CachedTeacher(TeacherSource):
     def __str__(self) -> str:
         return f'cache {self.name} ({", ".join(self.reader.views)})'
 
+    def caches(self, levels: Sequence[str]) -> list[tuple[CacheReader, list[str]]]:
+        return [(self.reader, list(levels))]
+
+    def buffer_bytes(self, levels: Sequence[str], *, batch_size: int) -> int:
+        batch_bytes = self.reader.max_codes(levels=levels) * batch_size * self.reader.code_dtype.itemsize
+        return (batches_ahead(self.num_ahead, batch_size, batch_bytes=batch_bytes) + 1) * batch_bytes
+
     def weights(self) -> dict[str, Tensor]:
         return self.reader.teacher_weights()
 
@@ -146,12 +153,6 @@ class Buffer:
         """Waits until a copy from the buffer is complete."""
         if self.copied is not None:
             self.copied.synchronize()
-
-
-def buffer_bytes(source: CachedTeacher, *, levels: Sequence[str], batch_size: int) -> int:
-    """What the buffers of `CachedTeacher.read_ahead` take on the host."""
-    batch_bytes = source.reader.max_codes(levels=levels) * batch_size * source.reader.code_dtype.itemsize
-    return (batches_ahead(source.num_ahead, batch_size, batch_bytes=batch_bytes) + 1) * batch_bytes
 
 
 def batches_ahead(num_images: int, batch_size: int, *, batch_bytes: int) -> int:

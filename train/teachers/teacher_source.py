@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Geometry, Level
@@ -36,6 +37,24 @@ class TeacherSource:
     hook_point: str  # where in the network its maps were taken
 
     kind: ClassVar[Literal['caches', 'teachers']]  # the part of run.json that records it
+
+    @property
+    def teachers(self) -> Mapping[str, tuple[Level, ...]]:
+        """The levels of each teacher by their own names; one teacher has no name."""
+        return {'': self.levels}
+
+    @property
+    def descriptions(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name and description of each teacher."""
+        return {self.name: self.description}
+
+    def caches(self, levels: Sequence[str]) -> list[tuple[CacheReader, list[str]]]:
+        """The caches that are read, each with those of the levels that it has, by their names there."""
+        return []
+
+    def buffer_bytes(self, levels: Sequence[str], *, batch_size: int) -> int:
+        """What the buffers of `read_ahead` take on the host."""
+        return 0
 
     def weights(self) -> dict[str, Tensor]:
         """The teacher's neck and head parameters by their name in the teacher, on the CPU."""

@@ -83,7 +83,7 @@ def test_plain_training_and_a_teacher_in_the_loop(write_run: WriteRun, tmp_path:
     live = facts.replace('"cache": "cache/r101"', '"cache": null, "teacher": "r50", "checkpoint": "a.pth"')
     (folder / 'run.json').write_text(live.replace('"teachers": {}', '"teachers": {"r50 from a.pth": {"levels": []}}'))
     (stage,) = read_run(folder).stages
-    assert stage.teaching == {'levels': []}
+    assert stage.teachings == ({'levels': []},)
     (one,) = summarise(read_run(folder))
     assert (one.teacher, one.codec) == ('r50', 'in the loop')
 
