@@ -20,6 +20,7 @@ Result = TypeVar('Result')
 NUM_ATTEMPTS = 6
 FIRST_WAIT = 0.2  # seconds; each wait is twice as long as the one before
 TIMEOUT = timedelta(seconds=60)
+NUM_PIECES = 4
 SCHEMES = ('s3', 'gs', 'az', 'abfs', 'http', 'https')
 
 
@@ -90,7 +91,8 @@ class ObjectStore:
     def put(self, file: str, content: bytes) -> str:
         """Writes an object and returns its tag."""
         try:
-            return _tag(self._attempted(file, lambda: self._store.put(file, content)))
+            # In pieces of 5 MB, few at a time, so that each arrives before its timeout on a slow line.
+            return _tag(self._attempted(file, lambda: self._store.put(file, content, max_concurrency=NUM_PIECES)))
         except FileNotFoundError:
             raise UnavailableError(f'{self.name}/{file}: cannot be written, its bucket has gone') from None
 

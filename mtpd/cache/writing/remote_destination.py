@@ -34,7 +34,7 @@ from mtpd.system.prefetch import prefetched
 
 JOURNAL = 'journal'
 DELETE = 'choose another URL, or delete the objects there'
-NUM_REQUESTS = 8  # at the same time
+NUM_REQUESTS = 4  # at the same time
 
 
 class RemoteEntry(JournalEntry):
