@@ -115,6 +115,10 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
         """The index of an image in the set."""
         return self._rows[image_id]
 
+    def image_of(self, image_id: int) -> CocoImage:
+        """The image with an id."""
+        return self.images[self._rows[image_id]]
+
     def rows(self, image_id: int) -> range:
         """The rows of an image's annotations."""
         row = self._rows[image_id]
@@ -153,7 +157,9 @@ class _Segmentations:
 
     def present(self) -> np.ndarray:
         """(N,) bool, whether a row has one."""
-        return (self._num_polygons[self._in_file] > 0) | np.isin(self._in_file, list(self._run_lengths))
+        found: np.ndarray = self._num_polygons[self._in_file] > 0
+        found[np.isin(self._in_file, list(self._run_lengths))] = True
+        return found
 
     def __getitem__(self, row: int) -> Segmentation | None:
         number = int(self._in_file[row])

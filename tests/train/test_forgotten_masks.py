@@ -28,7 +28,7 @@ def test_masks_are_kept_where_they_are_needed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kept = []
+    kept: list[bool] = []
 
     def watched(stages: Sequence[Stage], *rest: Any) -> None:
         sets = [one for stage in stages for one in (stage.train_set, stage.val_set) if one is not None]

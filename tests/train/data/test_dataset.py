@@ -100,6 +100,13 @@ def test_images_with_nothing_to_find(make_set: MakeSet) -> None:
     assert dataset.sizes(with_objects=True) == {1: (48, 64)}
 
 
+def test_equal_sizes_are_one_object(make_set: MakeSet) -> None:
+    """Of COCO there are a hundred thousand."""
+    sizes = dataset_of(make_set({f'{number}.png': picture() for number in range(3)}, {})).sizes()
+    assert len(sizes) == 3
+    assert len(set(map(id, sizes.values()))) == 1
+
+
 def test_evaluation_samples_have_no_annotations(make_set: MakeSet) -> None:
     dataset = dataset_of(make_set({'a.png': picture()}, {'a.png': [{'bbox': [0, 0, 9, 9]}]}), for_training=False)
     sample = dataset[Request(1, 'plain')]
