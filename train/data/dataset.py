@@ -1,5 +1,6 @@
 """The images and annotations of one split, as samples for a detector."""
 
+import gc
 import multiprocessing
 import resource
 import warnings
@@ -142,6 +143,8 @@ def _require_open_files(batch_size: int, *, num_workers: int) -> None:
 
 def _start_worker(_: int) -> None:
     end_with_parent()
+    # A collection writes to every object that it looks at, and so would copy the memory that is shared after a fork.
+    gc.freeze()
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
     prepare()  # A process that was not forked has mmdet still to import.
