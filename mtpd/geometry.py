@@ -4,6 +4,7 @@ Teacher and student of a cache share one geometry, so that cell (y, x) of a leve
 Sizes are (height, width) in px. Padding goes to the right and the bottom, after mirroring, as in mmdet.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -92,3 +93,9 @@ def level_name(stride: int) -> str:
     """`p<k>` for stride 2**k, the field's own naming; `s<stride>` for other strides."""
     power = stride.bit_length() - 1
     return f'p{power}' if stride == 1 << power else f's{stride}'
+
+
+def shared_sizes(sizes: Iterable[Sequence[int]]) -> list[Size]:
+    """The sizes, equal ones as the same object: a data set has far fewer of them than images."""
+    known: dict[Size, Size] = {}
+    return [known.setdefault((height, width), (height, width)) for height, width in sizes]

@@ -75,6 +75,7 @@ def run(
             stages = build_stages(settings, place_of=partial(place_of, paths, overrides))
             if world.is_main:
                 _report(stages)
+            _forget_unused_masks(stages)
             unfinished = [one for one in stages if not (stage_folder(out, one.number) / STUDENT_FILE).exists()]
             try_predictions(unfinished, device)
             plans = [plan_stage(stage, world) for stage in stages]
@@ -187,6 +188,15 @@ def _report(stages: Sequence[Stage]) -> None:
             )
     for note in dict.fromkeys(note for stage in stages for note in stage.notes):
         warn(note)
+
+
+def _forget_unused_masks(stages: Sequence[Stage]) -> None:
+    """Frees the polygons of the annotations, 0.3 GB for COCO, where no student has masks."""
+    if any(stage.student.has_masks for stage in stages):
+        return
+    for stage in stages:
+        for dataset in filter(None, (stage.train_set, stage.val_set)):
+            dataset.coco.annotations.forget_masks()
 
 
 def _summary(stage: Stage) -> str:

@@ -127,19 +127,23 @@ def _overlap(box: Box, segmentation: Segmentation) -> float:
 
 def _look_like_corners(coco: CocoSet) -> bool:
     table = coco.annotations
-    height, width = np.array([(one.height, one.width) for one in table.images]).T[:, table.image] + SLACK
     x, y, third, fourth = table.bbox.T
-    if not ((x < third) & (third <= width) & (y < fourth) & (fourth <= height)).all():
+    if not ((x < third) & (y < fourth)).all():  # what follows takes memory
+        return False
+    height, width = np.array([(one.height, one.width) for one in table.images]).T[:, table.image] + SLACK
+    if not ((third <= width) & (fourth <= height)).all():
         return False
     return bool(((x + third > width) | (y + fourth > height)).mean() >= LEAST_BEYOND)
 
 
 def _account(coco: CocoSet, parts: list[str]) -> str | None:
     table = coco.annotations
-    rows = np.flatnonzero(~table.is_crowd)
-    keys = [table.image[rows], table.category[rows], *table.bbox[rows].T]
+    keys = [table.is_crowd, table.image, table.category, *table.bbox.T]
     order = np.lexsort(keys)
-    is_repeated = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys])
+    is_repeated = ~table.is_crowd[order[1:]]
+    for key in keys:
+        in_order = key[order]
+        is_repeated &= in_order[1:] == in_order[:-1]
     if num_repeated := int(is_repeated.sum()):
         parts.append(
             f'{num_repeated} objects repeat an earlier one (same image, category and bbox) and are counted again'

@@ -83,7 +83,6 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
         self.images = images
         self._rows = {image.id: row for row, image in enumerate(images)}
         order = np.argsort(np.frombuffer(columns.image, dtype=np.int32), kind='stable')
-        self._in_file = order
 
         def ordered(name: str, dtype: type) -> np.ndarray:
             # Each column goes when its copy is there: all of them twice are gigabytes for Objects365.
@@ -96,13 +95,8 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
         self.num_bad_polygons = ordered('num_bad_polygons', np.int32)
         self.bbox = np.frombuffer(columns.__dict__.pop('bbox'), dtype=np.float64).reshape(-1, 4)[order]
         self.category = categories.astype(np.int32)[order]
-        self._num_polygons = np.frombuffer(columns.num_polygons, dtype=np.int32)
-        self._first_polygons = np.cumsum(self._num_polygons) - self._num_polygons
-        self._ends = np.frombuffer(columns.polygon_ends, dtype=np.int64)
-        self._points = np.frombuffer(columns.points)
-        self._run_lengths = columns.run_lengths
-        self.has_mask = self._num_polygons[order] > 0
-        self.has_mask[np.isin(order, list(self._run_lengths))] = True
+        self._segmentations: _Segmentations | None = _Segmentations(columns, order)
+        self.has_mask = self._segmentations.present()
         self._starts = np.searchsorted(self.image, np.arange(len(images) + 1))
 
     def __getitem__(self, image_id: int) -> tuple[CocoAnnotation, ...]:
@@ -121,10 +115,19 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
         """The index of an image in the set."""
         return self._rows[image_id]
 
+    def image_of(self, image_id: int) -> CocoImage:
+        """The image with an id."""
+        return self.images[self._rows[image_id]]
+
     def rows(self, image_id: int) -> range:
         """The rows of an image's annotations."""
         row = self._rows[image_id]
         return range(int(self._starts[row]), int(self._starts[row + 1]))
+
+    def forget_masks(self) -> None:
+        """Frees the segmentations, most of what COCO's annotations take: from now on no annotation has one."""
+        self._segmentations = None
+        self.has_mask = np.zeros_like(self.has_mask)
 
     def annotation(self, row: int) -> CocoAnnotation:
         """The annotation of a row."""
@@ -134,12 +137,32 @@ class AnnotationTable(Mapping[int, tuple[CocoAnnotation, ...]]):
             int(self.category[row]),
             bool(self.is_crowd[row]),
             float(self.area[row]),
-            self._segmentation(int(self._in_file[row])),
+            None if self._segmentations is None else self._segmentations[row],
             bool(self.is_ignored[row]),
             int(self.num_bad_polygons[row]),
         )
 
-    def _segmentation(self, number: int) -> Segmentation | None:
+
+class _Segmentations:
+    """The segmentations of a table by their row, all points in one array."""
+
+    def __init__(self, columns: 'AnnotationColumns', in_file: np.ndarray) -> None:
+        """`in_file` (N,) are the places of the rows in the file."""
+        self._in_file = in_file
+        self._num_polygons = np.frombuffer(columns.num_polygons, dtype=np.int32)
+        self._first_polygons = np.cumsum(self._num_polygons) - self._num_polygons
+        self._ends = np.frombuffer(columns.polygon_ends, dtype=np.int64)
+        self._points = np.frombuffer(columns.points)
+        self._run_lengths = columns.run_lengths
+
+    def present(self) -> np.ndarray:
+        """(N,) bool, whether a row has one."""
+        found: np.ndarray = self._num_polygons[self._in_file] > 0
+        found[np.isin(self._in_file, list(self._run_lengths))] = True
+        return found
+
+    def __getitem__(self, row: int) -> Segmentation | None:
+        number = int(self._in_file[row])
         first, count = int(self._first_polygons[number]), int(self._num_polygons[number])
         if not count:
             return self._run_lengths.get(number)

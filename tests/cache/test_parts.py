@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_two_parts_wrote_one_group_and_the_hashes_decide(
     make_recipe().write(root, num_groups=2)
     entry, plan = journal.recorded_entries(root)[0], read_plan_file(root)
     name, record = next(iter(entry.files.items()))
-    other = entry.files | {name: record.model_copy(update={'sha256': '0' * 64})}
+    other = entry.files | {name: replace(record, sha256='0' * 64)}
     append_entry(root, entry.model_copy(update={'files': other}), part=Part(1, 2))
     assert committed(root, plan)[entry.key] == entry.files
     (root / name).write_bytes(bytes(record.num_bytes))

@@ -1,6 +1,8 @@
 """Annotations in flat arrays are those of the file."""
 
 import json
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,23 @@ def test_annotations_of_no_images(path: Path) -> None:
     path.write_text(json.dumps(content | {'images': []}))
     with pytest.raises(InputError, match=r"annotations\[0\]: .*'images'"):
         read_annotations(path)
+
+
+def test_forgotten_masks(path: Path) -> None:
+    num_points = 100_000
+    record = {'image_id': 9, 'category_id': 7, 'bbox': [1, 2, 3, 4], 'area': 5.0}
+    path.write_text(json.dumps(document([record | {'segmentation': [[1.5, 2.5] * num_points]}, record])))
+    coco = read_annotations(path)
+    first, second = coco.annotations[9]
+    assert first.segmentation is not None
+    tracemalloc.start()
+    try:
+        coco = read_annotations(path)
+        before, _ = tracemalloc.get_traced_memory()
+        coco.annotations.forget_masks()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert before - after > 16 * num_points - 1000
+    assert coco.annotations[9] == (replace(first, segmentation=None), second)
+    assert not coco.has_masks

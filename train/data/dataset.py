@@ -1,5 +1,6 @@
 """The images and annotations of one split, as samples for a detector."""
 
+import gc
 import multiprocessing
 import resource
 import warnings
@@ -12,13 +13,12 @@ import cv2
 import torch.utils.data
 
 from mtpd.data.account import nothing_to_train_on
-from mtpd.data.annotation_table import CocoImage
 from mtpd.data.coco import CocoSet, coco_paths, missing_images, require_pixels, training_annotations
 from mtpd.data.images import read_image
 from mtpd.detectors.runtime import prepare
 from mtpd.detectors.transforms import Instance, Sample, make_sample
 from mtpd.errors import InputError, MtpdError, UnavailableError
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Geometry, Size, shared_sizes
 from mtpd.system.interrupt import end_with_parent, signals_blocked_in_children
 from mtpd_train.data.sampling import Request
 from mtpd_train.settings.stage_settings import DataSettings, FilesSettings
@@ -37,8 +37,8 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         """Refuses a set of which images are missing; samples carry annotations `for_training`."""
         self.coco, self.folder = coco, folder
         self._geometry, self._for_training, self._with_masks = geometry, for_training, with_masks
-        self._images: dict[int, CocoImage] = {image.id: image for image in coco.images}
-        self._sizes = {image.id: (image.height, image.width) for image in coco.images}
+        sizes = shared_sizes((image.height, image.width) for image in coco.images)
+        self._sizes = {image.id: size for image, size in zip(coco.images, sizes, strict=True)}
         self._with_objects = dict(compress(self._sizes.items(), coco.with_objects.tolist()))
         require_pixels(coco.images, geometry)
         missing = missing_images(coco.images, folder)
@@ -50,7 +50,7 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
 
     def __getitem__(self, request: Request) -> Sample | MtpdError:
         """The sample, or what is wrong with its image: raised in a worker, it would arrive inside a traceback."""
-        image = self._images[request.image_id]
+        image = self.coco.annotations.image_of(request.image_id)
         path = self.folder / image.file_name
         instances = None
         try:
@@ -143,6 +143,8 @@ def _require_open_files(batch_size: int, *, num_workers: int) -> None:
 
 def _start_worker(_: int) -> None:
     end_with_parent()
+    # A collection writes to every object that it looks at, and so would copy the memory that is shared after a fork.
+    gc.freeze()
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
     prepare()  # A process that was not forked has mmdet still to import.

@@ -16,7 +16,7 @@ from mtpd.cache.format.arrays import ArraySpec, decode_index, index_bytes, index
 from mtpd.cache.format.manifest import FileRecord, Manifest, read_manifest
 from mtpd.cache.format.plan import Bucket, CachePlan, SourceImage
 from mtpd.errors import REPAIR, CacheDamagedError
-from mtpd.geometry import Geometry, Size
+from mtpd.geometry import Geometry, Size, shared_sizes
 from mtpd.system.files import sha256_bytes
 
 
@@ -168,7 +168,7 @@ def read_index(files: CacheFiles, manifest: Manifest) -> CachePlan:
     order = np.lexsort((columns['row'], columns['bucket']))
     image_ids = columns['image_id'][order].tolist()
     names = 'original', 'resized', 'padded'
-    original, resized, padded = (list(map(tuple, columns[name][order].tolist())) for name in names)
+    original, resized, padded = (shared_sizes(columns[name][order].tolist()) for name in names)
     geometry: Geometry = manifest.description.geometry.to_geometry()
 
     @cache  # a data set has far fewer sizes than images

@@ -10,7 +10,9 @@ interpreter lock, straight into the caller's memory. All that can be known of a 
 `RowTable`.
 """
 
+import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -91,10 +93,10 @@ class CacheReader:
         self._scale_dtype = np.dtype(arrays.SCALE_DTYPES.get(description.codec, 'float32')).newbyteorder('<')
         self._files = CacheFiles(folder, self.manifest.files)
         self.plan = read_index(self._files, self.manifest)
-        self._locations = {
-            image.image_id: (bucket, row) for bucket in self.plan.buckets for row, image in enumerate(bucket.images)
-        }
-        self.image_ids: tuple[int, ...] = tuple(self._locations)
+        self.image_ids: tuple[int, ...] = tuple(one.image_id for bucket in self.plan.buckets for one in bucket.images)
+        # Numbers take less than pairs of a bucket and a row.
+        self._places = {image_id: place for place, image_id in enumerate(self.image_ids)}
+        self._ends = list(itertools.accumulate(bucket.num_images for bucket in self.plan.buckets))
         self.bases: dict[str, Tensor] = {}
         if description.codec == 'lean':
             content = self._files.read(BASIS_FILE, max_bytes=max_basis_bytes(self.levels))
@@ -106,7 +108,7 @@ class CacheReader:
         return len(self.image_ids)
 
     def __contains__(self, image_id: int) -> bool:
-        return image_id in self._locations
+        return image_id in self._places
 
     def sizes(self, image_id: int) -> ImageSizes:
         """Original, resized and padded size of an image.
@@ -245,12 +247,14 @@ class CacheReader:
 
     def _locate(self, image_id: int) -> tuple[Bucket, int]:
         """The bucket of an image and its row there."""
-        try:
-            return self._locations[image_id]
-        except KeyError:
+        place = self._places.get(image_id)
+        if place is None:
             raise CacheMismatchError(
                 f'{self.name}: image {image_id} is not among its {len(self)} images; extract the data set you train on'
-            ) from None
+            )
+        number = bisect_right(self._ends, place)
+        bucket = self.plan.buckets[number]
+        return bucket, place - self._ends[number] + bucket.num_images
 
     def _row(self, image_id: int, view: ViewName) -> tuple[RowTable, int, Size]:
         """The table of an image's shard group, which must agree, the image's row in it, and its padded size."""

@@ -1,5 +1,6 @@
 """Samples of a split: odd images, odd annotations, worker processes, and what cannot be read."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -98,6 +99,13 @@ def test_images_with_nothing_to_find(make_set: MakeSet) -> None:
     dataset = dataset_of(make_set(images, {'object.png': [found], 'crowd.png': [crowd]}))
     assert set(dataset.sizes()) == {1, 2, 3}
     assert dataset.sizes(with_objects=True) == {1: (48, 64)}
+
+
+def test_equal_sizes_are_one_object(make_set: MakeSet) -> None:
+    """Of COCO there are a hundred thousand."""
+    sizes = dataset_of(make_set({f'{number}.png': picture() for number in range(3)}, {})).sizes()
+    assert len(sizes) == 3
+    assert len(set(map(id, sizes.values()))) == 1
 
 
 def test_evaluation_samples_have_no_annotations(make_set: MakeSet) -> None:
@@ -217,6 +225,25 @@ def test_workers_start_while_other_threads_run(make_set: MakeSet) -> None:
         stop.set()
         thread.join()
     assert {int((folder / f'{number}.pid').read_text()) for number in (1, 2)} != {os.getpid()}
+
+
+class CountingFrozen(DetectionDataset):
+    """Notes how many objects the collector of the process that reads an image leaves alone."""
+
+    def __getitem__(self, request: Request) -> Sample | MtpdError:
+        (self.folder / 'frozen').write_text(str(gc.get_freeze_count()))
+        return super().__getitem__(request)
+
+
+def test_workers_leave_what_they_share_alone(make_set: MakeSet) -> None:
+    """Else the first full collection of each copies all objects of its parent, over 100 MB."""
+    folder = make_set({'a.png': picture()}, {})
+    coco = read_annotations(folder / 'instances.json')
+    dataset = CountingFrozen(coco, folder, geometry=Geometry((64, 64)), for_training=True, with_masks=False)
+    num_own = gc.get_freeze_count()
+    assert len(list(load_batches(dataset, [[Request(1, 'plain')]], num_workers=1, start_method='fork'))) == 1
+    assert int((folder / 'frozen').read_text()) > 0.9 * len(gc.get_objects())
+    assert gc.get_freeze_count() == num_own
 
 
 LIMITED = """
