@@ -1,5 +1,6 @@
 """The images and annotations of one split, as samples for a detector."""
 
+import atexit
 import gc
 import multiprocessing
 import resource
@@ -95,6 +96,14 @@ def load_batches(
     if num_workers:
         _require_open_files(max(map(len, batches), default=0), num_workers=num_workers)
     forked = (start_method or multiprocessing.get_start_method()) == 'fork'
+    if num_workers and forked:
+        # A collection writes to every object that it looks at, in a worker or here, and would so copy what they share.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        # Else some libraries report at the end that objects have leaked.
+        atexit.unregister(gc.unfreeze)
+        atexit.register(gc.unfreeze)
     with warnings.catch_warnings(), signals_blocked_in_children(forked=forked):
         # Of more processes than cores, twice an epoch; the programs say it once.
         warnings.filterwarnings('ignore', message='This DataLoader will create')
@@ -143,8 +152,6 @@ def _require_open_files(batch_size: int, *, num_workers: int) -> None:
 
 def _start_worker(_: int) -> None:
     end_with_parent()
-    # A collection writes to every object that it looks at, and so would copy the memory that is shared after a fork.
-    gc.freeze()
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
     prepare()  # A process that was not forked has mmdet still to import.

@@ -240,10 +240,11 @@ def test_workers_leave_what_they_share_alone(make_set: MakeSet) -> None:
     folder = make_set({'a.png': picture()}, {})
     coco = read_annotations(folder / 'instances.json')
     dataset = CountingFrozen(coco, folder, geometry=Geometry((64, 64)), for_training=True, with_masks=False)
-    num_own = gc.get_freeze_count()
     assert len(list(load_batches(dataset, [[Request(1, 'plain')]], num_workers=1, start_method='fork'))) == 1
     assert int((folder / 'frozen').read_text()) > 0.9 * len(gc.get_objects())
-    assert gc.get_freeze_count() == num_own
+    # The parent's collections would make what it shares private to it.
+    assert gc.get_freeze_count() > 0.9 * len(gc.get_objects())
+    gc.unfreeze()
 
 
 LIMITED = """
