@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mtpd.command_line import Command
+from mtpd.command_line import Command, LocalPath
 
 
 def teacher_options(command: Command) -> Command:
@@ -14,7 +14,7 @@ def teacher_options(command: Command) -> Command:
         command,
         click.option(
             '--checkpoint',
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=LocalPath(dir_okay=False),
             help='Weights file; zoo models download theirs.',
         ),
         click.option(
@@ -64,14 +64,10 @@ def data_options(command: Command) -> Command:
     """The annotated set: COCO's own layout, or a folder and a file."""
     return _together(
         command,
-        click.option(
-            '--coco', type=click.Path(path_type=Path), default=Path('data/coco'), help="Data set in COCO's own layout."
-        ),
+        click.option('--coco', type=LocalPath(), default=Path('data/coco'), help="Data set in COCO's own layout."),
         click.option('--split', default='train2017', help='Split of --coco.'),
-        click.option('--images', type=click.Path(path_type=Path), help='Image folder, instead of --coco and --split.'),
-        click.option(
-            '--annotations', type=click.Path(path_type=Path), help='COCO annotation file; required with --images.'
-        ),
+        click.option('--images', type=LocalPath(), help='Image folder, instead of --coco and --split.'),
+        click.option('--annotations', type=LocalPath(), help='COCO annotation file; required with --images.'),
     )
 
 

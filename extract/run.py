@@ -9,7 +9,7 @@ from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.remote_destination import destination_of
 from mtpd.cache.writing.writer import CacheWriter
-from mtpd.errors import Interrupted
+from mtpd.errors import Interrupted, UnavailableError
 from mtpd.system.console import progress_bar, say, warn
 from mtpd.system.files import free_bytes, require_writable
 from mtpd.system.interrupt import stop_on_signals
@@ -112,7 +112,12 @@ def extract(
                 f'stopped with {len(share) - len(left)} of {len(share)} shards{of_part} saved; '
                 'run the same command again to resume'
             )
-        return writer.finish()
+        left = writer.finish()
+        if set(left) & set(share):
+            raise UnavailableError(
+                f'{out}: {len(left)} shards were written over by another process; run the same command again'
+            )
+        return left
 
 
 def _num_images(extraction: Extraction, keys: Sequence[ShardKey]) -> int:

@@ -14,14 +14,23 @@ CONTEXT: dict[str, Any] = {'help_option_names': ['-h', '--help'], 'max_content_w
 Command = TypeVar('Command', bound=Callable[..., Any])
 
 
-class CachePath(click.Path):
-    """A folder, or the URL of a place in an object store, which stays a string."""
+class LocalPath(click.Path):
+    """A path on this machine: a URL would become the path of a folder `s3:`."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    def __init__(self, **options: bool) -> None:
+        super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if isinstance(value, str) and is_url(value) else super().convert(value, param, ctx)
+        if isinstance(value, str) and is_url(value):
+            self.fail(f'{value!r} is a URL; give a path on this machine', param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class CachePath(LocalPath):
+    """A folder, or the URL of a place in an object store, which stays a string."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and '://' in value else super().convert(value, param, ctx)
 
 
 def output_options(command: Command) -> Command:

@@ -20,6 +20,8 @@ from click.testing import CliRunner, Result
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'scripts'))
 from build_reference import programs
 
+from mtpd.command_line import CachePath, LocalPath
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'cli_surface.txt'
 BIN = Path(sys.executable).parent
@@ -125,6 +127,19 @@ def test_usage_errors_and_failures(name: str, tmp_path: Path, monkeypatch: pytes
     assert NOWHERE in line
     assert 'this is a bug' not in line
     assert not list(tmp_path.iterdir())
+
+
+def test_no_path_takes_a_url_for_a_folder() -> None:
+    """`s3://bucket/run` would become the local folder `s3:/bucket/run`."""
+    paths = [one.type for _, command in commands() for one in command.params if isinstance(one.type, click.Path)]
+    assert len(paths) > 20
+    assert all(isinstance(one, LocalPath) for one in paths)
+    for kind, urls in ((LocalPath(), ('s3://bucket/run', 's3:/bucket')), (CachePath(), ('s3:/bucket',))):
+        for url in urls:
+            with pytest.raises(click.BadParameter, match='is a URL'):
+                kind.convert(url, None, None)
+        assert kind.convert('a:b/c', None, None) == Path('a:b/c')
+    assert CachePath().convert('s3://bucket/run', None, None) == 's3://bucket/run'
 
 
 @pytest.mark.parametrize('program', programs())

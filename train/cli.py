@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mtpd.command_line import CONTEXT, output_options
+from mtpd.command_line import CONTEXT, LocalPath, output_options
 from mtpd.system.console import reported
 
 EXAMPLES = """
@@ -29,8 +29,8 @@ def _print_schema(context: click.Context, _: click.Parameter, value: bool) -> No
 
 
 @click.command(epilog=EXAMPLES, context_settings=CONTEXT)
-@click.argument('stages', nargs=-1, required=True, metavar='STAGE.yaml...', type=click.Path(path_type=Path))
-@click.option('--out', type=click.Path(path_type=Path, file_okay=False), metavar='RUN', help='Run folder.')
+@click.argument('stages', nargs=-1, required=True, metavar='STAGE.yaml...', type=LocalPath())
+@click.option('--out', type=LocalPath(file_okay=False), metavar='RUN', help='Run folder.')
 @click.option(
     '--set', 'overrides', multiple=True, metavar='KEY.PATH=VALUE', help='Override a setting in every stage; repeatable.'
 )

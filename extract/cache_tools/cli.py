@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, CachePath, complete_model, examples, output_options, require_pairs
+from mtpd.command_line import CONTEXT, CachePath, LocalPath, complete_model, examples, output_options, require_pairs
 from mtpd.system.console import progress_bar, reported, say
 from mtpd_extract.cli_options import data_options, level_names, teacher_options, view_names
 
@@ -76,15 +76,13 @@ def verify(caches: tuple[Path | str, ...], repair: bool, workers: int, verbose: 
     )
 )
 @click.argument('cache', type=CachePath())
-@click.option('--out', required=True, type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png')
+@click.option('--out', required=True, type=LocalPath(dir_okay=False), metavar='FILE.png')
 @click.option('--image', type=int, metavar='ID', help='Image id.  [default: the first in the cache]')
 @click.option('--view', type=click.Choice(['plain', 'flip']), help='View to draw.  [default: all stored views]')
-@click.option(
-    '--images', type=click.Path(path_type=Path, file_okay=False), help='Image folder; if given, the input is drawn too.'
-)
+@click.option('--images', type=LocalPath(file_okay=False), help='Image folder; if given, the input is drawn too.')
 @click.option(
     '--annotations',
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     help="COCO annotation file with the image names; not needed for COCO's own names.",
 )
 @output_options
@@ -171,7 +169,7 @@ def fidelity(verbose: bool, quiet: bool, images: Path | None, annotations: Path 
     help='L2 penalty on the weights, relative to the variance of a channel.',
 )
 @click.option('--resamples', type=click.IntRange(0), default=100, help='Number of bootstrap resamples of the images.')
-@click.option('--plot', type=click.Path(path_type=Path, dir_okay=False), metavar='FILE.png', help='Plot the costs.')
+@click.option('--plot', type=LocalPath(dir_okay=False), metavar='FILE.png', help='Plot the costs.')
 @click.option('--json', 'as_json', is_flag=True, help='Print a JSON object.')
 @output_options
 def order(
@@ -195,7 +193,7 @@ def order(
     epilog=examples('mtpd-cache merge cache/r101', 'mtpd-cache merge --out cache/r101 from_a/r101 from_b/r101')
 )
 @_caches
-@click.option('--out', type=click.Path(path_type=Path), metavar='CACHE', help='New folder for the merged cache.')
+@click.option('--out', type=LocalPath(), metavar='CACHE', help='New folder for the merged cache.')
 @output_options
 def merge(caches: tuple[Path | str, ...], out: Path | None, verbose: bool, quiet: bool) -> None:
     """Combine the parts of an extraction into a finished cache.
@@ -239,7 +237,7 @@ def merge(caches: tuple[Path | str, ...], out: Path | None, verbose: bool, quiet
 @click.option('--views', callback=view_names, metavar='PLAIN,FLIP', help='Views to copy.  [default: all]')
 @click.option(
     '--images',
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     metavar='FILE.json',
     help='COCO annotation file of the images to copy; the copy is a cache of this data set.  [default: all]',
 )

@@ -9,9 +9,11 @@ from mtpd.cache.checking import CacheState, Damage, no_writers, read_state, repa
 from mtpd.cache.format.manifest import MANIFEST_FILE
 from mtpd.errors import CacheDamagedError, InputError
 from mtpd.system.console import progress_bar, say
+from mtpd.system.files import is_url
 from mtpd.system.text import format_bytes
 
 STRAYS_NAMED = 20
+REPLACE = 'delete the objects there, then extract or copy it again'
 
 
 def run(caches: Sequence[Path | str], *, is_repair: bool, num_threads: int) -> None:
@@ -21,7 +23,7 @@ def run(caches: Sequence[Path | str], *, is_repair: bool, num_threads: int) -> N
     """
     problems = []
     if is_repair and (urls := [one for one in caches if isinstance(one, str)]):
-        raise InputError(f'{urls[0]}: --repair changes folders only; copy the cache here again')
+        raise InputError(f'{urls[0]}: --repair changes folders only; {REPLACE}')
     for root in caches:
         try:
             with no_writers(root) if is_repair and isinstance(root, Path) and root.is_dir() else nullcontext():
@@ -56,7 +58,9 @@ def _run(root: Path | str, *, num_threads: int, is_repair: bool) -> list[str]:
         say(f'{root}: sound; {extent}, {format_bytes(num_bytes)} read at {rate}/s')
         return []
     if not is_repair:
-        return _lines(state, damages, advice='repair with mtpd-cache verify --repair')
+        return _lines(
+            state, damages, advice=REPLACE if is_url(state.name) else 'repair with mtpd-cache verify --repair'
+        )
     say('\n'.join(_lines(state, damages)))
     done = repair(state, damages)
     if done.is_unfinished:

@@ -153,7 +153,8 @@ def verify(state: CacheState, *, num_threads: int, advance: Callable[[int], obje
         if damage is not None:
             damages.append(damage)
     if plan is not None:
-        damages += _damages_of_rois(state, files, plan, known={damage.key for damage in damages})
+        known = {damage.key for damage in damages}
+        damages += _damages_of_rois(state, files, plan, known=known, num_threads=num_threads)
     # If a file of the index is damaged, that is already reported for the file.
     if index_damage and not any(damage.file.startswith('index/') for damage in damages):
         damages.insert(0, index_damage)
@@ -276,22 +277,24 @@ class _File(io.RawIOBase):
 
 
 def _damages_of_rois(
-    state: CacheState, files: CacheFiles, plan: CachePlan, *, known: Collection[ShardKey | None]
+    state: CacheState, files: CacheFiles, plan: CachePlan, *, known: Collection[ShardKey | None], num_threads: int
 ) -> Iterator[Damage]:
     """Shard groups whose files are each as they were written, but hold proposals that no reader takes."""
-    record = state.plan.rois
-    if record is None:
+    if state.plan.rois is None:
         return
-    reader = RoiReader(files, record, plan.by_name)
-    for key in plan.shard_keys():
-        if key not in state.committed or key in known:
-            continue
+    reader = RoiReader(files, state.plan.rois, plan.by_name)
+
+    def damage_of(key: ShardKey) -> Damage | None:
         bucket = plan.by_name[key.bucket]
         try:
             for row in bucket.rows(key.shard):
                 reader.read(bucket, row, bucket.images[row].image_id)
         except CacheDamagedError as error:
-            yield _damage(state.name, f'{arrays.HEADS}/{key.bucket}', key, error)
+            return _damage(state.name, f'{arrays.HEADS}/{key.bucket}', key, error)
+        return None
+
+    keys = [key for key in plan.shard_keys() if key in state.committed and key not in known]
+    yield from filter(None, prefetched(damage_of, keys, num_threads=num_threads, depth=4 * num_threads))
 
 
 def _damages_of_folders(state: CacheState, present: Mapping[str, int]) -> Iterator[Damage]:

@@ -70,8 +70,11 @@ def copy_groups(
             group.append_rois([source.rois(image.image_id) for image in images])
         writer.commit(group)
         advance(len(images))
-    if not writer.is_finished:
-        writer.finish()
+    if not writer.is_finished and (left := writer.finish()):
+        raise UnavailableError(
+            f'{writer.destination.name}: {len(left)} shards were written over by another process; run the same command '
+            'again'
+        )
     return True
 
 

@@ -11,9 +11,10 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from mtpd.cache.format.strict_json import MAX_BYTES, short
-from mtpd.errors import CacheDamagedError, InputError, UnavailableError
+from mtpd.errors import CacheDamagedError, InputError, MtpdError, UnavailableError
 
 Result = TypeVar('Result')
 
@@ -88,24 +89,34 @@ class ObjectStore:
             return False
         return True
 
-    def put(self, file: str, content: bytes) -> str:
-        """Writes an object and returns its tag."""
-        try:
+    def put(self, file: str, content: bytes, *, require: Callable[[], object] | None = None) -> str:
+        """Writes an object and returns its tag; `require` is called before each attempt, and may refuse it."""
+
+        def put() -> str:
+            if require is not None:
+                require()
             # In pieces of 5 MB, few at a time, so that each arrives before its timeout on a slow line.
-            return _tag(self._attempted(file, lambda: self._store.put(file, content, max_concurrency=NUM_PIECES)))
+            return _tag(self._store.put(file, content, max_concurrency=NUM_PIECES))
+
+        try:
+            return self._attempted(file, put)
         except FileNotFoundError:
             raise UnavailableError(f'{self.name}/{file}: cannot be written, its bucket has gone') from None
 
-    def create(self, file: str, content: bytes) -> bytes | None:
-        """Writes an object that is not there yet; returns the content of one that is."""
+    def create(self, file: str, content: bytes) -> tuple[bytes, str]:
+        """Writes an object unless it is there; returns content and tag of what is there then."""
         from obstore import exceptions
 
-        def create() -> bytes | None:
+        def create() -> tuple[bytes, str]:
             try:
-                self._store.put(file, content, mode='create')
+                return content, _tag(self._store.put(file, content, mode='create'))
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
-                return bytes(self._store.get(file).bytes())
-            return None
+                pass
+            try:
+                response = self._store.get(file)
+                return bytes(response.bytes()), _tag(response.meta)
+            except (exceptions.NotFoundError, FileNotFoundError):
+                raise ConnectionError('it was deleted at this moment') from None
 
         return self._attempted(file, create)
 
@@ -130,6 +141,8 @@ class ObjectStore:
                 time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
             try:
                 return request()
+            except MtpdError:
+                raise
             except (exceptions.NotFoundError, FileNotFoundError):
                 raise FileNotFoundError(file) from None
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
@@ -141,8 +154,8 @@ class ObjectStore:
                 if 'NoSuchBucket' in str(error):
                     break
         raise UnavailableError(
-            f'{self.name}/{file}: {attempt + 1} requests failed ({_reason(problem)}); check the URL and the network, '
-            'then run the same command again'
+            f'{self.name}/{file}: {attempt + 1} requests failed ({_reason(problem)}); check URL, credentials and '
+            'network, then run the same command again'
         ) from problem
 
 
@@ -158,9 +171,13 @@ def _tag(answer: Any) -> str:
 
 
 def _store(url: str) -> Any:
-    scheme = url.partition('://')[0]
-    if scheme not in SCHEMES:
-        raise InputError(f'{short(url)}: has the scheme {short(scheme)}, expected one of {", ".join(SCHEMES)}')
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise InputError(f'{short(url)}: has the scheme {short(parts.scheme)}, expected one of {", ".join(SCHEMES)}')
+    if not parts.netloc or parts.query or parts.fragment or {'', '.', '..'} & set(parts.path.split('/')[1:]):
+        raise InputError(
+            f'{short(url)}: expected the scheme, a bucket or host, and folders, such as s3://bucket/caches/r101'
+        )
     try:
         from obstore import store
     except ImportError:
@@ -169,7 +186,7 @@ def _store(url: str) -> Any:
         ) from None
     from_url: Any = store.from_url
     options: dict[str, Any] = {'timeout': TIMEOUT, 'connect_timeout': timedelta(seconds=10)}
-    if scheme == 'http' or os.environ.get('AWS_ALLOW_HTTP', '').lower() == 'true':
+    if parts.scheme == 'http' or os.environ.get('AWS_ALLOW_HTTP', '').lower() == 'true':
         options['allow_http'] = True
     try:
         # Requests are repeated here, where the body of an answer counts too.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ TEMPORARY = '.tmp-'
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a URL and not a path."""
-    return '://' in os.fspath(path)
+    """Whether it is a URL and not a path, also one that has become a path and so lost a slash."""
+    return '://' in os.fspath(path) or re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', os.fspath(path)) is not None
 
 
 def fsync_directory(folder: Path) -> None:

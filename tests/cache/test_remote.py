@@ -154,7 +154,9 @@ def test_bytes_that_are_wrong_are_never_returned(is_mirrored: bool, web: WebServ
 def test_a_server_that_stays_away(web: WebServer) -> None:
     cache = mtpd.cache.open(f'{web.url}/int8')
     web.faults, web.rate = ('busy',), 1.0
-    with pytest.raises(UnavailableError, match=r'/int8/.* \d requests failed .*; check the URL and the network') as one:
+    with pytest.raises(
+        UnavailableError, match=r'/int8/.* \d requests failed .*; check URL, credentials and network'
+    ) as one:
         cache.read(cache.image_ids[0])
     assert '\n' not in str(one.value)
 

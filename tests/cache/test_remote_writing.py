@@ -14,10 +14,15 @@ from mtpd.cache import object_store
 from mtpd.cache.checking import read_state, verify
 from mtpd.cache.copying import Selection, copy_groups, copy_writer
 from mtpd.cache.format.arrays import RoisRecord
+from mtpd.cache.format.codecs import encode
+from mtpd.cache.format.plan import ShardKey
+from mtpd.cache.format.tensor_files import BASIS_FILE, load_basis, plan_of_basis, save_basis
 from mtpd.cache.object_store import ObjectStore
 from mtpd.cache.writing import lease
-from mtpd.cache.writing.parts import Part
-from mtpd.cache.writing.remote_destination import RemoteDestination, destination_of
+from mtpd.cache.writing.journal import entry_line, parse_line
+from mtpd.cache.writing.parts import WHOLE, Part
+from mtpd.cache.writing.remote_destination import RemoteDestination, RemoteEntry, destination_of
+from mtpd.cache.writing.writer import CacheWriter, ShardGroup
 from mtpd.errors import CacheIncompleteError, CacheMismatchError, MtpdError, UnavailableError
 from stress.damages import contents
 from stress.web_server import WebServer
@@ -198,19 +203,230 @@ def mute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, 'SILENCE_SECONDS', 0.2)
 
 
+def filled(recipe: Any, writer: CacheWriter, key: ShardKey) -> ShardGroup:
+    group = writer.start_group(key)
+    for view in recipe.views:
+        for image in writer.plan.images(key):
+            maps = recipe.maps(image, view)
+            group.append(view, {name: encode(one[None], recipe.codec) for name, one in maps.items()})
+    return group
+
+
+class Stopped:
+    """A writer in a thread that is stopped before it writes an object, as by SIGSTOP, and goes on later."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, recipe: Any, url: str, file: str, *, part: Part = WHOLE
+    ) -> None:
+        self._reached, self._goes_on, self.errors = threading.Event(), threading.Event(), list[Exception]()
+        attempted, slow = ObjectStore._attempted, self
+
+        def request(self: ObjectStore, name: str, call: Callable[[], Any]) -> Any:
+            is_put = call.__name__ in ('put', 'create')
+            if self is slow.store and is_put and file in name and not slow._goes_on.is_set():
+                slow._reached.set()
+                slow._goes_on.wait()
+            return attempted(self, name, call)
+
+        monkeypatch.setattr(ObjectStore, '_attempted', request)
+        writer = recipe.writer(url, part=part)
+        self.store = writer.destination._store
+
+        def run() -> None:
+            try:
+                with writer:
+                    for key in writer.pending():
+                        writer.commit(filled(recipe, writer, key))
+                    writer.finish()
+            except Exception as error:
+                self.errors.append(error)
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+        self._reached.wait()
+
+    def go_on(self) -> None:
+        self._goes_on.set()
+        self._thread.join()
+
+
+def damages(url: str) -> list[tuple[str, str]]:
+    return [(one.kind, one.file) for one in verify(read_state(url), num_threads=2, advance=lambda _: None)]
+
+
+def leftovers(url: str) -> list[str]:
+    return [file for file in ObjectStore(url).objects() if file.startswith(('.', 'journal', 'plan'))]
+
+
 @pytest.mark.usefixtures('mute')
-def test_a_writer_that_was_taken_for_dead_commits_no_more(recipe: Any, url: str, tmp_path: Path) -> None:
-    slow = recipe.writer(url)
-    with slow:
-        filled = slow.start_group(slow.pending()[0])
-        with recipe.writer(url) as writer:
-            filled._rows = {path: [] for path in filled._rows}
-            with pytest.raises(UnavailableError, match='another process has taken over'):
-                slow.commit(filled)
-            assert writer.pending()
+@pytest.mark.parametrize('file', ['/plain/p3/c/', 'index/row', 'journal', '.lock'])
+def test_a_writer_that_was_taken_for_dead_writes_no_more(
+    file: str, make_recipe: Callable[..., Any], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped among the files of a group, before its entry, or before it has the right; the other one publishes."""
+    slow, other = make_recipe(bias=1.0), make_recipe(bias=1.5)
+    stopped = Stopped(monkeypatch, slow, url, file)
+    other.write(url)
+    before = objects(url)
+    stopped.go_on()
+    assert stopped.errors or file in ('index/row', '.lock')  # it finds a complete cache
+    assert all(isinstance(error, MtpdError) for error in stopped.errors)
+    assert objects(url) == before
+    assert damages(url) == []
+    assert leftovers(url) == []
+
+
+@pytest.mark.usefixtures('mute')
+def test_a_late_entry_of_a_part_that_was_taken_over(
+    make_recipe: Callable[..., Any], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that took over must not write over what the other part has published meanwhile."""
+    slow, other = make_recipe(bias=1.0), make_recipe(bias=1.5)
+    slow.write(url, num_groups=len(Part(1, 2).share(slow.plan().shard_keys())) - 1, part=Part(1, 2))
+    require = RemoteDestination._require_right
+    with monkeypatch.context() as patch:
+        # As if it had been stopped after it looked whether it has the right.
+        patch.setattr(RemoteDestination, '_require_right', lambda self: None)
+        stopped = Stopped(patch, slow, url, 'journal', part=Part(1, 2))
+        patch.setattr(RemoteDestination, '_require_right', require)
+        with other.writer(url, part=Part(1, 2)) as writer:
+            group = filled(other, writer, writer.pending()[0])
+            stopped.go_on()
+            slow.write(url, part=Part(2, 2))
+            assert writer.is_finished
+            with pytest.raises(CacheMismatchError, match='another process has finished this cache'):
+                writer.commit(group)
+    assert damages(url) == []
+    assert leftovers(url) == []
+
+
+@pytest.mark.usefixtures('mute')
+def test_a_number_that_is_used_again(recipe: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped just after its lock was made; one takes over and ends, and the next one gets the number."""
+    others, late = lease.Lease._others, recipe.writer(url)
+    third = recipe.writer(url)
+    calls = 0
+
+    def stopped_once(self: lease.Lease) -> Any:
+        nonlocal calls
+        found = others(self)
+        if self is late.destination._lease:
+            calls += 1
+            if calls == 2:
+                with recipe.writer(url):
+                    pass
+                third.__enter__()
+        return found
+
+    monkeypatch.setattr(lease.Lease, '_others', stopped_once)
+    with pytest.raises(UnavailableError, match='another process has taken over'):
+        late.__enter__()
+    third.destination._lease.require()
+    third.__exit__()
+    assert not ObjectStore(url).objects('.lock')
+
+
+def test_a_lock_that_somebody_deletes(recipe: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = lease.Lease._others
+
+    def deleting(self: lease.Lease) -> Any:
+        found = others(self)
+        self._store.delete([self._path])
+        return found
+
+    monkeypatch.setattr(lease.Lease, '_others', deleting)
+    with pytest.raises(UnavailableError, match='another process has taken over'):
+        recipe.write(url)
+
+
+def test_an_object_that_goes_while_it_is_asked_for(url: str) -> None:
+    store = ObjectStore(url)
+    store.put('x', b'old')
+
+    class Deleting:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def get(self, file: str) -> Any:
+            self._inner.delete(file)
+            return self._inner.get(file)
+
+    store._store = Deleting(store._store)
+    assert store.create('x', b'new')[0] == b'new'
+
+
+def test_what_it_was_made_on_may_change(
+    make_recipe: Callable[..., Any], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts and resumed runs on other machines: as in a folder, what the first one wrote stands."""
+    recipe, machine = make_recipe(), 'one'
+    described = type(recipe).description
+    monkeypatch.setattr(
+        type(recipe),
+        'description',
+        lambda self: described(self).model_copy(update={'provenance': {'device': machine}}),
+    )
+    for out in (url, tmp_path / 'cache'):
+        machine = 'one'
+        recipe.write(out, part=Part(1, 2))
+        machine = 'two'
+        recipe.write(out, part=Part(2, 2))
+    assert objects(url) == contents(tmp_path / 'cache')
+
+
+def test_a_part_that_starts_while_the_last_one_publishes(
+    recipe: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe.write(url, part=Part(1, 2))
+    create, is_done = ObjectStore.create, False
+
+    def late(self: ObjectStore, file: str, content: bytes) -> Any:
+        nonlocal is_done
+        if file == 'plan.json' and not is_done:
+            is_done = True
+            recipe.write(url, part=Part(2, 2))
+        return create(self, file, content)
+
+    monkeypatch.setattr(ObjectStore, 'create', late)
+    with recipe.writer(url, part=Part(1, 2)) as writer:
+        assert writer.is_finished
+    assert leftovers(url) == []
+
+
+@pytest.mark.parametrize('file', ['index/image_id/c/0', 'teacher.safetensors'])
+def test_damaged_heads_are_repaired(file: str, recipe: Any, url: str, tmp_path: Path) -> None:
+    recipe.write(url, num_groups=1)
+    store = ObjectStore(url)
+    content = store.read(file)
+    store.put(file, bytes([content[0] ^ 1]) + content[1:])
     recipe.write(url)
     recipe.write(tmp_path / 'cache')
     assert objects(url) == contents(tmp_path / 'cache')
+
+
+@pytest.mark.parametrize('what', ['basis', 'plan'])
+def test_entries_of_another_basis_or_plan_do_not_count(
+    what: str, make_recipe: Callable[..., Any], url: str, tmp_path: Path
+) -> None:
+    """As after objects were copied from another place."""
+    recipe = make_recipe(codec='lean')
+    recipe.write(url, num_groups=2)
+    store = ObjectStore(url)
+    if what == 'basis':
+        levels = [level.to_level() for level in recipe.description().levels]
+        bases = load_basis(store.read(BASIS_FILE), levels, name='basis')
+        plan = plan_of_basis(store.read(BASIS_FILE))
+        store.put(BASIS_FILE, save_basis({name: one.flip(1) for name, one in bases.items()}, plan=plan or ''))
+    else:
+        for path in store.objects('journal'):
+            entry = parse_line(store.read(path), RemoteEntry)
+            assert entry is not None
+            store.put(path, entry_line(entry.model_copy(update={'plan': '0' * 64})))
+    with recipe.writer(url) as writer:
+        assert writer.pending() == writer.share()
 
 
 def test_a_file_that_was_written_over_is_not_published(recipe: Any, url: str, tmp_path: Path) -> None:
@@ -261,24 +477,21 @@ def test_copies_between_any_two_places(some_recipe: Any, url: str, tmp_path: Pat
 
 
 def test_it_is_verified_by_url(some_recipe: Any, url: str) -> None:
-    def damages() -> list[tuple[str, str]]:
-        return [(one.kind, one.file) for one in verify(read_state(url), num_threads=2, advance=lambda _: None)]
-
     some_recipe.write(url, num_groups=3)
     state = read_state(url)
     assert not state.is_finished
     assert len(state.committed) == 3
-    assert damages() == []
+    assert damages(url) == []
     some_recipe.write(url)
     assert read_state(url).is_finished
-    assert damages() == []
+    assert damages(url) == []
     store = ObjectStore(url)
     cut, changed = [file for file in store.objects() if '/plain/p3/c/' in file][:2]
     store.put(cut, store.read(cut)[:-1])
     store.put(changed, bytes([store.read(changed)[0] ^ 1]) + store.read(changed)[1:])
     store.put('index/more', b'')
     store.delete(['index/zarr.json'])
-    assert sorted(damages()) == sorted(
+    assert sorted(damages(url)) == sorted(
         [('shard', cut), ('shard', changed), ('stray', 'index/more'), ('metadata', 'index/zarr.json')]
     )
     with pytest.raises(CacheIncompleteError):

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mtpd.command_line import CONTEXT, complete_model, output_options, parse_scale, require_pairs
+from mtpd.command_line import CONTEXT, LocalPath, complete_model, output_options, parse_scale, require_pairs
 from mtpd.system.console import reported
 
 EXAMPLES = """
@@ -19,8 +19,8 @@ Examples:
   eval "$(_MTPD_EVAL_COMPLETE=bash_source mtpd-eval)"   # completion; also zsh_source, fish_source
 """
 
-_folder = click.Path(path_type=Path, file_okay=False)
-_file = click.Path(path_type=Path, dir_okay=False)
+_folder = LocalPath(file_okay=False)
+_file = LocalPath(dir_okay=False)
 
 
 @click.command(epilog=EXAMPLES, context_settings=CONTEXT)

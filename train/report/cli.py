@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from mtpd.command_line import CONTEXT, output_options
+from mtpd.command_line import CONTEXT, LocalPath, output_options
 from mtpd.system.console import reported
 
 PAGE = 'page'
@@ -42,8 +42,8 @@ Examples:
   mtpd-report tensorboard runs/progressive && tensorboard --logdir runs/progressive/tensorboard
 """
 
-_folder = click.Path(path_type=Path, file_okay=False)
-_html = click.Path(path_type=Path, dir_okay=False)
+_folder = LocalPath(file_okay=False)
+_html = LocalPath(dir_okay=False)
 _run = click.argument('run', type=_folder, metavar='RUN')
 
 

@@ -26,8 +26,16 @@ from pydantic import (
 from mtpd.losses import MapLoss
 from mtpd.losses.options import Options, Share
 from mtpd.losses.tar_head import TarHeadOptions
+from mtpd.system.files import is_url
 
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+def _local(path: Path) -> Path:
+    if is_url(path):
+        raise ValueError(f'{path} is a URL; give a path on this machine')
+    return path.expanduser()
+
+
+UserPath = Annotated[Path, AfterValidator(_local)]
 
 
 def _check_names(caches: tuple[Any, ...]) -> tuple[Any, ...]:

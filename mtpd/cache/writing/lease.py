@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mtpd.cache.format.strict_json import short
@@ -44,14 +44,15 @@ class Lease:
         self._path = f'{LOCKS}/{self._part.label}.{max(map(self._number, dead), default=0) + 1}'
         # The random end tells it from that of another process, where the answer to the first request was lost.
         content = f'process {os.getpid()} on {socket.gethostname()} {secrets.token_hex(8)}'.encode()
-        if self._store.create(self._path, content) not in (None, content):
+        present, self._tag = self._store.create(self._path, content)
+        if present != content:
             raise self._busy(self._path)
         thread = threading.Thread(target=self._beat, name='lease', daemon=True)
         try:
             # A part of another count may have come at the same moment.
             for path in self._others().keys() - dead.keys():
                 raise self._busy(path)
-            self._tag = self._store.objects(LOCKS)[self._path].tag
+            self.require()
             self._store.delete(dead)
             thread.start()
             yield
@@ -60,8 +61,8 @@ class Lease:
             if thread.ident is not None:
                 thread.join()
             with suppress(MtpdError):  # what remains is found silent
-                if not self._tag or self._is_held():
-                    self._store.delete([self._path, f'{self._path}.beat'])
+                # Another process may have the number now; to it a beat that is missing is nothing.
+                self._store.delete([f'{self._path}.beat', *([self._path] if self._is_own() else [])])
 
     def require(self) -> None:
         """UnavailableError where another process has taken over."""
@@ -73,8 +74,12 @@ class Lease:
 
     def _is_held(self) -> bool:
         stored = self._store.objects(LOCKS)
-        own = stored.get(self._path)
-        return own is not None and own.tag == self._tag and not any(map(self._is_later, stored))
+        return self._is_own(stored) and not any(map(self._is_later, stored))
+
+    def _is_own(self, stored: Mapping[str, StoredObject] | None = None) -> bool:
+        """Whether the lock is there, and not one of the same number that another process has made since."""
+        own = (self._store.objects(LOCKS) if stored is None else stored).get(self._path)
+        return own is not None and own.tag == self._tag
 
     def _is_later(self, path: str) -> bool:
         match = _NAME.fullmatch(path)
@@ -132,4 +137,6 @@ class Lease:
             number += 1
             # If it fails for long, another process may take over, which `require` finds.
             with suppress(MtpdError):
+                if not self._is_held():
+                    return
                 self._store.put(f'{self._path}.beat', f'{self._tag} {number}'.encode())

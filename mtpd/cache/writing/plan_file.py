@@ -116,7 +116,7 @@ def parse_plan(content: Any, *, name: str) -> PlanRecord:
         return PlanRecord.model_validate(content)
     except ValidationError as error:
         raise CacheDamagedError(
-            f'{name}/{PLAN_FILE}: {first_problem(error)}; extract again with --overwrite'
+            f'{name}/{PLAN_FILE}: {first_problem(error)}; delete the cache, then extract it again'
         ) from error
 
 

@@ -1,14 +1,14 @@
 """A cache that is written into an object store: with a lease in place of locks, and an object for each shard group.
 
 `journal/BUCKET.SHARD.json` makes a group count as written. It holds the tag that the store gave each file of the group,
-and the manifest is written only if all objects still have theirs: a writer that was taken for dead may have written
-over a file at the last moment.
+and the manifest is written only if all objects still have theirs: a writer that was stopped while it sent a file, was
+taken for dead and goes on, may write over what another has made since. Before each file a writer looks whether it still
+has the right, so this is one file at most for each of its requests.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from mtpd.cache.format.manifest import MANIFEST_FILE, FileRecord, Manifest, manifest_content, parse_manifest
 from mtpd.cache.format.plan import ShardKey
@@ -69,9 +69,11 @@ class RemoteDestination:
             raise CacheMismatchError(
                 f'{self.name}: is not empty ({min(others)}) and does not hold an extraction; choose another URL'
             )
-        present = self._store.create(PLAN_FILE, plan_content(plan))
-        if present is not None:
-            require_same(parse_json(present, name=f'{self.name}/{PLAN_FILE}'), plan, name=self.name, advice=DELETE)
+        present, _ = self._store.create(PLAN_FILE, plan_content(plan))
+        require_same(parse_json(present, name=f'{self.name}/{PLAN_FILE}'), plan, name=self.name, advice=DELETE)
+        if self.is_published():  # since it was looked at: the plan had gone
+            self._tidy()
+            return set()
         return set(self._committed(plan))
 
     def holds_cache(self) -> bool:
@@ -90,12 +92,15 @@ class RemoteDestination:
 
     def write_head(self, plan: PlanRecord, contents: Mapping[str, bytes]) -> None:
         stored = self._store.objects()
-        missing = [
-            (file, content)
-            for file, content in {**metadata_files(plan.specs()), **contents}.items()
-            if file not in stored or stored[file].num_bytes != len(content)
-        ]
-        for _ in self._puts(missing):
+
+        def is_there(file: str, content: bytes) -> bool:
+            if file not in stored or stored[file].num_bytes != len(content):
+                return False
+            # What no reader of mtpd takes is not worth thousands of requests.
+            return file not in contents or self._store.read_range(file, offset=0, length=len(content)) == content
+
+        head = {**metadata_files(plan.specs()), **contents}
+        for _ in self._puts((file, content) for file, content in head.items() if not is_there(file, content)):
             pass
 
     def is_published(self) -> bool:
@@ -119,36 +124,51 @@ class RemoteDestination:
     def commit(
         self, key: ShardKey, contents: Iterable[tuple[str, bytes]], *, plan: PlanRecord, shared: GroupFiles
     ) -> int:
-        self._lease.require()
         records, tags = dict(shared), {}
-        for file, record, tag in self._puts(contents):
+        for file, record, tag in self._puts(contents, require=self._require_right):
             records[file], tags[file] = record, tag
-        # Those that took its part over write the same files: what they find counted must be what is there.
-        self._lease.require()
         entry = RemoteEntry(plan=plan.sha256, **key._asdict(), files=records, tags=tags)
-        self._store.put(f'{JOURNAL}/{key.bucket}.{key.shard}.json', entry_line(entry))
+        self._store.put(_entry_file(key), entry_line(entry), require=self._require_right)
         return sum(records[file].num_bytes for file in tags)
 
     def publish(self, plan: PlanRecord) -> list[ShardKey]:
         if not self.is_published():
-            groups = self._committed(plan)
-            missing = [key for key in plan.group_files() if key not in groups]
-            # The others may have published and tidied up while the journal was read.
+            # Many parts may finish together: only those that find all entries read them.
+            listed, wanted = self._store.objects(JOURNAL), plan.group_files()
+            missing = [key for key in wanted if _entry_file(key) not in listed]
+            groups = {} if missing else self._committed(plan)
+            missing = missing or [key for key in wanted if key not in groups]
+            # The others may have published and tidied up meanwhile.
             if missing and not self.is_published():
                 return missing
             if not missing:
-                content = manifest_content(manifest_of(plan, groups))
-                if self._store.create(MANIFEST_FILE, content) not in (None, content):
-                    raise CacheMismatchError(f'{self.name}: holds another cache; choose another URL')
+                self._create_manifest(groups)
         self._tidy()
         return []
 
-    def _puts(self, contents: Iterable[tuple[str, bytes]]) -> Iterator[Any]:
+    def _create_manifest(self, groups: Mapping[ShardKey, GroupFiles]) -> None:
+        try:
+            # The one that is there: parts may differ in what they were made on.
+            content = manifest_content(manifest_of(self.read_plan(), groups))
+        except FileNotFoundError:  # another part has published
+            return
+        if self._store.create(MANIFEST_FILE, content)[0] != content:
+            raise CacheMismatchError(f'{self.name}: holds another cache; choose another URL')
+
+    def _require_right(self) -> None:
+        """Refuses to write where another process has taken over or finished the cache."""
+        self._lease.require()
+        if self.is_published():
+            raise CacheMismatchError(f'{self.name}: another process has finished this cache; nothing to do')
+
+    def _puts(
+        self, contents: Iterable[tuple[str, bytes]], *, require: Callable[[], None] | None = None
+    ) -> Iterator[tuple[str, FileRecord, str]]:
         """Writes files, several at a time; yields the path, record and tag of each."""
 
-        def put(item: tuple[str, bytes]) -> Any:
+        def put(item: tuple[str, bytes]) -> tuple[str, FileRecord, str]:
             file, content = item
-            return file, file_record(content), self._store.put(file, content)
+            return file, file_record(content), self._store.put(file, content, require=require)
 
         return prefetched(put, contents, num_threads=NUM_REQUESTS, depth=NUM_REQUESTS)
 
@@ -182,6 +202,10 @@ class RemoteDestination:
     def _tidy(self) -> None:
         """Deletes what the manifest has replaced."""
         self._store.delete([*self._store.objects(JOURNAL), PLAN_FILE])
+
+
+def _entry_file(key: ShardKey) -> str:
+    return f'{JOURNAL}/{key.bucket}.{key.shard}.json'
 
 
 def destination_of(out: str | Path, *, part: Part = WHOLE) -> Destination:

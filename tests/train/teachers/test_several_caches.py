@@ -145,6 +145,8 @@ def test_wrong_settings(problems: Callable[..., str]) -> None:
     for places in ('[a/r101, b/r101]', '[a/r101, s3://bucket/r101]'):
         assert 'two folders have one name' in problems(text.format(places, '{}'))
     assert 'cache' in problems(text.format('[a/r101]', '{}'))
+    for key in ('init: {checkpoint: "s3://b/w.pth"}', 'data: {mirror: "s3:/b"}'):
+        assert 'is a URL' in problems(text.format('a', '{}') + key + '\n')
     assert 'distill.0.decay.rise needs a `kind`' in problems(text.format('a', '{rise: true}'))
 
 
