@@ -1,9 +1,8 @@
 """How `OptimSettings` are carried out: optimizer, schedule, loss scaler, moving average (EMA), and the step."""
 
-import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,12 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mtpd.detectors.trainable import BACKBONE
 from mtpd.errors import InputError
 from mtpd_train.settings.stage_settings import OptimSettings
+
+DISTILLER = 'distiller'  # in place of the names of its modules
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Optimization:
@@ -35,7 +38,7 @@ class Optimization:
     ) -> None:
         """Before the first step; `model` has its first weights, and both networks are on `device`."""
         self._model, self._optim = model, optim
-        self.optimizer = build_optimizer(itertools.chain(model.parameters(), distiller.parameters()), optim)
+        self.optimizer = build_optimizer(model, distiller, optim)
         self.schedule = build_schedule(self.optimizer, optim, steps_per_epoch=steps_per_epoch)
         self.scaler = GradScaler(device.type, enabled=optim.precision == 'fp16')
         self.average = None if optim.ema is None else AveragedModel(model, use_buffers=True)
@@ -64,12 +67,31 @@ class Optimization:
         return lr, grad_norm
 
 
-def build_optimizer(parameters: Iterable[Parameter], optim: OptimSettings) -> Optimizer:
-    """SGD or AdamW over the parameters that require a gradient, with one weight decay as in mmdet's 1x recipes."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+def parameter_groups(model: nn.Module, distiller: nn.Module, optim: OptimSettings) -> list[dict[str, Any]]:
+    """The parameters that require a gradient, by learning rate and weight decay; the first group has those of `optim`.
+
+    Where all have these there is one group. The layers of `distiller` always have them.
+    """
+    groups: dict[tuple[float, float], list[Parameter]] = {(optim.lr, optim.weight_decay): []}
+    known: set[Parameter] = set()  # modules may share them
+    for module_name, module in (*model.named_modules(), *((DISTILLER, one) for one in distiller.modules())):
+        of_backbone, is_norm = module_name.split('.')[0] == BACKBONE, isinstance(module, NORMS)
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in known:
+                continue
+            known.add(parameter)
+            lr = optim.lr * (optim.backbone_lr if of_backbone else 1)
+            decays = module_name == DISTILLER or (optim.norm_decay if is_norm else optim.bias_decay or name != 'bias')
+            groups.setdefault((lr, optim.weight_decay if decays else 0.0), []).append(parameter)
+    return [{'params': one, 'lr': lr, 'weight_decay': decay} for (lr, decay), one in groups.items() if one]
+
+
+def build_optimizer(model: nn.Module, distiller: nn.Module, optim: OptimSettings) -> Optimizer:
+    """SGD or AdamW over the parameters of both that require a gradient."""
+    groups = parameter_groups(model, distiller, optim)
     if optim.type == 'adamw':
-        return AdamW(trained, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay)
-    return SGD(trained, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        return AdamW(groups, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay)
+    return SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoch: int) -> LRScheduler:
@@ -85,7 +107,7 @@ def build_schedule(optimizer: Optimizer, optim: OptimSettings, *, steps_per_epoc
         rise = 0.0 if not optim.warmup_iters else (optim.warmup_iters + 1) / num_steps
         return OneCycleLR(
             optimizer,
-            max_lr=optim.lr,
+            max_lr=[float(group['lr']) for group in optimizer.param_groups],
             total_steps=num_steps,
             pct_start=0.3 if optim.warmup_iters is None else rise,
             div_factor=25 if optim.warmup_ratio is None else 1 / optim.warmup_ratio,

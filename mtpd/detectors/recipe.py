@@ -101,10 +101,7 @@ def _optimizer(config: Any) -> Iterator[Ingredient]:
         yield Ingredient(f'clip_grad {clip["max_norm"]}', 'optim.grad_clip', (clip['max_norm'],))
     elif clip:
         yield Ingredient('clip_grad', 'optim.grad_clip')
-    multipliers = (wrapper.get('paramwise_cfg') or {}).items()
-    groups = [key for key, value in multipliers if key != 'bypass_duplicate' and value not in (None, 1, {})]
-    if groups:
-        yield Ingredient(f'paramwise_cfg with {", ".join(groups)}')
+    yield from _parameter_groups(wrapper.get('paramwise_cfg') or {})
     yield from _unless_plain(wrapper.get('constructor'), {'DefaultOptimWrapperConstructor'})
     if wrapper.get('accumulative_counts', 1) != 1:
         counts = wrapper['accumulative_counts']
@@ -113,6 +110,20 @@ def _optimizer(config: Any) -> Iterator[Ingredient]:
         yield Ingredient('AmpOptimWrapper', 'optim.precision', ('fp16', 'bf16'))
     yield from _unless_plain(wrapper, {'OptimWrapper', 'AmpOptimWrapper'})
     yield from (Ingredient(f'optim_wrapper {key}') for key in wrapper if key not in _WRAPPER_KEYS)
+
+
+def _parameter_groups(config: Any) -> Iterator[Ingredient]:
+    others = []
+    for key, value in config.items():
+        if key in ('norm_decay_mult', 'bias_decay_mult') and value == 0:
+            yield Ingredient(f'{key} 0', f'optim.{key.removesuffix("_mult")}', (False,))
+        elif key == 'custom_keys' and value.keys() == {'backbone'} and value['backbone'].keys() == {'lr_mult'}:
+            factor = value['backbone']['lr_mult']
+            yield Ingredient(f'lr_mult {factor} of the backbone', 'optim.backbone_lr', (factor,))
+        elif key != 'bypass_duplicate' and value not in (None, 1, {}):
+            others.append(key)
+    if others:
+        yield Ingredient(f'paramwise_cfg with {", ".join(others)}')
 
 
 def _unless_plain(node: Any, plain: set[str]) -> Iterator[Ingredient]:

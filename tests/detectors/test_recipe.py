@@ -40,7 +40,8 @@ def missing(recipe: Any, **settings: Any) -> list[str]:
             'yolox_tiny_8xb8-300e_coco',
             {'Mosaic', 'RandomAffine', 'YOLOXModeSwitchHook', 'BatchSyncRandomResize', 'EMAHook (optim.ema)',
              'SGD nesterov', '300 epochs (optim.epochs)', 'batch size 64 (data.batch_size)',
-             'QuadraticWarmupLR (optim.schedule)', 'paramwise_cfg with norm_decay_mult, bias_decay_mult'},
+             'QuadraticWarmupLR (optim.schedule)', 'norm_decay_mult 0 (optim.norm_decay)',
+             'bias_decay_mult 0 (optim.bias_decay)'},
         ),
         (
             'rtmdet_tiny_8xb32-300e_coco',

@@ -100,7 +100,7 @@ def one_step(stage: Stage) -> dict[str, float]:
     modules = (model, stage.distiller)
     parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
     optim = stage.settings.optim
-    optimizer = build_optimizer(parameters, optim)
+    optimizer = build_optimizer(model, stage.distiller, optim)
     before = {name: value.clone() for name, value in model.named_parameters()}
     samples, ahead = next(loaded(stage, stage.epoch_batches(0)))
     losses = step_losses(stage, samples, ahead)

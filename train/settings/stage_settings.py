@@ -175,6 +175,12 @@ class OptimSettings(Options):
     """Momentum of SGD, or beta1 of AdamW."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay."""
+    backbone_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of the backbone as a fraction of `lr`; recipes of DETR and its followers have 0.1."""
+    norm_decay: bool = True
+    """Apply the weight decay to normalisation layers; false in recipes of YOLOX, RTMDet and transformers."""
+    bias_decay: bool = True
+    """Apply the weight decay to the biases of other layers; false in recipes of YOLOX and RTMDet."""
     epochs: PositiveInt
     """Passes over the training images."""
     schedule: Literal['multistep', 'cosine', 'linear', 'onecycle'] = 'multistep'

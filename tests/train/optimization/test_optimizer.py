@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -26,7 +27,7 @@ def schedule_of(
 def sgd() -> Optimizer:
     parameter = Parameter(torch.ones(3))
     parameter.grad = torch.ones(3)
-    return build_optimizer([parameter], OptimSettings(lr=LR, epochs=1))
+    return build_optimizer(nn.ParameterList([parameter]), nn.Module(), OptimSettings(lr=LR, epochs=1))
 
 
 def step(optimizer: Optimizer, schedule: LRScheduler) -> float:
@@ -141,9 +142,8 @@ def test_a_warmup_longer_than_the_training(warmup_iters: int) -> None:
 
 def test_frozen_parameters_are_left_out() -> None:
     frozen, trained = Parameter(torch.ones(2), requires_grad=False), Parameter(torch.ones(2))
-    optimizer = build_optimizer(
-        [frozen, trained], OptimSettings(type='adamw', lr=1e-3, momentum=0.8, weight_decay=0.05, epochs=1)
-    )
+    optim = OptimSettings(type='adamw', lr=1e-3, momentum=0.8, weight_decay=0.05, epochs=1)
+    optimizer = build_optimizer(nn.ParameterList([frozen, trained]), nn.Module(), optim)
     assert isinstance(optimizer, AdamW)
     (group,) = optimizer.param_groups
     assert [id(parameter) for parameter in group['params']] == [id(trained)]
@@ -152,7 +152,9 @@ def test_frozen_parameters_are_left_out() -> None:
 
 def test_sgd_against_its_update_rule() -> None:
     parameter = Parameter(torch.tensor([2.0]))
-    optimizer = build_optimizer([parameter], OptimSettings(lr=0.1, momentum=0.5, weight_decay=0.01, epochs=1))
+    optimizer = build_optimizer(
+        nn.ParameterList([parameter]), nn.Module(), OptimSettings(lr=0.1, momentum=0.5, weight_decay=0.01, epochs=1)
+    )
     assert isinstance(optimizer, SGD)
     value, velocity = 2.0, 0.0
     for gradient in (1.0, -3.0, 0.5):
@@ -161,3 +163,72 @@ def test_sgd_against_its_update_rule() -> None:
         velocity = 0.5 * velocity + gradient + 0.01 * value
         value -= 0.1 * velocity
     assert parameter.item() == pytest.approx(value, rel=1e-6)
+
+
+class Network(nn.Module):
+    """What parameter groups tell apart: a backbone, norms, biases, a parameter that two modules share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.neck = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.LayerNorm(4))
+        self.bbox_head = nn.Conv2d(4, 4, 1)
+        self.backbone_like = nn.Conv2d(4, 4, 1, bias=False)
+        self.bbox_head.weight = self.neck[0].weight
+
+
+def groups_of(**settings: Any) -> dict[str, tuple[float, float]]:
+    """Name of each parameter -> its learning rate and weight decay, by factors of the optimizer's."""
+    model, distiller = Network(), nn.Conv2d(4, 4, 1)
+    model.backbone[0].weight.requires_grad_(False)
+    optim = OptimSettings(type='adamw', lr=LR, weight_decay=0.05, epochs=1, **settings)
+    optimizer = build_optimizer(model, distiller, optim)
+    names = {id(one): name for name, one in model.named_parameters()}
+    names |= {id(one): f'distiller.{name}' for name, one in distiller.named_parameters()}
+    found = [
+        (names[id(one)], (round(group['lr'] / LR, 6), group['weight_decay'] / 0.05))
+        for group in optimizer.param_groups
+        for one in group['params']
+    ]
+    assert len(dict(found)) == len(found) == 13
+    assert optimizer.param_groups[0]['lr'] == LR  # that which is logged
+    return dict(found)
+
+
+def test_one_group_by_default() -> None:
+    """In the order of the modules: a run of an earlier version is resumed with it."""
+    model, distiller = Network(), nn.Conv2d(4, 4, 1)
+    (group,) = build_optimizer(model, distiller, OptimSettings(lr=LR, epochs=1)).param_groups
+    assert [*map(id, group['params'])] == [*map(id, model.parameters()), *map(id, distiller.parameters())]
+
+
+def test_parameter_groups() -> None:
+    backbone = groups_of(backbone_lr=0.1)
+    assert {name for name, group in backbone.items() if group == (0.1, 1.0)} == {
+        'backbone.0.bias', 'backbone.1.weight', 'backbone.1.bias'
+    }  # fmt: skip
+    assert {group for name, group in backbone.items() if not name.startswith('backbone.')} == {(1.0, 1.0)}
+    norms = {'backbone.1.weight', 'backbone.1.bias', 'neck.1.weight', 'neck.1.bias', 'neck.2.weight', 'neck.2.bias'}
+    biases = {'backbone.0.bias', 'neck.0.bias', 'bbox_head.bias'}
+    for settings, free in (
+        ({'norm_decay': False}, norms),
+        ({'bias_decay': False}, biases),
+        ({'norm_decay': False, 'bias_decay': False}, norms | biases),
+    ):
+        assert {name for name, (_, decay) in groups_of(**settings).items() if decay == 0} == free
+    both = groups_of(backbone_lr=0.1, norm_decay=False)
+    assert both['backbone.1.weight'] == (0.1, 0.0)
+    assert both['neck.1.weight'] == (1.0, 0.0)
+
+
+@pytest.mark.parametrize('kind', ['multistep', 'cosine', 'linear', 'onecycle'])
+def test_the_backbone_keeps_its_fraction(kind: str) -> None:
+    optim = OptimSettings(lr=LR, epochs=2, schedule=kind, backbone_lr=0.25)  # type: ignore[arg-type]
+    optimizer = build_optimizer(Network(), nn.Module(), optim)
+    schedule, lrs = build_schedule(optimizer, optim, steps_per_epoch=20), []
+    for _ in range(40):
+        lrs.append(optimizer.param_groups[0]['lr'])
+        assert optimizer.param_groups[1]['lr'] == pytest.approx(0.25 * lrs[-1])
+        optimizer.step()
+        schedule.step()
+    assert max(lrs) > 2 * min(lrs)

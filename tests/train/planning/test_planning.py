@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from mtpd_train import planning
@@ -98,7 +99,7 @@ def test_the_state_has_the_optimizers_moments(kind: str, momentum: float, build_
     parameters = [one for one in stage.student.model.parameters() if one.requires_grad]
     for one in parameters:
         one.grad = torch.ones_like(one)
-    optimizer: Optimizer = build_optimizer(parameters, stage.settings.optim)
+    optimizer: Optimizer = build_optimizer(stage.student.model, nn.Module(), stage.settings.optim)
     optimizer.step()
     buffer = io.BytesIO()
     torch.save([stage.student.model.state_dict(), optimizer.state_dict()], buffer)
