@@ -171,10 +171,11 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-        self.neck = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.LayerNorm(4))
+        convolution = nn.Conv2d(4, 4, 1)
+        self.neck = nn.Sequential(convolution, nn.GroupNorm(2, 4), nn.LayerNorm(4))
         self.bbox_head = nn.Conv2d(4, 4, 1)
         self.backbone_like = nn.Conv2d(4, 4, 1, bias=False)
-        self.bbox_head.weight = self.neck[0].weight
+        self.bbox_head.weight = convolution.weight
 
 
 def groups_of(**settings: Any) -> dict[str, tuple[float, float]]:
