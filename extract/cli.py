@@ -92,6 +92,12 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
 @click.option(
     '--scale', callback=parse_scale, metavar='1333x800', help="Resize of the images.  [default: as the teacher's]"
 )
+@click.option(
+    '--license',
+    'license_name',
+    metavar='NAME',
+    help="Licence of the teacher's weights, which follows its features; `mtpd-cache info` and cache cards state it.",
+)
 @click.option('--batch-size', type=click.IntRange(1), default=4, help='Images per forward pass.')
 @click.option('--workers', type=click.IntRange(0), default=2, help='Threads that read images.')
 @click.option(

@@ -119,7 +119,7 @@ def build_extraction(options: ExtractOptions) -> Extraction:
         head = proposing_head(teacher).to(device)
     description = Description(
         fingerprint=fingerprint(teacher, coco, selected),
-        provenance=provenance(teacher, coco, paths, device),
+        provenance=provenance(teacher, coco, paths, device, license_name=options.license_name),
         levels=tuple(LevelRecord(**vars(level)) for level in levels),
         codec=options.codec,
         target_error=(options.error or DEFAULT_TARGET) if options.codec == 'lean' else None,

@@ -41,7 +41,9 @@ def fingerprint(teacher: Teacher, coco: CocoSet, images: Sequence[CocoImage]) ->
     return as_read
 
 
-def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], device: torch.device) -> dict[str, Any]:
+def provenance(
+    teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], device: torch.device, *, license_name: str | None
+) -> dict[str, Any]:
     """Names and versions, for information; `paths` are those of the images, by id.
 
     Only the sizes of image files are recorded: hashing COCO takes minutes. An extraction that stopped at a broken image
@@ -50,6 +52,7 @@ def provenance(teacher: Teacher, coco: CocoSet, paths: Mapping[int, Path], devic
     return {
         'teacher': teacher.name,
         **({} if teacher.classes is None else {'classes': list(teacher.classes)}),
+        **({} if license_name is None else {'license': license_name}),
         'annotations': coco.path.name,
         'annotated_images': len(coco.images),
         'image_bytes': sha256_bytes(canonical_json(_file_sizes(list(paths.values())))),

@@ -45,6 +45,7 @@ class ExtractOptions(SourceOptions):
     error: float | None
     views: tuple[ViewName, ...]
     rois: int
+    license_name: str | None
     batch_size: int
     workers: int
     shard_mb: float

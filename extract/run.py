@@ -5,6 +5,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from mtpd.cache.checking import read_state
+from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.parts import WHOLE, Part
 from mtpd.cache.writing.remote_destination import destination_of
@@ -62,9 +63,11 @@ def run(options: ExtractOptions) -> None:
         names = f'part{"s" if len(parts) > 1 else ""} {", ".join(parts)}'
         say(f'{out}: part {part} is done; {len(left)} of {len(keys)} shards are still missing from {names}')
         return
-    num_bytes = read_state(out).num_bytes
-    num_images = extraction.plan.num_images
-    say(f'{out}: {num_images} images, {format_bytes(num_bytes)}, {format_bytes(num_bytes / num_images)} per image')
+    state, num_images = read_state(out), extraction.plan.num_images
+    of_images = sum(one.num_bytes for file, one in state.manifest.files.items() if file_place(file) is not None)
+    say(
+        f'{out}: {num_images} images, {format_bytes(state.num_bytes)}, {format_bytes(of_images / num_images)} per image'
+    )
 
 
 def extract(

@@ -241,7 +241,12 @@ def merge(caches: tuple[Path | str, ...], out: Path | None, verbose: bool, quiet
     metavar='FILE.json',
     help='COCO annotation file of the images to copy; the copy is a cache of this data set.  [default: all]',
 )
-@click.option('--license', 'license_name', default='unknown', help='Licence that the cache card states.')
+@click.option(
+    '--license',
+    'license_name',
+    metavar='NAME',
+    help="Licence that the cache card states.  [default: the teacher's, if the cache records it]",
+)
 @output_options
 def copy(verbose: bool, quiet: bool, **others: Any) -> None:
     """Copy a CACHE, or some of its levels, views or images, to COPY. Each is a folder or a URL, as s3://bucket/r101.

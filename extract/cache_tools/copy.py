@@ -27,7 +27,7 @@ def run(
     levels: Sequence[str] | None,
     views: Sequence[ViewName] | None,
     images: Path | None,
-    license_name: str,
+    license_name: str | None,
 ) -> None:
     """Copies, resumes a copy, or says that it is complete; the options are those of the command line."""
     cache = mtpd.cache.open(source)
@@ -60,15 +60,17 @@ def run(
     say(f'{destination}: {len(copy):,} images, {format_bytes(num_bytes)}')
 
 
-def cache_card(cache: CacheReader, *, license_name: str) -> str:
+def cache_card(cache: CacheReader, *, license_name: str | None) -> str:
     """What someone who finds a cache on a hub wants to know, in Markdown with the front matter of hubs."""
     record = describe_cache(read_state(cache.name))
     provenance, data = record['provenance'], record['fingerprint'].get('data')
     teacher = _cell(provenance.get('teacher', 'unknown'))
+    license_name = license_name or str(provenance.get('license', 'unknown'))
     data_set = _cell(provenance.get('annotations', 'an unknown data set'))
     digest = data.get('annotations', 'unknown') if isinstance(data, dict) else 'unknown'
     scale = 'x'.join(map(str, record['geometry']['scale']))
     sizes, errors = record['bytes'], _mean_errors(cache)
+    of_images = sizes['maps'] + sizes['row_tables'] + sizes['rois']
     rows = [
         f'| {one["name"]} | {one["stride"]} | {one["channels"]} | {format_bytes(one["bytes"])} | '
         f'{errors[one["name"]]:.4f} |'
@@ -93,7 +95,7 @@ Compressed feature maps of a detector's neck: a cache of mtpd, to train a studen
 | images | {record['images']:,} at {scale} |
 | views | {', '.join(record['views'])} |
 | codec | {record['codec']} |
-{rois}| size | {format_bytes(sizes['all'])}, {format_bytes(sizes['all'] / record['images'])} an image |
+{rois}| size | {format_bytes(sizes['all'])}, {format_bytes(of_images / record['images'])} an image |
 | fingerprint | `{record['fingerprint_sha256']}` |
 
 | level | stride | channels | size | relative squared error, mean |

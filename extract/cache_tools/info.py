@@ -10,6 +10,7 @@ from mtpd.cache.checking import CacheState, read_state
 from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.manifest import TEACHER_FILE, VERSION
 from mtpd.cache.format.plan import ShardKey, num_elements
+from mtpd.cache.format.strict_json import short
 from mtpd.cache.format.tensor_files import BASIS_FILE
 from mtpd.system.files import canonical_json, is_url, sha256_bytes
 from mtpd.system.text import format_bytes, table
@@ -122,6 +123,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
         'codec': f'{codec}, {_two_digits(record["bits_per_element"])} bits per element',
         'geometry': _geometry(record['geometry']),
         'teacher': f'{provenance.get("teacher", "unknown")}, fingerprint {record["fingerprint_sha256"][:12]}',
+        'licence': short(provenance.get('license', 'not stated')),
         'made on': ', '.join([str(provenance.get('device', 'unknown device')), *listed]),
     }
     levels = [

@@ -152,10 +152,14 @@ def neck_and_head_weights(teacher: Teacher) -> dict[str, Tensor]:
     """All parameters and buffers outside the backbone, on the CPU, by their names in the teacher."""
     state = teacher.module.state_dict()
     return {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in state.items()
-        if not name.startswith('backbone.')
+        name: value.detach().cpu().contiguous().clone() for name, value in state.items() if not _is_of_backbone(name)
     }
+
+
+def _is_of_backbone(name: str) -> bool:
+    """Whether a parameter lies in a module called `backbone`, wherever that is; torchvision's has its FPN in it."""
+    _, found, inside = f'.{name}'.partition('.backbone.')
+    return bool(found) and not inside.startswith('fpn.')
 
 
 def _from_file(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.teacher_file import stated_preprocessing
@@ -22,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch import nn
 
 
@@ -216,6 +218,17 @@ def test_neck_and_head_weights(net: Path) -> None:
     assert weights.keys() == {f'neck.0.{name}' for name in teacher.module.get_submodule('neck.0').state_dict()}
     weights['neck.0.weight'] += 1
     assert teacher.module.get_parameter('neck.0.weight').max() == 1
+
+
+def test_a_wrapped_detectors_backbone_is_left_out(net: Path) -> None:
+    """As of a torchvision detector in a module of one's own, whose backbone holds its FPN."""
+    teacher = from_file(net)
+    wrapped = nn.ModuleDict({'model': nn.ModuleDict({
+        'backbone': nn.ModuleDict({'body': nn.Linear(1, 1), 'fpn': nn.Linear(1, 1)}),
+        'head': nn.Linear(1, 1), 'backbones': nn.Linear(1, 1),
+    })})  # fmt: skip
+    found = {name.rpartition('.')[0] for name in neck_and_head_weights(replace(teacher, module=wrapped))}
+    assert found == {'model.backbone.fpn', 'model.head', 'model.backbones'}
 
 
 def test_state_hash_sees_every_change_and_nothing_else() -> None:

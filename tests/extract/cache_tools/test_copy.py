@@ -58,6 +58,15 @@ def test_a_copy_with_its_card(mtpd_cache: Run, original: Path, tmp_path: Path, c
     assert mtpd_cache('copy', original, copy).exit_code == 0  # complete already
 
 
+def test_the_teachers_licence_follows_its_features(mtpd_cache: Run, command: Any, tmp_path: Path) -> None:
+    command.run(tmp_path / 'cache', '--limit', 2, '--license', 'dinov3-license')
+    assert 'dinov3-license' in mtpd_cache('info', tmp_path / 'cache').stdout
+    mtpd_cache('copy', tmp_path / 'cache', tmp_path / 'copy')
+    assert front_matter(tmp_path / 'copy' / 'README.md')['license'] == 'dinov3-license'
+    mtpd_cache('copy', tmp_path / 'copy', tmp_path / 'again', '--license', 'mit')
+    assert front_matter(tmp_path / 'again' / 'README.md')['license'] == 'mit'
+
+
 def test_a_part_is_trained_from(
     mtpd_cache: Run, original: Path, synthetic_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
