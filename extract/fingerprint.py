@@ -52,7 +52,7 @@ def provenance(
     return {
         'teacher': teacher.name,
         **({} if teacher.classes is None else {'classes': list(teacher.classes)}),
-        **({} if license_name is None else {'license': license_name}),
+        **({'license': stated} if (stated := license_name or teacher.license) else {}),
         'annotations': coco.path.name,
         'annotated_images': len(coco.images),
         'image_bytes': sha256_bytes(canonical_json(_file_sizes(list(paths.values())))),

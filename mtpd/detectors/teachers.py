@@ -1,13 +1,13 @@
 """Teachers: a network that gives feature maps, with all that a cache must know about it.
 
-A teacher is named in one of three ways: a zoo model or alias (`r101`, `swin_l`), an mmdet config file with a
-checkpoint, or `file.py:callable` (see `mtpd.detectors.teacher_file`).
+A teacher is named in one of four ways: a zoo model or alias (`r101`, `swin_l`), an mmdet config file with a checkpoint,
+`file.py:callable` (see `mtpd.detectors.teacher_file`), or `timm:NAME` (see `mtpd.detectors.timm_teacher`).
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated, warn_of_random_weights
+from mtpd.detectors.timm_teacher import PREFIX, build_timm_teacher
 from mtpd.detectors.weights import fetch_weights
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
@@ -49,6 +50,7 @@ class Teacher:
         hook_point: where the maps are taken, see `mtpd.detectors.features`.
         roi_head: how its RoI head is built; None where it has none that mtpd can run on its maps.
         classes: what its labels mean, in their order; None where neither its checkpoint nor its config has them.
+        license: of its weights, which follows its features; None where it is not known.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Teacher:
     hook_point: str
     roi_head: RoiHeadRecord | None = None
     classes: tuple[str, ...] | None = None
+    license: str | None = None
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -101,7 +104,7 @@ def load_teacher(
     """Builds a teacher from its name.
 
     Args:
-        reference: zoo name, alias, config path, or `file.py:callable`.
+        reference: zoo name, alias, config path, `file.py:callable` or `timm:NAME`.
         checkpoint: a local weights file; None lets a zoo model fetch its own.
         options: the user's settings of the input.
         device: where the teacher runs.
@@ -113,11 +116,17 @@ def load_teacher(
         UnavailableError: the weights cannot be fetched.
     """
     path, separator, function = reference.rpartition(':')
-    if separator and path.endswith('.py'):
+    is_file, is_timm = bool(separator) and path.endswith('.py'), reference.startswith(PREFIX)
+    if is_file or is_timm:
         if trust_checkpoint:
             raise InputError(f'--trust-checkpoint: {reference} loads its own checkpoint; remove the option')
         if hook == 'before-norm':
             raise InputError(f'hook before-norm: {reference} chooses its own maps; remove the option')
+    if is_timm:
+        backbone = build_timm_teacher(reference, checkpoint=checkpoint, device=device)
+        teacher = _of_module(reference, backbone, [reference, backbone.indices], options=options, device=device)
+        return replace(teacher, license=backbone.license)
+    if is_file:
         return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
     given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
     if given:
@@ -166,6 +175,17 @@ def _from_file(
     reference: str, path: Path, function: str, *, checkpoint: Path | None, options: InputOptions, device: torch.device
 ) -> Teacher:
     module = build_module(path, function, checkpoint=checkpoint, device=device)
+    teacher = _of_module(reference, module, [sha256_file(path), function], options=options, device=device)
+    with suppress(InputError):  # a function that works only once, in which nothing is wrong
+        again = build_module(path, function, checkpoint=checkpoint, device=torch.device('cpu'), seed=1)
+        warn_of_random_weights(module, again, name=reference)
+    return teacher
+
+
+def _of_module(
+    reference: str, module: Any, definition: list[Any], *, options: InputOptions, device: torch.device
+) -> Teacher:
+    """The teacher of a module with `features` and attributes for its input; `definition` is what it is made by."""
     features = guarded(reference, module.features)
     preprocessing = stated_preprocessing(module, options, name=reference)
     size = probe_size(preprocessing.geometry)
@@ -178,16 +198,13 @@ def _from_file(
         maps = features(black)
         require_repeated(maps, features(black), name=reference)
         require_independent(features, black, maps, name=reference)
-    with suppress(InputError):  # a function that works only once, in which nothing is wrong
-        again = build_module(path, function, checkpoint=checkpoint, device=torch.device('cpu'), seed=1)
-        warn_of_random_weights(module, again, name=reference)
     return Teacher(
         name=reference,
         module=module,
         features=features,
         levels=levels,
         preprocessing=preprocessing,
-        definition_sha256=sha256_bytes(canonical_json([sha256_file(path), function])),
+        definition_sha256=sha256_bytes(canonical_json(definition)),
         hook_point=NECK,
     )
 
