@@ -1,7 +1,7 @@
 """Teachers: a network that gives feature maps, with all that a cache must know about it.
 
 A teacher is named in one of four ways: a zoo model or alias (`r101`, `swin_l`), an mmdet config file with a checkpoint,
-`file.py:callable` (see `mtpd.detectors.teacher_file`), or `timm:NAME` (see `mtpd.detectors.timm_teacher`).
+`file.py:callable` (see `mtpd.detectors.teacher_file`), or by a library: `timm:NAME`, `torchvision:NAME`.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtpd.detectors import timm_teacher, torchvision_teacher
 from mtpd.detectors.checkpoint import load_into
 from mtpd.detectors.class_names import checkpoint_classes, config_classes
 from mtpd.detectors.config_input import read_preprocessing
@@ -24,7 +25,6 @@ from mtpd.detectors.models import build_detector, load_config
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
 from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
 from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated, warn_of_random_weights
-from mtpd.detectors.timm_teacher import PREFIX, build_timm_teacher
 from mtpd.detectors.weights import fetch_weights
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
@@ -104,7 +104,7 @@ def load_teacher(
     """Builds a teacher from its name.
 
     Args:
-        reference: zoo name, alias, config path, `file.py:callable` or `timm:NAME`.
+        reference: zoo name, alias, config path, `file.py:callable`, `timm:NAME` or `torchvision:NAME`.
         checkpoint: a local weights file; None lets a zoo model fetch its own.
         options: the user's settings of the input.
         device: where the teacher runs.
@@ -116,18 +116,21 @@ def load_teacher(
         UnavailableError: the weights cannot be fetched.
     """
     path, separator, function = reference.rpartition(':')
-    is_file, is_timm = bool(separator) and path.endswith('.py'), reference.startswith(PREFIX)
-    if is_file or is_timm:
+    is_file = bool(separator) and path.endswith('.py')
+    if is_file or reference.startswith((timm_teacher.PREFIX, torchvision_teacher.PREFIX)):
         if trust_checkpoint:
             raise InputError(f'--trust-checkpoint: {reference} loads its own checkpoint; remove the option')
         if hook == 'before-norm':
             raise InputError(f'hook before-norm: {reference} chooses its own maps; remove the option')
-    if is_timm:
-        backbone = build_timm_teacher(reference, checkpoint=checkpoint, device=device)
-        teacher = _of_module(reference, backbone, [reference, backbone.indices], options=options, device=device)
-        return replace(teacher, license=backbone.license)
     if is_file:
         return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
+    if reference.startswith(timm_teacher.PREFIX):
+        backbone = timm_teacher.build_timm_teacher(reference, checkpoint=checkpoint, device=device)
+        teacher = _of_module(reference, backbone, [reference, backbone.indices], options=options, device=device)
+        return replace(teacher, license=backbone.license)
+    if reference.startswith(torchvision_teacher.PREFIX):
+        detector = torchvision_teacher.build_torchvision_teacher(reference, checkpoint=checkpoint, device=device)
+        return _of_module(reference, detector, [reference], options=options, device=device)
     given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
     if given:
         option = f'--{given[0].replace("_", "-")}'

@@ -257,7 +257,7 @@ class StageSettings(Options):
     cache: Caches | None = None
     """Cache of the teacher's features, or a list of caches of several teachers; null: none, see `teacher`."""
     teacher: Annotated[str, Field(min_length=1)] | None = None
-    """Teacher in the training loop instead of a cache: zoo name, alias, config, file.py:callable or timm:NAME."""
+    """Teacher in the training loop instead of a cache, by the names that `mtpd-extract --teacher` takes."""
     checkpoint: UserPath | None = None
     """Weights of `teacher`; null: those of the zoo."""
     trust_checkpoint: bool = False
