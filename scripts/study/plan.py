@@ -157,6 +157,7 @@ QUESTIONS: Mapping[str, Question] = {
             'from weak to strong': (Stage('weak', other='strong', fade=True),),
             'weak and strong, half the weight each': (Stage('weak', other='strong', weight=0.5),),
             'from transformer to strong': (Stage('transformer', other='strong', fade=True),),
+            'transformer and strong, half the weight each': (Stage('transformer', other='strong', weight=0.5),),
         },
     ),
     'demo': Question(
