@@ -113,12 +113,14 @@ def run(part: Part, *, limit: float, packages: Path) -> Outcome:
     """Shows what the part prints, and ends all its processes when it is over or out of time."""
     print(f'=== {part.name}: {" ".join(part.command)}', flush=True)
     python_path = os.pathsep.join([str(packages), str(ROOT / 'tests'), *filter(None, [os.environ.get('PYTHONPATH')])])
+    # A folder of its own: pytest would else delete those of earlier runs at its end, within the time of the part.
+    addopts = f'--basetemp={packages / "pytest"}'
     start = time.monotonic()
     late, last_line = threading.Event(), ''
     with subprocess.Popen(
         [sys.executable, *part.command],
         cwd=ROOT,
-        env=os.environ | {'PYTHONPATH': python_path, 'PYTHONUNBUFFERED': '1'},
+        env=os.environ | {'PYTHONPATH': python_path, 'PYTHONUNBUFFERED': '1', 'PYTEST_ADDOPTS': addopts},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -37,9 +37,9 @@ def test_stage_files_are_understood(stage: Stage, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(stage_file(stage, seed=3, number=1, before=None, setting=SETTING)))
     (settings,) = load_stages([file])
     assert settings.optim.epochs == stage.epochs
-    assert [one.loss for one in settings.distill] == (
-        [entry['loss'] for entry in LOSSES[stage.loss]] if stage.teacher else []
-    )
+    losses = [entry['loss'] for entry in LOSSES[stage.loss]] if stage.teacher else []
+    assert [one.loss for one in settings.distill] == losses * (2 if stage.fade else 1)
+    assert isinstance(settings.cache, tuple) == (stage.other is not None)
 
 
 def test_questions_compare_equally_many_epochs() -> None:
