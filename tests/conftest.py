@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def s3_server() -> Iterator[str]:
     """URL of a real S3 server on loopback."""
     server = pytest.importorskip('moto.server').ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    logging.getLogger('werkzeug').setLevel(logging.ERROR)  # a line for each request takes longer than the request
     server.start()
     host, port = server.get_host_and_port()
     yield f'http://{host}:{port}'

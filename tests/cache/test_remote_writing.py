@@ -43,7 +43,7 @@ def url(bucket: str, request: pytest.FixtureRequest) -> str:
     return f'{bucket}/{abs(hash(request.node.name))}'
 
 
-@pytest.fixture(params=['int8', 'lean'])
+@pytest.fixture(params=[pytest.param('int8', marks=pytest.mark.slow), 'lean'])
 def some_recipe(request: pytest.FixtureRequest, make_recipe: Callable[..., Any]) -> Any:
     return make_recipe(codec=request.param, rois=RoisRecord(num_rois=5, num_classes=3))
 
@@ -79,7 +79,7 @@ class Dead(MtpdError):
     """What every request of a process that was killed gives here."""
 
 
-@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('seed', [0, 1, *(pytest.param(one, marks=pytest.mark.slow) for one in range(2, 6))])
 def test_a_writer_that_was_killed_at_any_request(
     seed: int, make_recipe: Callable[..., Any], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +259,10 @@ def leftovers(url: str) -> list[str]:
 
 
 @pytest.mark.usefixtures('mute')
-@pytest.mark.parametrize('file', ['/plain/p3/c/', 'index/row', 'journal', '.lock'])
+@pytest.mark.parametrize(
+    'file',
+    ['/plain/p3/c/', 'journal', *(pytest.param(one, marks=pytest.mark.slow) for one in ('index/row', '.lock'))],
+)
 def test_a_writer_that_was_taken_for_dead_writes_no_more(
     file: str, make_recipe: Callable[..., Any], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
