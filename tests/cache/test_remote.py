@@ -195,6 +195,9 @@ def test_what_cannot_be_opened(web: WebServer, tmp_path: Path, monkeypatch: pyte
     for url in ('ftp://host/cache', '://x'):
         with pytest.raises(InputError, match='expected one of s3'):
             mtpd.cache.open(url)
+    for url in ('s3://b/q?x=1', 's3://b/a#x', 's3://b/a/../c', 's3://b//c', 's3:///x', 's3://', 's3:/b/c'):
+        with pytest.raises(InputError, match=r'expected the scheme, a bucket or host, and folders|expected one of s3'):
+            mtpd.cache.open(url)
     (web.root / 'int8' / 'manifest.json').write_text('{"format": "mtpd-cache", "version": 1}')
     with pytest.raises(CacheDamagedError, match=r'int8.*does not match its digest'):
         mtpd.cache.open(f'{web.url}/int8')

@@ -14,6 +14,7 @@ from click.testing import Result
 import mtpd.cache
 from mtpd.cache.object_store import ObjectStore
 from mtpd.cache.writing import lease
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd.errors import CacheIncompleteError
 from mtpd_train.cli import main as mtpd_train
 from stress.web_server import WebServer
@@ -83,6 +84,7 @@ def test_killed_and_interrupted(
 import os
 from mtpd.cache.writing import lease
 from mtpd.cache.writing.writer import CacheWriter
+from mtpd.cache.writing.writer import CacheWriter
 from mtpd_extract.cli import main
 lease.SILENCE_SECONDS = {SILENCE}
 commit, told = CacheWriter.commit, []
@@ -128,6 +130,24 @@ def test_parts_meet_in_the_bucket(
         [str(tmp_path / 'stage.yaml'), '--out', str(tmp_path / 'run'), '--device', 'cpu'], standalone_mode=False
     )
     assert (tmp_path / 'run' / 'student.pth').exists()
+
+
+def test_an_object_that_is_written_over_before_the_end(
+    command: Any, many_shards: Any, folder: dict[str, bytes], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, finish = f'{bucket}/over', CacheWriter.finish
+
+    def written_over(self: CacheWriter) -> Any:
+        store = ObjectStore(url)
+        changed = next(file for file in store.objects() if '/plain/p3/c/' in file)
+        store.put(changed, store.read(changed)[:-1] + b'x')
+        return finish(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, 'finish', written_over)
+        assert '1 shards were written over by another process' in command.error(url, *many_shards)
+    command.run(url, *many_shards)
+    assert objects(url) == folder
 
 
 def test_places_that_cannot_be_written(command: Any, bucket: str, tmp_path: Path) -> None:
