@@ -71,6 +71,7 @@ def test_one_process_and_the_tools(
     assert 'is the cache itself' in mtpd_cache('copy', url, url, code=1).stderr
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted(
     command: Any,
     many_shards: Any,
