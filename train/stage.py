@@ -23,6 +23,7 @@ from mtpd.detectors.preprocessing import Preprocessing, at_geometry
 from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, Ingredient, recipe_ingredients
 from mtpd.detectors.teachers import InputOptions, load_teacher
 from mtpd.detectors.trainable import checkpoint_activations, frozen_parameters, require_inputs, unfreeze
+from mtpd.errors import InputError
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Geometry, Level
 from mtpd.losses.distiller import Distiller
@@ -32,7 +33,7 @@ from mtpd_train.data.dataset import DetectionDataset, build_train_set, build_val
 from mtpd_train.data.sampling import Request, num_batches, training_batches
 from mtpd_train.optimization import require_warmup_ends, warmup_of
 from mtpd_train.settings.problems import Problem, Problems, Unbuildable, raise_problems
-from mtpd_train.settings.stage_settings import DataSettings, StageSettings
+from mtpd_train.settings.stage_settings import DataSettings, StageSettings, cache_name
 from mtpd_train.student import (
     Student,
     build_student,
@@ -231,6 +232,10 @@ def _build_stage(
         if source is not None and settings.distill:
             # Stored proposals are mirrored exactly, so without maps the plain view will do.
             source.require_fit(train_set, flip=data.flip if needed else 0.0)
+            if isinstance(settings.cache, tuple):
+                unused = [one.name for one, names in source.caches([level.name for level in needed]) if not names]
+                if unused:
+                    raise InputError(f'no loss learns from {unused[0]}; remove it, or name it as `teacher` of a loss')
     with problems.at('student'):
         sizes = {size for one in (train_set, val_set) if one is not None for size in one.sizes().values()}
         padded = {preprocessing.geometry.padded(size) for size in sizes}
@@ -277,11 +282,13 @@ def _open_source(settings: StageSettings) -> TeacherSource | None:
     """The teacher of a stage; None for plain training."""
     if settings.cache is not None:
         data, places = settings.data, settings.cache if isinstance(settings.cache, tuple) else (settings.cache,)
-        sources = []
+        sources = {}
         for place in places:
             reader = mtpd.cache.open(place, mirror=data.mirror, mirror_bytes=round(1e9 * data.mirror_gb))
-            sources.append(cached_teacher(reader, num_threads=data.read_threads, num_ahead=data.read_ahead))
-        return several_caches(sources) if isinstance(settings.cache, tuple) else sources[0]
+            sources[cache_name(place)] = cached_teacher(
+                reader, num_threads=data.read_threads, num_ahead=data.read_ahead
+            )
+        return several_caches(sources) if len(sources) > 1 else next(iter(sources.values()))
     if settings.teacher is None:
         return None
     asked = settings.data.geometry

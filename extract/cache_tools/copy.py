@@ -1,6 +1,7 @@
 """`mtpd-cache copy`: a copy of a cache or of a part of it, and the card that describes it."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,17 @@ def run(
 ) -> None:
     """Copies, resumes a copy, or says that it is complete; the options are those of the command line."""
     cache = mtpd.cache.open(source)
-    is_itself = destination == source
-    if isinstance(destination, Path) and isinstance(source, Path):
-        is_itself = destination.exists() and destination.samefile(source)
-    if is_itself:
+    place = destination_of(destination)
+    both_are_folders = isinstance(destination, Path) and isinstance(source, Path)
+    if place.name == cache.name or (
+        both_are_folders and os.path.exists(destination) and os.path.samefile(source, destination)
+    ):
         raise InputError(f'{destination}: is the cache itself; give another place')
     selection = Selection(
         levels=None if levels is None else tuple(levels),
         views=None if views is None else tuple(views),
         **({} if images is None else _of_images(cache, images)),
     )
-    place = destination_of(destination)
     writer = copy_writer(cache, place, selection)
     if isinstance(destination, Path) and not destination.exists():
         require_room(cache, writer, destination)

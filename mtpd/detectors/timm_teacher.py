@@ -90,7 +90,8 @@ def build_timm_teacher(reference: str, *, checkpoint: Path | None, device: torch
 def _build(reference: str, name: str, checkpoint: Path | None) -> nn.Module:
     import timm
 
-    options: dict[str, Any] = {'pretrained': checkpoint is None, 'num_classes': 0}
+    # timm compares the weights that it downloads with the network only if that has its classifier.
+    options: dict[str, Any] = {'pretrained': True} if checkpoint is None else {'num_classes': 0}
     # Hubs and checkpoints have errors of many kinds.
     try:
         try:
@@ -103,6 +104,7 @@ def _build(reference: str, name: str, checkpoint: Path | None) -> nn.Module:
             f'teacher {reference}: its weights cannot be downloaded ({_first_line(error)}); give --checkpoint FILE'
         ) from error
     if checkpoint is None:
+        model.reset_classifier(0)  # type: ignore[operator]
         return model
     try:
         # Tensors alone: nothing is unpickled.

@@ -5,6 +5,7 @@ The text under a field is its description for users. Types are strict: neither '
 """
 
 import math
+import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -38,9 +39,20 @@ def _local(path: Path) -> Path:
 UserPath = Annotated[Path, AfterValidator(_local)]
 
 
+def cache_name(place: object) -> str:
+    """What losses call one of several caches: the last folder of its path or URL."""
+    return PurePosixPath(str(place)).name
+
+
 def _check_names(caches: tuple[Any, ...]) -> tuple[Any, ...]:
-    names = [PurePosixPath(str(one)).name for one in caches]
-    if len(set(names)) < len(names):
+    names = list(map(cache_name, caches))
+    if not all(re.fullmatch(r'[\w.-]*\w[\w.-]*', name) for name in names):
+        raise ValueError(
+            'losses choose a cache by the name of its folder, of letters, digits, _, - and dots, got '
+            f'{", ".join(names)}; rename it'
+        )
+    # In the names of losses a dot becomes an underscore.
+    if len({name.replace('.', '_') for name in names}) < len(names):
         raise ValueError(f'two folders have one name, by which losses choose a cache: {", ".join(names)}; rename one')
     return caches
 

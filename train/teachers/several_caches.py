@@ -5,7 +5,6 @@ A level is named after its cache and its own name, such as `swin_s:p3`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -91,11 +90,10 @@ class SeveralCaches(TeacherSource):
             yield ReadAhead(maps)
 
 
-def several_caches(sources: Sequence[CachedTeacher]) -> SeveralCaches:
-    """The source of several caches; CacheMismatchError where a student cannot see what all their teachers saw."""
-    named = dict(zip(map(cache_name, (one.name for one in sources)), sources, strict=True))
-    first = sources[0]
-    for one in sources[1:]:
+def several_caches(sources: Mapping[str, CachedTeacher]) -> SeveralCaches:
+    """The source of caches by their names; CacheMismatchError where one student cannot see what all teachers saw."""
+    first, *others = sources.values()
+    for one in others:
         for what, own, other in (
             ('geometry', first.geometry, one.geometry),
             ('hook point', first.hook_point, one.hook_point),
@@ -106,20 +104,15 @@ def several_caches(sources: Sequence[CachedTeacher]) -> SeveralCaches:
                     f'of one {what}'
                 )
     return SeveralCaches(
-        name=', '.join(one.name for one in sources),
-        description={name: source.description for name, source in named.items()},
+        name=', '.join(one.name for one in sources.values()),
+        description={},  # each has its own, see `descriptions`
         levels=tuple(
             replace(level, name=named_level(name, level.name))
-            for name, source in named.items()
+            for name, source in sources.items()
             for level in source.levels
         ),
         geometry=first.geometry,
-        classes=first.classes if all(one.classes == first.classes for one in sources) else None,
+        classes=first.classes if all(one.classes == first.classes for one in others) else None,
         hook_point=first.hook_point,
-        sources=named,
+        sources=sources,
     )
-
-
-def cache_name(place: str) -> str:
-    """What a stage file calls a cache: the last folder of its path or URL."""
-    return PurePosixPath(place).name

@@ -68,7 +68,7 @@ def test_one_process_and_the_tools(
     mtpd_cache('copy', url, f'{bucket}/copy', '--levels', 'p4')
     assert [level.name for level in mtpd.cache.open(f'{bucket}/copy').levels] == ['p4']
     assert '# Features of' in ObjectStore(f'{bucket}/copy').read('README.md').decode()
-    assert 'is the cache itself' in mtpd_cache('copy', url, url, code=1).stderr
+    assert 'is the cache itself' in mtpd_cache('copy', url, f'{url}/', code=1).stderr
 
 
 @pytest.mark.slow

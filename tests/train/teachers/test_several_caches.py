@@ -116,6 +116,7 @@ def test_a_run_and_its_report(
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     'unknown teacher': ({'distill': [{'loss': 'pkd', 'teacher': 'x101'}]}, 'names the teacher x101, but'),
+    'unused': ({'distill': [PKD[0] | {'teacher': '16'}]}, 'no loss learns from '),
     'twice': ({'distill': [*PKD, PKD[0] | {'teacher': '16'}]}, 'pkd on p4 twice'),
     'a level that one lacks': ({'distill': [{'loss': 'pkd', 'levels': ['p3']}]}, 'cannot distil p3'),
     'tar_head': ({'distill': [{'loss': 'tar_head', 'mode': 'head_on_gpu'}]}, 'tar_head'),
@@ -144,6 +145,9 @@ def test_wrong_settings(problems: Callable[..., str]) -> None:
     text = 'student: s.py\noptim: {{lr: 1, epochs: 1}}\ncache: {}\ndistill: [{{loss: pkd, decay: {}}}]\n'
     for places in ('[a/r101, b/r101]', '[a/r101, s3://bucket/r101]'):
         assert 'two folders have one name' in problems(text.format(places, '{}'))
+    assert 'two folders have one name' in problems(text.format('[a/v1.5, v1_5]', '{}'))
+    for place in ('"a/b:c"', '".."', '/'):
+        assert 'losses choose a cache by' in problems(text.format(f'[{place}, a]', '{}'))
     assert 'cache' in problems(text.format('[a/r101]', '{}'))
     for key in ('init: {checkpoint: "s3://b/w.pth"}', 'data: {mirror: "s3:/b"}'):
         assert 'is a URL' in problems(text.format('a', '{}') + key + '\n')
