@@ -24,10 +24,11 @@ from mtpd.data.annotation_table import CocoImage
 from mtpd.data.coco import missing_images, read_annotations, require_pixels, spread
 from mtpd.data.images import read_image
 from mtpd.detectors.map_statistics import MapStatistics
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.samples import View, image_view
 from mtpd.detectors.teacher_heads import proposing_head, teacher_rois
 from mtpd.detectors.teacher_maps import require_repeated
-from mtpd.detectors.teachers import Teacher, load_teacher, neck_and_head_weights
-from mtpd.detectors.transforms import View, image_view
+from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHead

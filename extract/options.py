@@ -6,8 +6,8 @@ from pathlib import Path
 from mtpd.cache.format.codecs import CodecName
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import coco_paths
-from mtpd.detectors.features import HookChoice
-from mtpd.detectors.teachers import InputOptions
+from mtpd.detectors.hook_points import HookChoice
+from mtpd.detectors.input_options import InputOptions
 
 
 @dataclass(frozen=True, kw_only=True)

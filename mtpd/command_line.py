@@ -64,7 +64,7 @@ def require_pairs(images: Path | None, annotations: Path | None) -> None:
 
 def complete_model(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What a shell offers where a model is named: aliases of the zoo, else files."""
-    from mtpd.detectors.zoo import ALIASES  # Not at the top: it would slow down --help.
+    from mtpd.detectors.of_mmdet.zoo import ALIASES  # Not at the top: it would slow down --help.
 
     aliases = [CompletionItem(name) for name in ALIASES if name.startswith(incomplete)]
     return aliases or [CompletionItem(incomplete, type='file')]

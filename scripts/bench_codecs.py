@@ -28,9 +28,11 @@ from measuring import described_parser
 from mtpd.cache.format.arrays import ZSTD_LEVELS, chunk_checksum, decode_chunk, encode_chunk
 from mtpd.cache.format.codecs import CodecName, Comparison, Covariance, EncodedMaps, encode
 from mtpd.data.coco import CocoSet, coco_paths, read_annotations, spread
+from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.samples import Sample
 from mtpd.detectors.teacher_heads import head_detections, require_head
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
-from mtpd.detectors.transforms import Sample
+from mtpd.detectors.teachers import Teacher
 from mtpd.evaluation import evaluate
 from mtpd_extract.cache_tools.fidelity import view_of
 from mtpd_extract.extraction import NUM_BASIS_IMAGES

@@ -43,15 +43,15 @@ import torch
 
 from measuring import described_parser, interleaved, median_ratio
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
-from mtpd.detectors.detection import collate
-from mtpd.detectors.models import build_detector
-from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd.detectors.of_mmdet.family import define
+from mtpd.detectors.of_mmdet.models import build_detector
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
+from mtpd.detectors.samples import collate
 from mtpd.system.environment import choose_device, describe_device
 from mtpd_extract.cli import main as mtpd_extract
 from mtpd_train.optimization import Optimization
 from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.stage import build_stages
-from mtpd_train.student import student_config
 from mtpd_train.training.step import add_gradient, distillation_losses, loaded, student_pass, teacher_targets, to_device
 
 DEMO = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
@@ -132,9 +132,9 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
 def _config(reference: str) -> Any:
     """The mmdet config of a zoo name, a config file, or a stage file's student."""
     if not reference.endswith(('.yaml', '.yml')):
-        return student_config(reference, changes={})
+        return define(reference, {}).config
     (stage,) = load_stages([Path(reference)])
-    return student_config(stage.student, changes=stage.model)
+    return define(stage.student, stage.model).config
 
 
 PARTS = ('wait', 'copy', 'teacher', 'forward', 'loss', 'backward', 'update')
@@ -161,9 +161,9 @@ class Trainer:
             (self._stage,) = build_stages(load_stages([stage_file], overrides=overrides))
         self._device = device
         self._stage.to(device)
-        self._stage.student.model.train()
+        self._stage.student.module.train()
         self._optimization = Optimization(
-            self._stage.student.model,
+            self._stage.student,
             self._stage.distiller,
             self._stage.settings.optim,
             steps_per_epoch=self._stage.steps_per_epoch,

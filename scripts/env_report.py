@@ -86,7 +86,7 @@ def kernels() -> str:
 
 
 def operators() -> str:
-    from mtpd.detectors.runtime import prepare
+    from mtpd.detectors.of_mmdet.runtime import prepare
 
     prepare()
     from mmcv.ops import get_compiler_version

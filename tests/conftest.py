@@ -44,7 +44,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     def make(config: Path | str, *, num_classes: int = 6) -> Path:
         import torch
 
-        from mtpd.detectors.models import build_detector, load_config
+        from mtpd.detectors.of_mmdet.models import build_detector, load_config
 
         torch.manual_seed(1)
         path = tmp_path_factory.mktemp('weights') / 'random.pth'

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet.runtime import prepare
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Level, level_name
 

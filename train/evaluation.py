@@ -4,7 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mtpd.detectors.detection import collate, predict
+from mtpd.detectors.detector import Detector
+from mtpd.detectors.results import coco_results
+from mtpd.detectors.samples import collate
 from mtpd.evaluation import evaluate_detections, metrics_by_name
 from mtpd.system.console import progress_bar, say
 from mtpd.system.interrupt import StopFlag, StopRequested
@@ -13,13 +15,13 @@ from mtpd_train.data.sampling import evaluation_batches
 from mtpd_train.processes import ALONE, World
 from mtpd_train.records.metrics import EvaluationRecord
 from mtpd_train.stage import Stage
-from mtpd_train.student import Student, named_failures
+from mtpd_train.student import named_failures
 
 NEVER = StopFlag()
 
 
 def detect(
-    student: Student,
+    student: Detector,
     dataset: DetectionDataset,
     *,
     batch_size: int,
@@ -35,7 +37,7 @@ def detect(
     the batches, and the first of them gets all results. `num_images` are the first of the first batch; None: all.
     Raises StopRequested when `stop` was set in any process.
     """
-    student.model.eval()
+    student.module.eval()
     preprocessing = student.preprocessing
     padded = {image_id: preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
     batches = evaluation_batches(padded, batch_size=max(1, batch_size // world.size))[world.rank :: world.size]
@@ -50,7 +52,8 @@ def detect(
         for samples in load_batches(dataset, batches, num_workers=num_workers):
             images = collate(samples, preprocessing=preprocessing, device=student.device)
             with named_failures(student.name, 'predict', image_ids=[one.image_id for one in samples]):
-                found = predict(student.model, images, samples, category_ids=category_ids, with_masks=student.has_masks)
+                detections = student.predict(images, samples)
+                found = coco_results(detections, [one.image_id for one in samples], category_ids=category_ids)
             boxes += found[0]
             masks += found[1]
             bar.update(len(samples))
@@ -63,7 +66,7 @@ def detect(
 
 
 def evaluate_stage(
-    stage: Stage, student: Student, *, step: int, epoch: int, stop: StopFlag = NEVER, world: World = ALONE
+    stage: Stage, student: Detector, *, step: int, epoch: int, stop: StopFlag = NEVER, world: World = ALONE
 ) -> EvaluationRecord:
     """Evaluates a student on the stage's val_set, shows the main numbers above the progress bar; raises as `detect`."""
     assert stage.val_set is not None

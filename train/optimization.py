@@ -13,7 +13,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mtpd.detectors.trainable import BACKBONE
+from mtpd.detectors.backbones import backbone_blocks
+from mtpd.detectors.detector import BACKBONE, Detector
 from mtpd.errors import InputError
 from mtpd_train.settings.stage_settings import OptimSettings
 
@@ -29,16 +30,17 @@ class Optimization:
 
     def __init__(
         self,
-        model: nn.Module,
+        detector: Detector,
         distiller: nn.Module,
         optim: OptimSettings,
         *,
         steps_per_epoch: int,
         device: torch.device,
     ) -> None:
-        """Before the first step; `model` has its first weights, and both networks are on `device`."""
+        """Before the first step; `detector` has its first weights, and both networks are on `device`."""
+        model = detector.module
         self._model, self._optim = model, optim
-        self.optimizer = build_optimizer(model, distiller, optim)
+        self.optimizer = build_optimizer(model, distiller, optim, backbone=detector.backbone)
         self.schedule = build_schedule(self.optimizer, optim, steps_per_epoch=steps_per_epoch)
         self.scaler = GradScaler(device.type, enabled=optim.precision == 'fp16')
         self.average = None if optim.ema is None else AveragedModel(model, use_buffers=True)
@@ -67,28 +69,60 @@ class Optimization:
         return lr, grad_norm
 
 
-def parameter_groups(model: nn.Module, distiller: nn.Module, optim: OptimSettings) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, distiller: nn.Module, optim: OptimSettings, *, backbone: str = BACKBONE
+) -> list[dict[str, Any]]:
     """The parameters that require a gradient, by learning rate and weight decay; the first group has those of `optim`.
 
-    Where all have these there is one group. The layers of `distiller` always have them.
+    Where all have these there is one group. The layers of `distiller` always have them. `backbone` is the dotted name
+    of the model's backbone.
     """
+    layer_lrs = layer_factors(model, backbone, decay=optim.layer_decay) if optim.layer_decay != 1 else {}
     groups: dict[tuple[float, float], list[Parameter]] = {(optim.lr, optim.weight_decay): []}
     known: set[Parameter] = set()  # modules may share them
     for module_name, module in (*model.named_modules(), *((DISTILLER, one) for one in distiller.modules())):
-        of_backbone, is_norm = module_name.split('.')[0] == BACKBONE, isinstance(module, NORMS)
+        of_backbone = f'{module_name}.'.startswith(f'{backbone}.') and module_name != DISTILLER
+        is_norm = isinstance(module, NORMS)
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in known:
                 continue
             known.add(parameter)
-            lr = optim.lr * (optim.backbone_lr if of_backbone else 1)
+            lr = optim.lr * (optim.backbone_lr * layer_lrs.get(module, 1.0) if of_backbone else 1)
             decays = module_name == DISTILLER or (optim.norm_decay if is_norm else optim.bias_decay or name != 'bias')
             groups.setdefault((lr, optim.weight_decay if decays else 0.0), []).append(parameter)
     return [{'params': one, 'lr': lr, 'weight_decay': decay} for (lr, decay), one in groups.items() if one]
 
 
-def build_optimizer(model: nn.Module, distiller: nn.Module, optim: OptimSettings) -> Optimizer:
+def layer_factors(model: nn.Module, backbone: str, *, decay: float) -> dict[nn.Module, float]:
+    """Module of the backbone -> the factor of its learning rate: `decay` for each layer from it to the heads.
+
+    As in BEiT (Bao et al. 2022) and mmdet's constructor of optimizers: a backbone of N blocks has the layers 0 (all
+    before its first block) to N, and N + 1 (all after its last), whose factor is 1; layer i has decay ** (N + 1 - i).
+    """
+    owner = model.get_submodule(backbone)
+    blocks = list(backbone_blocks(owner))
+    if not blocks:
+        raise InputError(
+            f'optim.layer_decay is {decay}, but the backbone of the student has no sequence of blocks; remove it'
+        )
+    numbers = {module: number for number, block in enumerate(blocks, start=1) for module in block.modules()}
+    factors: dict[nn.Module, float] = {}
+    layer = 0
+    for module in owner.modules():
+        if module in numbers:
+            layer = numbers[module]
+            factors[module] = decay ** (len(blocks) + 1 - layer)
+        else:
+            # In the order of registration: what follows a block and is in none follows them all, as norms do.
+            factors[module] = decay ** (len(blocks) + 1) if layer == 0 else 1.0
+    return factors
+
+
+def build_optimizer(
+    model: nn.Module, distiller: nn.Module, optim: OptimSettings, *, backbone: str = BACKBONE
+) -> Optimizer:
     """SGD or AdamW over the parameters of both that require a gradient."""
-    groups = parameter_groups(model, distiller, optim)
+    groups = parameter_groups(model, distiller, optim, backbone=backbone)
     if optim.type == 'adamw':
         return AdamW(groups, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay)
     return SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)

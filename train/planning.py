@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.arrays import file_place
-from mtpd.detectors.detection import tell_progress
 from mtpd.errors import UnavailableError
 from mtpd.system.files import free_bytes
 from mtpd.system.text import format_bytes, format_duration, table
@@ -94,8 +93,8 @@ def dry_run(
 def plan_stage(stage: Stage, world: World = ALONE) -> StagePlan:
     """The plan of a stage that the processes of `world` train; nothing is read but the records of its cache."""
     num_images, settings, optim = len(stage.train_set.sizes(with_objects=True)), stage.settings, stage.settings.optim
-    student = _num_bytes(stage.student.model.state_dict().values())
-    parameters = itertools.chain(stage.student.model.parameters(), stage.distiller.parameters())
+    student = _num_bytes(stage.student.module.state_dict().values())
+    parameters = itertools.chain(stage.student.module.parameters(), stage.distiller.parameters())
     moments = 2 if optim.type == 'adamw' else int(optim.momentum > 0)  # of each parameter, in the optimizer
     optimizer = moments * _num_bytes(one for one in parameters if one.requires_grad)
     # The last one, the best, and those of the last epochs.
@@ -161,19 +160,19 @@ def run_trial(stage: Stage, device: torch.device, *, num_steps: int, world: Worl
     """
     on_gpu, accumulate = device.type == 'cuda', stage.settings.optim.accumulate
     stage.to(device)
-    stage.student.model.train()
+    stage.student.module.train()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     network = build_network(stage, world)
     # A learning rate that changes nothing: untrained networks must not diverge in the trial.
     optim = stage.settings.optim.model_copy(update={'lr': 1e-3 * stage.settings.optim.lr, 'min_lr': 0.0})
-    steps, model = stage.steps_per_epoch, stage.student.model
-    optimization = Optimization(model, stage.distiller, optim, steps_per_epoch=steps, device=device)
+    steps = stage.steps_per_epoch
+    optimization = Optimization(stage.student, stage.distiller, optim, steps_per_epoch=steps, device=device)
     num_warm, num_timed = _trial_steps(stage, num_steps)
     # The whole epoch is requested, so that images are prefetched during the whole trial, as in training.
     shares = [share_of(batch, rank=world.rank, size=world.size).requests for batch in stage.epoch_batches(0)]
     num_tried = min(len(shares), (num_warm + num_timed) * accumulate)
-    tell_progress(epoch=0, step=0)
+    stage.student.tell_progress(epoch=0, step=0)
     moments = [time.perf_counter()]
     for number, (samples, ahead) in enumerate(itertools.islice(loaded(stage, shares), num_tried), start=1):
         ends_step = number % accumulate == 0 or number == num_tried
@@ -204,7 +203,7 @@ def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
     for stage in stages:
         of_config.setdefault(stage.config_text, stage)
     for stage in of_config.values():
-        model, before = stage.student.model, stage.device
+        model, before = stage.student.module, stage.device
         modes = [(module, module.training) for module in model.modules()]
         dataset = stage.train_set if stage.val_set is None else stage.val_set
         batch_size = stage.settings.data.batch_size
@@ -258,7 +257,8 @@ def _host_bytes(stage: Stage, *, batch_size: int) -> int:
     """Prefetched images and codes of one process with `batch_size` images of each batch."""
     padded = map(stage.student.preprocessing.geometry.padded, set(stage.train_set.sizes().values()))
     pixels = max(height * width for height, width in padded)
-    images = PREFETCHED_BATCHES * stage.settings.data.workers * batch_size * 3 * pixels
+    bytes_per_value = 4 if stage.student.preprocessing.geometry.float_pixels else 1
+    images = PREFETCHED_BATCHES * stage.settings.data.workers * batch_size * 3 * pixels * bytes_per_value
     levels = [level.name for level in stage.teacher_levels]
     return images + (stage.source.buffer_bytes(levels, batch_size=batch_size) if stage.source and levels else 0)
 

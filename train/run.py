@@ -18,7 +18,6 @@ from mtpd_train.planning import dry_run, plan_lines, plan_stage, require_room, t
 from mtpd_train.processes import World, joined, world_of
 from mtpd_train.records.divergence import DivergedError, describe
 from mtpd_train.run_folder import (
-    CONFIG_FILE,
     DIVERGED_FILE,
     INHERITANCE_FILE,
     METRICS_FILE,
@@ -97,9 +96,10 @@ def run(
                         )
                 if world.is_main:
                     last = stage_folder(out, len(stages))
-                    for name in (STUDENT_FILE, CONFIG_FILE):
+                    for name in (STUDENT_FILE, stages[-1].config_name):
                         write_file(out / name, (last / name).read_bytes())
-                    say(f'{out / STUDENT_FILE}: the student; {out / CONFIG_FILE} is its mmdet config')
+                    stages[-1].student.save(out, classes=stages[-1].classes)
+                    say(f'{out / STUDENT_FILE}: the student; {out / stages[-1].config_name}: what it is built from')
     except (Interrupted, DivergedError) as error:
         if world.is_main:
             raise
@@ -108,7 +108,7 @@ def run(
 
 
 def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag, world: World) -> None:
-    number, model, folder = stage.number, stage.student.model, stage_folder(out, stage.number)
+    number, model, folder = stage.number, stage.student.module, stage_folder(out, stage.number)
     student_file, progress_file = folder / STUDENT_FILE, folder / PROGRESS_FILE
     if world.from_main(student_file.exists()):
         if world.is_main:
@@ -121,7 +121,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
         if stage.origin is None and not progress_file.exists():
             load_student(model, stage_folder(out, number - 1) / STUDENT_FILE, name=f'stage {number}: student')
         # Before the first student that is kept, so that each of them can be evaluated.
-        write_file(folder / CONFIG_FILE, stage.config_text.encode())
+        write_file(folder / stage.config_name, stage.config_text.encode())
         if stage.inheritance:
             write_file(folder / INHERITANCE_FILE, inheritance_table(stage.inheritance).encode())
         # Its content is from an earlier attempt.
@@ -142,6 +142,7 @@ def _run_stage(stage: Stage, *, out: Path, device: torch.device, stop: StopFlag,
             '(lower data.workers); earlier saves are intact: run the same command with --resume'
         ) from error
     if world.is_main:
+        stage.student.save(folder, classes=stage.classes)
         meta = {'stage': number, 'epochs': stage.settings.optim.epochs}
         save_student(student_file, model, classes=stage.classes, meta=meta)
         progress_file.unlink(missing_ok=True)
@@ -203,7 +204,7 @@ def _summary(stage: Stage) -> str:
     used, total = len(stage.train_set.sizes(with_objects=True)), len(stage.train_set.coco.images)
     images = f'{used} images' if used == total else f'{used} of {total} images (those with objects)'
     geometry, epochs = stage.student.preprocessing.geometry, stage.settings.optim.epochs
-    parameters = sum(one.numel() for one in stage.student.model.parameters())
+    parameters = sum(one.numel() for one in stage.student.module.parameters())
     names = [*stage.distiller.losses, *([] if stage.responses is None else [stage.responses.options.loss])]
     losses = ', '.join(sorted(names)) or 'none'
     start = stage.origin or f'student of stage {stage.number - 1}'

@@ -24,7 +24,7 @@ from mtpd_train.stage import Stage
 from mtpd_train.teachers.live_teacher import teacher_name
 from mtpd_train.training.saving import write_file
 
-STUDENT_FILE, CONFIG_FILE, INHERITANCE_FILE = 'student.pth', 'student_config.py', 'inheritance.txt'
+STUDENT_FILE, INHERITANCE_FILE = 'student.pth', 'inheritance.txt'
 PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'
 DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
 LIBRARIES = (

@@ -12,17 +12,15 @@ import torch
 
 import mtpd.cache
 from mtpd.data.coco import CocoSet, read_annotations
+from mtpd.detectors.backbones import checkpoint_activations
 from mtpd.detectors.class_names import require_same_labels
-from mtpd.detectors.config_input import read_normalisation, read_preprocessing
-from mtpd.detectors.detector_heads import base_anchors
-from mtpd.detectors.export import export_config
-from mtpd.detectors.features import NECK, neck_of, student_hook_point
+from mtpd.detectors.detector import Definition, Detector
+from mtpd.detectors.hook_points import NECK_MAPS
+from mtpd.detectors.ingredients import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, Ingredient
 from mtpd.detectors.inheritance import Inheritance
-from mtpd.detectors.model_config import definition_sha256
-from mtpd.detectors.preprocessing import Preprocessing, at_geometry
-from mtpd.detectors.recipe import GEOMETRY, PAD_DIVISOR, PAD_SIZE, WEIGHTS, Ingredient, recipe_ingredients
-from mtpd.detectors.teachers import InputOptions, load_teacher
-from mtpd.detectors.trainable import checkpoint_activations, frozen_parameters, require_inputs, unfreeze
+from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.references import define_detector, load_teacher
 from mtpd.errors import InputError
 from mtpd.evaluation import require_backend
 from mtpd.geometry import Geometry, Level
@@ -35,14 +33,12 @@ from mtpd_train.optimization import require_warmup_ends, warmup_of
 from mtpd_train.settings.problems import Problem, Problems, Unbuildable, raise_problems
 from mtpd_train.settings.stage_settings import DataSettings, StageSettings, cache_name
 from mtpd_train.student import (
-    Student,
-    build_student,
     changed_keys,
     first_weights,
+    frozen_parameters,
     inherit,
     loaded_parts,
     require_same_network,
-    student_config,
 )
 from mtpd_train.teachers.cached_teacher import cached_teacher
 from mtpd_train.teachers.live_teacher import live_teacher, teacher_name
@@ -57,13 +53,14 @@ class Stage:
 
     number: int  # from 1
     settings: StageSettings
-    student: Student  # with the weights it starts from, unless these are those of the stage before
+    student: Detector  # with the weights it starts from, unless these are those of the stage before
     origin: str | None  # where these weights come from, as text; None: from the stage before
     inheritance: tuple[Inheritance, ...]  # what was then copied from the teacher; empty if not requested
-    config_text: str  # mmdet config of the student
-    definition_sha256: str  # of the network that this config defines
-    recipe: tuple[Ingredient, ...]  # what this config asks for of the training
-    hook_point: str  # where the student's maps are taken, see `mtpd.detectors.features`
+    config_name: str  # of the file that the student is built from again, beside its weights
+    config_text: str  # the content of that file
+    definition_sha256: str  # of the network
+    recipe: tuple[Ingredient, ...]  # what its authors train it with
+    hook_point: str  # where the student's maps are taken, see `mtpd.detectors.hook_points`
     source: TeacherSource | None  # the teacher; None: plain training
     train_set: DetectionDataset
     val_set: DetectionDataset | None  # None: no evaluation
@@ -87,7 +84,7 @@ class Stage:
 
     def to(self, device: torch.device) -> None:
         """Moves the networks that the stage runs, in place."""
-        self.student.model.to(device)
+        self.student.module.to(device)
         self.distiller.to(device)
         if self.responses is not None and self.responses.head is not None:
             self.responses.head.to(device)
@@ -176,7 +173,7 @@ def build_stages(
         previous = stages[-1] if stages else None
         with problems.at('student'):
             if stage is not None and previous is not None and stage.origin is None:
-                require_same_network(stage.student.model, previous.student.model, number=number)
+                require_same_network(stage.student.module, previous.student.module, number=number)
         stages.append(stage)
         found += problems.found
     raise_problems(found)
@@ -194,36 +191,39 @@ def _build_stage(
     with problems.at('data.train'):
         train_coco = read_train_annotations(data, read=read)
     with problems.at('student'):
-        config = student_config(settings.student, changes=settings.model)
-        unfrozen = unfreeze(config.model, loaded=loaded, kept=changed_keys(settings.model))
+        definition = define_detector(settings.student, settings.model)
+        definition.require_trainable()
+        unfrozen = definition.unfreeze(loaded=loaded, kept=changed_keys(settings.model))
     problems.require_none()
 
-    classes, name = [category.name for category in train_coco.categories], settings.student
+    classes = [category.name for category in train_coco.categories]
     with problems.at('student'):
-        preprocessing, notes = _student_preprocessing(config, data, source)
-        student = build_student(config, preprocessing, name=name, num_classes=len(classes), seed=settings.seed)
+        preprocessing, notes = _student_preprocessing(definition, data, source)
+        torch.manual_seed(settings.seed)
+        student = definition.build(preprocessing, num_classes=len(classes), loaded=loaded)
     problems.require_none()
 
     with problems.at('optim.activation_checkpointing'):
         if settings.optim.channels_last:
-            student.model.to(memory_format=torch.channels_last)
+            student.module.to(memory_format=torch.channels_last)
         if settings.optim.activation_checkpointing:
-            checkpoint_activations(student.model)
+            checkpoint_activations(student.module.get_submodule(student.backbone))
     with problems.at('data.train'):
         train_set = build_train_set(data, train_coco, geometry=preprocessing.geometry, with_masks=student.has_masks)
     with problems.at('data.val'):
         val_set = build_val_set(data, train_coco, geometry=preprocessing.geometry, read=read)
     with problems.at('distill'):
-        responses = build_responses(settings.distill, student=student.model, classes=classes, source=source)
+        responses = build_responses(settings.distill, student=student, classes=classes, source=source)
         distiller = _build_distiller(settings, student, source)
     with problems.at('init'):
-        origin = first_weights(student.model, settings.init, config=config, is_first=number == 1)
+        origin = first_weights(student, settings.init, definition=definition, is_first=number == 1)
     inheritance: tuple[Inheritance, ...] = ()
     with problems.at('init.inherit'):
         if settings.init.inherit and source is not None:
+            student.require_inheritance()
             if 'head' in settings.init.inherit:
                 require_same_labels(classes, source.classes, name=f'the teacher of {source.name}')
-            inheritance = inherit(student.model, source.weights(), settings.init.inherit)
+            inheritance = inherit(student.module, source.weights(), settings.init.inherit)
     problems.require_none()
 
     teacher_levels = source.levels if source else ()
@@ -239,29 +239,26 @@ def _build_stage(
     with problems.at('student'):
         sizes = {size for one in (train_set, val_set) if one is not None for size in one.sizes().values()}
         padded = {preprocessing.geometry.padded(size) for size in sizes}
-        require_inputs(student.model, levels=student.levels, padded=padded)
+        student.require_inputs(padded)
     problems.require_none()
     shards = None
     if data.shuffle == 'shards' and source is not None:
         # Of several caches the first: their shards hold the same images where their levels are alike.
         reader = source.caches(())[0][0]
         shards = {image_id: reader.shard(image_id) for image_id in train_set.sizes(with_objects=True)}
+    evaluated_on = None if val_set is None else (val_set.folder, val_set.coco.path)
+    config_name, config_text = definition.description(student, classes=classes, evaluated_on=evaluated_on)
     stage = Stage(
         number=number,
         settings=settings,
         student=student,
         origin=origin,
         inheritance=inheritance,
-        config_text=export_config(
-            config,
-            preprocessing=preprocessing,
-            classes=classes,
-            has_masks=student.has_masks,
-            evaluated_on=None if val_set is None else (val_set.folder, val_set.coco.path),
-        ),
-        definition_sha256=definition_sha256(config),
-        recipe=tuple(recipe_ingredients(config)),
-        hook_point=NECK if source is None else student_hook_point(student.model, source.hook_point),
+        config_name=config_name,
+        config_text=config_text,
+        definition_sha256=definition.sha256,
+        recipe=tuple(definition.recipe()),
+        hook_point=NECK_MAPS if source is None else student.hook_point(source.hook_point),
         source=source,
         train_set=train_set,
         val_set=val_set,
@@ -270,7 +267,7 @@ def _build_stage(
         teacher_levels=tuple(level for level in teacher_levels if level in needed),
         shards=shards,
         unfrozen=unfrozen,
-        frozen_at_random=frozen_parameters(student.model, loaded=loaded),
+        frozen_at_random=frozen_parameters(student, loaded=loaded),
         notes=notes,
     )
     with problems.at('optim.warmup_iters'):
@@ -309,25 +306,18 @@ def _open_source(settings: StageSettings) -> TeacherSource | None:
 
 
 def _student_preprocessing(
-    config: Any, data: DataSettings, source: TeacherSource | None
+    definition: Definition, data: DataSettings, source: TeacherSource | None
 ) -> tuple[Preprocessing, tuple[str, ...]]:
     """The input at the geometry of the teacher, of the stage file, or else the student's own; notes for the user."""
-    if source is not None:
-        geometry = source.geometry
-    elif data.geometry is not None:
-        geometry = Geometry(**data.geometry.model_dump())
-    else:
-        own = read_preprocessing(config)
-        return at_geometry(own, own.geometry), ()
-    normalisation, notes = read_normalisation(config, geometry=geometry)
-    return at_geometry(Preprocessing(geometry, normalisation), geometry), notes
+    geometry = None if data.geometry is None else Geometry(**data.geometry.model_dump())
+    return definition.preprocessing(geometry if source is None else source.geometry)
 
 
-def _build_distiller(settings: StageSettings, student: Student, source: TeacherSource | None) -> Distiller:
+def _build_distiller(settings: StageSettings, student: Detector, source: TeacherSource | None) -> Distiller:
     """The losses on maps, matched to the levels of both sides."""
     if source is not None and settings.distill:
-        neck_of(student.model)  # Refuses a student without one.
+        student.require_neck()
     losses = [one for one in settings.distill if isinstance(one, LevelOptions)]
-    anchors = base_anchors(student.model) if any(one.looks_at_anchors for one in losses) else None
+    anchors = student.base_anchors() if any(one.looks_at_anchors for one in losses) else None
     teachers = source.teachers if source else {'': ()}
     return Distiller(losses, student=student.levels, teacher=teachers, anchors=anchors)

@@ -1,10 +1,9 @@
-"""The student: an mmdet detector, its input, and where its first weights come from."""
+"""Where a student's first weights come from, and its failures in words."""
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
-from mtpd.detectors.detection import predicts_masks
-from mtpd.detectors.features import probe_levels
+from mtpd.detectors.detector import BACKBONE, PARTS, Definition, Detector
 from mtpd.detectors.inheritance import Inheritance, inherited_tensors, plan_inheritance, shape_text
-from mtpd.detectors.model_config import backbone_reference
-from mtpd.detectors.models import build_detector, load_config, missing_package
-from mtpd.detectors.preprocessing import Preprocessing, probe_size
-from mtpd.detectors.trainable import BACKBONE, PARTS, require_trainable
-from mtpd.detectors.weights import backbone_weights, fetch_weights
-from mtpd.detectors.zoo import find_model
+from mtpd.detectors.packages import missing_package
+from mtpd.detectors.references import define_detector
 from mtpd.errors import InputError, MtpdError, UnavailableError
-from mtpd.geometry import Level
 from mtpd.system.text import table
 from mtpd_train.settings.stage_settings import InitSettings
 
-# Counters, and the norms of a transformer's outputs, which only detectors have.
-_NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')
-
-
-@dataclass(frozen=True)
-class Student:
-    """A detector to be trained."""
-
-    name: str  # of its model, or the path of its config, for messages
-    model: nn.Module
-    preprocessing: Preprocessing  # the stage's geometry with the network's normalisation
-    levels: tuple[Level, ...]  # what its neck gives
-    has_masks: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.model.parameters()).device
+# Counters, and the norms of a transformer's outputs, which other checkpoints may lack.
+_MAY_LACK = re.compile(r'num_batches_tracked$|^norm\d+\.')
+WEIGHTS_FILES = ('.pth', '.pt', '.safetensors', '.bin', '.ckpt')
 
 
 @contextmanager
@@ -67,25 +45,6 @@ def named_failures(name: str, doing: str, *, image_ids: Sequence[int] = ()) -> I
         raise InputError(f'student {name} cannot {doing}: {type(error).__name__}: {text}{images}') from error
 
 
-def student_config(reference: str, *, changes: Mapping[str, Any]) -> Any:
-    """The mmengine Config of a student, a zoo name or config path; `changes` replace entries of its `model`."""
-    config = load_config(reference)
-    try:
-        config.merge_from_dict({'model': dict(changes)})
-    except (TypeError, KeyError, AssertionError) as error:
-        raise InputError(f'model: its changes do not fit the config {reference}: {error}') from error
-    require_trainable(config)
-    return config
-
-
-def build_student(config: Any, preprocessing: Preprocessing, *, name: str, num_classes: int, seed: int) -> Student:
-    """A student with random weights from `seed`, its heads for `num_classes`; `config` is from `student_config`."""
-    torch.manual_seed(seed)
-    model = build_detector(config, num_classes=num_classes, init_weights=True)
-    levels = probe_levels(model, input_size=probe_size(preprocessing.geometry))
-    return Student(name, model, preprocessing, levels, has_masks=predicts_masks(model))
-
-
 def changed_keys(changes: Mapping[str, Any], path: str = '') -> set[str]:
     """Dotted keys of all entries, nested ones too, that `model` in a stage file sets."""
     places = {f'{path}.{key}' if path else key: value for key, value in changes.items()}
@@ -102,38 +61,27 @@ def loaded_parts(init: InitSettings, *, before: frozenset[str] | None) -> frozen
     return frozenset({*init.inherit, *([] if init.backbone == 'none' else [BACKBONE])})
 
 
-def first_weights(model: nn.Module, init: InitSettings, *, config: Any, is_first: bool) -> str | None:
+def first_weights(detector: Detector, init: InitSettings, *, definition: Definition, is_first: bool) -> str | None:
     """Loads a student's first weights and describes their origin; None: they come from the previous stage."""
     if init.checkpoint is not None:
-        return load_student(model, init.checkpoint, name='init.checkpoint')
+        return load_student(detector.module, init.checkpoint, name='init.checkpoint')
     if init.fine_tune is not None:
-        return load_for_other_classes(model, init.fine_tune)
-    return load_backbone(model, init.backbone, config=config) if is_first else None
-
-
-def load_backbone(model: nn.Module, choice: str, *, config: Any) -> str:
-    """Loads the backbone of a new student, `pretrained` (what the config names), `none` or a file, and describes it."""
-    if choice == 'none':
+        return load_for_other_classes(detector.module, init.fine_tune)
+    if not is_first:
+        return None
+    if init.backbone == 'none':
         return 'random weights (init.backbone: none)'
-    reference = backbone_reference(config.model) if choice == 'pretrained' else choice
-    if reference is None:
-        raise InputError(
-            "init.backbone is pretrained, but the student's config has no pretrained weights; "
-            'set it to none or to a file'
-        )
-    state = backbone_weights(reference)
-    backbone = model.get_submodule('backbone')
-    own = backbone.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    missing = [name for name in own if name not in fitting and not _NOT_IN_IMAGENET.search(name)]
-    if missing:
-        raise InputError(
-            f'init.backbone: {reference} lacks {len(missing)} of {len(own)} tensors of the backbone, the first is '
-            f'{missing[0]}; use weights of the same network, or set init.backbone to none'
-        )
-    require_kinds(fitting, own, name=f'init.backbone: {reference}')
-    backbone.load_state_dict(fitting, strict=False)
-    return f'backbone from {reference}, {len(fitting)} tensors'
+    return definition.load_backbone(detector, init.backbone)
+
+
+def frozen_parameters(detector: Detector, *, loaded: Collection[str]) -> tuple[str, ...]:
+    """Names of the parameters that never learn though they start from random weights; leaves it in training mode."""
+    detector.module.train()  # Some backbones freeze their stages here.
+    return tuple(
+        name
+        for name, parameter in detector.module.named_parameters()
+        if not parameter.requires_grad and detector.part_of(name) not in loaded
+    )
 
 
 def load_student(model: nn.Module, checkpoint: Path, *, name: str) -> str:
@@ -146,12 +94,13 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     """Loads a zoo name or file, trained on other classes, except the layers of their number, and describes it."""
     path = Path(reference)
     # Names of the zoo have dots, too.
-    if not path.exists() and (not path.suffix or find_model(reference) is not None):
-        path = fetch_weights(reference, offline='set init.fine_tune to a local file instead of the name')
+    if not path.is_file() and path.suffix not in WEIGHTS_FILES:
+        offline = 'set init.fine_tune to a local file instead of the name'
+        path = define_detector(reference).fetch_weights(offline=offline)
     state, _ = load_checkpoint(path, network=model)
     own = model.state_dict()
     initialised = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
-    missing = [name for name in own if name not in state and not _NOT_IN_IMAGENET.search(name)]
+    missing = [name for name in own if name not in state and not _MAY_LACK.search(name)]
     # Classes are outputs: the first axis of weights and biases.
     wrong = [name for name in initialised if state[name].shape[1:] != own[name].shape[1:]]
     if missing or wrong:

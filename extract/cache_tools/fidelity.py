@@ -17,11 +17,11 @@ from mtpd.data.account import suspicions
 from mtpd.data.annotation_table import CocoImage
 from mtpd.data.coco import CocoSet, read_annotations, spread
 from mtpd.data.images import read_image
-from mtpd.detectors.detection import collate
-from mtpd.detectors.features import choice_of
+from mtpd.detectors.hook_points import choice_of
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.samples import Sample, collate, make_sample
 from mtpd.detectors.teacher_heads import head_detections, require_head
-from mtpd.detectors.teachers import Teacher, load_teacher, state_sha256
-from mtpd.detectors.transforms import Sample, make_sample
+from mtpd.detectors.teachers import Teacher, state_sha256
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.evaluation import evaluate
 from mtpd.system.console import progress_bar, warn
@@ -51,7 +51,6 @@ def view_of(
     sample = make_sample(
         read_image(path, size=(image.height, image.width)),
         image_id=image.id,
-        path=str(path),
         geometry=teacher.preprocessing.geometry,
         view=view,
     )

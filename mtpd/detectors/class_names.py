@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from mtpd.errors import InputError
 from mtpd.system.text import listed
 
@@ -14,25 +12,6 @@ def checkpoint_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     data_set = meta.get('dataset_meta')
     # mmdet 3 has `dataset_meta`, mmdet 2 had `CLASSES`.
     return class_list(data_set.get('classes') if isinstance(data_set, Mapping) else meta.get('CLASSES'))
-
-
-def config_classes(config: Any) -> tuple[str, ...] | None:
-    """The classes that the test set of an mmengine Config names; None where it leaves them to mmdet's own data set."""
-    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
-    while 'metainfo' not in dataset and isinstance(dataset.get('dataset'), dict):
-        dataset = dataset['dataset']
-    metainfo = dataset.get('metainfo') or config.get('metainfo') or {}
-    return class_list(metainfo.get('classes')) if isinstance(metainfo, dict) else None
-
-
-def num_classes_of(model: nn.Module) -> int | None:
-    """Number of classes of an mmdet detector's box head; None where it is not known."""
-    owner: Any = getattr(model, 'roi_head', model)
-    head = getattr(owner, 'bbox_head', None)
-    if isinstance(head, nn.ModuleList):
-        head = head[-1]
-    found = getattr(head, 'num_classes', None)
-    return found if isinstance(found, int) else None
 
 
 def labels_to_categories(

@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mtpd.detectors.trainable import BACKBONE, part_of
+from mtpd.detectors.detector import BACKBONE, part_of
 
 Shape = tuple[int, ...]
 Outcome = Literal['inherited', 'tiled', 'skipped']

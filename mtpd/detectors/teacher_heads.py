@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtpd.detectors.detection import category_of, predict
-from mtpd.detectors.features import NECK, neck_outputs
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.hook_points import NECK_MAPS
+from mtpd.detectors.results import category_of, coco_results
+from mtpd.detectors.samples import Sample
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights
-from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
 from mtpd.geometry import Size
 from mtpd.heads.roi_head import RoiHead
@@ -23,8 +22,8 @@ METHOD = 'predict_from_features'
 
 
 def require_head(teacher: Teacher) -> None:
-    """Refuses a teacher that is neither an mmdet detector nor a module with `predict_from_features`."""
-    if not hasattr(teacher.module, METHOD) and not hasattr(teacher.module, 'extract_feat'):
+    """Refuses a teacher that is neither a detector nor a module with `predict_from_features`."""
+    if teacher.detector is None and not hasattr(teacher.module, METHOD):
         raise InputError(
             f'teacher {teacher.name}: has no head to evaluate; add a method {METHOD}(maps, input_size) to its module, '
             'or skip the AP with --no-ap'
@@ -38,19 +37,15 @@ def head_detections(
 
     `maps` (B, C, H, W) are those of the teacher's hook point, one for each level. Of `inputs` only the size counts.
     """
+    if teacher.detector is not None:
+        with teacher.detector.given_maps(maps, hook_point=teacher.hook_point):
+            found = teacher.detector.predict(inputs, samples)
+        return coco_results(found, [one.image_id for one in samples], category_ids=category_ids)[0]
     model: Any = teacher.module
-    if not hasattr(model, METHOD):
-        features = tuple(neck_outputs(model, maps, hook_point=teacher.hook_point))
-        # The instance's attribute hides the class's method: the maps replace the features of any input.
-        model.extract_feat = lambda inputs: features
-        try:
-            return predict(model, inputs, samples, category_ids=category_ids, with_masks=False)[0]
-        finally:
-            del model.extract_feat
     results = []
     found = getattr(model, METHOD)(list(maps), tuple(inputs.shape[-2:]))
     for (boxes, scores, labels), sample in zip(found, samples, strict=True):
-        height, width = sample.data_sample.ori_shape
+        height, width = sample.original
         scale_y, scale_x = height / sample.resized[0], width / sample.resized[1]
         for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             box = [x1 * scale_x, y1 * scale_y, (x2 - x1) * scale_x, (y2 - y1) * scale_y]
@@ -61,12 +56,12 @@ def head_detections(
 
 def proposing_head(teacher: Teacher) -> RoiHead:
     """The RoI head of a teacher that has proposals of its own, on the CPU. InputError if it has none to store."""
-    if teacher.hook_point != NECK:
+    if teacher.hook_point != NECK_MAPS:
         raise InputError(
             f'--rois: the maps of {teacher.name} are taken before the norms of its neck, but its RoI head needs '
             'those after; add --hook neck, or remove --rois'
         )
-    if teacher.roi_head is None or not hasattr(teacher.module, 'rpn_head'):
+    if teacher.roi_head is None or teacher.detector is None or not teacher.detector.has_proposals():
         raise InputError(
             f'--rois: teacher {teacher.name} has no proposals, or a RoI head that mtpd cannot run; use a '
             'Faster, Mask or Cascade R-CNN, or remove --rois'
@@ -82,19 +77,15 @@ def teacher_rois(
 
     `head` is from `proposing_head`; `maps` are (B, C, H, W) of all levels; `originals` are sizes before the resize.
     """
-    prepare()
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.bbox import bbox2roi
-
+    assert teacher.detector is not None
     resized = [teacher.preprocessing.geometry.resized(size) for size in originals]
     ordered = [maps[level.name] for level in teacher.levels]
-    samples = [DetDataSample(metainfo={'img_shape': size, 'scale_factor': (1.0, 1.0)}) for size in resized]
-    rpn_head: Any = teacher.module.rpn_head
     proposals = []
-    for result in rpn_head.predict(tuple(ordered), samples, rescale=False):
-        best = result.scores.argsort(descending=True, stable=True)[:num_rois]
-        proposals.append(result.bboxes[best].float())
-    rois = bbox2roi(proposals)
+    for boxes, scores in teacher.detector.proposals(ordered, resized):
+        best = scores.argsort(descending=True, stable=True)[:num_rois]
+        proposals.append(boxes[best].float())
+    # (K, 5): image in the batch, box.
+    rois = torch.cat([torch.nn.functional.pad(boxes, (1, 0), value=number) for number, boxes in enumerate(proposals)])
     logits, deltas = head(ordered[: len(head.record.strides)], rois)
     probabilities = logits.softmax(1)
     labels = probabilities[:, :-1].argmax(1)

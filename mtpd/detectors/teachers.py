@@ -1,39 +1,23 @@
-"""Teachers: a network that gives feature maps, with all that a cache must know about it.
-
-A teacher is named in one of four ways: a zoo model or alias (`r101`, `swin_l`), an mmdet config file with a checkpoint,
-`file.py:callable` (see `mtpd.detectors.teacher_file`), or by a library: `timm:NAME`, `torchvision:NAME`.
-"""
+"""Teachers: a network that gives feature maps, with all that a cache must know about it."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors import timm_teacher, torchvision_teacher
-from mtpd.detectors.checkpoint import load_into
-from mtpd.detectors.class_names import checkpoint_classes, config_classes
-from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.detector_heads import roi_head_record
-from mtpd.detectors.features import NECK, HookChoice, levels_of, neck_features, teacher_hook_point
-from mtpd.detectors.model_config import definition_sha256
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.detector import Detector
+from mtpd.detectors.hook_points import NECK_MAPS
+from mtpd.detectors.input_options import InputOptions, stated_preprocessing
+from mtpd.detectors.levels import levels_of
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
-from mtpd.detectors.teacher_file import InputOptions, build_module, stated_preprocessing
-from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated, warn_of_random_weights
-from mtpd.detectors.weights import fetch_weights
+from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHeadRecord
-from mtpd.system.files import canonical_json, sha256_bytes, sha256_file
-
-__all__ = [
-    'InputOptions', 'Teacher', 'load_teacher', 'neck_and_head_weights', 'state_sha256', 'teacher_fingerprint',
-]  # fmt: skip
+from mtpd.system.files import canonical_json, sha256_bytes
 
 
 @dataclass(frozen=True)
@@ -47,10 +31,11 @@ class Teacher:
         levels: names, strides and channels.
         preprocessing: geometry and normalisation of its inputs.
         definition_sha256: hash of the model's config, or of the file and callable that make it.
-        hook_point: where the maps are taken, see `mtpd.detectors.features`.
+        hook_point: where the maps are taken, see `mtpd.detectors.hook_points`.
         roi_head: how its RoI head is built; None where it has none that mtpd can run on its maps.
         classes: what its labels mean, in their order; None where neither its checkpoint nor its config has them.
         license: of its weights, which follows its features; None where it is not known.
+        detector: the same network with its head; None where it has none that mtpd can use.
     """
 
     name: str
@@ -63,6 +48,7 @@ class Teacher:
     roi_head: RoiHeadRecord | None = None
     classes: tuple[str, ...] | None = None
     license: str | None = None
+    detector: Detector | None = None
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -92,74 +78,6 @@ class Teacher:
         return self.maps(normalise(pixels, padded=padded, normalisation=self.preprocessing.normalisation))
 
 
-def load_teacher(
-    reference: str,
-    *,
-    checkpoint: Path | None,
-    options: InputOptions,
-    device: torch.device,
-    trust_checkpoint: bool = False,
-    hook: HookChoice = 'auto',
-) -> Teacher:
-    """Builds a teacher from its name.
-
-    Args:
-        reference: zoo name, alias, config path, `file.py:callable`, `timm:NAME` or `torchvision:NAME`.
-        checkpoint: a local weights file; None lets a zoo model fetch its own.
-        options: the user's settings of the input.
-        device: where the teacher runs.
-        trust_checkpoint: unpickle a checkpoint that holds more than tensors and plain values.
-        hook: where its maps are taken.
-
-    Raises:
-        InputError: the name, file, checkpoint or options do not fit.
-        UnavailableError: the weights cannot be fetched.
-    """
-    path, separator, function = reference.rpartition(':')
-    is_file = bool(separator) and path.endswith('.py')
-    if is_file or reference.startswith((timm_teacher.PREFIX, torchvision_teacher.PREFIX)):
-        if trust_checkpoint:
-            raise InputError(f'--trust-checkpoint: {reference} loads its own checkpoint; remove the option')
-        if hook == 'before-norm':
-            raise InputError(f'hook before-norm: {reference} chooses its own maps; remove the option')
-    if is_file:
-        return _from_file(reference, Path(path), function, checkpoint=checkpoint, options=options, device=device)
-    if reference.startswith(timm_teacher.PREFIX):
-        backbone = timm_teacher.build_timm_teacher(reference, checkpoint=checkpoint, device=device)
-        teacher = _of_module(reference, backbone, [reference, backbone.indices], options=options, device=device)
-        return replace(teacher, license=backbone.license)
-    if reference.startswith(torchvision_teacher.PREFIX):
-        detector = torchvision_teacher.build_torchvision_teacher(reference, checkpoint=checkpoint, device=device)
-        return _of_module(reference, detector, [reference], options=options, device=device)
-    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
-    if given:
-        option = f'--{given[0].replace("_", "-")}'
-        raise InputError(
-            f'{option}: the input of {reference} is read from its config; the option is for file.py:callable'
-        )
-    config = load_config(reference)
-    preprocessing = read_preprocessing(config, scale=options.scale)
-    weights = checkpoint or fetch_weights(reference)
-    module = build_detector(config, init_weights=False)
-    name = f'teacher {reference} from {weights}'
-    meta = load_into(module, weights, name=name, allow_pickle=trust_checkpoint)
-    module = module.to(device).eval().requires_grad_(False)
-    hook_point = teacher_hook_point(module, hook, name=reference)
-    features = guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
-    levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=device)
-    return Teacher(
-        name=reference,
-        module=module,
-        features=features,
-        levels=levels,
-        preprocessing=preprocessing,
-        definition_sha256=definition_sha256(config),
-        hook_point=hook_point,
-        roi_head=roi_head_record(module, levels=levels) if hook_point == NECK else None,
-        classes=checkpoint_classes(meta) or config_classes(config),
-    )
-
-
 def neck_and_head_weights(teacher: Teacher) -> dict[str, Tensor]:
     """All parameters and buffers outside the backbone, on the CPU, by their names in the teacher."""
     state = teacher.module.state_dict()
@@ -174,19 +92,13 @@ def _is_of_backbone(name: str) -> bool:
     return bool(found) and not inside.startswith('fpn.')
 
 
-def _from_file(
-    reference: str, path: Path, function: str, *, checkpoint: Path | None, options: InputOptions, device: torch.device
-) -> Teacher:
-    module = build_module(path, function, checkpoint=checkpoint, device=device)
-    teacher = _of_module(reference, module, [sha256_file(path), function], options=options, device=device)
-    with suppress(InputError):  # a function that works only once, in which nothing is wrong
-        again = build_module(path, function, checkpoint=checkpoint, device=torch.device('cpu'), seed=1)
-        warn_of_random_weights(module, again, name=reference)
-    return teacher
-
-
-def _of_module(
-    reference: str, module: Any, definition: list[Any], *, options: InputOptions, device: torch.device
+def teacher_of_module(
+    reference: str,
+    module: Any,
+    definition: list[Any],
+    *,
+    options: InputOptions,
+    device: torch.device,
 ) -> Teacher:
     """The teacher of a module with `features` and attributes for its input; `definition` is what it is made by."""
     features = guarded(reference, module.features)
@@ -208,7 +120,38 @@ def _of_module(
         levels=levels,
         preprocessing=preprocessing,
         definition_sha256=sha256_bytes(canonical_json(definition)),
-        hook_point=NECK,
+        hook_point=NECK_MAPS,
+    )
+
+
+def teacher_of_detector(
+    reference: str,
+    detector: Detector,
+    definition: list[Any],
+    *,
+    options: InputOptions,
+    classes: tuple[str, ...] | None = None,
+) -> Teacher:
+    """The teacher of a detector in eval mode; `definition` is what it is made by. Of `options` it takes `scale`."""
+    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
+    if given:
+        option = f'--{given[0].replace("_", "-")}'
+        raise InputError(f'{option}: the input of {reference} is known; the option is for a module with features()')
+    preprocessing = detector.preprocessing
+    if options.scale is not None:
+        preprocessing = replace(preprocessing, geometry=replace(preprocessing.geometry, scale=options.scale))
+    features = guarded(reference, detector.maps)
+    levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=detector.device)
+    return Teacher(
+        name=reference,
+        module=detector.module,
+        features=features,
+        levels=levels,
+        preprocessing=preprocessing,
+        definition_sha256=sha256_bytes(canonical_json(definition)),
+        hook_point=NECK_MAPS,
+        classes=classes,
+        detector=replace(detector, preprocessing=preprocessing, levels=levels),
     )
 
 

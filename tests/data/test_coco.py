@@ -339,7 +339,7 @@ def test_training_annotations(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_training_annotations__as_mmdet(real_dir: Path) -> None:
     """mmdet's own data set is the oracle, on real annotations."""
-    from mtpd.detectors.runtime import prepare
+    from mtpd.detectors.of_mmdet.runtime import prepare
 
     prepare()
     from mmdet.datasets import CocoDataset

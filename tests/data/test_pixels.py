@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mtpd.data.images import read_image
-from mtpd.detectors.transforms import image_view
+from mtpd.detectors.samples import image_view
 from mtpd.geometry import Geometry
 
 # SHA-256 of the pixels as read, and of the flipped view at scale 96x64.

@@ -6,13 +6,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from mtpd.detectors.class_names import (
-    checkpoint_classes,
-    config_classes,
-    labels_to_categories,
-    num_classes_of,
-    require_same_labels,
-)
+from mtpd.detectors.class_names import checkpoint_classes, labels_to_categories, require_same_labels
+from mtpd.detectors.of_mmdet.detector import num_classes_of
+from mtpd.detectors.of_mmdet.family import MmdetDefinition
 from mtpd.errors import InputError
 
 CATEGORIES = [(3, 'cat'), (7, 'fire hydrant'), (20, 'dog')]
@@ -90,7 +86,7 @@ def test_checkpoint_classes(meta: dict[str, Any], classes: tuple[str, ...] | Non
     ],
 )
 def test_config_classes(config: dict[str, Any], classes: tuple[str, ...] | None) -> None:
-    assert config_classes(config) == classes
+    assert MmdetDefinition('it', config).classes() == classes
 
 
 def test_num_classes_of_one_stage_two_stages_and_cascades() -> None:

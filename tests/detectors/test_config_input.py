@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtpd.data.images import read_image
-from mtpd.detectors.config_input import read_normalisation, read_preprocessing
-from mtpd.detectors.export import export_config
-from mtpd.detectors.models import load_config
+from mtpd.detectors.of_mmdet.config_input import read_normalisation, read_preprocessing
+from mtpd.detectors.of_mmdet.export import export_config
+from mtpd.detectors.of_mmdet.models import load_config
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored, prepare
 from mtpd.detectors.preprocessing import PROBE_SIZE, Preprocessing, at_geometry, normalise, probe_size
-from mtpd.detectors.runtime import known_warnings_ignored, prepare
-from mtpd.detectors.transforms import image_view
+from mtpd.detectors.samples import image_view
 from mtpd.errors import InputError, MtpdError
 from mtpd.geometry import Geometry
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.detectors.detection import collate, detection_losses, predict
-from mtpd.detectors.features import captured_maps
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.detector import Detections, Detector
+from mtpd.detectors.of_mmdet.data_samples import data_samples
+from mtpd.detectors.of_mmdet.family import define
+from mtpd.detectors.of_mmdet.features import captured_maps
+from mtpd.detectors.of_mmdet.runtime import prepare
 from mtpd.detectors.preprocessing import Normalisation, Preprocessing, at_geometry, padding_pixel, pads_pixels
-from mtpd.detectors.runtime import prepare
-from mtpd.detectors.transforms import Instance, Sample, View, make_sample
+from mtpd.detectors.results import coco_results
+from mtpd.detectors.samples import Instance, Sample, View, collate, make_sample
 from mtpd.geometry import Geometry
 
 CPU = torch.device('cpu')
@@ -41,7 +43,6 @@ def sample(
     return make_sample(
         picture(height, width),
         image_id=height,
-        path='x.jpg',
         geometry=geometry,
         view=view,
         instances=instances,
@@ -83,6 +84,11 @@ def mmdets_batch(
     return out['inputs'], out['data_samples']
 
 
+def as_mmdet(samples: list[Sample], images: Tensor) -> list[Any]:
+    padded = images.shape[2], images.shape[3]
+    return data_samples(samples, preprocessing=Preprocessing(DIVISOR, IMAGENET), padded=padded, device=CPU)
+
+
 @pytest.mark.parametrize(
     'preprocessing',
     [
@@ -100,9 +106,11 @@ def test_a_batch_is_mmdets_batch(preprocessing: Preprocessing) -> None:
         for (height, width), view in zip(sizes, views, strict=True)
     ]
     got = collate(samples, preprocessing=preprocessing, device=CPU)
-    want, data_samples = mmdets_batch(sizes, preprocessing=preprocessing, views=views)
+    want, wanted = mmdets_batch(sizes, preprocessing=preprocessing, views=views)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
-    for mine, theirs in zip((one.data_sample for one in samples), data_samples, strict=True):
+    padded = got.shape[2], got.shape[3]
+    made = data_samples(samples, preprocessing=preprocessing, padded=padded, device=CPU)
+    for mine, theirs in zip(made, wanted, strict=True):
         for key in ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape', 'scale_factor'):
             assert tuple(np.atleast_1d(getattr(mine, key))) == tuple(np.atleast_1d(getattr(theirs, key))), key
         assert isinstance(mine.gt_instances.bboxes, Tensor)
@@ -115,63 +123,66 @@ def test_boxes_and_masks_are_mirrored_with_the_image() -> None:
     plain = sample(96, 128, geometry=DIVISOR, view='plain', with_masks=True)
     flip = sample(96, 128, geometry=DIVISOR, view='flip', with_masks=True)
     assert torch.equal(flip.image, plain.image.flip(-1))
-    (_, width), (mine, mirrored) = plain.resized, (plain.data_sample.gt_instances, flip.data_sample.gt_instances)
-    x1, y1, x2, y2 = mine.bboxes.tensor.unbind(-1)
-    torch.testing.assert_close(mirrored.bboxes.tensor, torch.stack([width - x2, y1, width - x1, y2], -1))
-    assert np.array_equal(mirrored.masks.masks, mine.masks.masks[..., ::-1])
-    assert mine.masks.masks[0].any()
+    (_, width), (mine, mirrored) = plain.resized, (plain.objects, flip.objects)
+    x1, y1, x2, y2 = mine.boxes.unbind(-1)
+    torch.testing.assert_close(mirrored.boxes, torch.stack([width - x2, y1, width - x1, y2], -1))
+    assert mine.masks is not None
+    assert mirrored.masks is not None
+    assert torch.equal(mirrored.masks, mine.masks.flip(-1))
+    assert mine.masks[0].any()
 
 
-def test_ignored_boxes_become_tensors_too() -> None:
+def test_ignored_boxes_stay_apart() -> None:
     one = sample(96, 128, geometry=DIVISOR, crowd=True)
-    collate([one], preprocessing=Preprocessing(DIVISOR, IMAGENET), device=CPU)
-    ignored = one.data_sample.ignored_instances.bboxes
+    (made,) = data_samples([one], preprocessing=Preprocessing(DIVISOR, IMAGENET), padded=(64, 96), device=CPU)
+    ignored = made.ignored_instances.bboxes
     assert isinstance(ignored, Tensor)
     torch.testing.assert_close(ignored, torch.tensor([[0.0, 0.0, 64 * 2 / 3, 48 * 2 / 3]]), atol=0.5, rtol=0)
+    assert made.ignored_instances.labels.tolist() == [1]
+    assert len(made.gt_instances) == 2
 
 
-def tiny(changes: dict[str, Any] | None = None) -> Any:
-    config = load_config(str(TINY))
-    config.merge_from_dict(changes or {})
+def tiny(changes: dict[str, Any] | None = None) -> Detector:
     torch.manual_seed(0)
-    return build_detector(config)
+    return define(str(TINY), changes or {}).build(Preprocessing(DIVISOR, IMAGENET))
 
 
 def test_losses_are_those_that_mmdet_adds_up() -> None:
-    model = tiny()
+    detector = tiny()
+    model: Any = detector.module
     samples = [sample(96, 128, geometry=DIVISOR, crowd=True), sample(64, 100, geometry=DIVISOR)]
-    images = collate(samples, preprocessing=Preprocessing(DIVISOR, IMAGENET), device=CPU)
-    losses = detection_losses(model, images, samples)
-    total, _ = model.parse_losses(model.loss(images, [one.data_sample for one in samples]))
+    images = collate(samples, preprocessing=detector.preprocessing, device=CPU)
+    losses = detector.losses(images, samples)
+    total, _ = model.parse_losses(model.loss(images, as_mmdet(samples, images)))
     assert losses.keys() == {'loss_cls', 'loss_bbox'}
     torch.testing.assert_close(torch.stack(list(losses.values())).sum(), total)
 
 
 def test_anchors_beyond_an_images_own_padding_train_nothing() -> None:
     """As in mmdet, where `pad_shape` is the image's own."""
-    model = tiny()
+    model: Any = tiny().module
     preprocessing = Preprocessing(DIVISOR, IMAGENET)
     batch = [sample(40, 40, geometry=Geometry((40, 40))), sample(96, 128, geometry=DIVISOR)]
     images = collate(batch, preprocessing=preprocessing, device=CPU)
-    assert [one.data_sample.pad_shape for one in batch] == [(64, 64), (64, 96)]
+    made = as_mmdet(batch, images)
+    assert [one.pad_shape for one in made] == [(64, 64), (64, 96)]
     with captured_maps(model) as maps:
-        model.loss(images, [one.data_sample for one in batch])
-    _, valid = model.bbox_head.get_anchors(
-        [one.shape[-2:] for one in maps], [one.data_sample.metainfo for one in batch], device=CPU
-    )
+        model.loss(images, made)
+    _, valid = model.bbox_head.get_anchors([one.shape[-2:] for one in maps], [one.metainfo for one in made], device=CPU)
     per_cell = valid[0][0].view(*maps[0].shape[-2:], -1)
     assert per_cell[:, : 64 // 4].all()
     assert not per_cell[:, 64 // 4 :].any()
 
 
 def test_predictions_are_coco_records_in_original_pixels() -> None:
-    model = tiny({'model.test_cfg.score_thr': 0.0, 'model.test_cfg.max_per_img': 7}).eval()
-    one = make_sample(picture(192, 256), image_id=9, path='x.jpg', geometry=DIVISOR, view='plain')
+    detector = tiny({'test_cfg.score_thr': 0.0, 'test_cfg.max_per_img': 7})
+    model: Any = detector.module.eval()
+    one = make_sample(picture(192, 256), image_id=9, geometry=DIVISOR, view='plain')
     images = collate([one], preprocessing=Preprocessing(DIVISOR, IMAGENET), device=CPU)
-    boxes, masks = predict(model, images, [one], category_ids=[1, 2, 4, 7, 8, 11], with_masks=False)
+    boxes, masks = coco_results(detector.predict(images, [one]), [9], category_ids=[1, 2, 4, 7, 8, 11])
     assert masks == []
     assert len(boxes) == 7
-    (raw,) = model.predict(images, [one.data_sample], rescale=False)
+    (raw,) = model.predict(images, as_mmdet([one], images), rescale=False)
     for record, box, score, label in zip(
         boxes, raw.pred_instances.bboxes, raw.pred_instances.scores, raw.pred_instances.labels, strict=True
     ):
@@ -188,24 +199,8 @@ def test_masks_are_run_length_codes_of_the_original_size() -> None:
     mask[0, 10:20, 30:55] = True
     mask[1, :, ::7] = True
 
-    class Fixed(torch.nn.Module):
-        """Predicts two masks."""
-
-        def predict(self, images: Tensor, data_samples: list[Any], *, rescale: bool) -> list[Any]:
-            from mmengine.structures import InstanceData
-
-            del images
-            assert rescale
-            data_samples[0].pred_instances = InstanceData(
-                bboxes=torch.zeros(2, 4),
-                scores=torch.ones(2),
-                labels=torch.tensor([1, 0]),
-                masks=torch.from_numpy(mask),
-            )
-            return data_samples
-
-    one = make_sample(picture(60, 90), image_id=3, path='x.jpg', geometry=DIVISOR, view='plain')
-    _, masks = predict(Fixed(), torch.zeros(1, 3, 64, 96), [one], category_ids=[5, 6], with_masks=True)
+    found = Detections(torch.zeros(2, 4), torch.ones(2), torch.tensor([1, 0]), torch.from_numpy(mask))
+    _, masks = coco_results([found], [3], category_ids=[5, 6])
     assert [record['category_id'] for record in masks] == [6, 5]
     for record, want in zip(masks, mask, strict=True):
         assert record['segmentation']['size'] == [60, 90]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd.detectors.detector_heads import base_anchors, captured_rois
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.detector_heads import base_anchors, captured_rois
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
 from mtpd.errors import InputError
 
 TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'

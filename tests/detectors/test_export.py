@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from mtpd.data.images import read_image
-from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.detection import collate, predict
-from mtpd.detectors.export import export_config
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.config_input import read_preprocessing
+from mtpd.detectors.of_mmdet.detector import MmdetDetector
+from mtpd.detectors.of_mmdet.export import export_config
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
+from mtpd.detectors.of_mmdet.zoo import find_model
 from mtpd.detectors.preprocessing import Preprocessing, at_geometry
-from mtpd.detectors.runtime import known_warnings_ignored
-from mtpd.detectors.transforms import make_sample
-from mtpd.detectors.zoo import find_model
+from mtpd.detectors.results import coco_results
+from mtpd.detectors.samples import collate, make_sample
 from mtpd.geometry import Geometry, Size
 
 # mmengine 0.10.7 on Python 3.12.
@@ -66,11 +67,10 @@ def assert_same_predictions(
     model.eval()
     total = 0
     for path in images:
-        sample = make_sample(
-            read_image(path), image_id=1, path=str(path), geometry=preprocessing.geometry, view='plain'
-        )
+        sample = make_sample(read_image(path), image_id=1, geometry=preprocessing.geometry, view='plain')
         batch = collate([sample], preprocessing=preprocessing, device=CPU)
-        ours, _ = predict(model, batch, [sample], category_ids=range(80), with_masks=False)
+        found = MmdetDetector('', model, preprocessing).predict(batch, [sample])
+        ours, _ = coco_results(found, [1], category_ids=range(80))
         theirs = inference_detector(detector, str(path)).pred_instances
         boxes = torch.tensor([one['bbox'] for one in ours]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

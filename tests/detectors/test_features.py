@@ -6,25 +6,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.features import (
-    BEFORE_NORM,
-    NECK,
+from mtpd.detectors.hook_points import BEFORE_NORM, NECK_MAPS, choice_of
+from mtpd.detectors.levels import levels_of
+from mtpd.detectors.of_mmdet.detector import MmdetDetector
+from mtpd.detectors.of_mmdet.features import (
     captured_maps,
-    choice_of,
     has_output_norms,
-    levels_of,
     neck_features,
     neck_outputs,
     probe_levels,
-    student_hook_point,
     teacher_hook_point,
 )
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing
 from mtpd.errors import InputError
-from mtpd.geometry import Level
+from mtpd.geometry import Geometry, Level
 
 # mmdet's YOLOX backbone spells autocast the old way.
 pytestmark = pytest.mark.filterwarnings('ignore:`torch.cuda.amp.autocast:FutureWarning')
+
+
+def hook_point_of(model: nn.Module, teacher: str) -> str:
+    return MmdetDetector('it', model, Preprocessing(Geometry((1, 1)), Normalisation())).hook_point(teacher)
 
 
 @pytest.fixture(scope='module')
@@ -224,7 +227,7 @@ def test_a_pooled_level_is_taken_behind_the_norms_and_activations_come_back() ->
     assert all(torch.equal(one, other) for one, other in zip(outputs, behind, strict=True))
 
 
-@pytest.mark.parametrize('hook_point', [NECK, BEFORE_NORM])
+@pytest.mark.parametrize('hook_point', [NECK_MAPS, BEFORE_NORM])
 def test_captured_maps(hook_point: str, reppoints: Any) -> None:
     images = torch.randn(1, 3, 64, 96)
     with captured_maps(reppoints, hook_point=hook_point) as maps:
@@ -248,20 +251,20 @@ def test_a_detector_without_a_neck() -> None:
 def test_the_hook_point_of_a_teacher(reppoints: nn.Module, retinanet: nn.Module) -> None:
     assert teacher_hook_point(reppoints, 'auto', name='t') == BEFORE_NORM
     assert teacher_hook_point(reppoints, 'before-norm', name='t') == BEFORE_NORM
-    assert teacher_hook_point(reppoints, 'neck', name='t') == NECK
-    assert teacher_hook_point(retinanet, 'auto', name='t') == NECK
-    assert teacher_hook_point(retinanet, 'neck', name='t') == NECK
+    assert teacher_hook_point(reppoints, 'neck', name='t') == NECK_MAPS
+    assert teacher_hook_point(retinanet, 'auto', name='t') == NECK_MAPS
+    assert teacher_hook_point(retinanet, 'neck', name='t') == NECK_MAPS
     with pytest.raises(InputError, match='hook before-norm: the neck of t has no norms'):
         teacher_hook_point(retinanet, 'before-norm', name='t')
     assert choice_of(BEFORE_NORM) == 'before-norm'
-    assert choice_of(NECK) == 'neck'
+    assert choice_of(NECK_MAPS) == 'neck'
 
 
 def test_the_hook_point_of_a_student(reppoints: nn.Module, retinanet: nn.Module) -> None:
-    assert student_hook_point(reppoints, BEFORE_NORM) == BEFORE_NORM
-    assert student_hook_point(reppoints, NECK) == NECK
-    assert student_hook_point(retinanet, BEFORE_NORM) == NECK
-    assert student_hook_point(retinanet, NECK) == NECK
+    assert hook_point_of(reppoints, BEFORE_NORM) == BEFORE_NORM
+    assert hook_point_of(reppoints, NECK_MAPS) == NECK_MAPS
+    assert hook_point_of(retinanet, BEFORE_NORM) == NECK_MAPS
+    assert hook_point_of(retinanet, NECK_MAPS) == NECK_MAPS
 
 
 def test_pyramids_that_go_on_from_their_convolutions_are_taken_behind_the_neck() -> None:

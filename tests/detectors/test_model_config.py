@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from mtpd.detectors.model_config import backbone_reference, drop_weight_references, type_name, weight_references
-from mtpd.detectors.models import build_detector, load_config, no_downloads
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet.model_config import (
+    backbone_reference,
+    drop_weight_references,
+    type_name,
+    weight_references,
+)
+from mtpd.detectors.of_mmdet.models import build_detector, load_config, no_downloads
+from mtpd.detectors.of_mmdet.runtime import prepare
 from mtpd.errors import InputError
 
 ADDRESS = 'https://127.0.0.1:9/own.pth'

@@ -10,9 +10,10 @@ import torch
 import yaml
 from torch import nn
 
-from mtpd.detectors.model_config import make_buildable, set_num_classes
-from mtpd.detectors.models import build_detector, load_config, missing_package
-from mtpd.detectors.zoo import configs_folder
+from mtpd.detectors.of_mmdet.model_config import make_buildable, set_num_classes
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.zoo import configs_folder
+from mtpd.detectors.packages import missing_package
 from mtpd.errors import InputError, UnavailableError
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.models import load_config
+from mtpd.detectors.of_mmdet.config_input import read_preprocessing
+from mtpd.detectors.of_mmdet.models import load_config
 from mtpd.detectors.preprocessing import normalise
-from mtpd.detectors.transforms import image_view
+from mtpd.detectors.samples import image_view
 from mtpd.errors import InputError
 
 ZOO = (
@@ -77,7 +77,7 @@ def test_a_step_that_a_cache_cannot_reproduce_is_refused() -> None:
 
 def test_the_zoo_states_its_preprocessing() -> None:
     """Models whose input cannot be read are few and known."""
-    from mtpd.detectors.zoo import ALIASES
+    from mtpd.detectors.of_mmdet.zoo import ALIASES
 
     for alias in ALIASES:
         assert min(read_preprocessing(load_config(alias)).geometry.scale) > 0

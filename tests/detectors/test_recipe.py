@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd.detectors.models import load_config
-from mtpd.detectors.recipe import Ingredient, recipe_ingredients, step_ingredients
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.ingredients import Ingredient
+from mtpd.detectors.of_mmdet.models import load_config
+from mtpd.detectors.of_mmdet.recipe import recipe_ingredients, step_ingredients
+from mtpd.detectors.of_mmdet.runtime import prepare
 
 # What the 1x recipe of mmdet is in a stage file.
 ONE_X = {

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors import runtime
-from mtpd.detectors.detection import predict, predicts_masks, takes_one_image
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet import runtime
+from mtpd.detectors.of_mmdet.detector import MmdetDetector, predicts_masks, takes_one_image
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.runtime import prepare
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing
+from mtpd.detectors.results import coco_results
+from mtpd.detectors.samples import Sample
+from mtpd.geometry import Geometry
 
 SIZE = (96, 128)
 
@@ -191,8 +195,9 @@ def test_guided_anchoring_predicts_images_one_by_one() -> None:
     model = OneImage()
     assert takes_one_image(model)
     images = torch.arange(3.0).view(3, 1, 1, 1)
-    samples: Any = [SimpleNamespace(image_id=number, data_sample=nn.Identity()) for number in range(3)]
-    boxes, _ = predict(model, images, samples, category_ids=[7], with_masks=False)
+    samples = [Sample(torch.zeros(3, 1, 1), number, 'plain', (1, 1)) for number in range(3)]
+    detector = MmdetDetector('', model, Preprocessing(Geometry((1, 1)), Normalisation()))
+    boxes, _ = coco_results(detector.predict(images, samples), [0, 1, 2], category_ids=[7])
     assert model.counts == [1, 1, 1]
     # Labels may be floats, as CrowdDet's are.
     assert [(one['image_id'], one['score'], one['category_id']) for one in boxes] == [(0, 0, 7), (1, 1, 7), (2, 2, 7)]

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtpd.detectors.detection import collate, predict
+from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.results import coco_results
+from mtpd.detectors.samples import Sample, collate, make_sample
 from mtpd.detectors.teacher_heads import head_detections, require_head
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
-from mtpd.detectors.transforms import Sample, make_sample
+from mtpd.detectors.teachers import Teacher
 from mtpd.errors import InputError
 
 CPU = torch.device('cpu')
@@ -19,6 +21,7 @@ TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tin
 FASTER = 'faster-rcnn_r50_fpn_1x_coco'
 REPPOINTS = 'reppoints-moment_r50_fpn-gn_head-gn_1x_coco'  # its maps are taken before the norms of its neck
 IDS = list(range(101, 181))
+IMAGES = [90, 128]
 
 
 def batch(teacher: Teacher) -> tuple[Tensor, list[Sample]]:
@@ -28,7 +31,6 @@ def batch(teacher: Teacher) -> tuple[Tensor, list[Sample]]:
         make_sample(
             generator.integers(0, 256, (height, width, 3)).astype(np.uint8),
             image_id=height,
-            path='x.jpg',
             geometry=teacher.preprocessing.geometry,
             view='plain',
         )
@@ -40,7 +42,7 @@ def batch(teacher: Teacher) -> tuple[Tensor, list[Sample]]:
 @pytest.fixture(scope='module', params=['one stage', 'two stages', 'norms'])
 def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
     """An mmdet teacher with random weights."""
-    from mtpd.detectors.models import build_detector, load_config
+    from mtpd.detectors.of_mmdet.models import build_detector, load_config
 
     torch.manual_seed(1)
     name = {'one stage': str(TINY), 'two stages': FASTER, 'norms': REPPOINTS}[request.param]
@@ -57,7 +59,8 @@ def test_live_maps_give_what_the_detector_finds(teacher: Teacher) -> None:
     require_head(teacher)
     inputs, samples = batch(teacher)
     maps = teacher.maps(inputs)
-    wanted, _ = predict(teacher.module, inputs, samples, category_ids=IDS, with_masks=False)
+    assert teacher.detector is not None
+    wanted = coco_results(teacher.detector.predict(inputs, samples), IMAGES, category_ids=IDS)[0]
     ordered = [maps[level.name] for level in teacher.levels]
     found = head_detections(teacher, ordered, inputs=torch.zeros_like(inputs), samples=samples, category_ids=IDS)
     assert wanted
@@ -65,7 +68,7 @@ def test_live_maps_give_what_the_detector_finds(teacher: Teacher) -> None:
     other = [values + 0.3 * values.std() * torch.randn_like(values) for values in ordered]
     assert head_detections(teacher, other, inputs=inputs, samples=samples, category_ids=IDS) != wanted
     # The detector is itself again.
-    assert predict(teacher.module, inputs, samples, category_ids=IDS, with_masks=False)[0] == wanted
+    assert coco_results(teacher.detector.predict(inputs, samples), IMAGES, category_ids=IDS)[0] == wanted
 
 
 HEADED = """

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.teacher_file import stated_preprocessing
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights, state_sha256
+from mtpd.detectors.input_options import InputOptions, stated_preprocessing
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.teachers import Teacher, neck_and_head_weights, state_sha256
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.geometry import Geometry, Level
 

@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from torch import Tensor
 
 import mtpd.cache
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher, neck_and_head_weights
+from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.teachers import Teacher, neck_and_head_weights
 from mtpd.errors import InputError, UnavailableError
 from mtpd_extract.cli import main as mtpd_extract
 from mtpd_train.cli import main as mtpd_train

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.trainable import (
-    checkpoint_activations,
-    frozen_parameters,
-    require_inputs,
-    require_trainable,
-    unfreeze,
-)
-from mtpd.detectors.zoo import find_model
+from mtpd.detectors.backbones import checkpoint_activations
+from mtpd.detectors.of_mmdet.detector import MmdetDetector
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.trainable import require_inputs, require_trainable, unfreeze
+from mtpd.detectors.of_mmdet.zoo import find_model
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing
 from mtpd.errors import InputError, UnavailableError
-from mtpd.geometry import Level
+from mtpd.geometry import Geometry, Level
+from mtpd_train.student import frozen_parameters
+
+
+def as_detector(model: nn.Module) -> MmdetDetector:
+    return MmdetDetector('it', model, Preprocessing(Geometry((1, 1)), Normalisation()))
 
 
 @pytest.mark.parametrize(
@@ -150,13 +152,13 @@ def test_every_parameter_is_trained_afterwards(name: str, none: int) -> None:
     else:
         config.model.backbone = {'type': name, 'arch': 'b0', 'out_indices': (2, 3, 4, 5), 'frozen_stages': 2}
         config.model.neck.in_channels = [24, 40, 112, 320]
-    frozen = frozen_parameters(build_detector(config), loaded=())
+    frozen = frozen_parameters(as_detector(build_detector(config)), loaded=())
     assert frozen
     assert all(one.startswith('backbone.') for one in frozen)
-    assert not frozen_parameters(build_detector(config), loaded={'backbone'})
+    assert not frozen_parameters(as_detector(build_detector(config)), loaded={'backbone'})
     assert unfreeze(config.model, loaded=(), kept=())['backbone.frozen_stages'] == none
     model = build_detector(config)
-    assert not frozen_parameters(model, loaded=())
+    assert not frozen_parameters(as_detector(model), loaded=())
     assert all(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
@@ -202,7 +204,7 @@ def test_gradients_and_statistics_are_the_same(
     name: str, backbone: dict[str, Any], num_blocks: int, share: float
 ) -> None:
     plain, frugal = (student(name, **backbone) for _ in range(2))
-    assert checkpoint_activations(frugal) == num_blocks
+    assert checkpoint_activations(frugal.backbone) == num_blocks
     assert list(frugal.state_dict()) == list(plain.state_dict())
     images = torch.randn(2, 3, 96, 64)
     (gradients, buffers, held), (found, found_buffers, found_held) = (trained(one, images) for one in (plain, frugal))
@@ -224,7 +226,7 @@ def test_gradients_and_statistics_are_the_same(
 
 def test_a_copy_computes_with_its_own_blocks() -> None:
     model = student('demo/retinanet_tiny.py')
-    checkpoint_activations(model)
+    checkpoint_activations(model.backbone)
     images = torch.randn(1, 3, 64, 64)
     other = copy.deepcopy(model)
     with torch.no_grad():

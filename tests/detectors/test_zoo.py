@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpd.detectors import zoo
+from mtpd.detectors.of_mmdet import zoo
 from mtpd.errors import InputError
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 import mtpd.cache
 from mtpd.cache.format.manifest import ViewName
 from mtpd.data.coco import read_annotations
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.teacher_file import build_module
+from mtpd.detectors.of_file.program import build_module
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
 
 LEAST_COSINE = 0.9999
 

@@ -10,9 +10,10 @@ import torch
 import mtpd.cache
 from mtpd.data.coco import read_annotations
 from mtpd.data.images import read_image
-from mtpd.detectors.detection import collate
-from mtpd.detectors.teachers import InputOptions, load_teacher
-from mtpd.detectors.transforms import make_sample
+from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.of_mmdet.data_samples import data_samples
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.samples import collate, make_sample
 from mtpd.heads.rois import decode
 
 CPU = torch.device('cpu')
@@ -57,20 +58,21 @@ def test_they_are_mmdets_own(cache: Path, tiny_two_stage: Path, weights: Path, s
         sample = make_sample(
             read_image(path, size=(image.height, image.width)),
             image_id=image.id,
-            path=str(path),
             geometry=teacher.preprocessing.geometry,
             view='plain',
         )
         inputs = collate([sample], preprocessing=teacher.preprocessing, device=CPU)
         with torch.no_grad():
             maps = module.extract_feat(inputs)
-            (proposals,) = module.rpn_head.predict(maps, [sample.data_sample], rescale=False)
+            padded = inputs.shape[2], inputs.shape[3]
+            made = data_samples([sample], preprocessing=teacher.preprocessing, padded=padded, device=CPU)
+            (proposals,) = module.rpn_head.predict(maps, made, rescale=False)
             boxes = proposals.bboxes[:NUM_ROIS]
             rois = torch.cat([torch.zeros(len(boxes), 1), boxes], dim=1)
             answers = module.roi_head._bbox_forward(maps, rois)
             probabilities = answers['cls_score'].softmax(1)
             decoded = module.roi_head.bbox_head.bbox_coder.decode(boxes, answers['bbox_pred'])
-        factors = torch.tensor(sample.data_sample.scale_factor).repeat(2)
+        factors = torch.tensor(made[0].scale_factor).repeat(2)
         found = reader.rois(image.id)
         assert len(found.boxes) == NUM_ROIS
         torch.testing.assert_close(found.boxes, (boxes / factors).float(), rtol=1e-4, atol=1e-3)

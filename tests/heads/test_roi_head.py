@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.detectors.detector_heads import roi_head_record
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.detector_heads import roi_head_record
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
 from mtpd.geometry import Level, level_name
 from mtpd.heads.roi_head import RoiHead, RoiHeadRecord, roi_levels
 

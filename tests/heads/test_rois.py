@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.detectors.transforms import Instance, View, make_sample
+from mtpd.detectors.samples import Instance, View, make_sample
 from mtpd.geometry import Geometry
 from mtpd.heads.rois import ImageRois, decode, mirrored, scaled
 
@@ -27,7 +27,6 @@ def test_views_are_mmdets(geometry: Geometry, view: View) -> None:
     sample = make_sample(
         np.zeros((70, 90, 3), dtype=np.uint8),
         image_id=1,
-        path='x.jpg',
         geometry=geometry,
         view=view,
         instances=[Instance(box, 0) for box in BOXES],
@@ -35,7 +34,7 @@ def test_views_are_mmdets(geometry: Geometry, view: View) -> None:
     placed = scaled(rois(), source=(70, 90), target=sample.resized)
     if view == 'flip':
         placed = mirrored(placed, width=sample.resized[1])
-    torch.testing.assert_close(placed.boxes, sample.data_sample.gt_instances.bboxes.tensor)
+    torch.testing.assert_close(placed.boxes, sample.objects.boxes)
     assert torch.equal(placed.probabilities, rois().probabilities)
 
 

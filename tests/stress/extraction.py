@@ -17,7 +17,7 @@ from mtpd.cache.format.arrays import file_place
 from mtpd.cache.format.plan import ShardKey
 from mtpd.cache.writing.journal import JOURNAL_FILE
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
 from mtpd_extract.cache_tools.cli import main as mtpd_cache
 from mtpd_extract.cli import main as mtpd_extract
 from stress.damages import contents

@@ -25,9 +25,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.runtime import known_warnings_ignored
-from mtpd.detectors.zoo import find_model
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
+from mtpd.detectors.of_mmdet.zoo import find_model
 from mtpd.errors import MtpdError
 from mtpd_extract.cli import main as mtpd_extract
 from mtpd_train.cli import main as mtpd_train

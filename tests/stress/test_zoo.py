@@ -21,13 +21,13 @@ import pytest
 from torch import Tensor
 
 from mtpd.data.images import read_image
-from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.features import probe_levels
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.pipeline_steps import find_steps, plain_type
+from mtpd.detectors.of_mmdet.config_input import read_preprocessing
+from mtpd.detectors.of_mmdet.features import probe_levels
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.pipeline_steps import find_steps, plain_type
+from mtpd.detectors.of_mmdet.zoo import configs_folder, models
 from mtpd.detectors.preprocessing import normalise
-from mtpd.detectors.transforms import image_view
-from mtpd.detectors.zoo import configs_folder, models
+from mtpd.detectors.samples import image_view
 from mtpd.errors import MtpdError
 from mtpd.geometry import Size
 from stress.zoo import selected

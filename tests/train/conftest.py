@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
 from mtpd.errors import InputError
 from mtpd_extract.cli import main as extract_main
 from mtpd_train.cli import main as train_main

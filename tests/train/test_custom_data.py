@@ -149,8 +149,8 @@ def test_fine_tuning_takes_all_but_the_class_layers(
     fresh, stage = build_stage(), build_stage(init={'fine_tune': str(weights)})
     source = torch.load(weights, weights_only=True)['state_dict']
     anew = [f'bbox_head.retina_cls.{kind}' for kind in ('weight', 'bias')]
-    for name, value in stage.student.model.state_dict().items():
-        wanted = fresh.student.model.state_dict()[name] if name in anew else source[name]
+    for name, value in stage.student.module.state_dict().items():
+        wanted = fresh.student.module.state_dict()[name] if name in anew else source[name]
         assert torch.equal(value, wanted), name
     assert stage.origin is not None
     assert stage.origin.endswith(f'initialised: {", ".join(anew)}')

@@ -29,7 +29,7 @@ def frozen(tmp_path: Path) -> str:
 
 def fixed(stage: Stage) -> int:
     """Parameters that are not trained."""
-    return sum(not one.requires_grad for one in stage.student.model.train().parameters())
+    return sum(not one.requires_grad for one in stage.student.module.train().parameters())
 
 
 def test_a_random_stem_is_trained_in_every_stage(
@@ -44,7 +44,7 @@ def test_a_random_stem_is_trained_in_every_stage(
     for stage in stages:
         assert fixed(stage) == 0
         assert not stage.frozen_at_random
-        assert stage.student.model.get_submodule('backbone.bn1').training
+        assert stage.student.module.get_submodule('backbone.bn1').training
         assert 'frozen_stages=-1' in stage.config_text
         assert 'norm_eval=False' in stage.config_text
     result = train(*files, '--out', tmp_path / 'run')
@@ -58,7 +58,7 @@ def test_a_random_stem_is_trained_in_every_stage(
 
 
 def test_loaded_weights_stay_frozen(frozen: str, build_stage: Callable[..., Stage], tmp_path: Path) -> None:
-    whole = build_stage().student.model
+    whole = build_stage().student.module
     torch.save(whole.state_dict(), tmp_path / 'whole.pth')
     for init in ({'backbone': str(tmp_path / 'whole.pth')}, {'checkpoint': str(tmp_path / 'whole.pth')}):
         stage = build_stage(student=frozen, init=init)

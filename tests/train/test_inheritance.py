@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mtpd.cache
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
 from mtpd_train.stage import Stage
 from mtpd_train.student import inherit, inheritance_summary, inheritance_table
 

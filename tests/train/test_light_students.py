@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from mtpd.detectors import Detector, define_detector
 from mtpd.errors import UnavailableError
 from mtpd_train.stage import Stage
-from mtpd_train.student import load_backbone, student_config
 from mtpd_train.training.step import loaded, step_losses
 
 BuildStage = Callable[..., Stage]
@@ -44,7 +44,7 @@ def test_one_step(
     stage = build_stage(
         student=str(path), model=few_boxes, cache=caches[24], data=data, distill=[{'loss': 'masked_mse'}]
     )
-    model = stage.student.model
+    model = stage.student.module
     ((least, most),) = (size for kind, size in SIZES.items() if path.stem.startswith(kind))
     assert least < sum(one.numel() for one in model.parameters()) / 1e6 < most
     assert [level.stride for level in stage.student.levels][-3:] in ([16, 32, 64], [32, 64, 128])
@@ -59,10 +59,10 @@ def test_one_step(
     for part in ('backbone', 'neck'):
         gradients = [one.grad for one in model.get_submodule(part).parameters() if one.grad is not None]
         assert any(gradient.abs().sum() > 0 for gradient in gradients)
-    assert_pretrained(path, model, monkeypatch, tmp_path)
+    assert_pretrained(path, stage.student, monkeypatch, tmp_path)
 
 
-def assert_pretrained(path: Path, model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def assert_pretrained(path: Path, student: Detector, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """`init.backbone: pretrained` asks for the weights of this backbone."""
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -72,5 +72,5 @@ def assert_pretrained(path: Path, model: torch.nn.Module, monkeypatch: pytest.Mo
     monkeypatch.setenv('TORCH_HOME', str(folder))
     (address,) = (address for backbone, address in WEIGHTS.items() if path.stem.endswith(backbone))
     with pytest.raises(UnavailableError) as caught:
-        load_backbone(model, 'pretrained', config=student_config(str(path), changes={}))
+        define_detector(str(path)).load_backbone(student, 'pretrained')
     assert address in str(caught.value)

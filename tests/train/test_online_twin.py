@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import torch
 
+from mtpd.detectors.samples import Sample
 from mtpd.detectors.teachers import Teacher
-from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Size
 from mtpd.system.interrupt import StopFlag
 from mtpd_train.stage import Stage

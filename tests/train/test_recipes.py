@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mtpd.data.synthetic import SyntheticSpec, make_synthetic_set
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
 from mtpd_train.optimization import build_optimizer
 from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.stage import Stage, build_stages
@@ -96,7 +96,7 @@ def small_teacher(reference: str, stem: Path) -> Path:
 
 def one_step(stage: Stage) -> dict[str, float]:
     """Losses of the first batch, after an optimizer step by their sum."""
-    model: Any = stage.student.model.train()
+    model: Any = stage.student.module.train()
     modules = (model, stage.distiller)
     parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
     optim = stage.settings.optim

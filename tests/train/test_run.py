@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet.runtime import prepare
 from mtpd_train.evaluation import detect
 from mtpd_train.optimization import Optimization
 from mtpd_train.settings.stage_file import load_stages
@@ -57,9 +57,9 @@ def finished(
     class Watched(Optimization):
         """Built at the start of each stage."""
 
-        def __init__(self, model: Any, *rest: Any, **options: Any) -> None:
-            starts.append({name: value.clone() for name, value in model.state_dict().items()})
-            super().__init__(model, *rest, **options)
+        def __init__(self, detector: Any, *rest: Any, **options: Any) -> None:
+            starts.append({name: value.clone() for name, value in detector.module.state_dict().items()})
+            super().__init__(detector, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('mtpd_train.training.loop.Optimization', Watched)
@@ -197,7 +197,7 @@ def test_mmdet_predicts_the_same_boxes(number: int, finished: Finished) -> None:
     detector = init_detector(config, checkpoint, device='cpu')
     load_checkpoint(detector, checkpoint, strict=True)
     stage = build_stages(load_stages(finished.files))[number - 1]
-    stage.student.model.load_state_dict(load(folder / 'student.pth')['state_dict'])
+    stage.student.module.load_state_dict(load(folder / 'student.pth')['state_dict'])
     dataset = stage.val_set
     assert dataset is not None
     ours, _ = detect(stage.student, dataset, batch_size=3, num_workers=0)

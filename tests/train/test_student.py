@@ -16,11 +16,11 @@ BuildStage = Callable[..., Stage]
 
 
 def backbone(stage: Stage) -> dict[str, Tensor]:
-    return stage.student.model.get_submodule('backbone').state_dict()
+    return stage.student.module.get_submodule('backbone').state_dict()
 
 
 def tensors(stage: Stage) -> dict[str, Tensor]:
-    return stage.student.model.state_dict()
+    return stage.student.module.state_dict()
 
 
 def test_a_random_student_depends_on_the_seed_alone(build_stage: BuildStage) -> None:
@@ -33,7 +33,7 @@ def test_a_random_student_depends_on_the_seed_alone(build_stage: BuildStage) -> 
 def test_the_heads_have_the_classes_of_the_data_set(build_stage: BuildStage) -> None:
     stage = build_stage(model={'bbox_head.num_classes': 80})
     assert stage.classes == ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
-    assert stage.student.model.get_parameter('bbox_head.retina_cls.weight').shape[0] == 2 * 6
+    assert stage.student.module.get_parameter('bbox_head.retina_cls.weight').shape[0] == 2 * 6
     assert [(level.name, level.channels) for level in stage.student.levels] == [
         ('p2', 32), ('p3', 32), ('p4', 32), ('p5', 32)
     ]  # fmt: skip

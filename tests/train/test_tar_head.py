@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import mtpd.cache
-from mtpd.detectors.detection import collate
-from mtpd.detectors.detector_heads import CapturedRois, captured_rois
+from mtpd.detectors.detector import CapturedRois
+from mtpd.detectors.of_mmdet.detector_heads import captured_rois
+from mtpd.detectors.samples import collate
 from mtpd.heads.roi_head import RoiHead, RoiPredictions
 from mtpd.heads.rois import BoxCoder
 from mtpd_train.stage import Stage
@@ -93,7 +94,7 @@ def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(
     torch.manual_seed(0)
     losses = step_losses(stage, samples, ahead)
     # Once more, step by step; the same seed samples the same proposals.
-    student: Any = stage.student.model
+    student: Any = stage.student.module
     images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
     torch.manual_seed(0)
     with captured_rois(student) as captured:
@@ -103,7 +104,7 @@ def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(
     assert set(rois[:, 0].tolist()) == set(range(len(samples)))
     assert stage.source is not None
     maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, device=CPU)
-    from mtpd.detectors.models import build_detector, load_config
+    from mtpd.detectors.of_mmdet.models import build_detector, load_config
 
     teacher: Any = build_detector(load_config(str(tiny_two_stage)))
     teacher.load_state_dict(stage.source.weights(), strict=False)
@@ -128,7 +129,7 @@ def test_the_students_head_runs_on_the_teachers_proposals(
     torch.manual_seed(0)
     losses = step_losses(stage, samples, ahead)
     # By hand: boxes through mmdet's own way of resizing and mirroring, then the student's own head.
-    student: Any = stage.student.model
+    student: Any = stage.student.module
     images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
     reader = mtpd.cache.open(cache)
     divergence, num_rois = 0.0, 0
@@ -187,7 +188,7 @@ def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., S
     for units, wanted in ((coder, 0.0), (stage.responses.coder, None)):
         captured = CapturedRois([rois], [RoiPredictions(answers.logits, units.from_raw(raw).flatten(1))])
         responses = dataclasses.replace(stage.responses, coder=coder)
-        student: dict[str, Any] = {'model': stage.student.model, 'maps': [rois], 'captured': captured}
+        student: dict[str, Any] = {'model': stage.student.module, 'maps': [rois], 'captured': captured}
         loss = response_losses(responses, samples, maps, (), **student, progress=0.0)[NAMES[1]].item()
         assert loss == pytest.approx(wanted, abs=1e-5) if wanted is not None else loss > 0.1
 
@@ -203,10 +204,10 @@ def test_only_the_student_gets_a_gradient(build_student: Callable[..., Stage]) -
     assert all(one.grad is None and not one.requires_grad for one in stage.responses.head.parameters())
     assert not list(stage.distiller.parameters())
     # The response losses alone reach the student's backbone through its RoI head.
-    stage.student.model.zero_grad()
+    stage.student.module.zero_grad()
     losses = step_losses(stage, samples, ahead)
     torch.autograd.backward(losses[NAMES[0]] + losses[NAMES[1]])
-    reached = {name.split('.')[0] for name, one in stage.student.model.named_parameters() if one.grad is not None}
+    reached = {name.split('.')[0] for name, one in stage.student.module.named_parameters() if one.grad is not None}
     assert reached == {'backbone', 'neck', 'roi_head'}
 
 

@@ -16,8 +16,7 @@ import torch.utils.data
 from mtpd.data.account import nothing_to_train_on
 from mtpd.data.coco import CocoSet, coco_paths, missing_images, require_pixels, training_annotations
 from mtpd.data.images import read_image
-from mtpd.detectors.runtime import prepare
-from mtpd.detectors.transforms import Instance, Sample, make_sample
+from mtpd.detectors.samples import Instance, Sample, make_sample
 from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.geometry import Geometry, Size, shared_sizes
 from mtpd.system.interrupt import end_with_parent, signals_blocked_in_children
@@ -25,7 +24,7 @@ from mtpd_train.data.sampling import Request
 from mtpd_train.settings.stage_settings import DataSettings, FilesSettings
 
 MAX_OPEN_FILES = 2**16
-FILES_OF_IMAGE = 3  # its pixels, boxes and labels
+FILES_OF_IMAGE = 6  # its pixels, masks, and boxes and labels of objects and crowds
 OWN_FILES = 128
 
 
@@ -64,7 +63,6 @@ class DetectionDataset(torch.utils.data.Dataset[Sample | MtpdError]):
         return make_sample(
             pixels,
             image_id=image.id,
-            path=str(path),
             geometry=self._geometry,
             view=request.view,
             instances=instances,
@@ -92,7 +90,6 @@ def load_batches(
     Where the system can, they are forked, because a copy of COCO's annotations for each of them would take gigabytes.
     Threads may read a cache meanwhile: they hold no lock that a worker takes.
     """
-    prepare()  # Once, here: else each process would import mmdet by itself.
     if num_workers:
         _require_open_files(max(map(len, batches), default=0), num_workers=num_workers)
     forked = (start_method or multiprocessing.get_start_method()) == 'fork'
@@ -154,7 +151,6 @@ def _start_worker(_: int) -> None:
     end_with_parent()
     # One thread a process: OpenCV would start as many as there are cores in each of them.
     cv2.setNumThreads(0)
-    prepare()  # A process that was not forked has mmdet still to import.
 
 
 def split_paths(data: DataSettings, split: str | FilesSettings) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from mtpd.detectors.transforms import Sample
+from mtpd.detectors.samples import Sample
 from mtpd_train.settings.stage_settings import PhotometricSettings
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtpd.detectors.transforms import View
+from mtpd.detectors.samples import View
 from mtpd.geometry import Size
 
 # Shards whose images are shuffled together where shards are given.

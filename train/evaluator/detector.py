@@ -10,15 +10,11 @@ import torch
 
 from mtpd.data.coco import CocoSet
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
-from mtpd.detectors.class_names import checkpoint_classes, config_classes, labels_to_categories, num_classes_of
-from mtpd.detectors.config_input import read_preprocessing
-from mtpd.detectors.detection import predicts_masks
-from mtpd.detectors.models import build_detector, load_config
-from mtpd.detectors.preprocessing import at_geometry
-from mtpd.detectors.weights import fetch_weights
+from mtpd.detectors.class_names import checkpoint_classes, labels_to_categories
+from mtpd.detectors.detector import Definition, Detector
+from mtpd.detectors.references import define_detector, read_definition
 from mtpd.errors import InputError
-from mtpd_train.run_folder import CONFIG_FILE, DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
-from mtpd_train.student import Student
+from mtpd_train.run_folder import DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
 from mtpd_train.training.saving import BEST_FILE, epoch_file, kept_epochs
 
 RESUME = 'wait for it, or resume the run with its mtpd-train command and --resume'
@@ -32,84 +28,80 @@ _STAGE_FOLDER = re.compile(r'stage(\d+)')
 
 
 @dataclass(frozen=True)
-class Detector:
+class SavedDetector:
     """A detector on disk."""
 
-    name: str
-    config: Any  # its mmengine Config
+    definition: Definition
     checkpoint: Path
     val_set: tuple[Path, Path] | None = None  # image folder and annotation file of its training, if they are known
 
     @property
     def full_name(self) -> str:
         """Its name with its weights, for messages."""
-        return self.name if self.checkpoint.is_relative_to(self.name) else f'{self.name} from {self.checkpoint}'
+        name = self.definition.name
+        return name if self.checkpoint.is_relative_to(name) else f'{name} from {self.checkpoint}'
 
 
-def model_by_name(reference: str, checkpoint: Path | None) -> Detector:
-    """A model of the zoo or a config file, with weights of its own if `checkpoint` is None."""
-    if '.py:' in reference:
-        raise InputError(
-            f'--model {reference}: only mmdet detectors can be evaluated; for the head of a file.py:callable, extract '
-            'a cache and use mtpd-cache fidelity'
-        )
-    return Detector(reference, load_config(reference), checkpoint or fetch_weights(reference))
+def model_by_name(reference: str, checkpoint: Path | None) -> SavedDetector:
+    """A detector by its name, with published weights if `checkpoint` is None."""
+    definition = define_detector(reference)
+    return SavedDetector(definition, checkpoint or definition.fetch_weights())
 
 
-def student_of_run(folder: Path, checkpoint: Path | None = None) -> Detector:
+def student_of_run(folder: Path, checkpoint: Path | None = None) -> SavedDetector:
     """The student in the folder of a run or of one of its stages, with other weights if these are given."""
-    config_file, weights = folder / CONFIG_FILE, checkpoint or folder / STUDENT_FILE
+    weights = checkpoint or folder / STUDENT_FILE
     if checkpoint is None and not weights.is_file():
         raise without_student(folder)
-    if not config_file.is_file():
+    definition = read_definition(folder)
+    if definition is None:
         raise InputError(
-            f'{folder}: has no {CONFIG_FILE}, the config of its student; give the folder of the stage of {weights}, '
-            f'or --model CONFIG.py --checkpoint {weights}'
+            f'{folder}: has no student_config.py or student.json, of which its student is built; give the folder of '
+            f'the stage of {weights}, or --model NAME --checkpoint {weights}'
         )
-    config = load_config(str(config_file))
-    # The set that a student's config carries for mmdet's test tool.
-    dataset = config.get('test_dataloader', {}).get('dataset', {})
-    val_set = (Path(dataset.data_prefix['img']), Path(dataset.ann_file)) if 'ann_file' in dataset else None
-    return Detector(str(folder), config, weights, val_set)
+    return SavedDetector(definition, weights, definition.evaluated_on())
 
 
 def build_student(
-    detector: Detector, device: torch.device, *, scale: tuple[int, int] | None = None, trust_checkpoint: bool = False
-) -> tuple[Student, Mapping[str, Any]]:
+    saved: SavedDetector,
+    device: torch.device,
+    *,
+    scale: tuple[int, int] | None = None,
+    trust_checkpoint: bool = False,
+    with_levels: bool = False,
+) -> tuple[Detector, Mapping[str, Any]]:
     """The detector with its weights, in eval mode, and the `meta` of its checkpoint; `scale` replaces its resize.
 
     With `trust_checkpoint` a checkpoint may hold more than tensors and plain values.
     """
-    own = read_preprocessing(detector.config, scale=scale)
-    model = build_detector(detector.config, init_weights=False)
-    meta = load_into(model, detector.checkpoint, name=detector.full_name, allow_pickle=trust_checkpoint)
-    student = Student(
-        name=detector.full_name,
-        model=model.to(device).eval().requires_grad_(False),
-        preprocessing=at_geometry(own, own.geometry),
-        levels=(),  # Only losses on maps ask for them.
-        has_masks=predicts_masks(model),
-    )
-    return student, meta
+    preprocessing, _ = saved.definition.preprocessing(scale=scale)
+    num_classes = None
+    if not saved.definition.states_num_classes:
+        classes = checkpoint_classes(load_checkpoint(saved.checkpoint, allow_pickle=trust_checkpoint)[1])
+        num_classes = None if classes is None else len(classes)
+    detector = saved.definition.build(preprocessing, num_classes=num_classes, with_levels=with_levels)
+    meta = load_into(detector.module, saved.checkpoint, name=saved.full_name, allow_pickle=trust_checkpoint)
+    detector.module.to(device).eval().requires_grad_(False)
+    return detector, meta
 
 
-def category_ids(detector: Detector, student: Student, meta: Mapping[str, Any], coco: CocoSet) -> list[int]:
+def category_ids(saved: SavedDetector, detector: Detector, meta: Mapping[str, Any], coco: CocoSet) -> list[int]:
     """The category id of each of the detector's labels: by name where names are known, else in the order of the ids.
 
-    `student` and `meta` are from `build_student`. Refuses a detector that was trained on other classes.
+    `detector` and `meta` are from `build_student`. Refuses a detector that was trained on other classes.
     """
     in_file = checkpoint_classes(meta)
-    in_config = config_classes(detector.config)
-    if in_file is not None and in_config is not None and in_file != in_config:
+    defined = saved.definition.classes()
+    if in_file is not None and defined is not None and in_file != defined:
         raise InputError(
-            f'{detector.checkpoint}: was trained on {len(in_file)} classes ({in_file[0]}, ...), but its config has '
-            f'{len(in_config)} ({in_config[0]}, ...); give the checkpoint of this config'
+            f'{saved.checkpoint}: was trained on {len(in_file)} classes ({in_file[0]}, ...), but its config has '
+            f'{len(defined)} ({defined[0]}, ...); give the checkpoint of this config'
         )
     return labels_to_categories(
         [(one.id, one.name) for one in coco.categories],
-        classes=in_file or in_config,
-        num_classes=num_classes_of(student.model),
-        name=detector.full_name,
+        classes=in_file or defined,
+        num_classes=detector.num_classes,
+        name=saved.full_name,
     )
 
 

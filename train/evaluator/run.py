@@ -61,7 +61,8 @@ def evaluate_model(options: EvalOptions) -> None:
             images, annotations = detector.val_set
         else:
             raise InputError(
-                f'{detector.name}: does not name a validation set; add --coco DIR, or --images DIR --annotations FILE'
+                f'{detector.definition.name}: does not name a validation set; add --coco DIR, or --images DIR '
+                '--annotations FILE'
             )
     annotated = read_annotations(annotations)
     if not annotated.images:
@@ -92,7 +93,7 @@ def evaluate_model(options: EvalOptions) -> None:
 
     if options.json_file is not None:
         record = {
-            'model': detector.name,
+            'model': detector.definition.name,
             'checkpoint': str(detector.checkpoint),
             'images': str(images),
             'annotations': str(annotated.path),
@@ -105,7 +106,7 @@ def evaluate_model(options: EvalOptions) -> None:
             'versions': versions(LIBRARIES),
         }
         write_output(options.json_file, json.dumps(record).encode(), option='--json')
-    print(f'{detector.name} from {detector.checkpoint} on {annotated.path}')
+    print(f'{detector.definition.name} from {detector.checkpoint} on {annotated.path}')
     print(f'{len(annotated.images)} images in {seconds:.1f} s ({len(annotated.images) / seconds:.1f} images/s)')
     if student.has_masks and 'mask' not in found:
         print('masks are not evaluated: the annotations have no masks')

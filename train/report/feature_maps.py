@@ -13,16 +13,15 @@ from mtpd.cache import CacheReader
 from mtpd.cache.map_images import principal_colours
 from mtpd.data.annotation_table import CocoImage
 from mtpd.data.coco import CocoSet, coco_paths, spread
-from mtpd.detectors.detection import collate
-from mtpd.detectors.features import NECK, neck_features, probe_levels, student_hook_point
-from mtpd.detectors.transforms import make_sample
+from mtpd.detectors.detector import Detector
+from mtpd.detectors.hook_points import NECK_MAPS
+from mtpd.detectors.samples import collate, make_sample
 from mtpd.errors import CacheMismatchError, InputError
 from mtpd.ordering.ridge import ridge_weights
 from mtpd_train.evaluator.detector import build_student, require_student, student_of_run
 from mtpd_train.report.images import map_uri, photo_uri, read_pixels
 from mtpd_train.report.run_log import RunLog, StageLog, entries, section
 from mtpd_train.run_folder import stage_folder
-from mtpd_train.student import Student
 
 # A linear map of the student's channels to the teacher's is fitted on a sample of the cells of these.
 NUM_FITTED, CELLS_PER_IMAGE = 12, 2048
@@ -73,7 +72,7 @@ def stage_maps(
     images = [
         image for image in coco.images if image.id in cache and any(one.is_object for one in coco.annotations[image.id])
     ]
-    student, _ = build_student(student_of_run(stage_files, checkpoint), device)
+    student, _ = build_student(student_of_run(stage_files, checkpoint), device, with_levels=True)
     shown = spread(images, num_images)
     pairs: dict[int, dict[str, Pair]] = {}
     for image in (*spread(images, max(num_images, NUM_FITTED)), *shown):
@@ -124,14 +123,14 @@ def fit_adapter(pairs: Sequence[Pair]) -> tuple[Callable[[Tensor], Tensor], floa
 
 
 def _maps(
-    cache: CacheReader, student: Student, image: CocoImage, folder: Path, *, device: torch.device
+    cache: CacheReader, student: Detector, image: CocoImage, folder: Path, *, device: torch.device
 ) -> dict[str, Pair]:
     """The teacher's and the student's map of each level that both have, without padding, on the CPU."""
-    sample = make_sample(read_pixels(image, folder), image_id=image.id, path='', geometry=cache.geometry, view='plain')
+    sample = make_sample(read_pixels(image, folder), image_id=image.id, geometry=cache.geometry, view='plain')
     inputs = collate([sample], preprocessing=student.preprocessing, device=device)
-    hook_point = section(cache.manifest.description.fingerprint, 'teacher').get('hook_point', NECK)
-    found = neck_features(student.model, inputs, hook_point=student_hook_point(student.model, str(hook_point)))
-    names = [level.name for level in probe_levels(student.model)]
+    hook_point = section(cache.manifest.description.fingerprint, 'teacher').get('hook_point', NECK_MAPS)
+    found = student.maps(inputs, hook_point=student.hook_point(str(hook_point)))
+    names = [level.name for level in student.levels]
     own = {name: maps[0].cpu() for name, maps in zip(names, found, strict=False)}
     taught = cache.read(image.id)
     common = {}

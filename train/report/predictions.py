@@ -13,7 +13,7 @@ from mtpd.data.coco import CocoSet, read_annotations, spread
 from mtpd.errors import InputError, MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.evaluation import detect
-from mtpd_train.evaluator.detector import Detector, build_student, category_ids, require_student, student_of_run
+from mtpd_train.evaluator.detector import SavedDetector, build_student, category_ids, require_student, student_of_run
 from mtpd_train.report.images import DrawnBox, photo_uri, read_pixels
 from mtpd_train.report.run_log import RunLog
 from mtpd_train.run_folder import stage_folder
@@ -59,7 +59,7 @@ def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch
 
     Refuses a run without a validation set, and annotations that are gone or name no objects.
     """
-    students: dict[int, Detector] = {}
+    students: dict[int, SavedDetector] = {}
     titles: dict[int, str] = {}
     missing: dict[int, str] = {}
     for stage in run.stages:
@@ -93,7 +93,7 @@ def predictions(run: RunLog, *, num_images: int, min_score: float, device: torch
 
 
 def _detections(
-    detector: Detector, coco: CocoSet, photos: Path, *, min_score: float, device: torch.device
+    detector: SavedDetector, coco: CocoSet, photos: Path, *, min_score: float, device: torch.device
 ) -> dict[int, list[Detection]]:
     """Image id -> a student's detections, the most certain first."""
     student, meta = build_student(detector, device)

@@ -189,6 +189,8 @@ class OptimSettings(Options):
     """Weight decay."""
     backbone_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of the backbone as a fraction of `lr`; recipes of DETR and its followers have 0.1."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each block of the backbone to the one before; transformers: 0.65 to 0.8."""
     norm_decay: bool = True
     """Apply the weight decay to normalisation layers; false in recipes of YOLOX, RTMDet and transformers."""
     bias_decay: bool = True

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps, batch_images, require_finite
+from mtpd.detectors.samples import Sample
 from mtpd.detectors.teachers import Teacher, neck_and_head_weights, teacher_fingerprint
-from mtpd.detectors.transforms import Sample
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHead
@@ -56,7 +56,7 @@ class LiveTeacher(TeacherSource):
         # A forward pass for each padded size, as in extraction: with more padding the cells at the edge would differ.
         groups: dict[Size, list[int]] = {}
         for number, sample in enumerate(samples):
-            groups.setdefault(self.geometry.padded(sample.data_sample.ori_shape), []).append(number)
+            groups.setdefault(self.geometry.padded(sample.original), []).append(number)
         found: list[dict[str, EncodedMaps]] = [{} for _ in samples]
         for size, numbers in groups.items():
             pixels = [samples[number].image.to(device, non_blocking=True) for number in numbers]

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtpd.cache.format.codecs import EncodedMaps
 from mtpd.detectors.class_names import require_same_labels
-from mtpd.detectors.detector_heads import CapturedRois, predict_rois, student_box_coder
-from mtpd.detectors.features import NECK
-from mtpd.detectors.transforms import Sample
+from mtpd.detectors.detector import CapturedRois, Detector
+from mtpd.detectors.hook_points import NECK_MAPS
+from mtpd.detectors.samples import Sample
 from mtpd.errors import InputError
 from mtpd.geometry import Level
 from mtpd.heads.roi_head import RoiHead, RoiHeadRecord
@@ -42,7 +42,7 @@ class Responses:
 
 
 def build_responses(
-    distill: Sequence[Options], *, student: nn.Module, classes: Sequence[str], source: TeacherSource | None
+    distill: Sequence[Options], *, student: Detector, classes: Sequence[str], source: TeacherSource | None
 ) -> Responses | None:
     """The loss on responses in `distill`, if there is one; `classes` are the names of the student's labels."""
     entries = [one for one in distill if isinstance(one, TarHeadOptions)]
@@ -51,8 +51,8 @@ def build_responses(
     if len(entries) > 1:
         raise InputError('distill lists tar_head twice; remove one')
     (options,) = entries
-    coder = student_box_coder(student)
-    if options.mode == 'head_on_gpu' and source.hook_point != NECK:
+    coder = student.box_coder()
+    if options.mode == 'head_on_gpu' and source.hook_point != NECK_MAPS:
         raise InputError(
             f'tar_head: the maps of {source.name} are taken before the norms of its neck, but its RoI head needs '
             'those after; extract the cache with --hook neck (with a `teacher`: set hook to neck)'
@@ -95,7 +95,7 @@ def response_losses(
     teacher: Mapping[str, EncodedMaps],
     stored: Sequence[ImageRois],
     *,
-    model: nn.Module,
+    student: Detector,
     maps: Sequence[Tensor],
     captured: CapturedRois | None,
     progress: float,
@@ -111,7 +111,7 @@ def response_losses(
         return nothing
     if responses.head is not None:
         assert captured is not None, 'the proposals of the student were not kept'
-        rois, student = captured.require()
+        rois, own = captured.require()
         rois, record = rois.float(), responses.head.record
         matches = _matches(responses, samples, rois)
         found = responses.head([teacher[level.name].values() for level in responses.levels], rois)
@@ -123,14 +123,14 @@ def response_losses(
         # Numbered image by image: `repeat_interleave` with counts on the device would make the host wait for it.
         numbers = [together.boxes.new_full((len(one.boxes), 1), number) for number, one in enumerate(images)]
         rois = torch.cat([torch.cat(numbers), together.boxes], dim=1)
-        student = predict_rois(model, maps, rois)
+        own = student.predict_rois(maps, rois)
         matches = _matches(responses, samples, rois)
         predictions = predictions_of_cache(together, matches)
     return tar_head_losses(
         responses.options,
         rois=rois,
         matches=matches,
-        student=student,
+        student=own,
         teacher=predictions,
         coder=responses.coder,
         progress=progress,
@@ -140,13 +140,13 @@ def response_losses(
 def _matches(responses: Responses, samples: Sequence[Sample], rois: Tensor) -> Matches:
     """What the RoIs are by the annotations."""
     objects = []
-    for one in (sample.data_sample.gt_instances for sample in samples):
+    for one in (sample.objects for sample in samples):
         # Without waiting for what the device is at.
-        objects.append(LabelledBoxes(*(value.to(rois.device, non_blocking=True) for value in (one.bboxes, one.labels))))
+        objects.append(LabelledBoxes(*(value.to(rois.device, non_blocking=True) for value in (one.boxes, one.labels))))
     return match_rois(rois, objects, num_classes=responses.num_classes, positive_iou=responses.options.positive_iou)
 
 
 def _on_sample(rois: ImageRois, sample: Sample) -> ImageRois:
     """RoIs in px of the original image, on its resized and perhaps mirrored view."""
-    placed = scaled(rois, source=sample.data_sample.ori_shape, target=sample.resized)
+    placed = scaled(rois, source=sample.original, target=sample.resized)
     return mirrored(placed, width=sample.resized[1]) if sample.view == 'flip' else placed

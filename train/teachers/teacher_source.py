@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtpd.cache import CacheReader
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.detectors.transforms import Sample
+from mtpd.detectors.samples import Sample
 from mtpd.geometry import Geometry, Level
 from mtpd.heads.roi_head import RoiHead
 from mtpd.heads.rois import ImageRois

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtpd.detectors.detection import tell_progress
 from mtpd.errors import Interrupted
 from mtpd.system.console import progress_bar
 from mtpd.system.interrupt import StopFlag, StopRequested
@@ -33,13 +32,13 @@ def train_stage(
     Raises Interrupted when the user stopped it; the last optimizer step is then saved.
     """
     stage.to(device)
-    model, optim = stage.student.model, stage.settings.optim
+    model, optim = stage.student.module, stage.settings.optim
     num_batches, steps_per_epoch = stage.num_batches, stage.steps_per_epoch
     num_steps = optim.epochs * steps_per_epoch
     # First, since it sends the weights to all processes.
     network = build_network(stage, world)
-    optimization = Optimization(model, stage.distiller, optim, steps_per_epoch=steps_per_epoch, device=device)
-    student = replace(stage.student, model=optimization.student)
+    optimization = Optimization(stage.student, stage.distiller, optim, steps_per_epoch=steps_per_epoch, device=device)
+    student = replace(stage.student, module=optimization.student)
     meter = Meter(stage=stage.number, device=device, world=world)
     saver = Saver(stage, optimization, meter, progress_file=progress_file, world=world)
     start = saver.restore(metrics_file)
@@ -64,7 +63,7 @@ def train_stage(
                 batches_of_step = min(optim.accumulate, num_batches - begun)
                 ends_step = number + 1 == begun + batches_of_step
                 progress = step / num_steps
-                tell_progress(epoch=epoch, step=step)
+                stage.student.tell_progress(epoch=epoch, step=step)
                 losses = add_gradient(
                     stage,
                     samples,
@@ -96,7 +95,7 @@ def train_stage(
                 if stopped:
                     raise _interrupted(stage, epoch, step)
 
-        world.share_buffers(model, student.model)
+        world.share_buffers(model, student.module)
         metrics: Mapping[str, float] = {}
         is_last = epoch + 1 == optim.epochs
         if stage.val_set is not None and (is_last or (epoch + 1) % stage.settings.evaluate.every == 0):
@@ -109,8 +108,8 @@ def train_stage(
                 append_record(metrics_file, evaluation)
             metrics = evaluation.metrics
         saver.finish_epoch(Position(epoch + 1, step), metrics)
-    if student.model is not model:
-        model.load_state_dict(student.model.state_dict())
+    if student.module is not model:
+        model.load_state_dict(student.module.state_dict())
 
 
 def seed_everything(seed: Sequence[int]) -> None:

@@ -52,7 +52,7 @@ class Saver:
         self._student = optimization.student
         self._meter = meter
         # Everything with a state, by its key in the file; with the key `model` init.checkpoint accepts the file.
-        self._parts: dict[str, Any] = {'model': stage.student.model, 'distiller': stage.distiller, 'meter': meter}
+        self._parts: dict[str, Any] = {'model': stage.student.module, 'distiller': stage.distiller, 'meter': meter}
         for name in ('optimizer', 'schedule', 'scaler', 'average'):
             part = getattr(optimization, name)
             if part is not None:
@@ -86,7 +86,7 @@ class Saver:
     def save(self, position: Position) -> None:
         """Saves the state between two steps. On a DivergedError or a full disk the last save stays."""
         self._meter.look()
-        self._require_finite(self._stage.student.model, position)
+        self._require_finite(self._stage.student.module, position)
         if self._world.is_main:
             states = {name: part.state_dict() for name, part in self._parts.items()}
             _write_checkpoint(self._file, {**asdict(position), **states})

@@ -12,12 +12,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.detectors.detection import collate, detection_losses
-from mtpd.detectors.detector_heads import CapturedRois, captured_rois
-from mtpd.detectors.features import captured_maps
+from mtpd.detectors.detector import CapturedRois
 from mtpd.detectors.map_statistics import MapStatistics
+from mtpd.detectors.samples import Sample, collate
 from mtpd.detectors.teacher_maps import require_repeated
-from mtpd.detectors.transforms import Sample
 from mtpd.geometry import Level, Size
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.maps import on_full_grid, valid_cells
@@ -99,7 +97,7 @@ def teacher_targets(stage: Stage, samples: Sequence[Sample], ahead: ReadAhead, i
     return Targets(
         maps=stage.source.maps(samples, ahead, levels=stage.teacher_levels, device=device),
         masks=batch_masks([one.resized for one in samples], levels=levels, padded=padded, device=device),
-        boxes=[one.data_sample.gt_instances.bboxes.to(device, non_blocking=True) for one in samples],
+        boxes=[one.objects.boxes.to(device, non_blocking=True) for one in samples],
         rois=ahead.rois,
     )
 
@@ -136,12 +134,12 @@ def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> Stu
     with _autocast(stage, images.device):
         if not stage.is_taught:
             with named:
-                return StudentOutputs(detection_losses(student.model, images, samples), {}, None)
+                return StudentOutputs(student.losses(images, samples), {}, None)
         # Its proposals are caught where the teacher's head is to judge them.
         is_judged = stage.responses is not None and stage.responses.head is not None
-        catching_rois = captured_rois(student.model) if is_judged else nullcontext()
-        with captured_maps(student.model, hook_point=stage.hook_point) as maps, catching_rois as rois, named:
-            losses = detection_losses(student.model, images, samples)
+        catching_rois = student.captured_rois() if is_judged else nullcontext()
+        with student.captured_maps(hook_point=stage.hook_point) as maps, catching_rois as rois, named:
+            losses = student.losses(images, samples)
     return StudentOutputs(losses, {level.name: one for level, one in zip(student.levels, maps, strict=True)}, rois)
 
 
@@ -163,7 +161,7 @@ def distillation_losses(
                 samples,
                 targets.maps,
                 targets.rois,
-                model=stage.student.model,
+                student=stage.student,
                 maps=list(outputs.maps.values()),
                 captured=outputs.rois,
                 progress=progress,
@@ -208,7 +206,7 @@ class StepLosses(nn.Module):
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self._stage = stage
-        self.model = stage.student.model
+        self.model = stage.student.module
         self.distiller = stage.distiller
 
     def forward(self, samples: Sequence[Sample], ahead: ReadAhead, **options: Any) -> dict[str, Tensor]:

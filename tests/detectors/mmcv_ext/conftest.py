@@ -1,6 +1,6 @@
 import pytest
 
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet.runtime import prepare
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet.runtime import prepare
 
 
 def run_python(code: str) -> str:
@@ -50,7 +50,7 @@ def test_a_compiled_mmcv_is_left_alone() -> None:
 import sys, types
 compiled = types.ModuleType('mmcv._ext')
 sys.modules['mmcv._ext'] = compiled
-from mtpd.detectors import runtime
+from mtpd.detectors.of_mmdet import runtime
 runtime._provide_operators()
 assert sys.modules['mmcv._ext'] is compiled
 """
@@ -59,7 +59,7 @@ assert sys.modules['mmcv._ext'] is compiled
 
 def test_importing_the_package_has_no_side_effect() -> None:
     run_python(
-        'import sys, mtpd.detectors.runtime, mtpd.detectors.mmcv_ext, mtpd.detectors.models;'
+        'import sys, mtpd.detectors.of_mmdet.runtime, mtpd.detectors.of_mmdet.mmcv_ext, mtpd.detectors.of_mmdet.models;'
         "assert not {'mmcv', 'mmdet', 'mmengine', 'mmcv._ext'} & set(sys.modules)"
     )
 
@@ -68,7 +68,7 @@ def test_hostile_numbers_do_not_end_the_process() -> None:
     """torchvision's own CPU kernels crash on most of these."""
     code = """
 import itertools, torch
-from mtpd.detectors.mmcv_ext import convolution, roi
+from mtpd.detectors.of_mmdet.mmcv_ext import convolution, roi
 image = torch.randn(2, 4, 64, 64)
 hostile = [torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e12, 2147483648.0, -2147483649.0]
 sizes = (1, 1, 1, 1, 1, 1, 1, 1)

@@ -10,7 +10,7 @@ import torch
 from click.testing import Result
 
 import mtpd.cache
-from mtpd.detectors.models import build_detector, load_config
+from mtpd.detectors.of_mmdet.models import build_detector, load_config
 
 CHANNELS = ('bbox_head.in_channels', 'bbox_head.feat_channels', 'bbox_head.point_feat_channels')
 CHANGES = {

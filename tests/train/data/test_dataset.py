@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from mtpd.data.coco import read_annotations
-from mtpd.detectors.transforms import Sample
+from mtpd.detectors.samples import Sample
 from mtpd.errors import InputError, MtpdError
 from mtpd.geometry import Geometry
 from mtpd_train.data.dataset import DetectionDataset, load_batches
@@ -84,12 +84,13 @@ def test_annotations_of_training(make_set: MakeSet) -> None:
     dataset = dataset_of(make_set({'a.png': picture(), 'b.png': picture()}, {'a.png': annotations}), with_masks=True)
     sample = dataset[Request(1, 'plain')]
     assert isinstance(sample, Sample)
-    instances = sample.data_sample.gt_instances
-    assert instances.bboxes.tensor.tolist() == [[4, 8, 24, 24], [30, 30, 31, 31]]
+    instances = sample.objects
+    assert instances.boxes.tolist() == [[4, 8, 24, 24], [30, 30, 31, 31]]
     assert instances.labels.tolist() == [0, 0]
+    assert instances.masks is not None
     # Without a segmentation the box is its own mask.
-    assert instances.masks.masks[0].sum() == pytest.approx(20 * 16, rel=0.15)
-    assert sample.data_sample.ignored_instances.bboxes.tensor.tolist() == [[0, 0, 32, 24]]
+    assert float(instances.masks[0].sum()) == pytest.approx(20 * 16, rel=0.15)
+    assert sample.objects.ignored.tolist() == [[0, 0, 32, 24]]
 
 
 def test_images_with_nothing_to_find(make_set: MakeSet) -> None:
@@ -112,7 +113,7 @@ def test_evaluation_samples_have_no_annotations(make_set: MakeSet) -> None:
     dataset = dataset_of(make_set({'a.png': picture()}, {'a.png': [{'bbox': [0, 0, 9, 9]}]}), for_training=False)
     sample = dataset[Request(1, 'plain')]
     assert isinstance(sample, Sample)
-    assert not len(sample.data_sample.gt_instances)
+    assert sample.target is None
 
 
 def test_missing_images_are_counted(make_set: MakeSet) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtpd.detectors.detection import collate
-from mtpd.detectors.transforms import Sample
+from mtpd.detectors.samples import Sample, collate
 from mtpd_train.data.photometric import distorted
 from mtpd_train.settings.stage_settings import PhotometricSettings
 from mtpd_train.stage import Stage
@@ -22,7 +21,7 @@ SSD = PhotometricSettings()
 
 
 def sample_of(image: Tensor, image_id: int = 0) -> Sample:
-    return Sample(image=image, data_sample=None, image_id=image_id, view='plain')
+    return Sample(image=image, image_id=image_id, view='plain', original=(image.shape[1], image.shape[2]))
 
 
 def constant(blue: int, green: int, red: int) -> Tensor:
@@ -92,7 +91,7 @@ def test_only_pixels_of_the_image_change(build_stage: Callable[..., Stage]) -> N
     samples, _ = next(loaded(stage, stage.epoch_batches(0)))
     before = [one.image.clone() for one in samples]
     seen = seen_by_student(stage, samples, epoch=0)
-    assert all(one.data_sample is other.data_sample for one, other in zip(seen, samples, strict=True))
+    assert all(one.target is other.target for one, other in zip(seen, samples, strict=True))
     assert all(torch.equal(one.image, image) for one, image in zip(samples, before, strict=True))
     clean, moved = (collate(ones, preprocessing=stage.student.preprocessing, device=CPU) for ones in (samples, seen))
     assert not torch.equal(clean, moved)

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from mtpd.data.coco import read_annotations
-from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
 from mtpd.evaluation import evaluate
 from mtpd_train.evaluator.cli import EXAMPLES, main
 

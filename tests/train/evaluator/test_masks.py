@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
 from mtpd_train.evaluator.cli import main
 
 Records = Callable[..., list[dict[str, Any]]]

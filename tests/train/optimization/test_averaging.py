@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from mtpd.detectors.of_mmdet.detector import MmdetDetector
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing
+from mtpd.geometry import Geometry
 from mtpd_train.optimization import Optimization, update_average
 from mtpd_train.settings.stage_settings import OptimSettings
 from mtpd_train.training.step import add_gradient
@@ -44,7 +47,8 @@ def test_against_a_float64_loop() -> None:
 def test_steps_count_from_one() -> None:
     model = nn.Linear(1, 1, bias=False)
     optim = OptimSettings(lr=0.1, epochs=1, ema=0.95, warmup_iters=0)
-    optimization = Optimization(model, nn.Module(), optim, steps_per_epoch=3, device=torch.device('cpu'))
+    detector = MmdetDetector('it', model, Preprocessing(Geometry((1, 1)), Normalisation()))
+    optimization = Optimization(detector, nn.Module(), optim, steps_per_epoch=3, device=torch.device('cpu'))
     torch.autograd.backward(model.weight.sum())
     optimization.step(1)
     first = model.weight.item()

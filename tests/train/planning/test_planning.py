@@ -96,13 +96,13 @@ def test_images_under_way_are_those_of_the_workers(build_stage: Build, caches: d
 @pytest.mark.parametrize(('kind', 'momentum'), [('adamw', 0.9), ('sgd', 0.9), ('sgd', 0.0)])
 def test_the_state_has_the_optimizers_moments(kind: str, momentum: float, build_stage: Build) -> None:
     stage = build_stage(optim={'type': kind, 'momentum': momentum})
-    parameters = [one for one in stage.student.model.parameters() if one.requires_grad]
+    parameters = [one for one in stage.student.module.parameters() if one.requires_grad]
     for one in parameters:
         one.grad = torch.ones_like(one)
-    optimizer: Optimizer = build_optimizer(stage.student.model, nn.Module(), stage.settings.optim)
+    optimizer: Optimizer = build_optimizer(stage.student.module, nn.Module(), stage.settings.optim)
     optimizer.step()
     buffer = io.BytesIO()
-    torch.save([stage.student.model.state_dict(), optimizer.state_dict()], buffer)
+    torch.save([stage.student.module.state_dict(), optimizer.state_dict()], buffer)
     assert plan_stage(stage).progress_bytes == pytest.approx(buffer.tell(), rel=0.1)
 
 
@@ -116,7 +116,7 @@ def test_a_trial(data: dict[str, Any], accumulate: int, num_steps: int, build_st
     assert trial.num_steps == num_steps
     assert 0 < trial.seconds_per_step < 60
     assert trial.gpu_bytes is None
-    parameters = itertools.chain(stage.student.model.parameters(), stage.distiller.parameters())
+    parameters = itertools.chain(stage.student.module.parameters(), stage.distiller.parameters())
     assert not any(one.isnan().any() for one in parameters)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet.runtime import prepare
 from mtpd.errors import InputError, UnavailableError
 from mtpd_train.planning import try_predictions
 from mtpd_train.settings.stage_file import load_stages
@@ -79,7 +79,7 @@ def test_nothing_is_changed(
 
     monkeypatch.setattr(retinanet, 'predict', draw, raising=False)
     stage = build_stage(data={'val': val}, model={'test_cfg.score_thr': 0.0})
-    model = stage.student.model.train()
+    model = stage.student.module.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())

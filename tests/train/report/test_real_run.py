@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mtpd.data.coco import read_annotations
-from mtpd.detectors.runtime import known_warnings_ignored
+from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
 from mtpd_train.report.cli import main
 from mtpd_train.report.feature_maps import stage_maps
 from mtpd_train.report.predictions import predictions

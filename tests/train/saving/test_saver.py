@@ -24,7 +24,7 @@ def start(build_stage: Callable[..., Stage], tmp_path: Path) -> Start:
 
     def make(every_minutes: float | None = 15.0, world: World = ALONE) -> tuple[Saver, Stage]:
         stage = build_stage(save={'every_minutes': every_minutes})
-        cpu, networks = torch.device('cpu'), (stage.student.model, stage.distiller)
+        cpu, networks = torch.device('cpu'), (stage.student, stage.distiller)
         steps = stage.steps_per_epoch
         optimization = Optimization(*networks, stage.settings.optim, steps_per_epoch=steps, device=cpu)
         meter = Meter(stage=stage.number, device=cpu)
@@ -50,7 +50,7 @@ def test_minutes_count_from_the_last_saving(start: Start, tmp_path: Path, monkey
 def test_weights_that_are_not_finite_are_kept_nowhere(start: Start, tmp_path: Path) -> None:
     saver, stage = start()
     with torch.no_grad():
-        next(stage.student.model.parameters()).flatten()[0] = torch.nan
+        next(stage.student.module.parameters()).flatten()[0] = torch.nan
     error = r'stage 1: .* of the student is not finite after step 3'
     with pytest.raises(DivergedError, match=error):
         saver.save(Position(0, 3))

@@ -25,7 +25,7 @@ import json, os, resource, sys
 os.environ['TORCH_CPP_LOG_LEVEL'] = 'ERROR'  # as the command sets it before it imports torch
 import torch
 torch.set_num_threads(1)
-from mtpd.detectors.runtime import prepare
+from mtpd.detectors.of_mmdet.runtime import prepare
 prepare()
 import mmdet.models, mtpd_train.run
 from mtpd_train.cli import main

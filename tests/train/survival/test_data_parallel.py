@@ -27,7 +27,7 @@ from mtpd_train import run
 train = run.train_stage
 def train_stage(stage, **options):
     train(stage, **options)
-    torch.save(stage.student.model.state_dict(), os.environ['DUMP'] + f'-{stage.number}-{options["world"].rank}.pth')
+    torch.save(stage.student.module.state_dict(), os.environ['DUMP'] + f'-{stage.number}-{options["world"].rank}.pth')
 run.train_stage = train_stage
 """
 
@@ -87,7 +87,7 @@ def test_two_processes_train_as_one_does(
         assert (parallel['step'], parallel['lr']) == (single['step'], single['lr'])
     (built,) = build_stages(load_stages([stage]))
     states = [torch.load(run / 'student.pth', weights_only=True)['state_dict'] for run in (one, two)]
-    assert distance(states[0], states[1], start=built.student.model.state_dict()) < 1e-3
+    assert distance(states[0], states[1], start=built.student.module.state_dict()) < 1e-3
     # Bit for bit the same in both processes.
     first, second = (torch.load(tmp_path / f'dump-1-{rank}.pth', weights_only=True) for rank in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -121,7 +121,7 @@ def test_all_processes_have_the_average_and_the_statistics_of_the_first(whole_of
 
 def test_evaluation_is_divided(whole_of_two: Path, stages: list[Path], records: Records) -> None:
     built, _ = build_stages(load_stages(stages))
-    load_student(built.student.model, whole_of_two / 'stage1' / 'student.pth', name='student')
+    load_student(built.student.module, whole_of_two / 'stage1' / 'student.pth', name='student')
     found = evaluate_stage(built, built.student, step=18, epoch=3)
     *_, last = records(whole_of_two, 'evaluation')
     assert last['metrics'] == pytest.approx(found.metrics, abs=1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtpd.detectors.detection import predict
+from mtpd.detectors.results import coco_results
 from mtpd_train.training.step import add_gradient
 
 
@@ -59,9 +59,9 @@ def test_a_signal_in_an_evaluation(
 
         def pressed(*arguments: Any, **options: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
-            return predict(*arguments, **options)
+            return coco_results(*arguments, **options)
 
-        patch.setattr('mtpd_train.evaluation.predict', pressed)
+        patch.setattr('mtpd_train.evaluation.coco_results', pressed)
         patch.setattr('mtpd_train.run.try_predictions', lambda *_: None)
         assert 'stopped in epoch 1 of stage 1, step 6' in train_error(*stages, '--out', out, code=130)
     assert 'evaluation' not in (out / 'metrics.jsonl').read_text()

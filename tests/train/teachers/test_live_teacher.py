@@ -95,7 +95,7 @@ def test_training_leaves_the_teacher_alone(
     assert not any(one.requires_grad or one.grad is not None for one in module.parameters())
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     trained = torch.load(tmp_path / 'progress.pth', weights_only=True)
-    own = stage.student.model.state_dict().keys()
+    own = stage.student.module.state_dict().keys()
     assert trained['model'].keys() == own
     assert set(trained['distiller']) == {f'losses.masked_mse/p3.adapter.{part}' for part in ('weight', 'bias')}
     train(
@@ -136,7 +136,7 @@ def test_inheritance_is_that_of_the_cache(
         'init': {'backbone': 'none', 'inherit': ['neck', 'head']},
     }  # fmt: skip
     cached, online = build_stage(**shared, cache=caches[16]), build_stage(**shared, **live(16))
-    states = [stage.student.model.state_dict() for stage in (cached, online)]
+    states = [stage.student.module.state_dict() for stage in (cached, online)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert cached.inheritance == online.inheritance
     assert len(online.inheritance) > 8

@@ -17,10 +17,11 @@ from torch import Tensor
 
 import mtpd.cache
 from mtpd.cache.format.codecs import EncodedMaps, batch_images, encode
-from mtpd.detectors.detection import collate
+from mtpd.detectors.input_options import InputOptions
 from mtpd.detectors.preprocessing import normalise
-from mtpd.detectors.teachers import InputOptions, Teacher, load_teacher
-from mtpd.detectors.transforms import Sample
+from mtpd.detectors.references import load_teacher
+from mtpd.detectors.samples import Sample, collate
+from mtpd.detectors.teachers import Teacher
 from mtpd.errors import MtpdError
 from mtpd_train.data.dataset import DetectionDataset
 from mtpd_train.data.sampling import WINDOW, Request
@@ -80,7 +81,7 @@ def either(
 
 def live_maps(teacher: Teacher, sample: Sample) -> dict[str, Tensor]:
     """The teacher on the pixels of a training sample, at the image's own padding."""
-    padded = teacher.preprocessing.geometry.padded(sample.data_sample.ori_shape)
+    padded = teacher.preprocessing.geometry.padded(sample.original)
     images = normalise([sample.image], padded=padded, normalisation=teacher.preprocessing.normalisation)
     return {name: maps[0] for name, maps in teacher.maps(images).items()}
 
@@ -150,7 +151,7 @@ def test_masks_are_true_exactly_at_image_cells(stage: Stage) -> None:
 def test_the_students_maps_lie_on_the_teachers_grid(either: Stage) -> None:
     samples, ahead = next(loaded(either, either.epoch_batches(0)))
     images = collate(samples, preprocessing=either.student.preprocessing, device=CPU)
-    student_maps = either.student.model.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
+    student_maps = either.student.module.extract_feat(images)  # type: ignore[operator]  # mmdet is untyped
     maps = batch_maps(either, samples, ahead)
     assert [one.shape[2:] for one in student_maps] == [maps[level.name].shape[2:] for level in either.teacher_levels]
 

@@ -38,7 +38,7 @@ def run_stage(tmp_path: Path) -> Callable[[Stage], list[dict[str, Any]]]:
 
 
 def state(stage: Stage) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in stage.student.model.state_dict().items()}
+    return {name: value.clone() for name, value in stage.student.module.state_dict().items()}
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
@@ -133,7 +133,7 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(build_stage: Buil
     stage = build_stage(optim={'epochs': 2})
     records = run_stage(stage)
     assert [record['kind'] for record in records] == ['train', 'evaluation'] * 2
-    assert stage.student.model.get_buffer('backbone.bn1.num_batches_tracked') == 6
+    assert stage.student.module.get_buffer('backbone.bn1.num_batches_tracked') == 6
     # Heads whose losses change in the course of training ask mmengine how far it is: before the sixth step.
     hub = MessageHub.get_current_instance()
     assert (hub.get_info('epoch'), hub.get_info('iter')) == (1, 5)
@@ -170,7 +170,7 @@ def test_a_students_maps_are_taken_where_its_teachers_are(
     assert stage.hook_point == hook_point
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
     before = step_losses(stage, samples, encoded)
-    for convolution in stage.student.model.get_submodule('neck.fpn_convs').children():
+    for convolution in stage.student.module.get_submodule('neck.fpn_convs').children():
         convolution.get_parameter('gn.weight').data *= 2
     after = step_losses(stage, samples, encoded)
     distilled = [name for name in before if name.startswith('distill/')]
@@ -184,7 +184,7 @@ def test_the_options_of_pkd_and_cwd_reach_them(build_stage: BuildStage, caches: 
     def losses(*distill: dict[str, Any]) -> dict[str, float]:
         stage = build_stage(cache=caches[24], distill=list(distill))
         samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
-        stage.student.model.train()
+        stage.student.module.train()
         torch.manual_seed(0)
         return {name: value.item() for name, value in step_losses(stage, samples, encoded).items()}
 
@@ -277,7 +277,7 @@ def test_options_that_change_no_result(
     assert one.norm() > 0
     # Adam makes whole steps of gradients that are all rounding.
     assert (one - other).norm() < 3e-3 * one.norm()
-    weight: Tensor = stages[1].student.model.get_parameter('backbone.conv1.weight')
+    weight: Tensor = stages[1].student.module.get_parameter('backbone.conv1.weight')
     assert weight.is_contiguous(memory_format=torch.channels_last) is (option == 'channels_last')
 
 

@@ -1,0 +1,1 @@
+"""Detectors and teachers from a user's own file: `file.py:callable`."""

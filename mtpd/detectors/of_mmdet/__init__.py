@@ -1,0 +1,1 @@
+"""Detectors of mmdet. The only package that imports mmdet and its relatives."""

@@ -1,0 +1,1 @@
+"""Backbones of timm, vision foundation models among them, as teachers: `timm:NAME`."""
