@@ -100,19 +100,23 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     state, _ = load_checkpoint(path, network=model)
     own = model.state_dict()
     initialised = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
-    missing = [name for name in own if name not in state and not _MAY_LACK.search(name)]
     # Classes are outputs: the first axis of weights and biases.
     wrong = [name for name in initialised if state[name].shape[1:] != own[name].shape[1:]]
+    require_kinds(state, own, name=f'init.fine_tune: {reference}')
+    kept = OrderedDict((name, value) for name, value in state.items() if name not in initialised)
+    vars(kept)['_metadata'] = vars(state).get('_metadata', {})  # Modules tell old layouts from new ones by it.
+    try:
+        # Some modules know their tensors by older names, too.
+        lacking = [] if wrong else model.load_state_dict(kept, strict=False).missing_keys
+    except RuntimeError as error:  # shapes of tensors that are renamed
+        raise InputError(f'init.fine_tune: {reference}: {" ".join(str(error).split())[:300]}') from error
+    missing = [name for name in lacking if name not in initialised and not _MAY_LACK.search(name)]
     if missing or wrong:
         found = f'has {tuple(state[wrong[0]].shape)} for {wrong[0]}' if wrong else f'lacks {missing[0]}'
         raise InputError(
             f'init.fine_tune: {reference} {found}, so it is a different network, not the student with other '
             'classes; set `student` and `model` to the network of these weights'
         )
-    require_kinds(state, own, name=f'init.fine_tune: {reference}')
-    kept = OrderedDict((name, value) for name, value in state.items() if name not in initialised)
-    vars(kept)['_metadata'] = vars(state).get('_metadata', {})  # Modules tell old layouts from new ones by it.
-    model.load_state_dict(kept, strict=False)
     started = f', initialised: {", ".join(initialised)}' if initialised else ''
     return f'fine-tuned from {reference}: {len(own) - len(initialised)} of {len(own)} tensors{started}'
 

@@ -17,6 +17,8 @@ from mtpd.detectors.checkpoint import require_kinds
 from mtpd.detectors.detector import Detector
 from mtpd.errors import InputError
 
+# Modules that hold others in an order; torchvision's bodies are dicts.
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Counters, and the norms of a transformer's outputs, which only detectors have.
 _NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')
 
@@ -61,7 +63,7 @@ def checkpoint_activations(backbone: nn.Module) -> int:
 def backbone_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost members of sequences that have parts themselves: a residual block, or a stage of Swin's."""
     for child in module.children():
-        if isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(child, nn.Sequential | nn.ModuleList):
+        if isinstance(module, LISTS) and not isinstance(child, LISTS):
             if next(child.children(), None) is not None:
                 yield child
         else:

@@ -124,6 +124,9 @@ class Detector(ABC):
     def require_inputs(self, padded: Collection[Size]) -> None:  # noqa: B027
         """Refuses inputs of these `padded` (height, width), px, on which it cannot be trained or tried."""
 
+    def weights_loaded(self, path: Path) -> None:  # noqa: B027
+        """Tells it the file that its weights were loaded from, to families whose network depends on that."""
+
     def tell_progress(self, *, epoch: int, step: int) -> None:  # noqa: B027
         """Tells the `epoch`, from 0, and the optimizer steps done, to losses that depend on it."""
 

@@ -51,6 +51,11 @@ class Target:
     ignored_labels: Tensor  # int64 (M,)
     masks: Tensor | None  # uint8 (N, h, w), 1 inside; None: not asked for
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays: every tensor that a worker process sends is an open file until it is used.
+        values = (self.boxes, self.labels, self.ignored, self.ignored_labels, self.masks)
+        return _target_of, tuple(None if one is None else one.numpy() for one in values)
+
     def to(self, device: torch.device) -> 'Target':
         """The same on a device; copies do not wait for it. Masks stay where they are."""
         moved = {
@@ -58,6 +63,10 @@ class Target:
             for name in ('boxes', 'labels', 'ignored', 'ignored_labels')
         }
         return replace(self, **moved)
+
+
+def _target_of(*values: Any) -> Target:
+    return Target(*(None if one is None else torch.from_numpy(one) for one in values))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

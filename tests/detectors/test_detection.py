@@ -175,7 +175,7 @@ def test_anchors_beyond_an_images_own_padding_train_nothing() -> None:
 
 
 def test_predictions_are_coco_records_in_original_pixels() -> None:
-    detector = tiny({'test_cfg.score_thr': 0.0, 'test_cfg.max_per_img': 7})
+    detector = tiny({'test_cfg': {'score_thr': 0.0, 'max_per_img': 7}})
     model: Any = detector.module.eval()
     one = make_sample(picture(192, 256), image_id=9, geometry=DIVISOR, view='plain')
     images = collate([one], preprocessing=Preprocessing(DIVISOR, IMAGENET), device=CPU)

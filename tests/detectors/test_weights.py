@@ -14,8 +14,9 @@ from threading import Thread
 import pytest
 import torch
 
+from mtpd.detectors.downloads import download
 from mtpd.detectors.of_mmdet import weights
-from mtpd.detectors.of_mmdet.weights import backbone_weights, download, fetch_weights
+from mtpd.detectors.of_mmdet.weights import backbone_weights, fetch_weights
 from mtpd.detectors.of_mmdet.zoo import resolve
 from mtpd.errors import InputError, UnavailableError
 
@@ -256,7 +257,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_server_that_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-    monkeypatch.setattr('mtpd.detectors.of_mmdet.weights.TIMEOUT', 0.3)
+    monkeypatch.setattr('mtpd.detectors.downloads.TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         address = f'http://127.0.0.1:{silent.getsockname()[1]}/net-{HASH}.pth'
         with warnings.catch_warnings():

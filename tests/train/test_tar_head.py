@@ -98,7 +98,7 @@ def test_the_teachers_head_runs_on_its_maps_and_the_students_proposals(
     images = collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
     torch.manual_seed(0)
     with captured_rois(student) as captured:
-        student.loss(images, [sample.data_sample for sample in samples])
+        stage.student.losses(images, samples)
     rois, predictions = captured.require()
     assert len(rois) == 32 * len(samples)
     assert set(rois[:, 0].tolist()) == set(range(len(samples)))
@@ -137,7 +137,7 @@ def test_the_students_head_runs_on_the_teachers_proposals(
         maps = student.extract_feat(images)
         for number, sample in enumerate(samples):
             stored = reader.rois(sample.image_id)
-            height, width = sample.data_sample.ori_shape
+            height, width = sample.original
             boxes = stored.boxes * torch.tensor([sample.resized[1] / width, sample.resized[0] / height] * 2)
             if sample.view == 'flip':
                 boxes[:, [0, 2]] = sample.resized[1] - boxes[:, [2, 0]]
@@ -180,7 +180,7 @@ def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., S
     samples, ahead = first_batch(stage)
     collate(samples, preprocessing=stage.student.preprocessing, device=CPU)
     maps = stage.source.maps(samples, ahead, levels=stage.teacher_levels, device=CPU)
-    objects = [sample.data_sample.gt_instances.bboxes for sample in samples]
+    objects = [sample.objects.boxes for sample in samples]
     rois = torch.cat([torch.nn.functional.pad(one, (1, 0), value=number) for number, one in enumerate(objects)])
     answers = head([one.values() for one in maps.values()], rois)
     raw = BoxCoder(head.record.means, head.record.stds).to_raw(answers.deltas.view(len(rois), -1, 4))
@@ -188,7 +188,7 @@ def test_boxes_are_compared_in_the_students_units(build_student: Callable[..., S
     for units, wanted in ((coder, 0.0), (stage.responses.coder, None)):
         captured = CapturedRois([rois], [RoiPredictions(answers.logits, units.from_raw(raw).flatten(1))])
         responses = dataclasses.replace(stage.responses, coder=coder)
-        student: dict[str, Any] = {'model': stage.student.module, 'maps': [rois], 'captured': captured}
+        student: dict[str, Any] = {'student': stage.student, 'maps': [rois], 'captured': captured}
         loss = response_losses(responses, samples, maps, (), **student, progress=0.0)[NAMES[1]].item()
         assert loss == pytest.approx(wanted, abs=1e-5) if wanted is not None else loss > 0.1
 

@@ -24,7 +24,7 @@ from mtpd_train.data.sampling import Request
 from mtpd_train.settings.stage_settings import DataSettings, FilesSettings
 
 MAX_OPEN_FILES = 2**16
-FILES_OF_IMAGE = 6  # its pixels, masks, and boxes and labels of objects and crowds
+FILES_OF_IMAGE = 1  # its pixels
 OWN_FILES = 128
 
 

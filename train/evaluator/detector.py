@@ -81,6 +81,7 @@ def build_student(
         num_classes = None if classes is None else len(classes)
     detector = saved.definition.build(preprocessing, num_classes=num_classes, with_levels=with_levels)
     meta = load_into(detector.module, saved.checkpoint, name=saved.full_name, allow_pickle=trust_checkpoint)
+    detector.weights_loaded(saved.checkpoint)
     detector.module.to(device).eval().requires_grad_(False)
     return detector, meta
 
@@ -92,7 +93,9 @@ def category_ids(saved: SavedDetector, detector: Detector, meta: Mapping[str, An
     """
     in_file = checkpoint_classes(meta)
     defined = saved.definition.classes()
-    if in_file is not None and defined is not None and in_file != defined:
+    # Others are built for the classes of the file.
+    states_them = saved.definition.states_num_classes
+    if states_them and in_file is not None and defined is not None and in_file != defined:
         raise InputError(
             f'{saved.checkpoint}: was trained on {len(in_file)} classes ({in_file[0]}, ...), but its config has '
             f'{len(defined)} ({defined[0]}, ...); give the checkpoint of this config'

@@ -12,6 +12,7 @@ from mtpd.detectors.backbones import load_backbone
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes
 from mtpd.detectors.detector import BACKBONE, CHECKPOINT_OFFLINE, Definition, Detector
+from mtpd.detectors.downloads import BACKBONE_OFFLINE
 from mtpd.detectors.hook_points import NECK_MAPS, HookChoice
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.input_options import InputOptions
@@ -35,8 +36,6 @@ from mtpd.detectors.teacher_maps import guarded
 from mtpd.detectors.teachers import Teacher
 from mtpd.errors import InputError, UnavailableError
 from mtpd.geometry import Geometry
-
-BACKBONE_OFFLINE = 'set init.backbone to a local file, or to none to start without pretrained weights'
 
 
 @dataclass(frozen=True)

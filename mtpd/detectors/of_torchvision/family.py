@@ -12,11 +12,11 @@ from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
 from mtpd.detectors.checkpoint_file import read_checkpoint
 from mtpd.detectors.class_names import checkpoint_classes
 from mtpd.detectors.detector import BACKBONE, CHECKPOINT_OFFLINE, Definition, Detector
+from mtpd.detectors.downloads import BACKBONE_OFFLINE, download, weights_folder
 from mtpd.detectors.hook_points import HookChoice
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.input_options import InputOptions
 from mtpd.detectors.levels import levels_of
-from mtpd.detectors.of_mmdet.weights import BACKBONE_OFFLINE, download
 from mtpd.detectors.of_torchvision import networks
 from mtpd.detectors.of_torchvision.detector import TorchvisionDetector, detector_class
 from mtpd.detectors.of_torchvision.networks import PREFIX
@@ -246,4 +246,4 @@ def _levels(detector: TorchvisionDetector) -> tuple[Level, ...]:
 
 
 def _fetch(weights: Any, *, offline: str) -> Path:
-    return download(weights.url, Path(torch.hub.get_dir()) / 'checkpoints', offline=offline)
+    return download(weights.url, weights_folder(), offline=offline)

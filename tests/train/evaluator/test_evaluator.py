@@ -202,7 +202,8 @@ def test_missing_files(finished: Path, copied: Path, synthetic_set: Path, tmp_pa
     assert evaluated(copied, '--checkpoint', finished / 'student.pth').exit_code == 0
     assert f'the run has not finished; give a finished stage, such as {copied / "stage1"}' in refused(copied)
     assert 'add --checkpoint FILE' in refused('--model', finished / 'student_config.py')
-    assert 'only mmdet detectors can be evaluated' in refused('--model', 'my.py:build')
+    assert 'has no published weights' in refused('--model', 'my.py:build')
+    assert 'timm has no detectors' in refused('--model', 'timm:resnet18')
     nowhere = tmp_path / 'no' / 'folder'
     (tmp_path / 'no').write_text('')
     for option in ('--json', '--results'):

@@ -144,7 +144,7 @@ def test_an_older_run_says_that_it_has_no_classes(write_run: WriteRun, tmp_path:
 def test_weights_and_data_that_are_gone_are_named(write_run: WriteRun, tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / 'run'))
     assert 'No predictions of stage 1: ' in page.text
-    assert 'stage1: has no student_config.py, the config of its student' in page.text
+    assert 'stage1: has no student_config.py or student.json' in page.text
     assert 'No maps: cache/r101: no cache here' in page.text
 
 

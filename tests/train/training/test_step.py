@@ -142,7 +142,7 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(build_stage: Buil
 def test_plain_training_asks_for_no_neck(build_stage: BuildStage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = build_stage()
     samples, encoded = next(loaded(stage, stage.epoch_batches(0)))
-    needless = 'mtpd_train.training.step.captured_maps'
+    needless = 'mtpd.detectors.of_mmdet.detector.captured_maps'
     monkeypatch.setattr(needless, lambda *_, **__: pytest.fail('the neck is not needed'))
     assert set(step_losses(stage, samples, encoded)) == {'loss_cls', 'loss_bbox'}
 

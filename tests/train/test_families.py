@@ -1,0 +1,241 @@
+"""Each family end to end: extract, two stages, resume, evaluate, fidelity, report; its library loads the student."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mtpd.cache
+from mtpd.data.images import read_image
+from mtpd.detectors.references import define_detector, read_definition
+from mtpd.detectors.results import coco_results
+from mtpd.detectors.samples import collate, make_sample
+from mtpd_extract.cache_tools.cli import main as cache_main
+from mtpd_train.evaluator.cli import main as eval_main
+from mtpd_train.report.cli import main as report_main
+
+TORCHVISION = 'torchvision:fasterrcnn_mobilenet_v3_large_320_fpn'
+DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'families.md'
+# Random networks are sure of nothing, so they find nothing without this; and torchvision's are slow on a CPU.
+FEW = {
+    'box_score_thresh': 0.0,
+    'box_detections_per_img': 10,
+    'rpn_post_nms_top_n_train': 50,
+    'box_batch_size_per_image': 32,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A detector that learns from another of its family."""
+
+    student: str
+    teacher: str
+    checkpoint: Path | None  # of the teacher
+    scale: str
+    model: dict[str, Any]
+    files: set[str]  # in the folder of a stage
+
+
+@pytest.fixture(scope='module', params=['torchvision', 'hf', 'file'])
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    folder = tmp_path_factory.mktemp(request.param)
+    files = {'student.pth', 'best.pth', 'epoch_1.pth', 'student.json'}
+    if request.param == 'torchvision':
+        definition = define_detector(TORCHVISION)
+        torch.manual_seed(0)
+        detector = definition.build(definition.preprocessing()[0], num_classes=6, with_levels=False)
+        # Statistics of noise: a random MobileNet's maps would be all but constant.
+        for one in detector.module.modules():
+            if isinstance(one, torch.nn.BatchNorm2d):
+                one.momentum = 1.0
+        detector.maps(torch.randn(4, 3, 128, 128))
+        meta = {'dataset_meta': {'classes': [f'class {number}' for number in range(6)]}}
+        torch.save({'state_dict': detector.module.state_dict(), 'meta': meta}, folder / 'teacher.pth')
+        return Family(TORCHVISION, TORCHVISION, folder / 'teacher.pth', '128x128', FEW, files)
+    if request.param == 'hf':
+        pytest.importorskip('transformers')
+        from tiny_hf import make_folder
+
+        published = f'hf:{make_folder(folder / "published", "rt_detr_v2")}'
+        return Family(published, published, None, '96x96', {}, files | {'hf'})
+    (folder / 'mine.py').write_text(re.findall(r'```python\n(.*?)```', DOCS.read_text(), re.DOTALL)[-1])
+    mine = f'{folder / "mine.py"}:build'
+    return Family(mine, mine, None, '128x128', {'channels': 8}, files)
+
+
+@dataclass(frozen=True)
+class Finished:
+    family: Family
+    cache: Path
+    stages: list[Path]
+    run: Path
+
+
+@pytest.fixture(scope='module')
+def finished(
+    family: Family,
+    tmp_path_factory: pytest.TempPathFactory,
+    synthetic_set: Path,
+    extract: Callable[..., Any],
+    train: Callable[..., Any],
+    write_stage: Callable[..., Path],
+) -> Finished:
+    folder = tmp_path_factory.mktemp('families')
+    checkpoint = () if family.checkpoint is None else ('--checkpoint', family.checkpoint)
+    options = ('--scale', family.scale, '--codec', 'fp16')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TORCH_HOME', str(folder))
+        extract('--teacher', family.teacher, *checkpoint, '--coco', synthetic_set, '--out', folder / 'cache', *options)
+    stages = [
+        write_stage(
+            folder / f'{loss}.yaml',
+            student=family.student,
+            model=family.model,
+            cache=folder / 'cache',
+            distill=[{'loss': loss, 'weight': 0.1}],
+            optim={'lr': 1e-4, 'backbone_lr': 0.5, 'norm_decay': False},
+        )
+        for loss in ('masked_mse', 'cosine')
+    ]
+    train(*stages, '--out', folder / 'run')
+    return Finished(family, folder / 'cache', stages, folder / 'run')
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / 'student.pth', weights_only=True)['state_dict']
+    return state
+
+
+def test_its_stages_are_there(finished: Finished, records: Callable[..., Any]) -> None:
+    assert {path.name for path in (finished.run / 'stage2').iterdir()} == finished.family.files
+    trained = records(finished.run, 'train')
+    levels = {level.name for level in mtpd.cache.open(finished.cache).levels}
+    assert trained[0]['losses'].keys() >= {f'distill/masked_mse/{level}' for level in levels}
+    assert all(value > 0 for name, value in trained[1]['losses'].items() if name.startswith('distill/cosine'))
+    first, second = (weights_of(finished.run / f'stage{number}') for number in (1, 2))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_that_was_stopped_ends_the_same(
+    finished: Finished, train: Callable[..., Any], train_error: Callable[..., str], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def pressed(*arguments: Any, **options: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return coco_results(*arguments, **options)
+
+        patch.setattr('mtpd_train.evaluation.coco_results', pressed)
+        patch.setattr('mtpd_train.run.try_predictions', lambda *_: None)
+        assert 'stopped in epoch 1 of stage 1' in train_error(*finished.stages, '--out', tmp_path / 'run', code=130)
+    train(*finished.stages, '--out', tmp_path / 'run', '--resume')
+    whole, resumed = weights_of(finished.run), weights_of(tmp_path / 'run')
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_it_is_evaluated_again(finished: Finished, records: Callable[..., Any], tmp_path: Path) -> None:
+    result = CliRunner().invoke(eval_main, [str(finished.run), '--json', str(tmp_path / 'found.json')])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / 'found.json').read_text())['metrics']
+    recorded = records(finished.run, 'evaluation')[-1]['metrics']
+    assert found == pytest.approx(recorded, abs=1e-6)
+
+
+def test_a_report_and_a_dry_run(finished: Finished, train: Callable[..., Any], tmp_path: Path) -> None:
+    assert 'masked_mse' in train(*finished.stages, '--out', tmp_path / 'no', '--dry-run').output
+    result = CliRunner().invoke(report_main, ['page', str(finished.run), '--out', str(tmp_path / 'page.html')])
+    assert result.exit_code == 0, result.output
+    assert 'has no student' not in (tmp_path / 'page.html').read_text()
+
+
+def test_fidelity_with_the_ap_of_its_head(finished: Finished, synthetic_set: Path, tmp_path: Path) -> None:
+    """More classes or fewer than the annotations have are refused before; what random weights find is as good."""
+    family = finished.family
+    arguments = ['fidelity', str(finished.cache), '--coco', str(synthetic_set), '--num-images', '2', '--json']
+    if family.checkpoint is not None:
+        arguments += ['--checkpoint', str(family.checkpoint)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TORCH_HOME', str(tmp_path))
+        result = CliRunner().invoke(cache_main, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found['ap']['live'] == pytest.approx(found['ap']['stored'], abs=2.0)
+    assert all(one['mean_error'] < 1e-4 for one in found['views'])
+
+
+def test_its_library_loads_the_student(finished: Finished, synthetic_set: Path) -> None:
+    """And finds the same: scores of the same objects on an image of the set."""
+    definition = read_definition(finished.run)
+    assert definition is not None
+    preprocessing, _ = definition.preprocessing()
+    detector = definition.build(preprocessing)
+    detector.module.load_state_dict(weights_of(finished.run))
+    detector.module.eval()
+    path = sorted((synthetic_set / 'val2017').iterdir())[0]
+    sample = make_sample(read_image(path), image_id=1, geometry=preprocessing.geometry, view='plain')
+    inputs = collate([sample], preprocessing=preprocessing, device=torch.device('cpu'))
+    (found,) = detector.predict(inputs, [sample])
+    assert len(found.scores)
+    if finished.family.student == TORCHVISION:
+        scores = of_torchvision(finished, inputs)
+    elif finished.family.student.startswith('hf:'):
+        scores = of_transformers(finished.run, inputs)
+    else:
+        return
+    torch.testing.assert_close(found.scores, scores, rtol=1e-4, atol=1e-5)
+
+
+def of_torchvision(finished: Finished, inputs: torch.Tensor) -> torch.Tensor:
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn as build
+
+    height, width = inputs.shape[2:]
+    # Of inputs that are ready its transform changes nothing.
+    ready = {
+        'image_mean': [0.0] * 3,
+        'image_std': [1.0] * 3,
+        'min_size': min(height, width),
+        'max_size': max(height, width),
+    }
+    model = build(weights=None, weights_backbone=None, num_classes=7, **finished.family.model, **ready)
+    keys = model.load_state_dict(weights_of(finished.run), strict=False)
+    assert not keys.unexpected_keys
+    assert all(name.endswith('num_batches_tracked') for name in keys.missing_keys)
+    scores: torch.Tensor = model.eval()(list(inputs))[0]['scores'].detach()
+    return scores
+
+
+def of_transformers(run: Path, inputs: torch.Tensor) -> torch.Tensor:
+    import transformers
+
+    model = transformers.AutoModelForObjectDetection.from_pretrained(run / 'hf').eval()
+    with torch.no_grad():
+        outputs = model(inputs)
+    processor = transformers.AutoImageProcessor.from_pretrained(run / 'hf')
+    (found,) = processor.post_process_object_detection(outputs, threshold=0.0)
+    scores: torch.Tensor = found['scores']
+    return scores
+
+
+def test_what_only_mmdet_has_is_refused(
+    finished: Finished, write_stage: Callable[..., Path], train_error: Callable[..., str], tmp_path: Path
+) -> None:
+    base = {'student': finished.family.student, 'model': finished.family.model, 'cache': finished.cache}
+    for number, (changes, message) in enumerate(
+        [
+            ({'init': {'backbone': 'none', 'inherit': ['neck']}}, 'does not inherit'),
+            ({'distill': [{'loss': 'tar_head'}]}, 'tar_head'),
+        ]
+    ):
+        stage = write_stage(tmp_path / f'{number}.yaml', **base | {'distill': [{'loss': 'masked_mse'}]} | changes)
+        assert message in train_error(stage, '--out', tmp_path / 'run')
