@@ -1,15 +1,17 @@
 """Small detectors of transformers with random weights, as folders that `save_pretrained` writes."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from mtpd.detectors.of_hf.model_config import MODELS
 
 CLASSES = ('cat', 'dog', 'cow')
 SIZE = 96  # px
+
+transformers: Any = importlib.import_module('transformers')
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:

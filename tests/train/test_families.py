@@ -1,5 +1,6 @@
 """Each family end to end: extract, two stages, resume, evaluate, fidelity, report; its library loads the student."""
 
+import importlib
 import json
 import os
 import re
@@ -216,8 +217,7 @@ def of_torchvision(finished: Finished, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def of_transformers(run: Path, inputs: torch.Tensor) -> torch.Tensor:
-    import transformers
-
+    transformers: Any = importlib.import_module('transformers')
     model = transformers.AutoModelForObjectDetection.from_pretrained(run / 'hf').eval()
     with torch.no_grad():
         outputs = model(inputs)
@@ -231,11 +231,10 @@ def test_what_only_mmdet_has_is_refused(
     finished: Finished, write_stage: Callable[..., Path], train_error: Callable[..., str], tmp_path: Path
 ) -> None:
     base = {'student': finished.family.student, 'model': finished.family.model, 'cache': finished.cache}
-    for number, (changes, message) in enumerate(
-        [
-            ({'init': {'backbone': 'none', 'inherit': ['neck']}}, 'does not inherit'),
-            ({'distill': [{'loss': 'tar_head'}]}, 'tar_head'),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({'init': {'backbone': 'none', 'inherit': ['neck']}}, 'does not inherit'),
+        ({'distill': [{'loss': 'tar_head'}]}, 'tar_head'),
+    ]
+    for number, (changes, message) in enumerate(cases):
         stage = write_stage(tmp_path / f'{number}.yaml', **base | {'distill': [{'loss': 'masked_mse'}]} | changes)
         assert message in train_error(stage, '--out', tmp_path / 'run')
