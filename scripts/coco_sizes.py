@@ -18,9 +18,16 @@ from mtpd.geometry import Geometry, Level, level_name
 
 NUM_IMAGES, NUM_TRAINED = 118_287, 117_266
 GEOMETRY = Geometry((1333, 800))
+
+
+def _levels(first: int, end: int) -> tuple[Level, ...]:
+    return tuple(Level(level_name(2**k), 2**k, 256) for k in range(first, end))
+
+
 PYRAMIDS = {
-    'P3-P7, 256 channels (RetinaNet)': tuple(Level(level_name(2**k), 2**k, 256) for k in range(3, 8)),
-    'P2-P5, 256 channels (Faster, Mask, Cascade R-CNN)': tuple(Level(level_name(2**k), 2**k, 256) for k in range(2, 6)),
+    'P3-P7, 256 channels (RetinaNet)': (GEOMETRY, _levels(3, 8)),
+    'P2-P5, 256 channels (Faster, Mask, Cascade R-CNN)': (GEOMETRY, _levels(2, 6)),
+    'P4, 768 channels, 640x640 (DINOv3 ViT-B)': (Geometry((640, 640), keep_ratio=False), (Level('p4', 16, 768),)),
 }
 TEACHER_SPEEDS = {'RetinaNet-R101': 15.0, 'RetinaNet-X101-64x4d': 8.7}
 STUDENT_SECONDS = {'RetinaNet-R50': 0.205, 'Faster R-CNN-R50': 0.210, 'Mask R-CNN-R50': 0.261}
@@ -42,8 +49,8 @@ def main() -> None:
     bits = bits_per_element(arguments.cache)
     images = read_annotations(arguments.annotations).images
     print(f'{"levels":<52}{"MB/image/view":>14}{"one view":>10}{"plain+flip":>12}')
-    for name, levels in PYRAMIDS.items():
-        elements = sum(num_elements(levels, GEOMETRY.padded((one.height, one.width))) for one in images) / len(images)
+    for name, (geometry, levels) in PYRAMIDS.items():
+        elements = sum(num_elements(levels, geometry.padded((one.height, one.width))) for one in images) / len(images)
         megabytes = elements * bits / 8e6
         gigabytes = megabytes * NUM_IMAGES / 1e3
         print(f'{name:<52}{megabytes:>14.2f}{gigabytes:>7.0f} GB{2 * gigabytes:>9.0f} GB')

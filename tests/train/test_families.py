@@ -22,8 +22,12 @@ from mtpd.detectors.samples import collate, make_sample
 from mtpd_extract.cache_tools.cli import main as cache_main
 from mtpd_train.evaluator.cli import main as eval_main
 from mtpd_train.report.cli import main as report_main
+from mtpd_train.settings.stage_file import load_stages
+from mtpd_train.stage import build_stages
+from mtpd_train.training.step import loaded, step_losses
 
 TORCHVISION = 'torchvision:fasterrcnn_mobilenet_v3_large_320_fpn'
+TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'families.md'
 # Random networks are sure of nothing, so they find nothing without this; and torchvision's are slow on a CPU.
 FEW = {
@@ -238,3 +242,46 @@ def test_what_only_mmdet_has_is_refused(
     for number, (changes, message) in enumerate(cases):
         stage = write_stage(tmp_path / f'{number}.yaml', **base | {'distill': [{'loss': 'masked_mse'}]} | changes)
         assert message in train_error(stage, '--out', tmp_path / 'run')
+
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / 'configs' / 'families').glob('*.yaml'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_a_recipe(
+    path: Path,
+    synthetic_set: Path,
+    extract: Callable[..., Any],
+    random_weights: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One step with a small teacher of the same kind; transformers' student is a small one as well."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (settings,) = load_stages([path])
+    student, teacher, checkpoint = settings.student, str(TINY), Path()
+    if student.startswith('hf:'):
+        timm = pytest.importorskip('timm')
+        from tiny_hf import make_folder
+
+        student, teacher = f'hf:{make_folder(tmp_path / "published", "rt_detr_v2")}', 'timm:vit_tiny_patch16_224'
+        checkpoint = tmp_path / 'teacher.pth'
+        torch.save(timm.create_model('vit_tiny_patch16_224').state_dict(), checkpoint)
+    else:
+        checkpoint = random_weights(TINY)
+    size = ('--scale', '128x128', '--no-keep-ratio') if student.startswith('hf:') else ('--scale', '128x128')
+    source = ('--teacher', teacher, '--checkpoint', checkpoint, '--coco', synthetic_set, '--codec', 'fp16')
+    extract(*source, '--out', tmp_path / 'cache', *size)
+    changes = [f'student={student}', f'cache={tmp_path / "cache"}', 'init={backbone: none}', 'data.batch_size=2',
+               f'data.coco={synthetic_set}', 'data.workers=0', 'data.val=null', 'optim.warmup_iters=0']  # fmt: skip
+    (stage,) = build_stages(load_stages([path], overrides=changes))
+    stage.student.module.train()
+    samples, ahead = next(loaded(stage, stage.epoch_batches(0)))
+    losses = step_losses(stage, samples, ahead)
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    distilled = {name.split('/')[1]: value.item() for name, value in losses.items() if name.startswith('distill/')}
+    assert distilled.keys() == {entry.loss for entry in settings.distill}
+    assert all(value > 0 for value in distilled.values())
+    gradient = stage.student.module.get_submodule(stage.student.backbone).parameters()
+    assert any(one.grad is not None and bool(one.grad.any()) for one in gradient)
