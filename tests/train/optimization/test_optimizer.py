@@ -222,6 +222,44 @@ def test_parameter_groups() -> None:
     assert both['neck.1.weight'] == (1.0, 0.0)
 
 
+class Transformer(nn.Module):
+    """A plain one: embedding, three blocks, norm; and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.position = nn.Parameter(torch.zeros(4))
+        self.backbone.embed = nn.Conv2d(3, 4, 2, 2)
+        self.backbone.blocks = nn.ModuleList(nn.TransformerEncoderLayer(4, 1, 4) for _ in range(3))
+        self.backbone.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 2)
+
+
+def test_layers_of_a_transformer() -> None:
+    """As BEiT counts them: layer i of N blocks has decay ** (N + 1 - i), heads and the last norm have 1."""
+    model = Transformer()
+    optim = OptimSettings(type='adamw', lr=LR, epochs=1, backbone_lr=0.5, layer_decay=0.8, norm_decay=False)
+    groups = build_optimizer(model, nn.Module(), optim).param_groups
+    names = {id(one): name for name, one in model.named_parameters()}
+    found = {names[id(one)]: (group['lr'] / LR, group['weight_decay']) for group in groups for one in group['params']}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    wanted = {
+        'backbone.position': 4, 'backbone.embed.weight': 4, 'backbone.blocks.0.linear1.weight': 3,
+        'backbone.blocks.0.norm1.weight': 3, 'backbone.blocks.2.linear2.weight': 1, 'backbone.norm.weight': 0,
+    }  # fmt: skip
+    for name, power in wanted.items():
+        assert found[name][0] == pytest.approx(0.5 * 0.8**power), name
+    assert found['head.weight'][0] == pytest.approx(1.0)
+    assert found['backbone.blocks.0.norm1.weight'][1] == 0
+    assert found['backbone.blocks.0.linear1.weight'][1] > 0
+    assert groups[0]['lr'] == LR
+
+
+def test_layers_of_a_backbone_without_any() -> None:
+    with pytest.raises(InputError, match=r'optim\.layer_decay is 0\.8, but .* has no sequence of blocks'):
+        build_optimizer(Network(), nn.Module(), OptimSettings(lr=LR, epochs=1, layer_decay=0.8))
+
+
 @pytest.mark.parametrize('kind', ['multistep', 'cosine', 'linear', 'onecycle'])
 def test_the_backbone_keeps_its_fraction(kind: str) -> None:
     optim = OptimSettings(lr=LR, epochs=2, schedule=kind, backbone_lr=0.25)  # type: ignore[arg-type]
