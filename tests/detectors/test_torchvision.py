@@ -139,7 +139,9 @@ INSTANCES = [
 ]
 
 
-@pytest.mark.parametrize('name', CHANGES)
+@pytest.mark.parametrize(
+    'name', [pytest.param(one, marks=pytest.mark.slow if 'mask' in one else ()) for one in CHANGES]
+)
 def test_losses_are_those_of_torchvision(name: str) -> None:
     detector = build(name, with_levels=False)
     sizes = [(240, 320), (240, 320), (200, 240)]

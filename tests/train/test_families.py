@@ -65,7 +65,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         detector.maps(torch.randn(4, 3, 128, 128))
         meta = {'dataset_meta': {'classes': [f'class {number}' for number in range(6)]}}
         torch.save({'state_dict': detector.module.state_dict(), 'meta': meta}, folder / 'teacher.pth')
-        return Family(TORCHVISION, TORCHVISION, folder / 'teacher.pth', '128x128', FEW, files)
+        return Family(TORCHVISION, TORCHVISION, folder / 'teacher.pth', '96x96', FEW, files)
     if request.param == 'hf':
         pytest.importorskip('transformers')
         from tiny_hf import make_folder
@@ -193,7 +193,7 @@ def test_its_library_loads_the_student(finished: Finished, synthetic_set: Path) 
     (found,) = detector.predict(inputs, [sample])
     assert len(found.scores)
     if finished.family.student == TORCHVISION:
-        scores = of_torchvision(finished, inputs)
+        scores = of_torchvision(finished, inputs[:, :, : sample.resized[0], : sample.resized[1]])
     elif finished.family.student.startswith('hf:'):
         scores = of_transformers(finished.run, inputs)
     else:

@@ -50,7 +50,9 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start
 
 
 @pytest.mark.parametrize(
-    ('batch_size', 'accumulate'), [(8, 1), (7, 1), (3, 2)], ids=['even', 'one is idle', 'uneven, accumulated']
+    ('batch_size', 'accumulate'),
+    [(8, 1), pytest.param(7, 1, marks=pytest.mark.slow), (3, 2)],
+    ids=['even', 'one is idle', 'uneven, accumulated'],
 )
 def test_two_processes_train_as_one_does(
     batch_size: int,

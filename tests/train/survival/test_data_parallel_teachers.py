@@ -72,6 +72,7 @@ def test_two_processes_learn_as_one_does(
         assert parallel['decay'] == single['decay']
 
 
+@pytest.mark.slow
 def test_they_go_on_after_a_signal(
     stage: Path, start_two: Any, wait_for: Callable[[Callable[[], object]], None], tmp_path: Path
 ) -> None:

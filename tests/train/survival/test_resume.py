@@ -17,6 +17,7 @@ from mtpd_train.training.saving import Saver
 EVERY_STEP = ('--set', 'save.every_minutes=1e-9')
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment(
     stages: list[Path], assert_same_run: Callable[[Path], None], start: Any, tmp_path: Path
 ) -> None:
@@ -37,7 +38,7 @@ def test_kills_at_any_moment(
     assert_same_run(out)
 
 
-@pytest.mark.parametrize('save', [EVERY_STEP, ()], ids=['every step', 'epochs'])
+@pytest.mark.parametrize('save', [EVERY_STEP, pytest.param((), marks=pytest.mark.slow)], ids=['every step', 'epochs'])
 def test_kill_9_in_mid_epoch(
     save: tuple[str, ...],
     stages: list[Path],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 OPTIONS = (
@@ -15,6 +16,7 @@ OPTIONS = (
 CLOCK = ('images_per_second', 'data_wait', 'peak_memory', 'seconds')
 
 
+@pytest.mark.slow
 def test_kill_9_with_all_options(
     stages: list[Path], train: Callable[..., Any], start: Any, wait_for: Any, tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ def test_steps_are_saved_whole(stages: list[Path], train: Any, train_error: Any,
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_all_processes(
     number: signal.Signals, stages: list[Path], start: Any, wait_for: Any, tmp_path: Path
 ) -> None:
