@@ -38,6 +38,7 @@ from mtpd_train.student import (
     frozen_parameters,
     inherit,
     loaded_parts,
+    require_batches,
     require_same_network,
 )
 from mtpd_train.teachers.cached_teacher import cached_teacher
@@ -240,6 +241,9 @@ def _build_stage(
         sizes = {size for one in (train_set, val_set) if one is not None for size in one.sizes().values()}
         padded = {preprocessing.geometry.padded(size) for size in sizes}
         student.require_inputs(padded)
+    with problems.at('data.batch_size'):
+        num_images = len(train_set.sizes(with_objects=True))
+        require_batches(student, num_images=num_images, batch_size=data.batch_size)
     problems.require_none()
     shards = None
     if data.shuffle == 'shards' and source is not None:

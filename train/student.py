@@ -121,6 +121,19 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     return f'fine-tuned from {reference}: {len(own) - len(initialised)} of {len(own)} tensors{started}'
 
 
+def require_batches(detector: Detector, *, num_images: int, batch_size: int) -> None:
+    """Refuses batches of fewer images than the detector can learn from; one batch of an epoch has what is left over."""
+    least, smallest = detector.least_images, num_images % batch_size or batch_size
+    if smallest < least:
+        wider = range(max(batch_size, least), num_images + 1)
+        fitting = next((one for one in wider if (num_images % one or one) >= least), None)
+        advice = 'use more images' if fitting is None else f'set it to {fitting}'
+        raise InputError(
+            f'data.batch_size is {batch_size}, and {num_images} images have objects: a batch of an epoch has {smallest}'
+            f', but {detector.name} needs {least} or more; {advice}'
+        )
+
+
 def require_same_network(model: nn.Module, previous: nn.Module, *, number: int) -> None:
     """Refuses a stage `number` that cannot start from the student of the stage before; names the first tensor."""
     shapes, previous_shapes = _shapes(model.state_dict()), _shapes(previous.state_dict())

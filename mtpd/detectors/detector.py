@@ -85,6 +85,8 @@ class Detector(ABC):
 
     # Dotted name of the backbone, whose weights come from elsewhere, in the module.
     backbone: ClassVar[str] = 'backbone'
+    # Images that a batch has at least in training: norms of maps with one cell need two.
+    least_images: ClassVar[int] = 1
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from mtpd_train.training.step import loaded, step_losses
 
 TORCHVISION = 'torchvision:fasterrcnn_mobilenet_v3_large_320_fpn'
 TINY = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'retinanet_tiny.py'
+LITE = 'torchvision:ssdlite320_mobilenet_v3_large'
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'families.md'
 # Random networks are sure of nothing, so they find nothing without this; and torchvision's are slow on a CPU.
 FEW = {
@@ -242,6 +245,38 @@ def test_what_only_mmdet_has_is_refused(
     for number, (changes, message) in enumerate(cases):
         stage = write_stage(tmp_path / f'{number}.yaml', **base | {'distill': [{'loss': 'masked_mse'}]} | changes)
         assert message in train_error(stage, '--out', tmp_path / 'run')
+
+
+@pytest.mark.parametrize(('batch_size', 'wanted'), [(1, 3), (2, 3), (11, 12)])
+def test_batches_of_one_image(
+    batch_size: int,
+    wanted: int,
+    write_stage: Callable[..., Path],
+    train_error: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """SSDLite's norms need two; 23 images have objects."""
+    stage = write_stage(tmp_path / 'stage.yaml', student=LITE, data={'batch_size': batch_size, 'val': None})
+    error = train_error(stage, '--out', tmp_path / 'run', '--dry-run')
+    assert f'has 1, but {LITE} needs 2 or more; set it to {wanted}' in error
+
+
+NOT_IMPORTED = """
+import sys
+from mtpd_train.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+print(sorted({'mmdet', 'mmcv', 'mmengine', 'timm', 'transformers'} & set(sys.modules)))
+"""
+
+
+def test_no_other_family_is_imported(finished: Finished, write_stage: Callable[..., Path], tmp_path: Path) -> None:
+    command = [sys.executable, '-c', NOT_IMPORTED, *map(str, finished.stages[:1]), '--out', str(tmp_path / 'run')]
+    result = subprocess.run([*command, '--dry-run'], capture_output=True, text=True, check=True)
+    own = ['transformers'] if finished.family.student.startswith('hf:') else []
+    assert result.stdout.splitlines()[-1] == str(own)
 
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / 'configs' / 'families').glob('*.yaml'))

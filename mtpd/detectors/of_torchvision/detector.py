@@ -155,6 +155,13 @@ class SsdDetector(TorchvisionDetector):
 
 
 @dataclass(frozen=True)
+class SsdliteDetector(SsdDetector):
+    """SSDLite, whose last map has one cell, behind a batch norm."""
+
+    least_images: ClassVar[int] = 2
+
+
+@dataclass(frozen=True)
 class Ssd300Detector(SsdDetector):
     """SSD300, whose VGG-16 goes on in the first of these further layers."""
 
@@ -166,4 +173,4 @@ class Ssd300Detector(SsdDetector):
 
 def detector_class(network: str) -> type[TorchvisionDetector]:
     """The class for one of torchvision's functions."""
-    return {SSD300: Ssd300Detector, SSDLITE: SsdDetector}.get(network, TorchvisionDetector)
+    return {SSD300: Ssd300Detector, SSDLITE: SsdliteDetector}.get(network, TorchvisionDetector)
