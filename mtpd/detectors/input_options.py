@@ -44,6 +44,16 @@ class InputOptions:
     pad_after_normalisation: bool | None = None
 
 
+def require_only_scale(options: InputOptions, reference: str, *, source: str) -> None:
+    """Refuses all options but `scale`, for a detector whose input is read from its `source`."""
+    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
+    if given:
+        option = f'--{given[0].replace("_", "-")}'
+        raise InputError(
+            f'{option}: the input of {reference} is read from its {source}; the option is for file.py:callable'
+        )
+
+
 def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str) -> Preprocessing:
     """Preprocessing from the options, or else from attributes of the user's module with the same names."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtpd.detectors.detector import Detector
 from mtpd.detectors.hook_points import NECK_MAPS
-from mtpd.detectors.input_options import InputOptions, stated_preprocessing
+from mtpd.detectors.input_options import InputOptions, require_only_scale, stated_preprocessing
 from mtpd.detectors.levels import levels_of
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
 from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated
@@ -133,10 +133,7 @@ def teacher_of_detector(
     classes: tuple[str, ...] | None = None,
 ) -> Teacher:
     """The teacher of a detector in eval mode; `definition` is what it is made by. Of `options` it takes `scale`."""
-    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
-    if given:
-        option = f'--{given[0].replace("_", "-")}'
-        raise InputError(f'{option}: the input of {reference} is known; the option is for a module with features()')
+    require_only_scale(options, reference, source='preprocessing')
     preprocessing = detector.preprocessing
     if options.scale is not None:
         preprocessing = replace(preprocessing, geometry=replace(preprocessing.geometry, scale=options.scale))

@@ -15,7 +15,7 @@ from mtpd.detectors.detector import BACKBONE, CHECKPOINT_OFFLINE, Definition, De
 from mtpd.detectors.downloads import BACKBONE_OFFLINE
 from mtpd.detectors.hook_points import NECK_MAPS, HookChoice
 from mtpd.detectors.ingredients import Ingredient
-from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.input_options import InputOptions, require_only_scale
 from mtpd.detectors.of_hf.detector import HfDetector, build_network
 from mtpd.detectors.of_hf.model_config import (
     FROZEN_NORMS,
@@ -174,13 +174,7 @@ def load_teacher(
     hook: HookChoice,
 ) -> Teacher:
     """See `mtpd.detectors.references.load_teacher`."""
-    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
-    if given:
-        option = f'--{given[0].replace("_", "-")}'
-        raise InputError(
-            f'{option}: the input of {reference} is read from its {PREPROCESSOR_FILE}; the option is for '
-            'file.py:callable'
-        )
+    require_only_scale(options, reference, source=PREPROCESSOR_FILE)
     definition = define(reference, {})
     preprocessing, _ = definition.preprocessing(scale=options.scale)
     module = build_network(with_classes(definition.config, definition.config.num_labels), name=reference)

@@ -13,7 +13,7 @@ from mtpd.detectors.class_names import checkpoint_classes, class_list
 from mtpd.detectors.detector import CHECKPOINT_OFFLINE, Definition, Detector
 from mtpd.detectors.hook_points import NECK_MAPS, HookChoice
 from mtpd.detectors.ingredients import Ingredient
-from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.input_options import InputOptions, require_only_scale
 from mtpd.detectors.levels import levels_of
 from mtpd.detectors.of_mmdet.config_input import read_normalisation, read_preprocessing
 from mtpd.detectors.of_mmdet.detector import MmdetDetector, num_classes_of, predicts_masks
@@ -152,12 +152,7 @@ def load_teacher(
     hook: HookChoice,
 ) -> Teacher:
     """See `mtpd.detectors.references.load_teacher`."""
-    given = [name for name, value in vars(options).items() if value is not None and name != 'scale']
-    if given:
-        option = f'--{given[0].replace("_", "-")}'
-        raise InputError(
-            f'{option}: the input of {reference} is read from its config; the option is for file.py:callable'
-        )
+    require_only_scale(options, reference, source='config')
     definition = MmdetDefinition(reference, load_config(reference))
     preprocessing = read_preprocessing(definition.config, scale=options.scale)
     weights = checkpoint or fetch_weights(reference)
