@@ -7,6 +7,7 @@ stages from stride 4. Input size, normalisation and licence are those of timm's 
 
 import difflib
 import inspect
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mtpd.errors import InputError, UnavailableError
 PREFIX = 'timm:'
 # As long as the user says nothing else: that of detectors. Backbones of timm have no scale, but a size of crops.
 SCALE = (1333, 800)
-LEAST_STRIDE, PAD_DIVISOR = 4, 32
+LEAST_STRIDE, PAD_DIVISOR, MAX_DIVISOR = 4, 32, 256
 
 
 class TimmTeacher(nn.Module):
@@ -41,8 +42,7 @@ class TimmTeacher(nn.Module):
         self.mean, self.std = (tuple(255 * one for one in record[name]) for name in ('mean', 'std'))
         self.license = record.get('license')
         # Those of the last block go through the last norm when the network is used.
-        takes_norm = 'norm' in inspect.signature(backbone.forward_intermediates).parameters  # type: ignore[arg-type]
-        self._options = {'norm': True} if takes_norm else {}
+        self._options = {'norm': True} if _takes_norm(backbone) else {}
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, C, h, w)."""
@@ -102,7 +102,10 @@ def build_timm_teacher(reference: str, *, checkpoint: Path | None, device: torch
         indices = [len(strides) - 1]
     else:
         indices = [index for index, stride in enumerate(strides) if stride >= LEAST_STRIDE]
-    teacher = TimmTeacher(backbone, indices, pad_divisor=strides[0] if is_plain else max(PAD_DIVISOR, *strides))
+    divisor = strides[0] if is_plain else math.lcm(PAD_DIVISOR, *strides)
+    # Strides without a common multiple are those of networks that resize their inputs; the levels will not fit.
+    divisor = divisor if divisor <= MAX_DIVISOR else max(PAD_DIVISOR, *strides)
+    teacher = TimmTeacher(backbone, indices, pad_divisor=divisor)
     return teacher.to(device).eval().requires_grad_(False)
 
 
@@ -133,12 +136,32 @@ def _build(reference: str, name: str, checkpoint: Path | None) -> nn.Module:
     classifiers = model.pretrained_cfg.get('classifier') or ()  # type: ignore[union-attr, operator]
     names = [classifiers] if isinstance(classifiers, str) else classifiers
     beyond = [key for key in keys.unexpected_keys if not key.startswith(tuple(f'{one}.' for one in names))]
+    if beyond:  # Some heads have further layers, which go with the classifier.
+        whole = timm.create_model(name).state_dict()
+        beyond = [key for key in beyond if key not in whole]
     if keys.missing_keys or beyond:
         raise InputError(
             f'teacher {reference}: {checkpoint} does not fit it: it lacks {len(keys.missing_keys)} of its tensors and '
             f'has {len(beyond)} others, the first is {[*keys.missing_keys, *beyond][0]}'
         )
     return model
+
+
+def _takes_norm(backbone: nn.Module) -> bool:
+    """Whether a network can give its maps behind its last norm."""
+    forward: Any = backbone.forward_intermediates
+    if 'norm' not in inspect.signature(forward).parameters:
+        return False
+    if len({one['reduction'] for one in backbone.feature_info}) == 1:  # type: ignore[union-attr]
+        return True
+    record: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    try:
+        # Networks with stages may have the argument and refuse it, without computing anything.
+        with torch.no_grad():
+            forward(torch.zeros(1, *record['input_size']), norm=True, intermediates_only=True)
+    except AssertionError:
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:
