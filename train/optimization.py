@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mtpd.detectors.backbones import backbone_blocks
-from mtpd.detectors.detector import BACKBONE, Detector
+from mtpd.detectors.detector import BACKBONE, Detector, part_of
 from mtpd.errors import InputError
 from mtpd_train.settings.stage_settings import OptimSettings
 
@@ -40,7 +40,7 @@ class Optimization:
         """Before the first step; `detector` has its first weights, and both networks are on `device`."""
         model = detector.module
         self._model, self._optim = model, optim
-        self.optimizer = build_optimizer(model, distiller, optim, backbone=detector.backbone)
+        self.optimizer = build_optimizer(model, distiller, optim, detector=detector)
         self.schedule = build_schedule(self.optimizer, optim, steps_per_epoch=steps_per_epoch)
         self.scaler = GradScaler(device.type, enabled=optim.precision == 'fp16')
         self.average = None if optim.ema is None else AveragedModel(model, use_buffers=True)
@@ -70,18 +70,19 @@ class Optimization:
 
 
 def parameter_groups(
-    model: nn.Module, distiller: nn.Module, optim: OptimSettings, *, backbone: str = BACKBONE
+    model: nn.Module, distiller: nn.Module, optim: OptimSettings, *, detector: Detector | None = None
 ) -> list[dict[str, Any]]:
     """The parameters that require a gradient, by learning rate and weight decay; the first group has those of `optim`.
 
-    Where all have these there is one group. The layers of `distiller` always have them. `backbone` is the dotted name
-    of the model's backbone.
+    Where all have these there is one group. The layers of `distiller` always have them. `detector` is that of
+    the model, where its backbone has another name than `backbone`.
     """
+    backbone, part = (BACKBONE, part_of) if detector is None else (detector.backbone, detector.part_of)
     layer_lrs = layer_factors(model, backbone, decay=optim.layer_decay) if optim.layer_decay != 1 else {}
     groups: dict[tuple[float, float], list[Parameter]] = {(optim.lr, optim.weight_decay): []}
     known: set[Parameter] = set()  # modules may share them
     for module_name, module in (*model.named_modules(), *((DISTILLER, one) for one in distiller.modules())):
-        of_backbone = f'{module_name}.'.startswith(f'{backbone}.') and module_name != DISTILLER
+        of_backbone = module_name != DISTILLER and part(module_name) == BACKBONE
         is_norm = isinstance(module, NORMS)
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in known:
@@ -109,20 +110,19 @@ def layer_factors(model: nn.Module, backbone: str, *, decay: float) -> dict[nn.M
     factors: dict[nn.Module, float] = {}
     layer = 0
     for module in owner.modules():
-        if module in numbers:
-            layer = numbers[module]
-            factors[module] = decay ** (len(blocks) + 1 - layer)
-        else:
-            # In the order of registration: what follows a block and is in none follows them all, as norms do.
-            factors[module] = decay ** (len(blocks) + 1) if layer == 0 else 1.0
+        # In the order of registration: what is in no block belongs to the block before it, or follows them all.
+        layer = numbers.get(module, len(blocks) + 1 if layer >= len(blocks) else layer)
+        factors[module] = decay ** (len(blocks) + 1 - layer)
     return factors
 
 
 def build_optimizer(
-    model: nn.Module, distiller: nn.Module, optim: OptimSettings, *, backbone: str = BACKBONE
+    model: nn.Module, distiller: nn.Module, optim: OptimSettings, *, detector: Detector | None = None
 ) -> Optimizer:
     """SGD or AdamW over the parameters of both that require a gradient."""
-    groups = parameter_groups(model, distiller, optim, backbone=backbone)
+    groups = parameter_groups(model, distiller, optim, detector=detector)
+    if not groups:
+        raise InputError('the student has no parameter that learns: all are frozen; unfreeze some, with `model`')
     if optim.type == 'adamw':
         return AdamW(groups, lr=optim.lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay)
     return SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)

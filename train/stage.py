@@ -29,7 +29,7 @@ from mtpd.losses.options import LevelOptions
 from mtpd.losses.tar_head import decay_factors
 from mtpd_train.data.dataset import DetectionDataset, build_train_set, build_val_set, read_train_annotations
 from mtpd_train.data.sampling import Request, num_batches, training_batches
-from mtpd_train.optimization import require_warmup_ends, warmup_of
+from mtpd_train.optimization import layer_factors, require_warmup_ends, warmup_of
 from mtpd_train.settings.problems import Problem, Problems, Unbuildable, raise_problems
 from mtpd_train.settings.stage_settings import DataSettings, StageSettings, cache_name
 from mtpd_train.student import (
@@ -38,6 +38,7 @@ from mtpd_train.student import (
     frozen_parameters,
     inherit,
     loaded_parts,
+    named_failures,
     require_batches,
     require_same_network,
 )
@@ -209,6 +210,9 @@ def _build_stage(
             student.module.to(memory_format=torch.channels_last)
         if settings.optim.activation_checkpointing:
             checkpoint_activations(student.module.get_submodule(student.backbone))
+    with problems.at('optim.layer_decay'):
+        if settings.optim.layer_decay != 1:
+            layer_factors(student.module, student.backbone, decay=settings.optim.layer_decay)
     with problems.at('data.train'):
         train_set = build_train_set(data, train_coco, geometry=preprocessing.geometry, with_masks=student.has_masks)
     with problems.at('data.val'):
@@ -240,7 +244,8 @@ def _build_stage(
     with problems.at('student'):
         sizes = {size for one in (train_set, val_set) if one is not None for size in one.sizes().values()}
         padded = {preprocessing.geometry.padded(size) for size in sizes}
-        student.require_inputs(padded)
+        with named_failures(student.name, 'take these inputs'):
+            student.require_inputs(padded)
     with problems.at('data.batch_size'):
         num_images = len(train_set.sizes(with_objects=True))
         require_batches(student, num_images=num_images, batch_size=data.batch_size)

@@ -121,15 +121,24 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
     return f'fine-tuned from {reference}: {len(own) - len(initialised)} of {len(own)} tensors{started}'
 
 
-def require_batches(detector: Detector, *, num_images: int, batch_size: int) -> None:
-    """Refuses batches of fewer images than the detector can learn from; one batch of an epoch has what is left over."""
-    least, smallest = detector.least_images, num_images % batch_size or batch_size
+def require_batches(detector: Detector, *, num_images: int, batch_size: int, num_processes: int = 1) -> None:
+    """Refuses batches of fewer images than the detector can learn from, in each of the processes that divide them.
+
+    One batch of an epoch has what is left over.
+    """
+    least = detector.least_images
+
+    def smallest_of(size: int) -> int:
+        return max(1, (num_images % size or size) // num_processes)
+
+    smallest = smallest_of(batch_size)
     if smallest < least:
         wider = range(max(batch_size, least), num_images + 1)
-        fitting = next((one for one in wider if (num_images % one or one) >= least), None)
+        fitting = next((one for one in wider if smallest_of(one) >= least), None)
         advice = 'use more images' if fitting is None else f'set it to {fitting}'
         raise InputError(
             f'data.batch_size is {batch_size}, and {num_images} images have objects: a batch of an epoch has {smallest}'
+            f'{f" in each of {num_processes} processes" if num_processes > 1 else ""}'
             f', but {detector.name} needs {least} or more; {advice}'
         )
 

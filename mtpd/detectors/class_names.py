@@ -61,9 +61,17 @@ def require_same_labels(ours: Sequence[str], theirs: Sequence[str] | None, *, na
             )
 
 
+# COCO's classes by the names of Pascal VOC, as darknet and published RT-DETRs have them.
+_OF_VOC = {
+    'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle', 'pottedplant': 'potted plant',
+    'sofa': 'couch', 'tvmonitor': 'tv',
+}  # fmt: skip
+
+
 def _key(name: str) -> str:
     # Checkpoints of the first mmdet spell COCO's names with underscores.
-    return name.replace('_', ' ').casefold()
+    plain = name.replace('_', ' ').casefold()
+    return _OF_VOC.get(plain, plain)
 
 
 def class_list(found: Any) -> tuple[str, ...] | None:

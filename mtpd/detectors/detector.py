@@ -190,8 +190,9 @@ class Definition(ABC):
 
     name: str  # as the user gave it
 
-    # Whether it says itself how many classes the detector has; else a checkpoint of mtpd does.
-    states_num_classes: ClassVar[bool] = False
+    def states_num_classes(self) -> bool:
+        """Whether it says itself how many classes the detector has; else a checkpoint of mtpd does."""
+        return True
 
     @property
     @abstractmethod

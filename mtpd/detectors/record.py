@@ -1,6 +1,7 @@
 """`student.json`: what a detector of a library without config files is built from again, beside its weights."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtpd.detectors.preprocessing import Normalisation, Preprocessing
+from mtpd.detectors.samples import INTERPOLATIONS
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 
 RECORD_FILE = 'student.json'
+MAX_SIDE = 2**16  # px; what a cache can hold
 
 
 class DetectorRecord(BaseModel):
@@ -25,6 +28,7 @@ class DetectorRecord(BaseModel):
         geometry, normalisation: of its inputs.
         evaluated_on: image folder and annotation file of its training; None: it was not evaluated.
         config: the whole config of a library that has one.
+        source_sha256: hash of the file that `detector` names, if it names one.
     """
 
     model_config = ConfigDict(extra='forbid', frozen=True)
@@ -36,6 +40,7 @@ class DetectorRecord(BaseModel):
     normalisation: Normalisation
     evaluated_on: tuple[Path, Path] | None = None
     config: dict[str, Any] | None = None
+    source_sha256: str | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -51,6 +56,7 @@ def record_text(
     preprocessing: Preprocessing,
     evaluated_on: tuple[Path, Path] | None,
     config: dict[str, Any] | None = None,
+    source_sha256: str | None = None,
 ) -> str:
     """The text of `student.json`."""
     content = {
@@ -61,6 +67,7 @@ def record_text(
         'normalisation': asdict(preprocessing.normalisation),
         'evaluated_on': None if evaluated_on is None else [str(path.resolve()) for path in evaluated_on],
         'config': config,
+        'source_sha256': source_sha256,
     }
     return json.dumps(content, indent=1) + '\n'
 
@@ -68,10 +75,27 @@ def record_text(
 def read_record(path: Path) -> DetectorRecord:
     """A `student.json`, checked."""
     try:
-        return DetectorRecord.model_validate_json(path.read_bytes())
+        record = DetectorRecord.model_validate_json(path.read_bytes())
+        _require_plain(record)
+        return record
     except (ValidationError, InputError) as error:
         reason = error
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = InputError(f'{".".join(map(str, first["loc"])) or "its content"}: {first["msg"]}')
         raise InputError(f'{path}: is not a description of a detector: {reason}') from None
+
+
+def _require_plain(record: DetectorRecord) -> None:
+    """Refuses numbers that no run writes."""
+    geometry, normalisation = record.geometry, record.normalisation
+    sides = (*geometry.scale, *(geometry.pad_size or ()), geometry.pad_divisor)
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        raise InputError(f'geometry: its sides are {sides}, expected 1 to {MAX_SIDE} px')
+    if geometry.interpolation not in INTERPOLATIONS.get(geometry.backend, ()):
+        raise InputError(f'geometry: there is no {geometry.interpolation!r:.40} by {geometry.backend!r:.40}')
+    values = (*normalisation.mean, *normalisation.std, *normalisation.padding)
+    if not all(map(math.isfinite, values)) or min(normalisation.std) <= 0:
+        raise InputError('normalisation: expected finite numbers, and std above 0')
+    if not record.classes:
+        raise InputError('classes: there are none')

@@ -27,14 +27,14 @@ from mtpd.detectors.record import RECORD_FILE, read_record
 from mtpd.detectors.teachers import Teacher
 from mtpd.errors import InputError
 
-MMDET, FILE = 'mmdet', 'file'
+MMDET, FILE, TIMM = 'mmdet', 'file', 'timm'
 FOLDER = 'of_'
 
 
 def family_name(reference: str) -> str:
     """The family of a reference. InputError for a prefix that none has."""
     prefix, colon, _ = reference.partition(':')
-    if not colon:
+    if not colon or reference.endswith('.py'):
         return MMDET
     if reference.rpartition(':')[0].endswith('.py'):
         return FILE
@@ -59,7 +59,10 @@ def read_definition(folder: Path) -> Definition | None:
     family = MMDET
     if (folder / RECORD_FILE).is_file():
         family = family_name(read_record(folder / RECORD_FILE).detector)
-    definition: Definition | None = _module(family).read(folder)
+    read = getattr(_module(family), 'read', None)
+    if read is None or (family == MMDET and (folder / RECORD_FILE).is_file()):
+        raise InputError(f'{folder / RECORD_FILE}: its detector is of {family}, whose students have no such file')
+    definition: Definition | None = read(folder)
     return definition
 
 
@@ -79,7 +82,7 @@ def load_teacher(
         checkpoint: a local weights file; None: published weights, which are downloaded once.
         options: the user's settings of the input.
         device: where the teacher runs.
-        trust_checkpoint: unpickle a checkpoint that holds more than tensors and plain values; of mmdet only.
+        trust_checkpoint: unpickle a checkpoint that holds more than tensors and plain values.
         hook: where its maps are taken.
 
     Raises:
@@ -88,7 +91,7 @@ def load_teacher(
     """
     family = family_name(reference)
     if family != MMDET:
-        if trust_checkpoint:
+        if trust_checkpoint and family in (FILE, TIMM):
             raise InputError(f'--trust-checkpoint: {reference} loads its own checkpoint; remove the option')
         if hook == 'before-norm':
             raise InputError(f'hook before-norm: {reference} chooses its own maps; remove the option')

@@ -30,6 +30,8 @@ _PILLOW = {
     name: PIL.Image.Resampling[name.upper()] for name in ('nearest', 'bilinear', 'bicubic', 'box', 'lanczos', 'hamming')
 }
 
+INTERPOLATIONS = {'cv2': tuple(_OPENCV), 'pillow': tuple(_PILLOW)}
+
 
 @dataclass(frozen=True)
 class Instance:

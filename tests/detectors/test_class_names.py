@@ -98,3 +98,10 @@ def test_num_classes_of_one_stage_two_stages_and_cascades() -> None:
     two.roi_head = SimpleNamespace(bbox_head=Head())  # type: ignore[assignment]
     cascade.roi_head = SimpleNamespace(bbox_head=nn.ModuleList([Head(), Head()]))  # type: ignore[assignment]
     assert [num_classes_of(model) for model in (one, two, cascade, none)] == [5, 5, 5, None]
+
+
+def test_names_of_voc_are_cocos() -> None:
+    """As published RT-DETRs have them."""
+    categories = [(1, 'airplane'), (2, 'couch'), (3, 'potted plant'), (4, 'tv')]
+    classes = ['pottedplant', 'tvmonitor', 'aeroplane', 'sofa']
+    assert labels_to_categories(categories, classes=classes, num_classes=4, name='it') == [3, 4, 1, 2]

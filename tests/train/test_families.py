@@ -21,6 +21,7 @@ from mtpd.data.images import read_image
 from mtpd.detectors.references import define_detector, read_definition
 from mtpd.detectors.results import coco_results
 from mtpd.detectors.samples import collate, make_sample
+from mtpd.errors import InputError
 from mtpd_extract.cache_tools.cli import main as cache_main
 from mtpd_train.evaluator.cli import main as eval_main
 from mtpd_train.report.cli import main as report_main
@@ -259,6 +260,78 @@ def test_batches_of_one_image(
     stage = write_stage(tmp_path / 'stage.yaml', student=LITE, data={'batch_size': batch_size, 'val': None})
     error = train_error(stage, '--out', tmp_path / 'run', '--dry-run')
     assert f'has 1, but {LITE} needs 2 or more; set it to {wanted}' in error
+
+
+def test_a_file_that_was_changed_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run folder; and one that has a relative place."""
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / 'mine.py'
+    source.write_text(re.findall(r'```python\n(.*?)```', DOCS.read_text(), re.DOTALL)[-1])
+    definition = define_detector(f'{source}:build', {'channels': 8})
+    detector = definition.build(definition.preprocessing()[0], num_classes=2)
+    name, text = definition.description(detector, classes=('a', 'b'), evaluated_on=None)
+    (tmp_path / name).write_text(text)
+    found = read_definition(tmp_path)
+    assert found is not None
+    assert found.sha256 == definition.sha256
+    source.write_text(source.read_text() + 'raise SystemExit\n')
+    with pytest.raises(InputError, match='is not the file that the student was trained with'):
+        read_definition(tmp_path)
+    (tmp_path / name).write_text(text.replace(str(source), 'mine.py'))
+    with pytest.raises(InputError, match='is not there'):
+        read_definition(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('"scale": [\n', '"scale": [1000000000,\n', 'geometry'),
+        ('"std": [\n   255.0', '"std": [\n   0.0', 'std above 0'),
+        (':build', ':', 'not there|does not define'),
+        ('"a",', '"a", 3,', 'classes'),
+        ('/mine.py:build', ':build', 'is not a family|not there'),
+        ('"detector": "', '"detector": "timm:', 'no such file|not there'),
+    ],
+)
+def test_a_description_that_was_changed(old: str, new: str, message: str, tmp_path: Path) -> None:
+    source = tmp_path / 'mine.py'
+    source.write_text(re.findall(r'```python\n(.*?)```', DOCS.read_text(), re.DOTALL)[-1])
+    definition = define_detector(f'{source}:build')
+    detector = definition.build(definition.preprocessing()[0], num_classes=2)
+    name, text = definition.description(detector, classes=('a', 'b'), evaluated_on=None)
+    assert old in text, text
+    (tmp_path / name).write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        definition = read_definition(tmp_path)  # type: ignore[assignment]
+        definition.build(definition.preprocessing()[0])
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        (
+            "'loss_box': nn.functional.l1_loss(",
+            "'loss_box': nn.functional.l1_loss(reduction='none', input=",
+            'one number',
+        ),
+        ('self.module.neck(self.module.backbone(images))]', '1 / 0]', 'ZeroDivisionError'),
+        ("Mine('mine', Net(num_classes, channels)", "Mine('mine', None", 'its module is a NoneType'),
+        ('return Mine(', 'return str(', 'returned a str'),
+    ],
+)
+def test_mistakes_in_a_file(
+    old: str,
+    new: str,
+    message: str,
+    write_stage: Callable[..., Path],
+    train_error: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    text = re.findall(r'```python\n(.*?)```', DOCS.read_text(), re.DOTALL)[-1]
+    assert old in text
+    (tmp_path / 'mine.py').write_text(text.replace(old, new))
+    stage = write_stage(tmp_path / 'stage.yaml', student=f'{tmp_path / "mine.py"}:build', data={'val': None})
+    assert re.search(message, train_error(stage, '--out', tmp_path / 'run'))
 
 
 NOT_IMPORTED = """

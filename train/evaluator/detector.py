@@ -76,7 +76,7 @@ def build_student(
     """
     preprocessing, _ = saved.definition.preprocessing(scale=scale)
     num_classes = None
-    if not saved.definition.states_num_classes:
+    if not saved.definition.states_num_classes():
         classes = checkpoint_classes(load_checkpoint(saved.checkpoint, allow_pickle=trust_checkpoint)[1])
         num_classes = None if classes is None else len(classes)
     detector = saved.definition.build(preprocessing, num_classes=num_classes, with_levels=with_levels)
@@ -94,7 +94,7 @@ def category_ids(saved: SavedDetector, detector: Detector, meta: Mapping[str, An
     in_file = checkpoint_classes(meta)
     defined = saved.definition.classes()
     # Others are built for the classes of the file.
-    states_them = saved.definition.states_num_classes
+    states_them = saved.definition.states_num_classes()
     if states_them and in_file is not None and defined is not None and in_file != defined:
         raise InputError(
             f'{saved.checkpoint}: was trained on {len(in_file)} classes ({in_file[0]}, ...), but its config has '

@@ -12,10 +12,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from mtpd.cache.format.codecs import EncodedMaps
-from mtpd.detectors.detector import CapturedRois
+from mtpd.detectors.detector import CapturedRois, Detector
 from mtpd.detectors.map_statistics import MapStatistics
 from mtpd.detectors.samples import Sample, collate
 from mtpd.detectors.teacher_maps import require_repeated
+from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
 from mtpd.heads.rois import ImageRois
 from mtpd.losses.maps import on_full_grid, valid_cells
@@ -134,13 +135,23 @@ def student_pass(stage: Stage, samples: Sequence[Sample], images: Tensor) -> Stu
     with _autocast(stage, images.device):
         if not stage.is_taught:
             with named:
-                return StudentOutputs(student.losses(images, samples), {}, None)
+                return StudentOutputs(_own_losses(student, images, samples), {}, None)
         # Its proposals are caught where the teacher's head is to judge them.
         is_judged = stage.responses is not None and stage.responses.head is not None
         catching_rois = student.captured_rois() if is_judged else nullcontext()
         with student.captured_maps(hook_point=stage.hook_point) as maps, catching_rois as rois, named:
-            losses = student.losses(images, samples)
+            losses = _own_losses(student, images, samples)
     return StudentOutputs(losses, {level.name: one for level, one in zip(student.levels, maps, strict=True)}, rois)
+
+
+def _own_losses(student: Detector, images: Tensor, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """The detector's own losses; detectors may be a user's."""
+    losses: dict[str, Any] = student.losses(images, samples)
+    for name, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f'student {student.name}: its loss {name} is {found}, expected a tensor with one number')
+    return losses
 
 
 def distillation_losses(

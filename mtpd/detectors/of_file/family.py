@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtpd.detectors.backbones import load_backbone
 from mtpd.detectors.checkpoint import load_checkpoint
@@ -24,7 +25,7 @@ from mtpd.detectors.levels import levels_of
 from mtpd.detectors.of_file.program import build_module, call_file
 from mtpd.detectors.preprocessing import Preprocessing, probe_size
 from mtpd.detectors.record import RECORD_FILE, DetectorRecord, read_record, record_text
-from mtpd.detectors.teacher_maps import warn_of_random_weights
+from mtpd.detectors.teacher_maps import guarded, warn_of_random_weights
 from mtpd.detectors.teachers import Teacher, teacher_of_detector, teacher_of_module
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
@@ -40,6 +41,10 @@ class FileDefinition(Definition):
     function: str
     changes: Mapping[str, Any]
     record: DetectorRecord | None = None  # of one that was trained
+
+    def states_num_classes(self) -> bool:
+        """Of a student of a run."""
+        return self.record is not None
 
     @property
     def sha256(self) -> str:
@@ -73,11 +78,12 @@ class FileDefinition(Definition):
             raise InputError(
                 f'{self.name}: the number of its classes is not known; give the folder of the run that trained it'
             )
-        found = replace(self._call(num_classes=num_classes), preprocessing=preprocessing, num_classes=num_classes)
+        found = replace(self._call(num_classes=num_classes), preprocessing=preprocessing)
         if not with_levels:
             return found
         found.module.eval()
-        levels = levels_of(found.maps, input_size=probe_size(preprocessing.geometry))
+        # With an error of its own for all that a user's program may do.
+        levels = levels_of(guarded(self.name, found.maps), input_size=probe_size(preprocessing.geometry))
         found.module.train()
         return replace(found, levels=levels)
 
@@ -94,7 +100,9 @@ class FileDefinition(Definition):
             )
         if not Path(choice).is_file():
             raise InputError(f'init.backbone: there is no file {choice}; give a local file, or none')
-        return load_backbone(detector, load_checkpoint(Path(choice))[0], reference=choice)
+        state, prefix = load_checkpoint(Path(choice))[0], f'{detector.backbone}.'
+        part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        return load_backbone(detector, part or state, reference=choice)
 
     def description(
         self, detector: Detector, *, classes: Sequence[str], evaluated_on: tuple[Path, Path] | None
@@ -106,6 +114,7 @@ class FileDefinition(Definition):
             classes=classes,
             preprocessing=detector.preprocessing,
             evaluated_on=evaluated_on,
+            source_sha256=sha256_file(self.path),
         )
 
     def classes(self) -> tuple[str, ...] | None:
@@ -130,12 +139,27 @@ class FileDefinition(Definition):
                 f'{self.name} returned a {type(found).__name__}, expected a mtpd.detectors.Detector; see '
                 'docs/families.md'
             )
-        return found
+        for what, kind in (('module', nn.Module), ('preprocessing', Preprocessing)):
+            value = getattr(found, what)
+            if not isinstance(value, kind):
+                raise InputError(f'{self.name}: its {what} is a {type(value).__name__}, expected a {kind.__name__}')
+        if not hasattr(found.module, found.backbone.partition('.')[0]):
+            raise InputError(f'{self.name}: its module has no part named {found.backbone!r}; see docs/families.md')
+        try:
+            return replace(found, num_classes=num_classes)
+        except TypeError as error:
+            raise InputError(
+                f'{self.name}: a {type(found).__name__} cannot be copied ({error}); make it a frozen dataclass without '
+                'an __init__ of its own'
+            ) from error
 
 
 def define(reference: str, changes: Mapping[str, Any]) -> Definition:
     """The detector of `file.py:callable`; `changes` are given to the callable as keywords."""
     path, function = _split(reference)
+    reserved = sorted({'checkpoint', 'num_classes'} & changes.keys())
+    if reserved:
+        raise InputError(f'model: {reserved[0]}: is given to {reference} by mtpd; remove it')
     return FileDefinition(reference, path, function, changes)
 
 
@@ -143,6 +167,14 @@ def read(folder: Path) -> Definition | None:
     """The student of the folder of a stage, by its `student.json`."""
     record = read_record(folder / RECORD_FILE)
     path, function = _split(record.detector)
+    if not path.is_absolute() or not path.is_file():
+        raise InputError(f'{folder / RECORD_FILE}: its detector {record.detector} is not there; restore that file')
+    # It is a program, and will be run.
+    if sha256_file(path) != record.source_sha256:
+        raise InputError(
+            f'{folder / RECORD_FILE}: {path} is not the file that the student was trained with (its sha256 differs); '
+            'restore that file'
+        )
     return FileDefinition(str(folder), path, function, record.model, record)
 
 

@@ -1,10 +1,11 @@
 """Detectors of transformers by their repositories or folders."""
 
 import importlib.util
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -37,6 +38,8 @@ from mtpd.detectors.teachers import Teacher
 from mtpd.errors import InputError, UnavailableError
 from mtpd.geometry import Geometry
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class HfDefinition(Definition):
@@ -47,8 +50,6 @@ class HfDefinition(Definition):
     config: Any  # of transformers
     changes: Mapping[str, Any] = field(default_factory=dict)
     record: DetectorRecord | None = None  # of one that was trained
-
-    states_num_classes: ClassVar[bool] = True
 
     @property
     def sha256(self) -> str:
@@ -62,6 +63,13 @@ class HfDefinition(Definition):
         if self.record is not None:
             own = self.record.preprocessing
         else:
+            if self.place.values(PREPROCESSOR_FILE) is None:
+                logger.warning(
+                    'note: %s has no %s, so its inputs are those of the family: 640 x 640 px, values from 0 to 1; if '
+                    'it is the student of a run, name the folder of the run instead',
+                    self.name,
+                    PREPROCESSOR_FILE,
+                )
             own = read_preprocessor(
                 self.place.values(PREPROCESSOR_FILE), name=f'{self.place.reference}: {PREPROCESSOR_FILE}'
             )

@@ -41,7 +41,7 @@ def read_config(values: Mapping[str, Any], *, name: str) -> Any:
     """The config of the plain `values` of a config.json; refuses networks that are not known, by name."""
     own = copy.deepcopy(dict(values))
     model_type = own.get('model_type')
-    if model_type not in MODELS:
+    if not isinstance(model_type, str) or model_type not in MODELS:
         raise InputError(f'{name}: its model_type is {model_type!r:.80}, expected one of {", ".join(MODELS)}')
     if own.get('backbone') is not None:
         raise InputError(

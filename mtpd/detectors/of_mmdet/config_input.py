@@ -12,13 +12,10 @@ from typing import Any
 
 from mtpd.detectors.of_mmdet.pipeline_steps import Entry, find_steps, is_number, is_whole, plain_type, read_steps
 from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing, rgb
+from mtpd.detectors.samples import INTERPOLATIONS
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Size
 
-_INTERPOLATIONS = {
-    'cv2': ('nearest', 'bilinear', 'bicubic', 'area', 'lanczos'),
-    'pillow': ('nearest', 'bilinear', 'bicubic', 'box', 'lanczos', 'hamming'),
-}
 # Known arguments. Files are read by mtpd itself, so where mmengine would fetch them from does not matter.
 _LOAD = ('to_float32', 'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty')
 _RESIZE = ('scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation')
@@ -115,14 +112,14 @@ def _resize(steps: Mapping[str, Entry], name: str, scale: tuple[int, int] | None
     resize.require_known(_RESIZE)
     keep_ratio = resize.flag('keep_ratio', False)
     resize.flag('clip_object_border', True)
-    backend = resize.choice('backend', 'cv2', tuple(_INTERPOLATIONS)) if resize.has('backend') else 'cv2'
+    backend = resize.choice('backend', 'cv2', tuple(INTERPOLATIONS)) if resize.has('backend') else 'cv2'
     if backend == 'pillow' and float_pixels:
         resize.refuse('backend', 'cv2 with to_float32: pillow resizes only integer pixel values')
     return Geometry(
         scale or _scale(resize, keep_ratio=keep_ratio),
         keep_ratio,
         pad_divisor=1,
-        interpolation=resize.choice('interpolation', 'bilinear', _INTERPOLATIONS[backend]),
+        interpolation=resize.choice('interpolation', 'bilinear', INTERPOLATIONS[backend]),
         backend=backend,
         rounds_down=keep_ratio and resize.type == 'FixScaleResize',
         float_pixels=float_pixels,

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -40,8 +40,6 @@ class MmdetDefinition(Definition):
 
     name: str
     config: Any  # its mmengine Config
-
-    states_num_classes: ClassVar[bool] = True
 
     @property
     def sha256(self) -> str:

@@ -43,6 +43,10 @@ class TorchvisionDefinition(Definition):
     changes: Mapping[str, Any]
     record: DetectorRecord | None = None  # of one that was trained
 
+    def states_num_classes(self) -> bool:
+        """Of a student of a run."""
+        return self.record is not None
+
     @property
     def sha256(self) -> str:
         """Hash of the name and the changes."""
@@ -197,12 +201,12 @@ def load_teacher(
     """See `mtpd.detectors.references.load_teacher`."""
     definition = _definition(reference, {}, among=networks.TEACHERS)
     path = checkpoint or definition.fetch_weights()
-    content = read_checkpoint(path, allow_pickle=False)
+    content = read_checkpoint(path, allow_pickle=trust_checkpoint)
     meta = content.get('meta') if isinstance(content, Mapping) else None
     classes = checkpoint_classes(meta) if isinstance(meta, Mapping) else None
     preprocessing, _ = definition.preprocessing()
     detector = definition.build(preprocessing, num_classes=None if classes is None else len(classes), with_levels=False)
-    load_into(detector.module, path, name=f'teacher {reference} from {path}')
+    load_into(detector.module, path, name=f'teacher {reference} from {path}', allow_pickle=trust_checkpoint)
     detector.weights_loaded(path)
     detector.module.to(device).eval().requires_grad_(False)
     return teacher_of_detector(

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from mtpd.errors import InputError
-from mtpd_train.optimization import build_optimizer, build_schedule
+from mtpd_train.optimization import build_optimizer, build_schedule, layer_factors
 from mtpd_train.settings.stage_settings import OptimSettings
 
 LR = 0.01
@@ -253,6 +253,20 @@ def test_layers_of_a_transformer() -> None:
     assert found['backbone.blocks.0.norm1.weight'][1] == 0
     assert found['backbone.blocks.0.linear1.weight'][1] > 0
     assert groups[0]['lr'] == LR
+
+
+def test_layers_between_blocks() -> None:
+    """What lies between two blocks, as the transitions of HRNet, belongs to the first of them."""
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.first = nn.ModuleList([nn.TransformerEncoderLayer(4, 1, 4)])
+    model.backbone.between = nn.Conv2d(4, 4, 1)
+    model.backbone.second = nn.ModuleList([nn.TransformerEncoderLayer(4, 1, 4)])
+    model.backbone.norm = nn.LayerNorm(4)
+    factors = layer_factors(model, 'backbone', decay=0.5)
+    assert factors[model.backbone.between] == factors[model.backbone.first[0]] == 0.25
+    assert factors[model.backbone.second[0]] == 0.5
+    assert factors[model.backbone.norm] == 1
 
 
 def test_layers_of_a_backbone_without_any() -> None:
