@@ -47,7 +47,8 @@ def _part(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int
     required=True,
     metavar='T',
     shell_complete=complete_model,
-    help='Zoo model, alias (r101, swin_l, ...), mmdet config (.py), FILE.py:CALLABLE, timm:NAME or torchvision:NAME.',
+    help='Zoo model, alias (r101, swin_l, ...), mmdet config (.py), torchvision:NAME, hf:FOLDER, timm:NAME or '
+    'FILE.py:CALLABLE.',
 )
 @click.option(
     '--out',

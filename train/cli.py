@@ -75,7 +75,8 @@ def main(
 
     A stage reads its teacher's cache (`cache:`), or runs the teacher in the loop (`teacher:`).
 
-    Stage k starts from the student of stage k-1. Writes student.pth (loadable by mmdet), metrics.jsonl and run.json.
+    Stage k starts from the student of stage k-1. Writes student.pth, for the student's own library, metrics.jsonl and
+    run.json.
     Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
     if out is None and not print_config:

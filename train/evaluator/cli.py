@@ -29,7 +29,7 @@ _file = LocalPath(dir_okay=False)
     '--model',
     metavar='M',
     shell_complete=complete_model,
-    help='Instead of RUN: zoo model, alias (r101, swin_l, ...) or mmdet config (.py).',
+    help='Instead of RUN: zoo model, alias (r101, swin_l, ...), mmdet config (.py), torchvision:NAME or hf:FOLDER.',
 )
 @click.option('--checkpoint', type=_file, help="Weights file.  [default: the run's, or the zoo's]")
 @click.option(

@@ -265,9 +265,9 @@ class StageSettings(Options):
     """One stage: a student trained for some epochs, learning from one teacher or from none."""
 
     student: Annotated[str, Field(min_length=1)]
-    """Name of an mmdet model, or path to an mmdet config."""
+    """Name of an mmdet model or path to its config, `torchvision:NAME`, `hf:REPO_OR_FOLDER` or `file.py:callable`."""
     model: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of `model` in the student's config, by (dotted) key."""
+    """Overrides of the student: of `model` in an mmdet config by (dotted) key, else what its family takes."""
     cache: Caches | None = None
     """Cache of the teacher's features, or a list of caches of several teachers; null: none, see `teacher`."""
     teacher: Annotated[str, Field(min_length=1)] | None = None
