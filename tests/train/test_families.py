@@ -220,6 +220,12 @@ def of_torchvision(finished: Finished, inputs: torch.Tensor) -> torch.Tensor:
     keys = model.load_state_dict(weights_of(finished.run), strict=False)
     assert not keys.unexpected_keys
     assert all(name.endswith('num_batches_tracked') for name in keys.missing_keys)
+    # As the documentation does it.
+    (snippet,) = re.findall(r'```python\n(import json\n.*?)```', DOCS.read_text(), re.DOTALL)
+    variables: dict[str, Any] = {}
+    exec(snippet.replace('runs/mtpd', str(finished.run)), variables)
+    for name, value in variables['model'].state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
     scores: torch.Tensor = model.eval()(list(inputs))[0]['scores'].detach()
     return scores
 
@@ -320,7 +326,7 @@ def test_a_description_that_was_changed(old: str, new: str, message: str, tmp_pa
             'one number',
         ),
         ('self.module.neck(self.module.backbone(images))]', '1 / 0]', 'ZeroDivisionError'),
-        ("Mine('mine', Net(num_classes, channels)", "Mine('mine', None", 'its module is a NoneType'),
+        ("Mine('mine', net", "Mine('mine', None", 'its module is a NoneType'),
         ('return Mine(', 'return repr, (', 'returned a tuple'),
     ],
 )

@@ -95,8 +95,8 @@ class FileDefinition(Definition):
         """From a file alone."""
         if choice == 'pretrained':
             raise InputError(
-                f'init.backbone is pretrained, but {self.name} has no published weights; set init.backbone to a file, '
-                'or to none where the callable loads them'
+                f'init.backbone is pretrained, but {self.name} has no published weights; set init.backbone to '
+                'none (random weights, or those that the callable loads), or to a file'
             )
         if not Path(choice).is_file():
             raise InputError(f'init.backbone: there is no file {choice}; give a local file, or none')

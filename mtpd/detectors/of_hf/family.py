@@ -65,8 +65,8 @@ class HfDefinition(Definition):
         else:
             if self.place.values(PREPROCESSOR_FILE) is None:
                 logger.warning(
-                    'note: %s has no %s, so its inputs are those of the family: 640 x 640 px, values from 0 to 1; if '
-                    'it is the student of a run, name the folder of the run instead',
+                    'note: %s has no %s, so its inputs are those of the family: 640 x 640 px, values from 0 to 1; '
+                    'give the size that it was trained at with --scale, or for the student of a run use mtpd-eval RUN',
                     self.name,
                     PREPROCESSOR_FILE,
                 )
