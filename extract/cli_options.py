@@ -37,7 +37,7 @@ def teacher_options(command: Command) -> Command:
         click.option(
             '--pad-divisor',
             type=click.IntRange(1),
-            help='For FILE.py:CALLABLE: pad both sides to a multiple of this.  [default: 32]',
+            help='For FILE.py:CALLABLE and timm:NAME: pad both sides to a multiple of this.',
         ),
         click.option('--pad-value', type=float, help='For FILE.py:CALLABLE: padding value.  [default: 0]'),
         click.option(
@@ -48,7 +48,8 @@ def teacher_options(command: Command) -> Command:
         click.option(
             '--keep-ratio/--no-keep-ratio',
             default=None,
-            help='For FILE.py:CALLABLE: keep the aspect ratio, or resize to exactly --scale.  [default: keep]',
+            help='For FILE.py:CALLABLE and timm:NAME: keep the aspect ratio, or resize to exactly --scale.  '
+            '[default: keep]',
         ),
         click.option(
             '--pad-size',

@@ -14,6 +14,8 @@ __all__ = ['Geometry', 'Level', 'level_name']
 
 Size = tuple[int, int]
 
+MAX_SIDE = 2**16  # px of an input; what a cache can hold
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -31,7 +31,7 @@ from mtpd_train.run_folder import (
 )
 from mtpd_train.settings.stage_file import dump_stage, load_stages, place_of
 from mtpd_train.stage import Stage, build_stages
-from mtpd_train.student import inheritance_summary, inheritance_table, load_student, require_batches
+from mtpd_train.student import inheritance_summary, inheritance_table, load_student
 from mtpd_train.training.loop import train_stage
 from mtpd_train.training.saving import save_student, write_file
 
@@ -71,11 +71,7 @@ def run(
         with joined(world, device):
             if world.is_main:
                 require_usable(out, settings, resume=resume)
-            stages = build_stages(settings, place_of=partial(place_of, paths, overrides))
-            for stage in stages:
-                num_images = len(stage.train_set.sizes(with_objects=True))
-                batch_size = stage.settings.data.batch_size
-                require_batches(stage.student, num_images=num_images, batch_size=batch_size, num_processes=world.size)
+            stages = build_stages(settings, place_of=partial(place_of, paths, overrides), num_processes=world.size)
             if world.is_main:
                 _report(stages)
             _forget_unused_masks(stages)

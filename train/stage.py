@@ -153,12 +153,15 @@ class Stage:
 
 
 def build_stages(
-    settings: Sequence[StageSettings], *, place_of: Callable[[int, str], str] = 'stage {}'.format
+    settings: Sequence[StageSettings],
+    *,
+    place_of: Callable[[int, str], str] = 'stage {}'.format,
+    num_processes: int = 1,
 ) -> list[Stage]:
     """Opens the caches, reads the data sets, builds the students, and checks that everything fits.
 
     All errors of all stages are reported together, before the first is trained, in one MtpdError; `place_of` is (number
-    of a stage, key) -> where the key is set.
+    of a stage, key) -> where the key is set. `num_processes` divide each batch.
     """
     # Stages mostly share their data, and COCO's annotations take seconds to read and gigabytes to hold.
     read = cached(read_annotations)
@@ -171,7 +174,9 @@ def build_stages(
         stage = None
         # Errors without a key are mostly about the student.
         with problems.at('student'), suppress(Unbuildable):
-            stage = _build_stage(one, number=number, loaded=loaded, read=read, problems=problems)
+            stage = _build_stage(
+                one, number=number, loaded=loaded, read=read, problems=problems, num_processes=num_processes
+            )
         previous = stages[-1] if stages else None
         with problems.at('student'):
             if stage is not None and previous is not None and stage.origin is None:
@@ -183,7 +188,13 @@ def build_stages(
 
 
 def _build_stage(
-    settings: StageSettings, *, number: int, loaded: frozenset[str], read: Callable[[Path], CocoSet], problems: Problems
+    settings: StageSettings,
+    *,
+    number: int,
+    loaded: frozenset[str],
+    read: Callable[[Path], CocoSet],
+    problems: Problems,
+    num_processes: int,
 ) -> Stage:
     data = settings.data
     with problems.at('evaluate.backend'):
@@ -248,7 +259,7 @@ def _build_stage(
             student.require_inputs(padded)
     with problems.at('data.batch_size'):
         num_images = len(train_set.sizes(with_objects=True))
-        require_batches(student, num_images=num_images, batch_size=data.batch_size)
+        require_batches(student, num_images=num_images, batch_size=data.batch_size, num_processes=num_processes)
     problems.require_none()
     shards = None
     if data.shuffle == 'shards' and source is not None:

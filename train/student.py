@@ -1,6 +1,5 @@
 """Where a student's first weights come from, and its failures in words."""
 
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtpd.detectors.backbones import NOT_IN_IMAGENET
 from mtpd.detectors.checkpoint import load_checkpoint, load_into, require_kinds
 from mtpd.detectors.detector import BACKBONE, PARTS, Definition, Detector
 from mtpd.detectors.inheritance import Inheritance, inherited_tensors, plan_inheritance, shape_text
@@ -19,8 +19,6 @@ from mtpd.errors import InputError, MtpdError, UnavailableError
 from mtpd.system.text import table
 from mtpd_train.settings.stage_settings import InitSettings
 
-# Counters, and the norms of a transformer's outputs, which other checkpoints may lack.
-_MAY_LACK = re.compile(r'num_batches_tracked$|^norm\d+\.')
 WEIGHTS_FILES = ('.pth', '.pt', '.safetensors', '.bin', '.ckpt')
 
 
@@ -110,7 +108,7 @@ def load_for_other_classes(model: nn.Module, reference: str) -> str:
         lacking = [] if wrong else model.load_state_dict(kept, strict=False).missing_keys
     except RuntimeError as error:  # shapes of tensors that are renamed
         raise InputError(f'init.fine_tune: {reference}: {" ".join(str(error).split())[:300]}') from error
-    missing = [name for name in lacking if name not in initialised and not _MAY_LACK.search(name)]
+    missing = [name for name in lacking if name not in initialised and not NOT_IN_IMAGENET.search(name)]
     if missing or wrong:
         found = f'has {tuple(state[wrong[0]].shape)} for {wrong[0]}' if wrong else f'lacks {missing[0]}'
         raise InputError(

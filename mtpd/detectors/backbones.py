@@ -20,7 +20,7 @@ from mtpd.errors import InputError
 # Modules that hold others in an order; torchvision's bodies are dicts.
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Counters, and the norms of a transformer's outputs, which only detectors have.
-_NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')
+NOT_IN_IMAGENET = re.compile(r'num_batches_tracked$|^norm\d+\.')
 
 
 def load_backbone(detector: Detector, state: Mapping[str, Tensor], *, reference: str) -> str:
@@ -32,7 +32,7 @@ def load_backbone(detector: Detector, state: Mapping[str, Tensor], *, reference:
     backbone = detector.module.get_submodule(detector.backbone)
     own = backbone.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    missing = [name for name in own if name not in fitting and not _NOT_IN_IMAGENET.search(name)]
+    missing = [name for name in own if name not in fitting and not NOT_IN_IMAGENET.search(name)]
     if missing:
         raise InputError(
             f'init.backbone: {reference} lacks {len(missing)} of {len(own)} tensors of the backbone, the first is '

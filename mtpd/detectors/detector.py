@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mtpd.detectors.hook_points import NECK_MAPS
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.preprocessing import Preprocessing
+from mtpd.detectors.record import DetectorRecord
 from mtpd.detectors.samples import Sample
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Level, Size
@@ -189,10 +190,11 @@ class Definition(ABC):
     """A detector by its name, with the user's changes, before it is built."""
 
     name: str  # as the user gave it
+    record: DetectorRecord | None = None  # of a student that a run has trained
 
     def states_num_classes(self) -> bool:
         """Whether it says itself how many classes the detector has; else a checkpoint of mtpd does."""
-        return True
+        return self.record is not None
 
     @property
     @abstractmethod
@@ -266,11 +268,11 @@ class Definition(ABC):
 
     def classes(self) -> tuple[str, ...] | None:
         """What its labels mean; None where it does not say."""
-        return None
+        return None if self.record is None else self.record.classes
 
     def evaluated_on(self) -> tuple[Path, Path] | None:
         """Image folder and annotation file of its training's evaluation, of a student of a run."""
-        return None
+        return None if self.record is None else self.record.evaluated_on
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from torch import nn
 
 from mtpd.detectors.preprocessing import Normalisation, Preprocessing, rgb
 from mtpd.errors import InputError
-from mtpd.geometry import Geometry
+from mtpd.geometry import MAX_SIDE, Geometry
 
-_MAX_SIDE = 2**16  # px; what a cache can hold
 _DEFAULTS = {
     'channel_order': 'bgr', 'pad_divisor': 32, 'pad_value': 0, 'keep_ratio': True, 'pad_after_normalisation': False,
 }  # fmt: skip
@@ -84,8 +83,8 @@ def stated_preprocessing(module: nn.Module, options: InputOptions, *, name: str)
 
     def whole(field: str, count: int) -> list[int]:
         found = numbers(field, count)
-        if not all(one.is_integer() and 1 <= one <= _MAX_SIDE for one in found):
-            refuse(field, f'whole numbers from 1 to {_MAX_SIDE}')
+        if not all(one.is_integer() and 1 <= one <= MAX_SIDE for one in found):
+            refuse(field, f'whole numbers from 1 to {MAX_SIDE}')
         return [int(one) for one in found]
 
     def flag(field: str) -> bool:

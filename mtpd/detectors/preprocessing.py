@@ -49,6 +49,30 @@ class Preprocessing:
     normalisation: Normalisation
 
 
+def moved(
+    own: Preprocessing, geometry: Geometry | None, *, scale: tuple[int, int] | None, name: str
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """A detector's own preprocessing at another geometry or scale, and a line for what of its resize is not used."""
+    if geometry is None:
+        changed = own.geometry if scale is None else replace(own.geometry, scale=scale)
+        return replace(own, geometry=changed), ()
+    return replace(own, geometry=geometry), resize_notes(own.geometry, geometry, name=name)
+
+
+def resize_notes(own: Geometry, given: Geometry, *, name: str) -> tuple[str, ...]:
+    """A line that says how another geometry resizes, where that is not the detector's own way."""
+    ways = (
+        [f'{one.interpolation} by {one.backend}', 'down' if one.rounds_down else 'to the nearest px',
+         'float32' if one.float_pixels else 'uint8']
+        for one in (own, given)
+    )  # fmt: skip
+    labels = ('interpolation', 'sizes rounded', 'pixels')
+    parts = [
+        f'{label} {theirs}, not {ours}' for label, ours, theirs in zip(labels, *ways, strict=True) if ours != theirs
+    ]
+    return (f'{name}: images are not resized in its own way ({"; ".join(parts)})',) if parts else ()
+
+
 def probe_size(geometry: Geometry) -> Size:
     """An input size (height, width) px to measure a network's levels on: its own where it works at one size only."""
     if geometry.keep_ratio and geometry.pad_size is None:

@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mtpd.detectors.preprocessing import Normalisation, Preprocessing
 from mtpd.detectors.samples import INTERPOLATIONS
 from mtpd.errors import InputError
-from mtpd.geometry import Geometry
+from mtpd.geometry import MAX_SIDE, Geometry
 
 RECORD_FILE = 'student.json'
-MAX_SIDE = 2**16  # px; what a cache can hold
 
 
 class DetectorRecord(BaseModel):

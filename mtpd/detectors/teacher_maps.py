@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,10 +103,18 @@ def require_independent(features: Features, image: Tensor, alone: Sequence[Tenso
             )
 
 
-def warn_of_random_weights(module: nn.Module, again: nn.Module, *, name: str) -> None:
-    """Says which weights neither the file nor the checkpoint sets: those that differ when it is built `again`."""
+def tell_random_weights(module: nn.Module, again: nn.Module, *, name: str, checkpoint: Path | None) -> None:
+    """Says which weights neither the file nor the checkpoint sets: those that differ when it is built `again`.
+
+    InputError where a checkpoint is given and sets none of them.
+    """
     own, other = module.state_dict(), again.state_dict()
     differing = [key for key, value in own.items() if key not in other or not torch.equal(value.cpu(), other[key])]
+    if checkpoint is not None and differing and len(differing) == len(own):
+        raise InputError(
+            f'teacher {name}: all its {len(own)} tensors are random, though --checkpoint {checkpoint} is given; load '
+            'that file in the callable'
+        )
     if differing:
         logger.warning(
             'warning: teacher %s: %d of its %d tensors (%s, ...) are random, since no checkpoint sets them; '

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from mtpd.detectors.detector import Detector
 from mtpd.detectors.hook_points import NECK_MAPS
-from mtpd.detectors.input_options import InputOptions, require_only_scale, stated_preprocessing
+from mtpd.detectors.input_options import InputOptions, stated_preprocessing
 from mtpd.detectors.levels import levels_of
 from mtpd.detectors.preprocessing import Preprocessing, normalise, probe_size
 from mtpd.detectors.teacher_maps import Features, guarded, require_independent, require_repeated
 from mtpd.errors import InputError
 from mtpd.geometry import Level, Size
 from mtpd.heads.roi_head import RoiHeadRecord
-from mtpd.system.files import canonical_json, sha256_bytes
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,12 @@ def _is_of_backbone(name: str) -> bool:
 def teacher_of_module(
     reference: str,
     module: Any,
-    definition: list[Any],
     *,
+    definition_sha256: str,
     options: InputOptions,
     device: torch.device,
 ) -> Teacher:
-    """The teacher of a module with `features` and attributes for its input; `definition` is what it is made by."""
+    """The teacher of a module with `features` and attributes for its input; the rest is as in `Teacher`."""
     features = guarded(reference, module.features)
     preprocessing = stated_preprocessing(module, options, name=reference)
     size = probe_size(preprocessing.geometry)
@@ -119,36 +118,35 @@ def teacher_of_module(
         features=features,
         levels=levels,
         preprocessing=preprocessing,
-        definition_sha256=sha256_bytes(canonical_json(definition)),
+        definition_sha256=definition_sha256,
         hook_point=NECK_MAPS,
     )
 
 
 def teacher_of_detector(
-    reference: str,
     detector: Detector,
-    definition: list[Any],
     *,
-    options: InputOptions,
+    definition_sha256: str,
+    hook_point: str = NECK_MAPS,
     classes: tuple[str, ...] | None = None,
+    license: str | None = None,
 ) -> Teacher:
-    """The teacher of a detector in eval mode; `definition` is what it is made by. Of `options` it takes `scale`."""
-    require_only_scale(options, reference, source='preprocessing')
-    preprocessing = detector.preprocessing
-    if options.scale is not None:
-        preprocessing = replace(preprocessing, geometry=replace(preprocessing.geometry, scale=options.scale))
-    features = guarded(reference, detector.maps)
-    levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=detector.device)
+    """The teacher of a detector with its weights, in eval mode, without gradients; the rest is as in `Teacher`."""
+    features = guarded(detector.name, lambda images: detector.maps(images, hook_point=hook_point))
+    levels = levels_of(features, input_size=probe_size(detector.preprocessing.geometry), device=detector.device)
+    detector = replace(detector, levels=levels)
     return Teacher(
-        name=reference,
+        name=detector.name,
         module=detector.module,
         features=features,
         levels=levels,
-        preprocessing=preprocessing,
-        definition_sha256=sha256_bytes(canonical_json(definition)),
-        hook_point=NECK_MAPS,
+        preprocessing=detector.preprocessing,
+        definition_sha256=definition_sha256,
+        hook_point=hook_point,
+        roi_head=detector.roi_head_record() if hook_point == NECK_MAPS else None,
         classes=classes,
-        detector=replace(detector, preprocessing=preprocessing, levels=levels),
+        license=license,
+        detector=detector,
     )
 
 

@@ -130,6 +130,10 @@ def test_its_stages_are_there(finished: Finished, records: Callable[..., Any]) -
     levels = {level.name for level in mtpd.cache.open(finished.cache).levels}
     assert trained[0]['losses'].keys() >= {f'distill/masked_mse/{level}' for level in levels}
     assert all(value > 0 for name, value in trained[1]['losses'].items() if name.startswith('distill/cosine'))
+    # Of the teacher only what lies outside the backbone is stored.
+    stored = mtpd.cache.open(finished.cache).teacher_weights()
+    assert stored
+    assert not [name for name in stored if name.startswith(('backbone.body', 'backbone.0', 'model.backbone'))]
     first, second = (weights_of(finished.run / f'stage{number}') for number in (1, 2))
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
@@ -197,15 +201,18 @@ def test_its_library_loads_the_student(finished: Finished, synthetic_set: Path) 
     (found,) = detector.predict(inputs, [sample])
     assert len(found.scores)
     if finished.family.student == TORCHVISION:
-        scores = of_torchvision(finished, inputs[:, :, : sample.resized[0], : sample.resized[1]])
+        scores, boxes = of_torchvision(finished, inputs[:, :, : sample.resized[0], : sample.resized[1]])
     elif finished.family.student.startswith('hf:'):
-        scores = of_transformers(finished.run, inputs)
+        scores, boxes = of_transformers(finished.run, inputs)
     else:
         return
     torch.testing.assert_close(found.scores, scores, rtol=1e-4, atol=1e-5)
+    # From px of the input to px of the original image.
+    factors = [sample.original[1] / sample.resized[1], sample.original[0] / sample.resized[0]]
+    torch.testing.assert_close(found.boxes, boxes * boxes.new_tensor(factors).repeat(2), rtol=1e-3, atol=1e-2)
 
 
-def of_torchvision(finished: Finished, inputs: torch.Tensor) -> torch.Tensor:
+def of_torchvision(finished: Finished, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn as build
 
     height, width = inputs.shape[2:]
@@ -226,19 +233,19 @@ def of_torchvision(finished: Finished, inputs: torch.Tensor) -> torch.Tensor:
     exec(snippet.replace('runs/mtpd', str(finished.run)), variables)
     for name, value in variables['model'].state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
-    scores: torch.Tensor = model.eval()(list(inputs))[0]['scores'].detach()
-    return scores
+    (found,) = model.eval()(list(inputs))
+    return found['scores'].detach(), found['boxes'].detach()
 
 
-def of_transformers(run: Path, inputs: torch.Tensor) -> torch.Tensor:
+def of_transformers(run: Path, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     transformers: Any = importlib.import_module('transformers')
     model = transformers.AutoModelForObjectDetection.from_pretrained(run / 'hf').eval()
     with torch.no_grad():
         outputs = model(inputs)
     processor = transformers.AutoImageProcessor.from_pretrained(run / 'hf')
-    (found,) = processor.post_process_object_detection(outputs, threshold=0.0)
-    scores: torch.Tensor = found['scores']
-    return scores
+    sizes = [tuple(inputs.shape[2:])]
+    (found,) = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+    return found['scores'], found['boxes']
 
 
 def test_what_only_mmdet_has_is_refused(

@@ -39,7 +39,7 @@ MAX_PROBABILITIES = 2**23  # of an image: the 1,203 classes of LVIS for as many 
 MAX_MAP_ELEMENTS = 2**28  # of one level of one image: 256 channels at stride 4 of 4096 x 4096 px
 
 Channels = Annotated[int, Field(gt=0, le=2**14)]
-# As `mtpd.detectors.of_mmdet.features` names levels: never the name of another array or a step up in the folders.
+# As `mtpd.detectors.levels` names levels: never the name of another array or a step up in the folders.
 LevelName = Annotated[str, Field(pattern=r'^[ps][0-9]{1,5}(_[0-9]{1,3})?$')]
 # Relative, and no part begins with a dot.
 FilePath = Annotated[

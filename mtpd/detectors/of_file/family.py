@@ -20,12 +20,12 @@ from mtpd.detectors.backbones import load_backbone
 from mtpd.detectors.checkpoint import load_checkpoint
 from mtpd.detectors.detector import CHECKPOINT_OFFLINE, Definition, Detector
 from mtpd.detectors.hook_points import HookChoice
-from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.input_options import InputOptions, require_only_scale
 from mtpd.detectors.levels import levels_of
 from mtpd.detectors.of_file.program import build_module, call_file
-from mtpd.detectors.preprocessing import Preprocessing, probe_size
+from mtpd.detectors.preprocessing import Preprocessing, moved, probe_size
 from mtpd.detectors.record import RECORD_FILE, DetectorRecord, read_record, record_text
-from mtpd.detectors.teacher_maps import guarded, warn_of_random_weights
+from mtpd.detectors.teacher_maps import guarded, tell_random_weights
 from mtpd.detectors.teachers import Teacher, teacher_of_detector, teacher_of_module
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
@@ -42,10 +42,6 @@ class FileDefinition(Definition):
     changes: Mapping[str, Any]
     record: DetectorRecord | None = None  # of one that was trained
 
-    def states_num_classes(self) -> bool:
-        """Of a student of a run."""
-        return self.record is not None
-
     @property
     def sha256(self) -> str:
         """Hash of the file, the callable and the changes."""
@@ -60,8 +56,7 @@ class FileDefinition(Definition):
         else:
             with torch.random.fork_rng():  # Asking for its input must not change what is drawn later.
                 own = self._call(num_classes=1).preprocessing
-        changed = geometry or (own.geometry if scale is None else replace(own.geometry, scale=scale))
-        return replace(own, geometry=changed), ()
+        return moved(own, geometry, scale=scale, name=self.name)
 
     def build(
         self,
@@ -116,14 +111,6 @@ class FileDefinition(Definition):
             evaluated_on=evaluated_on,
             source_sha256=sha256_file(self.path),
         )
-
-    def classes(self) -> tuple[str, ...] | None:
-        """Those that it was trained on."""
-        return None if self.record is None else self.record.classes
-
-    def evaluated_on(self) -> tuple[Path, Path] | None:
-        """From the record."""
-        return None if self.record is None else self.record.evaluated_on
 
     def _call(self, *, num_classes: int) -> Detector:
         found = call_file(
@@ -190,14 +177,20 @@ def load_teacher(
     """See `mtpd.detectors.references.load_teacher`."""
     path, function = _split(reference)
     found = build_module(path, function, checkpoint=checkpoint, device=device)
-    definition = [sha256_file(path), function]
+    definition = sha256_bytes(canonical_json([sha256_file(path), function]))
     if isinstance(found, Detector):
-        teacher = teacher_of_detector(reference, found, definition, options=options)
+        require_only_scale(options, reference, source='detector')
+        preprocessing, _ = moved(found.preprocessing, None, scale=options.scale, name=reference)
+        teacher = teacher_of_detector(
+            replace(found, name=reference, preprocessing=preprocessing), definition_sha256=definition
+        )
     else:
-        teacher = teacher_of_module(reference, found, definition, options=options, device=device)
+        teacher = teacher_of_module(reference, found, definition_sha256=definition, options=options, device=device)
+    again = None
     with suppress(InputError):  # a function that works only once, in which nothing is wrong
         again = build_module(path, function, checkpoint=checkpoint, device=torch.device('cpu'), seed=1)
-        warn_of_random_weights(teacher.module, getattr(again, 'module', again), name=reference)
+    if again is not None:
+        tell_random_weights(teacher.module, getattr(again, 'module', again), name=reference, checkpoint=checkpoint)
     return teacher
 
 

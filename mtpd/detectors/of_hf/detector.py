@@ -202,7 +202,7 @@ def _require_divisible(sizes: Collection[Size], *, strides: Sequence[int], name:
         if height % max(strides) or width % max(strides):
             raise InputError(
                 f'{name}: takes inputs whose sides are multiples of {max(strides)} px, not {height} x {width} px; set '
-                f'`data: {{geometry: {{pad_divisor: {max(strides)}}}}}`, or a teacher with such inputs'
+                f'`data: {{geometry: {{pad_divisor: {max(strides)}}}}}`, or with a cache extract it with --pad-divisor'
             )
 
 

@@ -14,7 +14,7 @@ from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes
 from mtpd.detectors.detector import BACKBONE, CHECKPOINT_OFFLINE, Definition, Detector
 from mtpd.detectors.downloads import BACKBONE_OFFLINE
-from mtpd.detectors.hook_points import NECK_MAPS, HookChoice
+from mtpd.detectors.hook_points import HookChoice
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.input_options import InputOptions, require_only_scale
 from mtpd.detectors.of_hf.detector import HfDetector, build_network
@@ -28,13 +28,12 @@ from mtpd.detectors.of_hf.model_config import (
     with_classes,
 )
 from mtpd.detectors.of_hf.place import CONFIG_FILE, PREPROCESSOR_FILE, Place
-from mtpd.detectors.of_hf.preprocessor import read_preprocessor, resize_notes
+from mtpd.detectors.of_hf.preprocessor import read_preprocessor
 from mtpd.detectors.of_hf.recipe import recipe_of
 from mtpd.detectors.of_hf.weights import fetch_weights
-from mtpd.detectors.preprocessing import Preprocessing, at_geometry
+from mtpd.detectors.preprocessing import Preprocessing, moved
 from mtpd.detectors.record import RECORD_FILE, DetectorRecord, read_record, record_text
-from mtpd.detectors.teacher_maps import guarded
-from mtpd.detectors.teachers import Teacher
+from mtpd.detectors.teachers import Teacher, teacher_of_detector
 from mtpd.errors import InputError, UnavailableError
 from mtpd.geometry import Geometry
 
@@ -63,20 +62,16 @@ class HfDefinition(Definition):
         if self.record is not None:
             own = self.record.preprocessing
         else:
-            if self.place.values(PREPROCESSOR_FILE) is None:
+            values = self.place.values(PREPROCESSOR_FILE)
+            if values is None:
                 logger.warning(
                     'note: %s has no %s, so its inputs are those of the family: 640 x 640 px, values from 0 to 1; '
                     'give the size that it was trained at with --scale, or for the student of a run use mtpd-eval RUN',
                     self.name,
                     PREPROCESSOR_FILE,
                 )
-            own = read_preprocessor(
-                self.place.values(PREPROCESSOR_FILE), name=f'{self.place.reference}: {PREPROCESSOR_FILE}'
-            )
-        if geometry is None:
-            changed = own.geometry if scale is None else replace(own.geometry, scale=scale)
-            return at_geometry(own, changed), ()
-        return at_geometry(own, geometry), resize_notes(own.geometry, geometry, name=self.name)
+            own = read_preprocessor(values, name=f'{self.place.reference}: {PREPROCESSOR_FILE}')
+        return moved(own, geometry, scale=scale, name=self.name)
 
     def build(
         self,
@@ -141,13 +136,13 @@ class HfDefinition(Definition):
         """That of its authors."""
         return recipe_of(self.config)
 
+    def states_num_classes(self) -> bool:
+        """Its config does."""
+        return True
+
     def classes(self) -> tuple[str, ...] | None:
         """The names of its labels."""
-        return self.record.classes if self.record is not None else class_names(self.config)
-
-    def evaluated_on(self) -> tuple[Path, Path] | None:
-        """From the record."""
-        return None if self.record is None else self.record.evaluated_on
+        return super().classes() or class_names(self.config)
 
 
 def define(reference: str, changes: Mapping[str, Any]) -> HfDefinition:
@@ -190,16 +185,9 @@ def load_teacher(
     meta = load_into(module, weights, name=f'teacher {reference} from {weights}', allow_pickle=trust_checkpoint)
     module = module.to(device).eval().requires_grad_(False)
     detector = HfDetector(reference, module, preprocessing, num_classes=definition.config.num_labels)
-    levels = detector.probed_levels()
-    return Teacher(
-        name=reference,
-        module=module,
-        features=guarded(reference, detector.maps),
-        levels=levels,
-        preprocessing=preprocessing,
+    return teacher_of_detector(
+        detector,
         definition_sha256=definition.sha256,
-        hook_point=NECK_MAPS,
         classes=checkpoint_classes(meta) or definition.classes(),
         license=definition.place.license(),
-        detector=replace(detector, levels=levels),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mtpd.detectors.of_hf.library import one_line, transformers_of
+from mtpd.detectors.of_hf.library import transformers_of
 from mtpd.errors import InputError, UnavailableError
 
 PREFIX = 'hf:'
@@ -109,4 +109,7 @@ class Place:
         return found if isinstance(found, str) else None
 
     def _unavailable(self, name: str, error: Exception, offline: str) -> UnavailableError:
-        return UnavailableError(f'{self.reference}: its {name} cannot be downloaded ({one_line(error)}); {offline}')
+        return UnavailableError(
+            f'{self.reference}: there is no folder {self.location}, and its {name} cannot be downloaded '
+            f'({type(error).__name__}); {offline}'
+        )

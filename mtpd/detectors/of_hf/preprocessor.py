@@ -99,14 +99,5 @@ def write_preprocessor(preprocessing: Preprocessing) -> tuple[dict[str, Any] | N
     return values, None if is_exact else f'its resize is {name} of pillow, not {geometry.interpolation} of cv2'
 
 
-def resize_notes(own: Geometry, given: Geometry, *, name: str) -> tuple[str, ...]:
-    """A line for each part of its own resize that another geometry replaces."""
-    return tuple(
-        f'{name}: {part} of its resize is {value}; the stage uses {getattr(given, part)}'
-        for part in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
-        if (value := getattr(own, part)) != getattr(given, part)
-    )
-
-
 def _is_number(value: Any, least: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and least < value < math.inf

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from mtpd.detectors.downloads import weights_folder
 from mtpd.detectors.of_hf.library import one_line, quiet, transformers_of
 from mtpd.detectors.of_hf.model_config import MODELS, network_sha256
 from mtpd.detectors.of_hf.place import WEIGHTS_FILE, Place
@@ -30,7 +31,7 @@ def fetch_weights(place: Place, config: Any, *, offline: str) -> Path:
     source = place.require(WEIGHTS_FILE, offline=offline)
     made_of = [sha256_file(source), network_sha256(config), transformers.__version__]
     name = f'hf-{config.model_type}-{sha256_bytes(canonical_json(made_of))[:16]}.safetensors'
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / name
+    path = weights_folder() / name
     if path.is_file():
         return path
     try:

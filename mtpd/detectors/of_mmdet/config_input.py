@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mtpd.detectors.of_mmdet.pipeline_steps import Entry, find_steps, is_number, is_whole, plain_type, read_steps
-from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing, rgb
+from mtpd.detectors.preprocessing import RGB, Normalisation, Preprocessing, resize_notes, rgb
 from mtpd.detectors.samples import INTERPOLATIONS
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Size
@@ -58,11 +58,7 @@ def read_normalisation(config: Any, *, geometry: Geometry) -> tuple[Normalisatio
         with suppress(InputError):  # Nothing is lost: all of it is replaced.
             steps = {entry.type: entry for entry in reversed(find_steps(config)) if entry.type == 'Normalize'}
         return _normalisation(steps, _data_preprocessor(config)), notes
-    return own.normalisation, tuple(
-        f'{config.filename}: {name} of its resize is {value}; the stage uses {getattr(geometry, name)}'
-        for name in ('interpolation', 'backend', 'rounds_down', 'float_pixels')
-        if (value := getattr(own.geometry, name)) != getattr(geometry, name)
-    )
+    return own.normalisation, resize_notes(own.geometry, geometry, name=config.filename)
 
 
 def _data_preprocessor(config: Any) -> Entry:

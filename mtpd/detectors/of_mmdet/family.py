@@ -11,22 +11,20 @@ from mtpd.detectors.backbones import load_backbone
 from mtpd.detectors.checkpoint import load_into
 from mtpd.detectors.class_names import checkpoint_classes, class_list
 from mtpd.detectors.detector import CHECKPOINT_OFFLINE, Definition, Detector
-from mtpd.detectors.hook_points import NECK_MAPS, HookChoice
+from mtpd.detectors.hook_points import HookChoice
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.input_options import InputOptions, require_only_scale
-from mtpd.detectors.levels import levels_of
 from mtpd.detectors.of_mmdet.config_input import read_normalisation, read_preprocessing
 from mtpd.detectors.of_mmdet.detector import MmdetDetector, num_classes_of, predicts_masks
 from mtpd.detectors.of_mmdet.export import export_config
-from mtpd.detectors.of_mmdet.features import neck_features, probe_levels, teacher_hook_point
+from mtpd.detectors.of_mmdet.features import probe_levels, teacher_hook_point
 from mtpd.detectors.of_mmdet.model_config import backbone_reference, definition_sha256
 from mtpd.detectors.of_mmdet.models import build_detector, load_config
 from mtpd.detectors.of_mmdet.recipe import recipe_ingredients
 from mtpd.detectors.of_mmdet.trainable import require_trainable, unfreeze
 from mtpd.detectors.of_mmdet.weights import backbone_weights, fetch_weights
 from mtpd.detectors.preprocessing import Preprocessing, at_geometry, probe_size
-from mtpd.detectors.teacher_maps import guarded
-from mtpd.detectors.teachers import Teacher
+from mtpd.detectors.teachers import Teacher, teacher_of_detector
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry
 
@@ -40,6 +38,10 @@ class MmdetDefinition(Definition):
 
     name: str
     config: Any  # its mmengine Config
+
+    def states_num_classes(self) -> bool:
+        """Its config does."""
+        return True
 
     @property
     def sha256(self) -> str:
@@ -158,19 +160,9 @@ def load_teacher(
     name = f'teacher {reference} from {weights}'
     meta = load_into(module, weights, name=name, allow_pickle=trust_checkpoint)
     module = module.to(device).eval().requires_grad_(False)
-    hook_point = teacher_hook_point(module, hook, name=reference)
-    features = guarded(reference, lambda images: neck_features(module, images, hook_point=hook_point))
-    levels = levels_of(features, input_size=probe_size(preprocessing.geometry), device=device)
-    detector = MmdetDetector(reference, module, preprocessing, levels, num_classes_of(module))
-    return Teacher(
-        name=reference,
-        module=module,
-        features=features,
-        levels=levels,
-        preprocessing=preprocessing,
+    return teacher_of_detector(
+        MmdetDetector(reference, module, preprocessing, (), num_classes_of(module)),
         definition_sha256=definition.sha256,
-        hook_point=hook_point,
-        roi_head=detector.roi_head_record() if hook_point == NECK_MAPS else None,
+        hook_point=teacher_hook_point(module, hook, name=reference),
         classes=checkpoint_classes(meta) or definition.classes(),
-        detector=detector,
     )

@@ -19,6 +19,7 @@ from mtpd.detectors.hook_points import HookChoice
 from mtpd.detectors.input_options import InputOptions
 from mtpd.detectors.teachers import Teacher, teacher_of_module
 from mtpd.errors import InputError, UnavailableError
+from mtpd.system.files import canonical_json, sha256_bytes
 
 PREFIX = 'timm:'
 # As long as the user says nothing else: that of detectors. Backbones of timm have no scale, but a size of crops.
@@ -63,7 +64,8 @@ def load_teacher(
 ) -> Teacher:
     """See `mtpd.detectors.references.load_teacher`."""
     module = build_timm_teacher(reference, checkpoint=checkpoint, device=device)
-    teacher = teacher_of_module(reference, module, [reference, module.indices], options=options, device=device)
+    definition = sha256_bytes(canonical_json([reference, module.indices]))
+    teacher = teacher_of_module(reference, module, definition_sha256=definition, options=options, device=device)
     return replace(teacher, license=module.license)
 
 

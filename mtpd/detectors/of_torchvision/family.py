@@ -15,14 +15,14 @@ from mtpd.detectors.detector import BACKBONE, CHECKPOINT_OFFLINE, Definition, De
 from mtpd.detectors.downloads import BACKBONE_OFFLINE, download, weights_folder
 from mtpd.detectors.hook_points import HookChoice
 from mtpd.detectors.ingredients import Ingredient
-from mtpd.detectors.input_options import InputOptions
+from mtpd.detectors.input_options import InputOptions, require_only_scale
 from mtpd.detectors.levels import levels_of
 from mtpd.detectors.of_torchvision import networks
 from mtpd.detectors.of_torchvision.detector import TorchvisionDetector, detector_class
 from mtpd.detectors.of_torchvision.networks import PREFIX
 from mtpd.detectors.of_torchvision.ready_inputs import ReadyTransform
 from mtpd.detectors.of_torchvision.recipe import recipe_ingredients
-from mtpd.detectors.preprocessing import Normalisation, Preprocessing, probe_size, rgb
+from mtpd.detectors.preprocessing import Normalisation, Preprocessing, moved, probe_size, rgb
 from mtpd.detectors.record import RECORD_FILE, DetectorRecord, read_record, record_text
 from mtpd.detectors.teachers import Teacher, teacher_of_detector
 from mtpd.errors import InputError
@@ -43,10 +43,6 @@ class TorchvisionDefinition(Definition):
     changes: Mapping[str, Any]
     record: DetectorRecord | None = None  # of one that was trained
 
-    def states_num_classes(self) -> bool:
-        """Of a student of a run."""
-        return self.record is not None
-
     @property
     def sha256(self) -> str:
         """Hash of the name and the changes."""
@@ -60,8 +56,7 @@ class TorchvisionDefinition(Definition):
             own = self.record.preprocessing
         else:
             own = _own_preprocessing(networks.empty_network(self.network, self.changes).transform)
-        changed = geometry or (own.geometry if scale is None else replace(own.geometry, scale=scale))
-        return replace(own, geometry=changed), ()
+        return moved(own, geometry, scale=scale, name=self.name)
 
     def build(
         self,
@@ -170,11 +165,7 @@ class TorchvisionDefinition(Definition):
 
     def classes(self) -> tuple[str, ...] | None:
         """Those that it was trained on, or COCO's of the published weights."""
-        return networks.published_classes(self.network) if self.record is None else self.record.classes
-
-    def evaluated_on(self) -> tuple[Path, Path] | None:
-        """From the record."""
-        return None if self.record is None else self.record.evaluated_on
+        return super().classes() or networks.published_classes(self.network)
 
 
 def define(reference: str, changes: Mapping[str, Any]) -> Definition:
@@ -199,18 +190,21 @@ def load_teacher(
     hook: HookChoice,
 ) -> Teacher:
     """See `mtpd.detectors.references.load_teacher`."""
+    require_only_scale(options, reference, source='own transform')
     definition = _definition(reference, {}, among=networks.TEACHERS)
     path = checkpoint or definition.fetch_weights()
     content = read_checkpoint(path, allow_pickle=trust_checkpoint)
     meta = content.get('meta') if isinstance(content, Mapping) else None
     classes = checkpoint_classes(meta) if isinstance(meta, Mapping) else None
-    preprocessing, _ = definition.preprocessing()
+    preprocessing, _ = definition.preprocessing(scale=options.scale)
     detector = definition.build(preprocessing, num_classes=None if classes is None else len(classes), with_levels=False)
     load_into(detector.module, path, name=f'teacher {reference} from {path}', allow_pickle=trust_checkpoint)
     detector.weights_loaded(path)
     detector.module.to(device).eval().requires_grad_(False)
     return teacher_of_detector(
-        reference, detector, [reference], options=options, classes=classes or definition.classes()
+        detector,
+        definition_sha256=sha256_bytes(canonical_json([reference])),
+        classes=classes or definition.classes(),
     )
 
 
