@@ -377,3 +377,20 @@ def test_maps_in_half_precision_of_one_image_at_a_time_are_taken(tmp_path: Path)
     options = InputOptions(scale=(64, 64), mean=(0, 0, 0), std=(1, 1, 1))
     teacher = load_teacher(f'{path}:build', checkpoint=None, options=options, device=CPU)
     assert teacher.maps(torch.zeros(1, 3, 64, 64))['p3'].dtype == torch.float32
+
+
+def test_a_checkpoint_that_the_file_ignores(net: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / 'weights.pth'
+    torch.save({}, checkpoint)
+    net.write_text(
+        'from torch import nn\n\n'
+        'class Random(nn.Conv2d):\n'
+        '    scale, mean, std = (64, 64), (0, 0, 0), (1, 1, 1)\n\n'
+        '    def features(self, images):\n'
+        '        return [self(images)]\n\n'
+        'def build(checkpoint):\n'
+        '    return Random(3, 4, 3, stride=8, padding=1)\n'
+    )
+    from_file(net)  # Random weights are taken where no others are given.
+    with pytest.raises(InputError, match=r'all its 2 tensors are random, though --checkpoint .*weights\.pth is given'):
+        load_teacher(f'{net}:build', checkpoint=checkpoint, options=InputOptions(), device=CPU)

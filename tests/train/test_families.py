@@ -27,6 +27,7 @@ from mtpd_train.evaluator.cli import main as eval_main
 from mtpd_train.report.cli import main as report_main
 from mtpd_train.settings.stage_file import load_stages
 from mtpd_train.stage import build_stages
+from mtpd_train.student import require_batches
 from mtpd_train.training.step import loaded, step_losses
 
 TORCHVISION = 'torchvision:fasterrcnn_mobilenet_v3_large_320_fpn'
@@ -350,6 +351,15 @@ def test_mistakes_in_a_file(
     (tmp_path / 'mine.py').write_text(text.replace(old, new))
     stage = write_stage(tmp_path / 'stage.yaml', student=f'{tmp_path / "mine.py"}:build', data={'val': None})
     assert re.search(message, train_error(stage, '--out', tmp_path / 'run'))
+
+
+def test_batches_that_processes_divide() -> None:
+    """Of 9 images in batches of 4 the last has one; of 8, each of two processes has two."""
+    definition = define_detector(LITE)
+    detector = definition.build(definition.preprocessing()[0], num_classes=2, with_levels=False)
+    require_batches(detector, num_images=8, batch_size=4, num_processes=2)
+    with pytest.raises(InputError, match='has 1 in each of 2 processes, but .* set it to 4'):
+        require_batches(detector, num_images=12, batch_size=3, num_processes=2)
 
 
 NOT_IMPORTED = """
