@@ -358,7 +358,7 @@ def test_batches_that_processes_divide() -> None:
     definition = define_detector(LITE)
     detector = definition.build(definition.preprocessing()[0], num_classes=2, with_levels=False)
     require_batches(detector, num_images=8, batch_size=4, num_processes=2)
-    with pytest.raises(InputError, match='has 1 in each of 2 processes, but .* set it to 4'):
+    with pytest.raises(InputError, match=r'has 1 in each of 2 processes, but .* set it to 4'):
         require_batches(detector, num_images=12, batch_size=3, num_processes=2)
 
 
