@@ -98,6 +98,8 @@ def run(
                     last = stage_folder(out, len(stages))
                     for name in (STUDENT_FILE, stages[-1].config_name):
                         write_file(out / name, (last / name).read_bytes())
+                    # A stage that had finished before has no weights in this process.
+                    load_student(stages[-1].student.module, last / STUDENT_FILE, name='the last student')
                     stages[-1].student.save(out, classes=stages[-1].classes)
                     say(f'{out / STUDENT_FILE}: the student; {out / stages[-1].config_name}: what it is built from')
     except (Interrupted, DivergedError) as error:

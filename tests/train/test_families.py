@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,15 @@ def test_a_run_that_was_stopped_ends_the_same(
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_a_finished_run_that_is_resumed_stays(finished: Finished, train: Callable[..., Any], tmp_path: Path) -> None:
+    """The student's own files too, which are written from a network."""
+    run = tmp_path / 'run'
+    shutil.copytree(finished.run, run)
+    train(*finished.stages, '--out', run, '--resume')
+    for path in (one for one in finished.run.rglob('*') if one.is_file() and one.suffix in ('.pth', '.safetensors')):
+        assert path.read_bytes() == (run / path.relative_to(finished.run)).read_bytes(), path
 
 
 def test_it_is_evaluated_again(finished: Finished, records: Callable[..., Any], tmp_path: Path) -> None:
