@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtpd.detectors.exportable import Exportable
 from mtpd.detectors.hook_points import NECK_MAPS
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.preprocessing import Preprocessing
@@ -180,6 +181,10 @@ class Detector(ABC):
 
     def save(self, folder: Path, *, classes: Sequence[str]) -> None:  # noqa: B027
         """Writes, beside `student.pth`, what its own library loads it from; most need no more than that file."""
+
+    def exportable(self) -> Exportable:
+        """Its network as it is exported, with the same weights. InputError for one that cannot be."""
+        raise InputError(f'{self.name}: its family has no export; choose a detector of mmdet, torchvision or hf')
 
     def part_of(self, name: str) -> str:
         """Which of PARTS a tensor, a parameter or a module with this dotted name belongs to."""

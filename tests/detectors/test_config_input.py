@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mtpd.data.images import read_image
 from mtpd.detectors.of_mmdet.config_input import read_normalisation, read_preprocessing
-from mtpd.detectors.of_mmdet.export import export_config
+from mtpd.detectors.of_mmdet.config_output import export_config
 from mtpd.detectors.of_mmdet.models import load_config
 from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored, prepare
 from mtpd.detectors.preprocessing import PROBE_SIZE, Preprocessing, at_geometry, normalise, probe_size

@@ -11,8 +11,8 @@ import torch
 
 from mtpd.data.images import read_image
 from mtpd.detectors.of_mmdet.config_input import read_preprocessing
+from mtpd.detectors.of_mmdet.config_output import export_config
 from mtpd.detectors.of_mmdet.detector import MmdetDetector
-from mtpd.detectors.of_mmdet.export import export_config
 from mtpd.detectors.of_mmdet.models import build_detector, load_config
 from mtpd.detectors.of_mmdet.runtime import known_warnings_ignored
 from mtpd.detectors.of_mmdet.zoo import find_model

@@ -9,15 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.detectors.detector import CapturedRois, Detections, Detector
+from mtpd.detectors.exportable import Exportable
 from mtpd.detectors.hook_points import BEFORE_NORM, NECK_MAPS
 from mtpd.detectors.of_mmdet import detector_heads
 from mtpd.detectors.of_mmdet.data_samples import data_samples
 from mtpd.detectors.of_mmdet.features import captured_maps, has_output_norms, neck_features, neck_of, neck_outputs
+from mtpd.detectors.of_mmdet.one_stage import DECODERS, OneStage, Yolox
 from mtpd.detectors.of_mmdet.trainable import require_inputs
+from mtpd.detectors.of_mmdet.two_stage import TwoStage
 from mtpd.detectors.samples import Sample
+from mtpd.errors import InputError
 from mtpd.geometry import Size
 from mtpd.heads.roi_head import RoiHeadRecord, RoiPredictions
 from mtpd.heads.rois import BoxCoder
+
+# Detectors whose boxes an export computes.
+EXPORTED = ('ATSS', 'FCOS', 'FasterRCNN', 'GFL', 'MaskRCNN', 'RTMDet', 'RepPointsDetector', 'RetinaNet', 'YOLOX')
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,31 @@ class MmdetDetector(Detector):
     def require_inheritance(self) -> None:
         """Every mmdet detector may inherit."""
 
+    def exportable(self) -> Exportable:
+        """Of the families whose boxes are known."""
+        return exportable_of(self.module, name=self.name)
+
     def _data_samples(self, images: Tensor, samples: Sequence[Sample]) -> list[Any]:
         padded = int(images.shape[2]), int(images.shape[3])
         return data_samples(samples, preprocessing=self.preprocessing, padded=padded, device=images.device)
+
+
+def exportable_of(model: Any, *, name: str) -> Exportable:
+    """The network of a detector as it is exported. InputError for a family that has no export."""
+    kind = type(model).__name__
+    if kind not in EXPORTED:
+        raise InputError(
+            f'{name}: {kind} has no export; the families of mmdet that have one are {", ".join(sorted(EXPORTED))}'
+        )
+    if kind in ('FasterRCNN', 'MaskRCNN'):
+        return TwoStage(model, name=name)
+    head = model.bbox_head
+    known = {'YOLOXHead'} if kind == 'YOLOX' else set(DECODERS)
+    if type(head).__name__ not in known or getattr(head.loss_cls, 'custom_cls_channels', False):
+        raise InputError(
+            f'{name}: its bbox_head is {type(head).__name__}, but an export needs {", ".join(sorted(known))}'
+        )
+    return (Yolox if kind == 'YOLOX' else OneStage)(model, name=name)
 
 
 def takes_one_image(model: nn.Module) -> bool:

@@ -15,8 +15,8 @@ from mtpd.detectors.hook_points import HookChoice
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.input_options import InputOptions, require_only_scale
 from mtpd.detectors.of_mmdet.config_input import read_normalisation, read_preprocessing
+from mtpd.detectors.of_mmdet.config_output import export_config
 from mtpd.detectors.of_mmdet.detector import MmdetDetector, num_classes_of, predicts_masks
-from mtpd.detectors.of_mmdet.export import export_config
 from mtpd.detectors.of_mmdet.features import probe_levels, teacher_hook_point
 from mtpd.detectors.of_mmdet.model_config import backbone_reference, definition_sha256
 from mtpd.detectors.of_mmdet.models import build_detector, load_config
