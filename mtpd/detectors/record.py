@@ -75,7 +75,7 @@ def read_record(path: Path) -> DetectorRecord:
     """A `student.json`, checked."""
     try:
         record = DetectorRecord.model_validate_json(path.read_bytes())
-        _require_plain(record)
+        require_plain(record.preprocessing, record.classes)
         return record
     except (ValidationError, InputError) as error:
         reason = error
@@ -85,9 +85,9 @@ def read_record(path: Path) -> DetectorRecord:
         raise InputError(f'{path}: is not a description of a detector: {reason}') from None
 
 
-def _require_plain(record: DetectorRecord) -> None:
-    """Refuses numbers that no run writes."""
-    geometry, normalisation = record.geometry, record.normalisation
+def require_plain(preprocessing: Preprocessing, classes: Sequence[str]) -> None:
+    """Refuses numbers that no run writes, and a detector without classes."""
+    geometry, normalisation = preprocessing.geometry, preprocessing.normalisation
     sides = (*geometry.scale, *(geometry.pad_size or ()), geometry.pad_divisor)
     if not all(1 <= side <= MAX_SIDE for side in sides):
         raise InputError(f'geometry: its sides are {sides}, expected 1 to {MAX_SIDE} px')
@@ -96,5 +96,5 @@ def _require_plain(record: DetectorRecord) -> None:
     values = (*normalisation.mean, *normalisation.std, *normalisation.padding)
     if not all(map(math.isfinite, values)) or min(normalisation.std) <= 0:
         raise InputError('normalisation: expected finite numbers, and std above 0')
-    if not record.classes:
+    if not classes:
         raise InputError('classes: there are none')

@@ -63,7 +63,7 @@ def clipped(boxes: Tensor, limits: Tensor) -> Tensor:
     """Boxes (N, ..., 4) inside of images whose (height, width) are `limits` (N, 2) px."""
     height, width = limits.to(boxes.dtype).unbind(1)
     corner = torch.stack([width, height, width, height], dim=1)
-    return boxes.clamp(min=0).minimum(corner.view(len(corner), *[1] * (boxes.ndim - 2), 4))
+    return boxes.clamp(min=0).minimum(corner.view(corner.shape[0], *[1] * (boxes.ndim - 2), 4))
 
 
 def suppressed(candidates: Candidates, *, iou_threshold: float, num_classes: int | None) -> Candidates:
@@ -155,9 +155,8 @@ def nms_by_torchvision(boxes: Tensor, scores: Tensor, iou_threshold: float) -> T
     span = (boxes.max() - boxes.min()).double() + 1
     moved = found + ((batch * num_groups + group).double() * span)[:, None]
     kept = torch.ops.torchvision.nms(moved, ranks, iou_threshold)
-    result = torch.zeros_like(scores, dtype=torch.bool)
-    result[batch[kept], group[kept], place[kept]] = True
-    return result
+    # Not in place, so that it can be recorded.
+    return torch.zeros_like(scores).index_put((batch[kept], group[kept], place[kept]), scores.new_ones(())) > 0
 
 
 def _of_boxes(places: Tensor) -> Tensor:

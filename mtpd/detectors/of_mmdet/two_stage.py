@@ -72,7 +72,7 @@ class TwoStage(Exportable):
         num_boxes = 1 if head.reg_class_agnostic else num_classes
         # (P, C, 4)
         anchors = rois[:, None, 1:].expand(-1, num_boxes, 4).reshape(-1, 4)
-        boxes = head.bbox_coder.decode(anchors, deltas.reshape(-1, 4)).view(len(proposals.boxes), -1, num_boxes, 4)
+        boxes = head.bbox_coder.decode(anchors, deltas.reshape(-1, 4)).view(proposals.boxes.shape[0], -1, num_boxes, 4)
         if clips(head):
             boxes = clipped(boxes, limits)
         boxes = boxes.expand(-1, -1, num_classes, 4)
@@ -86,9 +86,11 @@ class TwoStage(Exportable):
             # Classes as images of a batch: each has boxes of its own.
             by_class = boxes.transpose(1, 2).flatten(0, 1), scores.transpose(1, 2).flatten(0, 1)
             kept = nms(by_class[0], by_class[1][:, None], selection.iou_threshold)
-            kept = kept.view(len(scores), num_classes, -1).transpose(1, 2).flatten(1)
+            kept = kept.view(scores.shape[0], num_classes, -1).transpose(1, 2).flatten(1)
             boxes, scores = boxes.flatten(1, 2), scores.flatten(1)
-        labels = torch.arange(num_classes, device=scores.device).expand(len(scores), kept.shape[1] // num_classes, -1)
+        labels = torch.arange(num_classes, device=scores.device).expand(
+            scores.shape[0], kept.shape[1] // num_classes, -1
+        )
         scores = torch.where(kept, scores, NONE)
         found = best(Candidates(boxes, scores, labels.flatten(1)), self.num_detections)
         return found, self._masks(maps, found) if self.paste else None
