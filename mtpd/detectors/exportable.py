@@ -6,7 +6,7 @@ N images, H W input px, D detections.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,6 @@ class Exportable(nn.Module, ABC):
     num_detections: int
     paste: Paste | None = None
     notes: tuple[str, ...] = ()
-    # Whether the graph of its network is the same for inputs of any size.
-    any_size: ClassVar[bool] = True
 
     @property
     def dtype(self) -> torch.dtype:

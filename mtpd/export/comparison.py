@@ -13,8 +13,9 @@ from mtpd.detectors.detector import Detections
 MAX_SCORE_ERROR, MAX_BOX_ERROR = 1e-4, 0.05
 # Of a mask's pixels, how many may differ.
 MAX_MASK_ERROR = 1e-3
-# Libraries move the classes apart by thousands of px for their suppression, which rounds overlaps.
-IOU_ROUNDING = 0.01
+# Libraries move the classes apart by up to 100,000 px for their suppression, which rounds the corners of boxes to 1/128
+# px, and so their overlaps.
+IOU_ROUNDING, CORNER_ROUNDING = 0.005, 1 / 128
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def _is_rounded(
         return False
     overlaps = box_iou(own.boxes[place, None], other.boxes)[0]
     better = (other.labels == own.labels[place]) & (other.scores >= score - MAX_SCORE_ERROR)
-    is_near = (overlaps - iou_threshold).abs() <= IOU_ROUNDING
+    sides = (own.boxes[place, 2:] - own.boxes[place, :2]).clamp(min=CORNER_ROUNDING)
+    is_near = (overlaps - iou_threshold).abs() <= IOU_ROUNDING + float((2 * CORNER_ROUNDING / sides).sum())
     is_alone = torch.ones(len(other.scores), dtype=torch.bool)
     is_alone[paired] = False
     return bool((better & (is_near | (is_alone & (overlaps > iou_threshold)))).any())

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mtpd.detectors.detector import Detections, Detector, hooked
+from mtpd.detectors.exportable import Exportable
 from mtpd.detectors.hook_points import NECK_MAPS
 from mtpd.detectors.levels import levels_of
+from mtpd.detectors.of_hf.exportable import HfExportable, chosen
 from mtpd.detectors.of_hf.library import one_line, quiet, transformers_of
 from mtpd.detectors.of_hf.model_config import MODELS, with_classes
 from mtpd.detectors.of_hf.place import PREPROCESSOR_FILE
@@ -47,14 +49,7 @@ class HfDetector(Detector):
     def predict(self, images: Tensor, samples: Sequence[Sample]) -> list[Detections]:
         """As `post_process_object_detection` of its image processor, without a threshold."""
         outputs = self.module(images)
-        logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        num_queries, num_classes = logits.shape[1:]
-        # Its criterion is always that of sigmoids, whatever `use_focal_loss` of its matcher says.
-        scores, places = logits.sigmoid().flatten(1).topk(num_queries)
-        queries, labels = places // num_classes, places % num_classes
-        centres, sizes = boxes[..., :2], boxes[..., 2:]
-        corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1)
-        corners = corners.gather(1, queries[..., None].expand(-1, -1, 4))
+        scores, labels, corners = chosen(outputs.logits.float(), outputs.pred_boxes.float())
         height, width = images.shape[2:]
         found = []
         for number, sample in enumerate(samples):
@@ -118,6 +113,10 @@ class HfDetector(Detector):
             ) from error
         finally:
             self.module.train(training)
+
+    def exportable(self) -> Exportable:
+        """All of its families."""
+        return HfExportable(self.module)
 
     def require_inputs(self, padded: Collection[Size]) -> None:
         """Refuses sides that its pyramid cannot halve, and too many queries for the smallest input."""

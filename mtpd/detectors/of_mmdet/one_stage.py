@@ -4,6 +4,7 @@ What a head predicts, and its priors and box coder, are mmdet's own. N images, L
 C classes.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -98,10 +99,14 @@ class OneStage(Exportable):
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """mmcv's deformable convolution, of RepPoints, divides a batch by numbers that are not known yet."""
+        """mmcv's deformable convolution, of RepPoints, divides a batch by numbers that are not known yet.
+
+        mmdet calls `torch.meshgrid` without `indexing`, which recorded graphs must have.
+        """
         from mmcv.ops import DeformConv2d
 
-        with patch.object(DeformConv2d, 'forward', _deform_conv):
+        meshgrid = functools.partial(torch.meshgrid, indexing='ij')
+        with patch.object(DeformConv2d, 'forward', _deform_conv), patch.object(torch, 'meshgrid', meshgrid):
             yield
 
     def _outputs(self, images: Tensor) -> list[list[Tensor]]:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mtpd.detectors.detector import BACKBONE, Detections, Detector, hooked
+from mtpd.detectors.exportable import Exportable
 from mtpd.detectors.hook_points import NECK_MAPS
+from mtpd.detectors.of_torchvision.exportable import exportable_of
 from mtpd.detectors.of_torchvision.networks import SSD300, SSDLITE, WITHOUT_EPS, is_published
 from mtpd.detectors.of_torchvision.ready_inputs import ReadyImages
 from mtpd.detectors.samples import Sample
@@ -98,6 +100,10 @@ class TorchvisionDetector(Detector):
                     f'{level.stride} with different ones; use tar_feature or fgd, which need only boxes'
                 )
         return anchors
+
+    def exportable(self) -> Exportable:
+        """All of its families."""
+        return exportable_of(self.module, outputs=self.outputs, strides=[level.stride for level in self.levels])
 
     def weights_loaded(self, path: Path) -> None:
         """Tells it the file of its weights: as with the published ones, torchvision changes its frozen norms."""
