@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from mtpd.detectors.detector import Detector
+from mtpd.detectors.detector import Detections, Detector
+from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.results import coco_results
-from mtpd.detectors.samples import collate
+from mtpd.detectors.samples import Sample
 from mtpd.evaluation import evaluate_detections, metrics_by_name
 from mtpd.system.console import progress_bar, say
 from mtpd.system.interrupt import StopFlag, StopRequested
@@ -20,8 +21,23 @@ from mtpd_train.student import named_failures
 NEVER = StopFlag()
 
 
+class Finder(Protocol):
+    """What finds objects: a detector in eval mode, or an exported file."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become its inputs."""
+
+    def find(self, samples: Sequence[Sample]) -> list[Detections]:
+        """What it finds in each image."""
+
+
 def detect(
-    student: Detector,
+    finder: Finder,
     dataset: DetectionDataset,
     *,
     batch_size: int,
@@ -31,15 +47,13 @@ def detect(
     stop: StopFlag = NEVER,
     world: World = ALONE,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Box and mask results of every image of `dataset`, in COCO's result format. Leaves the student in eval mode.
+    """Box and mask results of every image of `dataset`, in COCO's result format.
 
-    `category_ids` are those of the student's labels; None: those of the dataset, ascending. Several processes divide
+    `category_ids` are those of the finder's labels; None: those of the dataset, ascending. Several processes divide
     the batches, and the first of them gets all results. `num_images` are the first of the first batch; None: all.
     Raises StopRequested when `stop` was set in any process.
     """
-    student.module.eval()
-    preprocessing = student.preprocessing
-    padded = {image_id: preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
+    padded = {image_id: finder.preprocessing.geometry.padded(size) for image_id, size in dataset.sizes().items()}
     batches = evaluation_batches(padded, batch_size=max(1, batch_size // world.size))[world.rank :: world.size]
     if num_images is not None:
         batches = [batch[:num_images] for batch in batches[:1]]
@@ -50,10 +64,8 @@ def detect(
     total, is_whole = sum(map(len, batches)), num_images is None
     with progress_bar(total=total, unit='image', desc='evaluate', leave=False, in_logs=is_whole) as bar:
         for samples in load_batches(dataset, batches, num_workers=num_workers):
-            images = collate(samples, preprocessing=preprocessing, device=student.device)
-            with named_failures(student.name, 'predict', image_ids=[one.image_id for one in samples]):
-                detections = student.predict(images, samples)
-                found = coco_results(detections, [one.image_id for one in samples], category_ids=category_ids)
+            with named_failures(finder.name, 'predict', image_ids=[one.image_id for one in samples]):
+                found = coco_results(finder.find(samples), [one.image_id for one in samples], category_ids=category_ids)
             boxes += found[0]
             masks += found[1]
             bar.update(len(samples))
@@ -68,9 +80,13 @@ def detect(
 def evaluate_stage(
     stage: Stage, student: Detector, *, step: int, epoch: int, stop: StopFlag = NEVER, world: World = ALONE
 ) -> EvaluationRecord:
-    """Evaluates a student on the stage's val_set, shows the main numbers above the progress bar; raises as `detect`."""
+    """Evaluates a student on the stage's val_set, shows the main numbers above the progress bar; raises as `detect`.
+
+    Leaves the student in eval mode.
+    """
     assert stage.val_set is not None
     started, data, record = time.perf_counter(), stage.settings.data, None
+    student.module.eval()
     boxes, masks = detect(
         student, stage.val_set, batch_size=data.batch_size, num_workers=data.workers, stop=stop, world=world
     )

@@ -207,7 +207,7 @@ def try_predictions(stages: Iterable[Stage], device: torch.device) -> None:
         modes = [(module, module.training) for module in model.modules()]
         dataset = stage.train_set if stage.val_set is None else stage.val_set
         batch_size = stage.settings.data.batch_size
-        model.to(device)
+        model.to(device).eval()
         with _generators_kept(device):
             detect(stage.student, dataset, batch_size=batch_size, num_workers=0, num_images=NUM_PREDICTED_IMAGES)
         model.to(before)

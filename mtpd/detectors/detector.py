@@ -22,7 +22,7 @@ from mtpd.detectors.hook_points import NECK_MAPS
 from mtpd.detectors.ingredients import Ingredient
 from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.record import DetectorRecord
-from mtpd.detectors.samples import Sample
+from mtpd.detectors.samples import Sample, collate
 from mtpd.errors import InputError
 from mtpd.geometry import Geometry, Level, Size
 from mtpd.heads.roi_head import RoiHeadRecord, RoiPredictions
@@ -105,6 +105,10 @@ class Detector(ABC):
     @abstractmethod
     def predict(self, images: Tensor, samples: Sequence[Sample]) -> list[Detections]:
         """What it finds in each image, in eval mode; `images` are (B, 3, H, W), by `collate` from `samples`."""
+
+    def find(self, samples: Sequence[Sample]) -> list[Detections]:
+        """As `predict`, from samples."""
+        return self.predict(collate(samples, preprocessing=self.preprocessing, device=self.device), samples)
 
     @abstractmethod
     def captured_maps(self, *, hook_point: str = NECK_MAPS) -> AbstractContextManager[list[Tensor]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mtpd.detectors.detector import Detections
+from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.samples import Sample
 from mtpd.errors import InputError
 from mtpd.export.masks import pasted
@@ -34,19 +35,24 @@ class ExportedDetector:
     run: Run
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become its inputs."""
+        return self.record.preprocessing
+
+    @property
     def has_masks(self) -> bool:
         """Whether the objects that it finds have masks."""
         return self.record.paste is not None
 
-    def predict(self, samples: Sequence[Sample]) -> list[Detections]:
+    def find(self, samples: Sequence[Sample]) -> list[Detections]:
         """What it finds in each image, in px of the original image."""
         size = self.record.batch or len(samples)
         found: list[Detections] = []
         for start in range(0, len(samples), size):
-            found += self._predict(samples[start : start + size])
+            found += self._find(samples[start : start + size])
         return found
 
-    def _predict(self, samples: Sequence[Sample]) -> list[Detections]:
+    def _find(self, samples: Sequence[Sample]) -> list[Detections]:
         images, sizes = batch_of(samples, record=self.record, name=self.name)
         boxes, scores, labels, *masks = (torch.from_numpy(np.array(one)) for one in self.run(images, sizes))
         found = []

@@ -200,6 +200,7 @@ def test_mmdet_predicts_the_same_boxes(number: int, finished: Finished) -> None:
     stage.student.module.load_state_dict(load(folder / 'student.pth')['state_dict'])
     dataset = stage.val_set
     assert dataset is not None
+    stage.student.module.eval()
     ours, _ = detect(stage.student, dataset, batch_size=3, num_workers=0)
     category_ids = [category.id for category in dataset.coco.categories]
     assert detector.dataset_meta['classes'] == stage.classes

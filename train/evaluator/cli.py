@@ -13,18 +13,19 @@ EXAMPLES = """
 Examples:
   mtpd-eval runs/progressive
   mtpd-eval runs/progressive/stage1 --coco data/coco --classes
+  mtpd-eval student.onnx --coco data/coco
   mtpd-eval --model r101 --coco data/coco --batch-size 8
   mtpd-eval --model my_config.py --checkpoint my.pth --images data/my/images --annotations data/my/val.json
   mtpd-eval runs/progressive --json scores.json --results detections.json --backend faster
   eval "$(_MTPD_EVAL_COMPLETE=bash_source mtpd-eval)"   # completion; also zsh_source, fish_source
 """
 
-_folder = LocalPath(file_okay=False)
+_path, _folder = LocalPath(), LocalPath(file_okay=False)
 _file = LocalPath(dir_okay=False)
 
 
 @click.command(epilog=EXAMPLES, context_settings=CONTEXT)
-@click.argument('run', required=False, metavar='[RUN]', type=_folder)
+@click.argument('run', required=False, metavar='[RUN]', type=_path)
 @click.option(
     '--model',
     metavar='M',
@@ -75,11 +76,11 @@ def main(
 ) -> None:
     """Evaluate a student or teacher on an annotated set: COCO AP of boxes and masks.
 
-    RUN is a run folder of mtpd-train, or one of its stage folders. The default data set is the validation set
-    of the run. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+    RUN is a run folder of mtpd-train, one of its stage folders, a checkpoint in one, or an ONNX file of mtpd-export.
+    The default data set is the validation set of the run. Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
     """
     if (run is None) == (model is None):
-        raise click.UsageError('give either the folder of a run or --model')
+        raise click.UsageError('give either a run, a checkpoint or an ONNX file, or --model')
     require_pairs(images, annotations)
     if images is not None and coco is not None:
         raise click.UsageError('--images and --coco exclude each other: remove one of them')

@@ -12,6 +12,7 @@ from mtpd.data.coco import CocoSet
 from mtpd.detectors.checkpoint import load_checkpoint, load_into
 from mtpd.detectors.class_names import checkpoint_classes, labels_to_categories
 from mtpd.detectors.detector import Definition, Detector
+from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.references import define_detector, read_definition
 from mtpd.errors import InputError
 from mtpd_train.run_folder import DIVERGED_FILE, RUN_FILE, STUDENT_FILE, stage_folder
@@ -48,6 +49,13 @@ def model_by_name(reference: str, checkpoint: Path | None) -> SavedDetector:
     return SavedDetector(definition, checkpoint or definition.fetch_weights())
 
 
+def student_of_checkpoint(checkpoint: Path) -> SavedDetector:
+    """The student in a file of a stage's folder, such as `best.pth`."""
+    if not checkpoint.is_file():
+        raise InputError(f'{checkpoint}: there is no such file or folder; give the folder of a run, or a checkpoint')
+    return student_of_run(checkpoint.parent, checkpoint)
+
+
 def student_of_run(folder: Path, checkpoint: Path | None = None) -> SavedDetector:
     """The student in the folder of a run or of one of its stages, with other weights if these are given."""
     weights = checkpoint or folder / STUDENT_FILE
@@ -66,15 +74,17 @@ def build_student(
     saved: SavedDetector,
     device: torch.device,
     *,
-    scale: tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
     trust_checkpoint: bool = False,
     with_levels: bool = False,
 ) -> tuple[Detector, Mapping[str, Any]]:
-    """The detector with its weights, in eval mode, and the `meta` of its checkpoint; `scale` replaces its resize.
+    """The detector with its weights, in eval mode, and the `meta` of its checkpoint.
 
-    With `trust_checkpoint` a checkpoint may hold more than tensors and plain values.
+    `preprocessing` of its inputs; None: its own. With `trust_checkpoint` a checkpoint may hold more than tensors and
+    plain values.
     """
-    preprocessing, _ = saved.definition.preprocessing(scale=scale)
+    if preprocessing is None:
+        preprocessing, _ = saved.definition.preprocessing()
     num_classes = None
     if not saved.definition.states_num_classes():
         classes = checkpoint_classes(load_checkpoint(saved.checkpoint, allow_pickle=trust_checkpoint)[1])

@@ -8,23 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpd.data.account import evaluation_account, suspicions
-from mtpd.data.coco import coco_paths, read_annotations
+from mtpd.data.coco import CocoSet, coco_paths, read_annotations
+from mtpd.detectors.class_names import labels_to_categories
 from mtpd.errors import InputError
 from mtpd.evaluation import METRICS, Backend, Evaluation, evaluate_detections, metrics_by_name, require_backend
+from mtpd.export.exported import ExportedDetector, open_onnx
 from mtpd.system.console import say, warn
 from mtpd.system.environment import choose_device, describe_device, versions
 from mtpd.system.files import unwritable, write_output
 from mtpd.system.text import table
 from mtpd_train.data.dataset import DetectionDataset
-from mtpd_train.evaluation import detect
-from mtpd_train.evaluator.detector import build_student, category_ids, model_by_name, student_of_run
+from mtpd_train.evaluation import Finder, detect
+from mtpd_train.evaluator.detector import (
+    SavedDetector,
+    build_student,
+    category_ids,
+    model_by_name,
+    student_of_checkpoint,
+    student_of_run,
+)
 
 LIBRARIES = ('mtpd', 'torch', 'torchvision', 'mmdet', 'pycocotools')
+ONNX_SUFFIX = '.onnx'
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Options of `mtpd-eval`, as the command line gives them."""
+class SetOptions:
+    """Options that name a detector and an annotated set, as the command line gives them."""
 
     run: Path | None
     model: str | None
@@ -35,6 +45,12 @@ class EvalOptions:
     images: Path | None
     annotations: Path | None
     scale: tuple[int, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(SetOptions):
+    """Options of `mtpd-eval`."""
+
     batch_size: int
     workers: int
     device: str
@@ -45,56 +61,55 @@ class EvalOptions:
 
 
 def evaluate_model(options: EvalOptions) -> None:
-    """Evaluates a run's student or a model, prints the tables and writes the requested files."""
+    """Evaluates a run's student, a model or an exported file, prints the tables and writes the requested files."""
     require_backend(options.backend)
     device = choose_device(options.device)
-    if options.run is not None:
-        detector = student_of_run(options.run, options.checkpoint)
+    exported = None
+    if options.run is not None and options.run.suffix == ONNX_SUFFIX:
+        exported = _exported(options.run, options)
+        name, source, val_set = 'ONNX Runtime', options.run, None
     else:
-        assert options.model is not None
-        detector = model_by_name(options.model, options.checkpoint)
-    images, annotations = options.images, options.annotations
-    if images is None or annotations is None:
-        if options.coco is not None:
-            images, annotations = coco_paths(options.coco, options.split)
-        elif detector.val_set is not None:
-            images, annotations = detector.val_set
-        else:
-            raise InputError(
-                f'{detector.definition.name}: does not name a validation set; add --coco DIR, or --images DIR '
-                '--annotations FILE'
-            )
+        saved = saved_detector(options)
+        name, source, val_set = saved.definition.name, saved.checkpoint, saved.val_set
+    images, annotations = evaluation_set(options, val_set, name=str(options.run or name))
     annotated = read_annotations(annotations)
     if not annotated.images:
         raise InputError(f'{annotated.path}: lists no images; give another annotation file')
     for doubt in suspicions(annotated):
         warn(f'{annotated.path}: {doubt}')
-    student, meta = build_student(detector, device, scale=options.scale, trust_checkpoint=options.trust_checkpoint)
-    ids = category_ids(detector, student, meta, annotated)
-    geometry = student.preprocessing.geometry
+    finder: Finder
+    if exported is None:
+        preprocessing, _ = saved.definition.preprocessing(scale=options.scale)
+        student, meta = build_student(
+            saved, device, preprocessing=preprocessing, trust_checkpoint=options.trust_checkpoint
+        )
+        ids = category_ids(saved, student, meta, annotated)
+        finder, has_masks = student, student.has_masks
+    else:
+        ids = exported_category_ids(exported, annotated)
+        finder, has_masks = exported, exported.has_masks
+    geometry = finder.preprocessing.geometry
     dataset = DetectionDataset(annotated, images, geometry=geometry, for_training=False, with_masks=False)
-    if line := evaluation_account(annotated, with_masks=student.has_masks and annotated.has_masks):
+    if line := evaluation_account(annotated, with_masks=has_masks and annotated.has_masks):
         say(line)
     for option, out in (('--json', options.json_file), ('--results', options.results_file)):
         if out is not None:
             _require_place(option, out)
 
     started = time.perf_counter()
-    boxes, masks = detect(
-        student, dataset, batch_size=options.batch_size, num_workers=options.workers, category_ids=ids
-    )
+    boxes, masks = detect(finder, dataset, batch_size=options.batch_size, num_workers=options.workers, category_ids=ids)
     seconds = time.perf_counter() - started
     if options.results_file is not None:
         # One record for each detection, with its mask where there are masks.
         both = zip(boxes, masks, strict=True) if masks else ()
         records = [box | {'segmentation': mask['segmentation']} for box, mask in both] or boxes
         write_output(options.results_file, json.dumps(records).encode(), option='--results')
-    found = evaluate_detections(annotated, boxes, masks if student.has_masks else None, backend=options.backend)
+    found = evaluate_detections(annotated, boxes, masks if has_masks else None, backend=options.backend)
 
     if options.json_file is not None:
         record = {
-            'model': detector.definition.name,
-            'checkpoint': str(detector.checkpoint),
+            'model': name,
+            'checkpoint': str(source),
             'images': str(images),
             'annotations': str(annotated.path),
             'num_images': len(annotated.images),
@@ -106,13 +121,59 @@ def evaluate_model(options: EvalOptions) -> None:
             'versions': versions(LIBRARIES),
         }
         write_output(options.json_file, json.dumps(record).encode(), option='--json')
-    print(f'{detector.definition.name} from {detector.checkpoint} on {annotated.path}')
+    print(f'{name} from {source} on {annotated.path}')
     print(f'{len(annotated.images)} images in {seconds:.1f} s ({len(annotated.images) / seconds:.1f} images/s)')
-    if student.has_masks and 'mask' not in found:
+    if has_masks and 'mask' not in found:
         print('masks are not evaluated: the annotations have no masks')
     print('\n'.join(metrics_table(found)))
     if options.with_classes:
         print('\n' + '\n'.join(class_table(found)))
+
+
+def saved_detector(options: SetOptions) -> SavedDetector:
+    """The detector that the options name: by a run, a checkpoint in it, or a model."""
+    if options.run is None:
+        assert options.model is not None
+        return model_by_name(options.model, options.checkpoint)
+    if options.run.is_dir() or options.checkpoint is not None:
+        return student_of_run(options.run, options.checkpoint)
+    return student_of_checkpoint(options.run) if options.run.suffix else student_of_run(options.run)
+
+
+def _exported(path: Path, options: EvalOptions) -> ExportedDetector:
+    """An ONNX file; refuses options that it cannot follow."""
+    given = {
+        '--checkpoint': options.checkpoint, '--scale': options.scale,
+        '--trust-checkpoint': options.trust_checkpoint or None, '--device': options.device == 'cuda' or None,
+    }  # fmt: skip
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(f'{option}: {path} has its own weights and size, and runs on the CPU; remove the option')
+    if not path.is_file():
+        raise InputError(f'{path}: there is no such file; give a file that mtpd-export has written')
+    return open_onnx(path, name=str(path))
+
+
+def exported_category_ids(exported: ExportedDetector, annotated: CocoSet) -> list[int]:
+    """The category id of each label of an exported file, by name."""
+    classes = exported.record.classes
+    return labels_to_categories(
+        [(one.id, one.name) for one in annotated.categories],
+        classes=classes,
+        num_classes=len(classes),
+        name=exported.name,
+    )
+
+
+def evaluation_set(options: SetOptions, val_set: tuple[Path, Path] | None, *, name: str) -> tuple[Path, Path]:
+    """Image folder and annotation file that the options name, or else the detector."""
+    if options.images is not None and options.annotations is not None:
+        return options.images, options.annotations
+    if options.coco is not None:
+        return coco_paths(options.coco, options.split)
+    if val_set is None:
+        raise InputError(f'{name}: does not name a validation set; add --coco DIR, or --images DIR --annotations FILE')
+    return val_set
 
 
 def metrics_table(found: Mapping[str, Evaluation]) -> list[str]:
