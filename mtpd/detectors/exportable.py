@@ -24,11 +24,13 @@ class Exportable(nn.Module, ABC):
 
     Attributes:
         num_detections: of each image, D.
+        iou_threshold: of its suppression; None: it has none.
         paste: how its masks become those of images; None: it finds no masks.
         notes: a line for each way in which it differs from the detector.
     """
 
     num_detections: int
+    iou_threshold: float | None = None
     paste: Paste | None = None
     notes: tuple[str, ...] = ()
 

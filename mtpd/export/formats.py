@@ -35,7 +35,7 @@ def recorded(program: Program | RawProgram, example: Sequence[Tensor], *, batch:
     shapes = [first | (dict.fromkeys(sides, dynamic) if size else {}), *[first] * (len(example) - 1)]
     program.eval().requires_grad_(False)
     try:
-        with program.tracing(), _quiet(), torch.no_grad():
+        with program.tracing(), quiet(), torch.no_grad():
             return torch.export.export(program, tuple(example), dynamic_shapes=(*shapes,), strict=False)
     except InputError:
         raise
@@ -48,7 +48,7 @@ def recorded(program: Program | RawProgram, example: Sequence[Tensor], *, batch:
 def torch_bytes(graph: Any, record: ExportRecord) -> bytes:
     """A file for `torch.export.load`, which needs torchvision for its operators and nothing of mtpd."""
     stream = io.BytesIO()
-    with _quiet():
+    with quiet():
         plain = graph.run_decompositions({torch.ops.mtpd.nms.default: nms_by_torchvision})
         torch.export.save(plain, stream, extra_files={f'{KEY}.json': record.text()})
     return stream.getvalue()
@@ -61,7 +61,7 @@ def onnx_bytes(
     require_packages('onnx', 'onnxscript')
     translations = {torch.ops.mtpd.nms.default: _onnx_nms}
     try:
-        with _quiet():
+        with quiet():
             # Translating changes the graph.
             program = torch.onnx.export(
                 copy.deepcopy(graph),
@@ -120,7 +120,7 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporters' own progress, warnings and hints for their authors."""
     names = ('torch.onnx', 'torch.export', 'onnxscript', 'onnx_ir', 'torch.fx', 'torch._export')
     levels = {name: logging.getLogger(name).level for name in names}

@@ -40,7 +40,7 @@ class OneStage(Exportable):
         super().__init__()
         self.model = model
         self.selection = self.read_settings(model.test_cfg, name=name)
-        self.num_detections = self.selection.num_detections
+        self.num_detections, self.iou_threshold = self.selection.num_detections, self.selection.iou_threshold
 
     def read_settings(self, test_cfg: Mapping[str, Any], *, name: str) -> Selection:
         """How the head chooses its detections."""

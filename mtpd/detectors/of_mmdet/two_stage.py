@@ -51,7 +51,7 @@ class TwoStage(Exportable):
         require_keys(rcnn, {'score_thr', 'nms', 'max_per_img', 'mask_thr_binary'}, place='test_cfg.rcnn', name=name)
         self.proposal_selection = read_selection(rpn, place='test_cfg.rpn', name=name)
         self.selection = read_selection({**rcnn, 'nms_pre': 1}, place='test_cfg.rcnn', name=name)
-        self.num_detections = self.selection.num_detections
+        self.num_detections, self.iou_threshold = self.selection.num_detections, self.selection.iou_threshold
         if model.with_mask:
             self.paste = 'mmdet'
             if rcnn.mask_thr_binary != 0.5:

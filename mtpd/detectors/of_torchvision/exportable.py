@@ -44,12 +44,8 @@ class TorchvisionExportable(Exportable):
         labels = torch.full((num_outputs,), -1)
         labels[list(outputs)] = torch.arange(len(outputs))
         self.register_buffer('labels', labels)
-        self.num_detections = _owner(model).detections_per_img
-
-    @property
-    def iou_threshold(self) -> float:
-        """Of its suppression."""
-        return float(_owner(self.model).nms_thresh)
+        owner = model.roi_heads if hasattr(model, 'roi_heads') else model
+        self.num_detections, self.iou_threshold = owner.detections_per_img, owner.nms_thresh
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What the heads get."""
@@ -285,8 +281,3 @@ def decoded(coder: Any, values: Tensor, anchors: Tensor) -> Tensor:
     places = anchors.expand(values.shape[0], -1, 4).flatten(0, 1)
     found: Tensor = coder.decode_single(values.flatten(0, 1), places)
     return found.view(values.shape)
-
-
-def _owner(model: Any) -> Any:
-    """The part that chooses the detections."""
-    return model.roi_heads if hasattr(model, 'roi_heads') else model

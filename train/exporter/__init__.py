@@ -1,0 +1,1 @@
+"""The program that exports a detector to one file."""
