@@ -73,13 +73,12 @@ def compare(
         for number, pair in enumerate(zip(expected, found, strict=True), start=1)
     ]
     return Comparison(
-        sum(one.num_detections for one in images),
-        *(
-            max((getattr(one, name) for one in images), default=0.0)
-            for name in ('score_error', 'box_error', 'mask_error')
-        ),
-        sum(one.num_rounded for one in images),
-        next((one.unexplained for one in images if one.unexplained), None),
+        num_detections=sum(one.num_detections for one in images),
+        score_error=max((one.score_error for one in images), default=0.0),
+        box_error=max((one.box_error for one in images), default=0.0),
+        mask_error=max((one.mask_error for one in images), default=0.0),
+        num_rounded=sum(one.num_rounded for one in images),
+        unexplained=next((one.unexplained for one in images if one.unexplained), None),
     )
 
 

@@ -59,7 +59,7 @@ def onnx_bytes(
 ) -> bytes:
     """An ONNX file, with the record among its metadata."""
     require_packages('onnx', 'onnxscript')
-    translations = {torch.ops.mtpd.nms.default: _onnx_nms}
+    translations: dict[Any, Any] = {torch.ops.mtpd.nms.default: _onnx_nms}
     try:
         with quiet():
             # Translating changes the graph.
@@ -103,7 +103,9 @@ def onnx_with_record(model: Any, record: ExportRecord) -> bytes:
 
 def _onnx_nms(boxes: Any, scores: Any, iou_threshold: float) -> Any:
     """`nms` by ONNX's operator, whose groups are classes: the places of those that are kept, as a mask."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18
 
     # (M, 3): image, group, place.
     places = op.NonMaxSuppression(boxes, scores, 2**31 - 1, iou_threshold, NONE / 2)

@@ -5,7 +5,7 @@ N images, H W px of the batch, D detections of an image.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,8 @@ def _channels(values: Sequence[float], device: torch.device) -> Tensor:
 
 def _padded(size: Sequence[int], geometry: Geometry) -> Size:
     """The size of a batch of images whose largest sides are `size`, as `Geometry.padded` has it."""
-    height, width = size
+    height: Any = size[0]
+    width: Any = size[1]
     if geometry.pad_square:
         height = width = torch.sym_max(height, width)
     if geometry.pad_size is not None:

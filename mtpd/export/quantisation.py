@@ -26,7 +26,7 @@ def quantised(content: bytes, record: ExportRecord, batches: Iterable[Mapping[st
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # it ships no types
         """Hands the batches to the calibration, one at a time."""
 
         def __init__(self) -> None:

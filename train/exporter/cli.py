@@ -115,7 +115,7 @@ def main(
             ExportOptions(
                 run=run,
                 model=model,
-                precision=precision,
+                precision='half' if half else 'int8' if int8 else 'float32',
                 coco=coco,
                 images=images,
                 annotations=annotations,

@@ -26,7 +26,7 @@ from mtpd.export.packages import require_packages
 from mtpd.export.program import IMAGES, SIZES, Program, RawProgram
 from mtpd.export.quantisation import quantised
 from mtpd.export.record import ExportRecord, Precision, input_geometry
-from mtpd.system.console import progress, say, warn
+from mtpd.system.console import progress_bar, say, warn
 from mtpd.system.files import sha256_bytes, sha256_file, write_output
 from mtpd.system.text import format_bytes
 from mtpd_train.data.dataset import DetectionDataset
@@ -138,9 +138,7 @@ def _subject(options: ExportOptions) -> Subject:
         detector.require_inputs([size])
     record = ExportRecord(
         mtpd=__version__,
-        detector=saved.definition.name
-        if options.model is not None
-        else (saved.definition.record.detector if saved.definition.record else type(detector.module).__name__),
+        detector=_network_name(saved, detector),
         checkpoint_sha256=sha256_file(saved.checkpoint),
         license=options.license,
         classes=classes,
@@ -157,6 +155,13 @@ def _subject(options: ExportOptions) -> Subject:
     dataset = DetectionDataset(annotated, images, geometry=preprocessing.geometry, for_training=False, with_masks=False)
     samples = [_sample(dataset, image_id) for image_id in spread(list(dataset.sizes()), options.num_samples)]
     return Subject(saved, detector, network, record, dataset, samples, ids)
+
+
+def _network_name(saved: SavedDetector, detector: Detector) -> str:
+    """The name of a detector without the place of its run."""
+    if saved.definition.record is not None:
+        return saved.definition.record.detector
+    return type(detector.module).__name__ if Path(saved.definition.name).exists() else saved.definition.name
 
 
 def _content(subject: Subject, options: ExportOptions) -> bytes:
@@ -276,7 +281,7 @@ def _calibration(subject: Subject, options: ExportOptions) -> Iterator[Mapping[s
     if not files:
         raise InputError(f'--calibrate {folder}: has no images ({", ".join(IMAGE_SUFFIXES)}); give another folder')
     record = subject.record
-    for path in progress(spread(files, options.num_calibrate), desc='calibrate', unit='image'):
+    for path in progress_bar(spread(files, options.num_calibrate), desc='calibrate', unit='image', leave=False):
         sample = make_sample(read_image(path), image_id=0, geometry=record.geometry, view='plain')
         images, sizes = batch_of([sample], record=record, name=str(path))
         yield {IMAGES: images, SIZES: sizes}
@@ -310,7 +315,5 @@ def _note_in_run(checkpoint: Path, facts: Mapping[str, Any]) -> None:
                 with (folder / EXPORTS_FILE).open('a') as file:
                     file.write(json.dumps(facts) + '\n')
             except OSError as error:
-                warn(
-                    f'{folder / EXPORTS_FILE}: cannot be written ({error.strerror}), the report will not show this export'
-                )
+                warn(f'{folder / EXPORTS_FILE}: cannot be written ({error.strerror}): the report lacks this export')
             return

@@ -205,7 +205,8 @@ def _decode_integrals(head: Any, level: int, priors: Tensor, predictions: Tensor
 
 def _decode_points(head: Any, level: int, priors: Tensor, predictions: Tensor) -> Tensor:
     """RepPoints: boxes around the points of a cell, in strides."""
-    return by_place(predictions, 4) * head.point_strides[level] + priors[:, :2].repeat(1, 2)
+    boxes: Tensor = by_place(predictions, 4) * head.point_strides[level] + priors[:, :2].repeat(1, 2)
+    return boxes
 
 
 def _deform_conv(layer: Any, values: Tensor, offset: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class TwoStage(Exportable):
         """(N, D, 28, 28), from 0 to 1, of the class of each detection."""
         head = self.model.roi_head.mask_head
         features = _extracted(self.model.roi_head.mask_roi_extractor, maps, batch_rois(found.boxes))
-        logits = head(features).float()
+        logits: Tensor = head(features).float()
         logits = logits.view(*found.labels.shape, *logits.shape[1:])
         if not head.class_agnostic:
             places = found.labels.clamp(min=0)[..., None, None, None].expand(-1, -1, 1, *logits.shape[3:])

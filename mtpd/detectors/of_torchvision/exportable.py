@@ -93,7 +93,7 @@ class TorchvisionOneStage(TorchvisionExportable):
         counts = [self._num_anchors * values.shape[2] * values.shape[3] for values in maps]
         levels = [
             top_candidates(*parts, threshold=model.score_thresh, limit=model.topk_candidates)
-            for parts in zip(scores.split(counts, dim=1), boxes.split(counts, dim=1), strict=True)
+            for parts in zip(torch.split(scores, counts, dim=1), torch.split(boxes, counts, dim=1), strict=True)
         ]
         found = suppressed(joined(levels), iou_threshold=model.nms_thresh, num_classes=len(self.labels))
         return self.labelled(best(found, self.num_detections))
@@ -220,7 +220,7 @@ class TorchvisionTwoStage(TorchvisionExportable):
         counts = [number * values.shape[2] * values.shape[3] for number, values in zip(num_anchors, maps, strict=True)]
         found = []
         for level, (logit, delta) in enumerate(zip(logits, deltas, strict=True)):
-            places = anchors.split(counts)[level]
+            places = torch.split(anchors, counts)[level]
             values = delta.float().unflatten(1, (num_anchors[level], 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
             boxes = clipped(decoded(rpn.box_coder, values, places), limits)
             scores = logit.float().permute(0, 2, 3, 1).flatten(1)[..., None].sigmoid()
@@ -260,7 +260,7 @@ class TorchvisionTwoStage(TorchvisionExportable):
         """(N, D, 28, 28), from 0 to 1, of the class of each detection."""
         heads = self.model.roi_heads
         features = self._extracted(heads.mask_roi_pool, maps, batch_rois(found.boxes))
-        logits = heads.mask_predictor(heads.mask_head(features)).float()
+        logits: Tensor = heads.mask_predictor(heads.mask_head(features)).float()
         logits = logits.view(*found.labels.shape, *logits.shape[1:])
         places = found.labels[..., None, None, None].expand(-1, -1, 1, *logits.shape[3:])
         return logits.gather(2, places)[:, :, 0].sigmoid()
