@@ -110,7 +110,6 @@ def main(
     with reported(verbose=verbose, quiet=quiet):
         from mtpd_train.exporter.run import ExportOptions, export_detector
 
-        precision = 'half' if half else 'int8' if int8 else 'float32'
         export_detector(
             ExportOptions(
                 run=run,
