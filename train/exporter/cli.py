@@ -59,6 +59,12 @@ _path, _folder, _file = LocalPath(), LocalPath(file_okay=False), LocalPath(dir_o
     '--calibrate', type=_folder, metavar='DIR', help="Images for --int8.  [default: the run's training images]"
 )
 @click.option('--num-calibrate', type=click.IntRange(1), default=100, help='Number of images of --calibrate.')
+@click.option(
+    '--percentile',
+    type=click.FloatRange(50, 100),
+    default=99.99,
+    help='Fraction of activations, in percent, inside the range of --int8. If AP falls, try 99.9.',
+)
 @click.option('--coco', type=_folder, help="Data set in COCO's own layout, to compare on.  [default: the run's]")
 @click.option('--split', default='val2017', help='Split of --coco.')
 @click.option('--images', type=_folder, help='Image folder, instead of --coco and --split.')

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from mtpd.export.packages import require_packages
 from mtpd.export.program import IMAGES, SIZES, Program, RawProgram
 from mtpd.export.quantisation import quantised
 from mtpd.export.record import ExportRecord, Precision, input_geometry
-from mtpd.system.console import progress_bar, say, warn
+from mtpd.system.console import say, warn
 from mtpd.system.files import sha256_bytes, sha256_file, write_output
 from mtpd.system.text import format_bytes
 from mtpd_train.data.dataset import DetectionDataset
@@ -57,6 +57,7 @@ class ExportOptions(SetOptions):
     precision: Precision
     calibrate: Path | None
     num_calibrate: int
+    percentile: float
     num_samples: int
     num_evaluate: int
     license: str | None
@@ -183,7 +184,7 @@ def _content(subject: Subject, options: ExportOptions) -> bytes:
     # What is quantised is known to be right.
     exported = open_onnx(content, name=str(options.out))
     say(_compared(subject, subject.detector.find(subject.samples), exported, options).line())
-    return quantised(content, record, _calibration(subject, options))
+    return quantised(content, record, *_calibration(subject, options), percentile=options.percentile)
 
 
 def _raw(subject: Subject, options: ExportOptions) -> bytes:
@@ -274,17 +275,22 @@ def _ap(finder: Finder, coco: CocoSet, subject: Subject) -> dict[str, float]:
     return metrics_by_name(found)
 
 
-def _calibration(subject: Subject, options: ExportOptions) -> Iterator[Mapping[str, np.ndarray]]:
-    """Inputs of some training images, one at a time where any number is taken."""
+def _calibration(subject: Subject, options: ExportOptions) -> tuple[int, Callable[[int], Mapping[str, np.ndarray]]]:
+    """Number of inputs made of training images, and how to get one."""
     folder = options.calibrate or _training_images(subject.saved.checkpoint.parent)
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f'--calibrate {folder}: has no images ({", ".join(IMAGE_SUFFIXES)}); give another folder')
-    record = subject.record
-    for path in progress_bar(spread(files, options.num_calibrate), desc='calibrate', unit='image', leave=False):
+    record, chosen = subject.record, spread(files, options.num_calibrate)
+    say(f'measuring the ranges of activations on {len(chosen)} images of {folder}')
+
+    def batch_at(number: int) -> Mapping[str, np.ndarray]:
+        path = chosen[number]
         sample = make_sample(read_image(path), image_id=0, geometry=record.geometry, view='plain')
         images, sizes = batch_of([sample], record=record, name=str(path))
-        yield {IMAGES: images, SIZES: sizes}
+        return {IMAGES: images, SIZES: sizes}
+
+    return len(chosen), batch_at
 
 
 def _training_images(folder: Path) -> Path:
