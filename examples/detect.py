@@ -24,11 +24,8 @@ def detect(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np
         offset = 0.0 if geometry.get('rounds_down') else 0.5
         new_height, new_width = int(height * factor + offset), int(width * factor + offset)
     pixels = resize(image, new_height, new_width)
-    if 'size' in record:  # a fixed size, of which the image is the upper left part
-        batch = np.zeros((1, *record['size'], 3), np.uint8)
-        batch[0, :new_height, :new_width] = pixels
-    else:
-        batch = pixels[None]
+    batch = np.zeros((1, *record.get('size', pixels.shape[:2]), 3), np.uint8)
+    batch[0, :new_height, :new_width] = pixels  # of an input of a fixed size the upper left part
     sizes = np.array([[new_height, new_width]])
     boxes, scores, labels = (one[0] for one in session.run(None, {'images': batch, 'sizes': sizes})[:3])
     found = scores > 0
@@ -49,16 +46,21 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Find objects in an image and draw them.')
-    for name in ('model', 'image'):
-        parser.add_argument(name)
-    parser.add_argument('--out', default='found.png')
+    for name, settings in (('model', {}), ('image', {}), ('--out', {'default': 'found.png'})):
+        parser.add_argument(name, **settings)
     parser.add_argument('--min-score', type=float, default=0.4)
     options = parser.parse_args()
-    picture = Image.open(options.image).convert('RGB')
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(picture := Image.open(options.image).convert('RGB'))
     for box, score, name in zip(*detect(onnxruntime.InferenceSession(options.model), np.array(picture)), strict=True):
         if score >= options.min_score:
             print(f'{name} {score:.2f} at {box.round().astype(int).tolist()}')
             draw.rectangle(box.tolist(), outline='red', width=2)
-            draw.text((box[0] + 3, box[1] + 1), f'{name} {score:.2f}', fill='red')
+            draw.text(
+                tuple(box[:2].clip(0) + 3),
+                f'{name} {score:.2f}',
+                'white',
+                font_size=16,
+                stroke_width=1,
+                stroke_fill='red',
+            )
     picture.save(options.out)
