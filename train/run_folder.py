@@ -27,6 +27,8 @@ from mtpd_train.training.saving import write_file
 STUDENT_FILE, INHERITANCE_FILE = 'student.pth', 'inheritance.txt'
 PROGRESS_FILE, METRICS_FILE, RUN_FILE = 'progress.pth', 'metrics.jsonl', 'run.json'
 DIVERGED_FILE, LOCK_FILE = 'diverged.jsonl', '.lock'
+# A line for each file that mtpd-export has made of a student, which the report shows.
+EXPORTS_FILE = 'exports.jsonl'
 LIBRARIES = (
     'mtpd', 'torch', 'torchvision', 'mmdet', 'mmengine', 'numpy', 'opencv-python', 'simplejpeg', 'pycocotools'
 )  # fmt: skip

@@ -35,10 +35,8 @@ from mtpd_train.evaluation import Finder, detect
 from mtpd_train.evaluator.detector import SavedDetector, build_student, category_ids
 from mtpd_train.evaluator.run import SetOptions, evaluation_set, saved_detector
 from mtpd_train.exporter.benchmark import benchmark
-from mtpd_train.run_folder import RUN_FILE
+from mtpd_train.run_folder import EXPORTS_FILE, RUN_FILE
 
-# In the folder of a run: a line for each export of it, which its report shows.
-EXPORTS_FILE = 'exports.jsonl'
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 CPU = torch.device('cpu')
 # Of raw outputs, relative to the largest value.

@@ -24,8 +24,8 @@ from mtpd_train.report.charts import ap_line, line_chart, run_charts
 from mtpd_train.report.feature_maps import stage_maps
 from mtpd_train.report.images import data_uri
 from mtpd_train.report.predictions import predictions
-from mtpd_train.report.run_log import RunLog, StageSummary, entries, in_percent, read_run, section, summarise
-from mtpd_train.run_folder import METRICS_FILE
+from mtpd_train.report.run_log import RunLog, StageSummary, entries, in_percent, known, read_run, section, summarise
+from mtpd_train.run_folder import EXPORTS_FILE, METRICS_FILE
 
 PAGE_FILE = 'report.html'
 SHOWN = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
@@ -75,6 +75,7 @@ def write_page(folder: Path, *, out: Path | None, num_images: int, min_score: fl
         'predictions': _attempt(detections, num_images),
         'min_score': min_score,
         'maps': {stage.number: _attempt(partial(maps, stage), num_images) for stage in run.stages},
+        'exports': exports(folder),
         'sources': cache_facts(run),
         'versions': section(run.facts, 'versions'),
         'device': run.facts.get('device', 'unknown'),
@@ -149,6 +150,60 @@ def class_rows(summaries: Sequence[StageSummary], *, kind: str) -> list[ClassRow
         changes = [None if one is None or other is None else other - one for one, other in pairwise(values)]
         rows.append(ClassRow(name, tuple(values), (None, *changes)))
     return sorted(rows, key=lambda row: [(one is None, -(one or 0.0)) for one in (row.changes[-1], row.values[-1])])
+
+
+@dataclass(frozen=True)
+class ExportRow:
+    """An exported file; latencies are medians in ms with all threads, AP changes are those of boxes in percent."""
+
+    file: str
+    precision: str
+    size: str
+    num_bytes: float | None
+    ap_change: float | None
+    torch_ms: float | None
+    file_ms: float | None
+
+
+def exports(folder: Path) -> list[ExportRow]:
+    """The files that mtpd-export has made of a run, the last of each path."""
+    path = folder / EXPORTS_FILE
+    if not path.is_file():
+        return []
+    rows = {}
+    for line in path.read_text(errors='replace').splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the end of a disk
+            continue
+        if isinstance(record, dict):
+            rows[str(record.get('file'))] = _export_row(record)
+    return list(rows.values())
+
+
+def _export_row(record: Mapping[str, Any]) -> ExportRow:
+    precision, size, ap = str(record.get('precision')), record.get('size'), section(record, 'ap')
+    runs = [one for one in entries(section(record, 'benchmark'), 'runs') if isinstance(one, Mapping)]
+    medians: dict[str, float] = {}
+    for one in sorted(runs, key=lambda one: _plain(one.get('threads')) or 0):
+        if (median := _plain(one.get('median'))) is not None:
+            medians[str(one.get('runtime'))] = 1000 * median
+    before, after = _plain(ap.get('float32 box/AP')), _plain(ap.get(f'{precision} box/AP'))
+    is_fixed = isinstance(size, list) and len(size) == 2
+    return ExportRow(
+        file=str(record.get('file')),
+        precision=precision + (', raw' if record.get('raw') else ''),
+        size=f'{size[1]} x {size[0]} px' if is_fixed and isinstance(size, list) else 'any',
+        num_bytes=_plain(record.get('bytes')),
+        ap_change=None if before is None or after is None else 100 * (after - before),
+        torch_ms=medians.get('PyTorch'),
+        file_ms=medians.get('ONNX Runtime'),
+    )
+
+
+def _plain(value: Any) -> float | None:
+    """A number of a file; None for what is none, or not known."""
+    return known(value) if isinstance(value, int | float) else None
 
 
 def cache_facts(run: RunLog) -> list[tuple[str, dict[str, str]]]:
