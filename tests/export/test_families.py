@@ -1,5 +1,6 @@
 """An exported file of each family finds what its detector finds, in ONNX Runtime and as a graph of PyTorch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,7 @@ from tiny_hf import make_folder
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 SMALL = (320, 192)
 # Reference -> scale of its images; None: its own size.
-QUICK: dict[str, tuple[int, int] | None] = {
-    str(CONFIGS / 'retinanet_tiny.py'): (192, 128),
-    str(CONFIGS / 'faster_rcnn_tiny.py'): (192, 128),
-}
+QUICK: dict[str, tuple[int, int] | None] = {str(CONFIGS / 'faster_rcnn_tiny.py'): (192, 128)}
 SLOW: dict[str, tuple[int, int] | None] = {
     **dict.fromkeys(
         (
@@ -128,8 +126,6 @@ def require_same(reference: str, scale: tuple[int, int] | None, real: Path | Non
 @pytest.fixture(scope='module')
 def real() -> Path | None:
     """The folder of real images; None: there is none, and noise does."""
-    import os
-
     folder = Path(os.environ.get('MTPD_REAL_DATA', CONFIGS.parents[2] / 'shared' / 'real'))
     return folder if (folder / 'coco_mini').is_dir() else None
 
@@ -139,7 +135,9 @@ def test_tiny_detectors(reference: str) -> None:
     require_same(reference, QUICK[reference], None)
 
 
-@pytest.mark.parametrize('model_type', ['rt_detr', 'rt_detr_v2', 'd_fine'])
+@pytest.mark.parametrize(
+    'model_type', ['rt_detr_v2', *(pytest.param(one, marks=pytest.mark.slow) for one in ('rt_detr', 'd_fine'))]
+)
 def test_transformers(model_type: str, tmp_path: Path) -> None:
     require_same(f'hf:{make_folder(tmp_path / model_type, model_type)}', None, None)
 
@@ -188,7 +186,8 @@ def test_settings_that_are_not_exported_are_refused(changes: dict[str, object], 
         detector.exportable()
 
 
-def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_fixed_batch_is_filled_up() -> None:
     detector, samples = built(str(CONFIGS / 'retinanet_tiny.py'), (192, 128), images(None))
     record = record_of(detector, batch=2)
     program = Program(detector.exportable(), detector.preprocessing)

@@ -34,7 +34,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
     height = min(one[3], other[3]) - max(one[1], other[1])
     shared = max(width, 0) * max(height, 0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return shared / (sum(areas) - shared)
+    return float(shared / (sum(areas) - shared))
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -84,11 +84,8 @@ def test_top_candidates(limit: int) -> None:
     found = top_candidates(scores, boxes, threshold=0.5, limit=limit, factors=factors)
     assert found.scores.shape == (2, limit)
     for image in range(2):
-        wanted = sorted(
-            ((float(scores[image, place, label]), place, label) for place in range(6) for label in range(4)),
-            reverse=True,
-        )
-        wanted = [one for one in wanted if one[0] > 0.5][:limit]
+        pairs = [(float(scores[image, place, label]), place, label) for place in range(6) for label in range(4)]
+        wanted = [one for one in sorted(pairs, reverse=True) if one[0] > 0.5][:limit]
         count = int((found.scores[image] > NONE).sum())
         assert count == len(wanted)
         for number, (score, place, label) in enumerate(wanted):

@@ -2,13 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from mtpd.data.images import read_image
 from mtpd.errors import InputError
 from mtpd.export.exported import open_onnx, open_torch
 from mtpd_train.evaluator.cli import main as eval_main
@@ -104,7 +105,10 @@ def test_outputs_are_sorted_and_filled_up(file: Path) -> None:
 def test_the_example_needs_no_torch(student: Path, file: Path, tmp_path: Path) -> None:
     data = Path(json.loads((student / 'run.json').read_text())['stages']['1']['data']['coco'])
     image = min((data / 'val2017').iterdir())
-    program = f'import sys, runpy; sys.modules["torch"] = None; sys.argv = sys.argv[1:]; runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")'
+    program = (
+        'import sys, runpy; sys.modules["torch"] = None; sys.argv = sys.argv[1:]; '
+        'runpy.run_path(sys.argv[0], run_name="__main__")'
+    )
     arguments = [str(EXAMPLE), str(file), str(image), '--out', str(tmp_path / 'found.png'), '--min-score', '0.05']
     output = subprocess.run(
         [sys.executable, '-c', program, *arguments], capture_output=True, text=True, check=True, timeout=120
@@ -118,9 +122,9 @@ def test_the_example_needs_no_torch(student: Path, file: Path, tmp_path: Path) -
     assert len(output) == len(wanted) > 0
     best = max(wanted, key=lambda one: one['score'])
     assert output[0].startswith(f'{names[best["category_id"]]} {best["score"]:.2f}'[:-1])
-    drawn, plain = cv2.imread(str(tmp_path / 'found.png')), cv2.imread(str(image))
+    drawn, plain = read_image(tmp_path / 'found.png'), read_image(image)
     assert drawn.shape == plain.shape
-    assert (drawn != plain).any()
+    assert not np.array_equal(drawn, plain)
 
 
 def test_the_report_shows_the_export(student: Path, file: Path, tmp_path: Path) -> None:
@@ -173,8 +177,6 @@ def test_other_classes_are_refused(file: Path, tmp_path: Path, synthetic_set: Pa
     ],
 )
 def test_options_of_other_detectors_are_refused(option: Sequence[str], words: str, file: Path) -> None:
-    import re
-
     assert re.search(words, failed(eval_main, file, *option))
 
 
