@@ -160,7 +160,7 @@ def test_completion(program: str) -> None:
         ('mtpd-extract --teacher my_', 'file,my_'),
         ('mtpd-cache fidelity cache/r101 --teacher r10', 'plain,r101'),
         ('mtpd-eval --model r10', 'plain,r101'),
-        ('mtpd-eval ru', 'dir,ru'),
+        ('mtpd-eval ru', 'file,ru'),
         ('mtpd-report ru', 'dir,ru'),
         ('mtpd-report comp', 'plain,compare'),
         ('mtpd-report runs/mine --min', 'plain,--min-score'),

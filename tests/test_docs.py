@@ -145,7 +145,7 @@ def test_options_in_the_text__exist(page: Path) -> None:
         if not code.startswith(('--', 'mtpd-', 'torchrun', 'scripts/')):
             continue
         found = PROGRAM.match(code)
-        options = re.findall(r'(?<!\S)--[a-z][a-z-]*', code)
+        options = re.findall(r'(?<!\S)--[a-z][a-z0-9-]*', code)
         assert set(options) <= ((by_program[found[1]] | {'--help'}) if found else known), code
 
 

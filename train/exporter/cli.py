@@ -15,6 +15,7 @@ EXAMPLES = examples(
     'mtpd-export runs/progressive --out student.pt2 --format torch',
     'mtpd-export runs/progressive --out heads.onnx --raw --size 416x416',
     'mtpd-export --model hf:my_detector --coco data/coco --out detector.onnx',
+    'eval "$(_MTPD_EXPORT_COMPLETE=bash_source mtpd-export)"   # completion; also zsh_source, fish_source',
 )
 
 _path, _folder, _file = LocalPath(), LocalPath(file_okay=False), LocalPath(dir_okay=False)
