@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mtpd.errors import InputError
 from mtpd.heads.postprocessing import Candidates
 
 # How masks of boxes become masks of images: as mmdet or as torchvision does.
@@ -46,13 +47,13 @@ class Exportable(nn.Module, ABC):
         `limits` (N, 2) are the height and width that boxes are clipped to, px.
         """
 
-    @abstractmethod
     def raw(self, images: Tensor) -> Mapping[str, Tensor]:
-        """The outputs of its heads for images (N, 3, H, W), by name."""
+        """The outputs of its heads for images (N, 3, H, W), by name. InputError where boxes need more than these."""
+        raise InputError('--raw: a two-stage detector has no raw outputs: its boxes need those of the first stage')
 
-    @abstractmethod
     def raw_record(self) -> Mapping[str, Any]:
-        """What boxes and scores are computed with from `raw`: plain values."""
+        """What boxes and scores are computed with from `raw`: plain values. InputError as `raw`."""
+        return self.raw(torch.empty(0))
 
     def tracing(self) -> AbstractContextManager[None]:
         """For the time in which its graph is recorded."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mtpd.detectors.exportable import Exportable
 from mtpd.detectors.of_mmdet.selection import Selection, read_selection, require_keys
-from mtpd.errors import InputError
 from mtpd.heads.postprocessing import (
     Candidates,
     best,
@@ -210,11 +209,9 @@ def _decode_points(head: Any, level: int, priors: Tensor, predictions: Tensor) -
 
 
 def _deform_conv(layer: Any, values: Tensor, offset: Tensor) -> Tensor:
-    """mmcv's `DeformConv2d.forward` by torchvision's operator."""
+    """mmcv's `DeformConv2d.forward` by torchvision's operator, which needs no padding of maps smaller than its kernel."""
     from torchvision.ops import deform_conv2d
 
-    if min(values.shape[-2:]) < max(layer.kernel_size):
-        raise InputError('the input is smaller than the deformable convolution of RepPoints; export a larger --size')
     found: Tensor = deform_conv2d(
         values, offset, layer.weight, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
     )

@@ -3,7 +3,6 @@
 N images, P proposals, C classes, D detections.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -94,14 +93,6 @@ class TwoStage(Exportable):
         scores = torch.where(kept, scores, NONE)
         found = best(Candidates(boxes, scores, labels.flatten(1)), self.num_detections)
         return found, self._masks(maps, found) if self.paste else None
-
-    def raw(self, images: Tensor) -> Mapping[str, Tensor]:
-        """Refused: its second stage needs the proposals that suppression leaves."""
-        raise InputError('a two-stage detector has no raw outputs: its boxes need those of the first stage')
-
-    def raw_record(self) -> Mapping[str, Any]:
-        """As `raw`."""
-        raise InputError('a two-stage detector has no raw outputs: its boxes need those of the first stage')
 
     def _proposals(self, maps: list[Tensor], limits: Tensor) -> Candidates:
         head, selection = self.model.rpn_head, self.proposal_selection

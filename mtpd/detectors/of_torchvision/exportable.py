@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mtpd.detectors.exportable import Exportable
-from mtpd.errors import InputError
 from mtpd.heads.postprocessing import (
     NONE,
     Candidates,
@@ -203,14 +202,6 @@ class TorchvisionTwoStage(TorchvisionExportable):
         candidates = Candidates(boxes.flatten(1, 2), torch.where(kept, scores, NONE).flatten(1), labels.flatten(1))
         found = best(candidates, self.num_detections)
         return self.labelled(found, self._masks(maps, found) if self.paste else None)
-
-    def raw(self, images: Tensor) -> Mapping[str, Tensor]:
-        """Refused: its second stage needs the proposals that suppression leaves."""
-        raise InputError('a two-stage detector has no raw outputs: its boxes need those of the first stage')
-
-    def raw_record(self) -> Mapping[str, Any]:
-        """As `raw`."""
-        raise InputError('a two-stage detector has no raw outputs: its boxes need those of the first stage')
 
     def _proposals(self, images: Tensor, maps: Sequence[Tensor], limits: Tensor) -> Candidates:
         rpn = self.model.rpn
