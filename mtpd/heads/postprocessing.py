@@ -149,14 +149,24 @@ def nms_by_torchvision(boxes: Tensor, scores: Tensor, iou_threshold: float) -> T
     """`nms` by torchvision's operator: groups are moved apart, in float64, where that loses nothing."""
     import torchvision  # noqa: F401  registers torch.ops.torchvision
 
-    num_groups = scores.shape[1]
+    num_groups, num_places = scores.shape[1:]
     batch, group, place = (scores > NONE).nonzero().unbind(1)
     found, ranks = boxes[batch, place].double(), scores[batch, group, place].double()
-    span = (boxes.max() - boxes.min()).double() + 1
+    lowest = boxes.min().double()
+    span = boxes.max().double() - lowest + 1
     moved = found + ((batch * num_groups + group).double() * span)[:, None]
-    kept = torch.ops.torchvision.nms(moved, ranks, iou_threshold)
+    # Graphs are recorded as if two boxes at least were kept: two that are far from all others, and the last ones.
+    corners = (lowest - torch.arange(1, 3, device=boxes.device)[:, None] * 4).expand(2, 2)
+    far = torch.cat([corners, corners + 1], dim=1)
+    kept = torch.ops.torchvision.nms(
+        torch.cat([moved, far]), torch.cat([ranks, found.new_full((2,), 2 * NONE)]), iou_threshold
+    )
+    num_all = scores.shape[0] * num_groups * num_places
+    slots = (batch * num_groups + group) * num_places + place
+    slots = torch.cat([slots, num_all + torch.arange(2, device=boxes.device)])[kept]
     # Not in place, so that it can be recorded.
-    return torch.zeros_like(scores).index_put((batch[kept], group[kept], place[kept]), scores.new_ones(())) > 0
+    result = scores.new_zeros(num_all + 2).index_put((slots,), scores.new_ones(()))
+    return result[:num_all].view(scores.shape) > 0
 
 
 def _of_boxes(places: Tensor) -> Tensor:

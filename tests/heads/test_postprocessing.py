@@ -128,3 +128,20 @@ def test_rois_of_each_level() -> None:
     for number, (roi, level) in enumerate(zip(rois, levels.tolist(), strict=True)):
         wanted = roi_align(maps[level], roi[None], 3, 1 / (4, 8)[level], 0, True)[0]
         assert torch.equal(found[number], wanted)
+
+
+class _Suppression(torch.nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        return nms(boxes, scores, 0.5)
+
+
+def test_a_recorded_graph_takes_any_number_of_candidates() -> None:
+    """Also none and one, which PyTorch's recording takes for special."""
+    boxes, many = random_boxes(2, 6), torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(4))
+    graph = torch.export.export(_Suppression(), (boxes, many), strict=False)
+    plain = graph.run_decompositions({torch.ops.mtpd.nms.default: nms_by_torchvision})
+    assert 'mtpd' not in str(plain.graph)
+    one = torch.full_like(many, NONE)
+    one[1, 2, 3] = 0.5
+    for scores in (many, one, torch.full_like(many, NONE)):
+        assert torch.equal(plain.module()(boxes, scores), nms(boxes, scores, 0.5))

@@ -209,7 +209,7 @@ def _decode_points(head: Any, level: int, priors: Tensor, predictions: Tensor) -
 
 
 def _deform_conv(layer: Any, values: Tensor, offset: Tensor) -> Tensor:
-    """mmcv's `DeformConv2d.forward` by torchvision's operator, which needs no padding of maps smaller than its kernel."""
+    """mmcv's `DeformConv2d.forward` by torchvision's operator, which takes maps smaller than its kernel as they are."""
     from torchvision.ops import deform_conv2d
 
     found: Tensor = deform_conv2d(
