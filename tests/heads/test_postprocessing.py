@@ -14,6 +14,7 @@ from mtpd.heads.postprocessing import (
     cleared,
     clipped,
     nms,
+    nms_by_torchvision,
     suppressed,
     top_candidates,
     without_small,
@@ -132,7 +133,8 @@ def test_rois_of_each_level() -> None:
 
 class _Suppression(torch.nn.Module):
     def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        return nms(boxes, scores, 0.5)
+        kept: Tensor = nms(boxes, scores, 0.5)
+        return kept
 
 
 def test_a_recorded_graph_takes_any_number_of_candidates() -> None:
