@@ -137,6 +137,7 @@ class _Suppression(torch.nn.Module):
         return kept
 
 
+@pytest.mark.filterwarnings('ignore:`create_unbacked_symint')  # in torchvision itself
 def test_a_recorded_graph_takes_any_number_of_candidates() -> None:
     """Also none and one, which PyTorch's recording takes for special."""
     boxes, many = random_boxes(2, 6), torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(4))
