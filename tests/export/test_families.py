@@ -25,8 +25,8 @@ from tiny_hf import make_folder
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 SMALL = (320, 192)
 # Reference -> scale of its images; None: its own size.
-QUICK: dict[str, tuple[int, int] | None] = {str(CONFIGS / 'faster_rcnn_tiny.py'): (192, 128)}
-SLOW: dict[str, tuple[int, int] | None] = {
+DETECTORS: dict[str, tuple[int, int] | None] = {
+    str(CONFIGS / 'faster_rcnn_tiny.py'): (192, 128),
     **dict.fromkeys(
         (
             'retinanet_r18_fpn_1x_coco', 'fcos_r50-caffe_fpn_gn-head_1x_coco', 'atss_r50_fpn_1x_coco',
@@ -130,11 +130,6 @@ def real() -> Path | None:
     return folder if (folder / 'coco_mini').is_dir() else None
 
 
-@pytest.mark.parametrize('reference', QUICK, ids=lambda one: Path(one).stem)
-def test_tiny_detectors(reference: str) -> None:
-    require_same(reference, QUICK[reference], None)
-
-
 @pytest.mark.parametrize(
     'model_type', ['rt_detr_v2', *(pytest.param(one, marks=pytest.mark.slow) for one in ('rt_detr', 'd_fine'))]
 )
@@ -143,9 +138,9 @@ def test_transformers(model_type: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('reference', SLOW)
-def test_published_detectors(reference: str, real: Path | None) -> None:
-    require_same(reference, SLOW[reference], real)
+@pytest.mark.parametrize('reference', DETECTORS, ids=lambda one: Path(one).stem)
+def test_detectors(reference: str, real: Path | None) -> None:
+    require_same(reference, DETECTORS[reference], real)
 
 
 @pytest.mark.slow
