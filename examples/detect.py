@@ -1,6 +1,4 @@
-"""Finds objects in an image with a file that `mtpd-export` has written, and draws them.
-
-    python detect.py student.onnx image.jpg --out found.png --min-score 0.4
+"""Finds objects in an image by a file of `mtpd-export`: python detect.py student.onnx image.jpg --out found.png
 
 Needs numpy, onnxruntime and, to read and draw images, Pillow; neither PyTorch nor mtpd.
 """
@@ -46,21 +44,16 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Find objects in an image and draw them.')
-    for name, settings in (('model', {}), ('image', {}), ('--out', {'default': 'found.png'})):
-        parser.add_argument(name, **settings)
+    parser.add_argument('model')
+    parser.add_argument('image')
+    parser.add_argument('--out', default='found.png')
     parser.add_argument('--min-score', type=float, default=0.4)
     options = parser.parse_args()
     draw = ImageDraw.Draw(picture := Image.open(options.image).convert('RGB'))
     for box, score, name in zip(*detect(onnxruntime.InferenceSession(options.model), np.array(picture)), strict=True):
         if score >= options.min_score:
-            print(f'{name} {score:.2f} at {box.round().astype(int).tolist()}')
+            text = f'{name} {score:.2f}'
+            print(f'{text} at {box.round().astype(int).tolist()}')
             draw.rectangle(box.tolist(), outline='red', width=2)
-            draw.text(
-                tuple(box[:2].clip(0) + 3),
-                f'{name} {score:.2f}',
-                'white',
-                font_size=16,
-                stroke_width=1,
-                stroke_fill='red',
-            )
+            draw.text(tuple(box[:2].clip(0) + 3), text, 'white', font_size=16, stroke_width=1, stroke_fill='red')
     picture.save(options.out)
