@@ -188,7 +188,9 @@ class Detector(ABC):
 
     def exportable(self) -> Exportable:
         """Its network as it is exported, with the same weights. InputError for one that cannot be."""
-        raise InputError(f'{self.name}: its family has no export; choose a detector of mmdet, torchvision or hf')
+        raise InputError(
+            f'{self.name}: has no export; choose a detector of mmdet, torchvision or hf, or define its `exportable`'
+        )
 
     def part_of(self, name: str) -> str:
         """Which of PARTS a tensor, a parameter or a module with this dotted name belongs to."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from mtpd.detectors.detector import Detections
 from mtpd.detectors.preprocessing import Preprocessing
 from mtpd.detectors.samples import Sample
-from mtpd.errors import InputError
+from mtpd.errors import InputError, MtpdError
 from mtpd.export.masks import pasted
 from mtpd.export.packages import require_packages
 from mtpd.export.program import BOXES, IMAGES, LABELS, MASKS, SCORES, SIZES
@@ -122,6 +122,8 @@ def open_session(source: Path | bytes, *, name: str, threads: int | None = None)
             source if isinstance(source, bytes) else str(source), options, providers=['CPUExecutionProvider']
         )
         text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    except MtpdError:
+        raise
     # Its errors share no class but Exception.
     except Exception as error:
         reason = ' '.join(str(error).split())[:200]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtpd.errors import InputError
+from mtpd.errors import InputError, MtpdError
 from mtpd.export.packages import require_packages
 from mtpd.export.program import Program, RawProgram
 from mtpd.export.record import KEY, ExportRecord
@@ -37,7 +37,7 @@ def recorded(program: Program | RawProgram, example: Sequence[Tensor], *, batch:
     try:
         with program.tracing(), quiet(), torch.no_grad():
             return torch.export.export(program, tuple(example), dynamic_shapes=(*shapes,), strict=False)
-    except InputError:
+    except MtpdError:
         raise
     # What a network does that cannot be recorded raises any error.
     except Exception as error:
@@ -73,6 +73,9 @@ def onnx_bytes(
                 custom_translation_table=translations,
                 verbose=False,
             )
+    except MtpdError:
+        raise
+    # Its errors share no class but Exception.
     except Exception as error:
         raise InputError(f'the detector has no ONNX: {_one_line(error)}; export it with --format torch') from error
     assert program is not None

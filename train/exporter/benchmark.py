@@ -27,16 +27,27 @@ NUM_RUNS, NUM_WARM = 30, 5
 
 
 def benchmark(
-    saved: SavedDetector, detector: Detector, sample: Sample, file: Path, record: ExportRecord
+    saved: SavedDetector,
+    detector: Detector,
+    sample: Sample,
+    file: Path,
+    record: ExportRecord,
+    *,
+    trust_checkpoint: bool,
 ) -> dict[str, Any]:
-    """Prints a table, and returns its numbers: seconds and bytes by runtime and threads."""
+    """Prints a table, and returns its numbers: seconds and bytes by runtime and threads.
+
+    With `trust_checkpoint` the file of the weights may hold more than tensors.
+    """
     images, sizes = batch_of([sample], record=record, name=str(file))
     num_cores = len(os.sched_getaffinity(0))
     found: dict[tuple[str, int], Measured] = {}
     # By turns, so that what else the machine does meets both.
     for threads in sorted({1, num_cores}):
         say(f'measuring {NUM_RUNS} images with {threads} thread{"s" if threads > 1 else ""}')
-        found['PyTorch', threads] = _alone(_measure_torch, saved, detector.preprocessing, sample, threads)
+        found['PyTorch', threads] = _alone(
+            _measure_torch, saved, detector.preprocessing, sample, threads, trust_checkpoint
+        )
         found['ONNX Runtime', threads] = _alone(measure_onnx, file, images, sizes, threads, NUM_WARM, NUM_RUNS)
     parameters = sum(one.numel() for one in detector.module.parameters())
     with FlopCounterMode(display=False) as counter:
@@ -69,7 +80,15 @@ def _alone(function: Callable[..., Measured], *arguments: Any) -> Measured:
         return pool.submit(function, *arguments).result()
 
 
-def _measure_torch(saved: SavedDetector, preprocessing: Preprocessing, sample: Sample, threads: int) -> Measured:
+def _measure_torch(
+    saved: SavedDetector, preprocessing: Preprocessing, sample: Sample, threads: int, trust_checkpoint: bool
+) -> Measured:
     torch.set_num_threads(threads)
-    detector, _ = build_student(saved, torch.device('cpu'), preprocessing=preprocessing, with_levels=True)
+    detector, _ = build_student(
+        saved,
+        torch.device('cpu'),
+        preprocessing=preprocessing,
+        trust_checkpoint=trust_checkpoint,
+        with_levels=True,
+    )
     return measure(lambda: detector.find([sample]), NUM_WARM, NUM_RUNS)

@@ -101,7 +101,14 @@ def export_detector(options: ExportOptions) -> None:
     if options.precision != 'float32' and not options.raw and options.num_evaluate:
         facts['ap'] = _precision_loss(subject, _opened(content, options), options)
     if options.benchmark:
-        facts['benchmark'] = benchmark(subject.saved, subject.detector, subject.samples[0], options.out, subject.record)
+        facts['benchmark'] = benchmark(
+            subject.saved,
+            subject.detector,
+            subject.samples[0],
+            options.out,
+            subject.record,
+            trust_checkpoint=options.trust_checkpoint,
+        )
     _note_in_run(subject.saved.checkpoint, facts)
 
 
@@ -157,10 +164,12 @@ def _subject(options: ExportOptions) -> Subject:
 
 
 def _network_name(saved: SavedDetector, detector: Detector) -> str:
-    """The name of a detector without the place of its run."""
-    if saved.definition.record is not None:
-        return saved.definition.record.detector
-    return type(detector.module).__name__ if Path(saved.definition.name).exists() else saved.definition.name
+    """The name of a detector, or of its network for one that is named by its place on this machine."""
+    record = saved.definition.record
+    name = saved.definition.name if record is None else record.detector
+    place = Path(name.partition(':')[2] or name)
+    is_local = any(path.is_absolute() or path.exists() for path in (Path(name), place))
+    return type(detector.module).__name__ if is_local or '.py' in name else name
 
 
 def _content(subject: Subject, options: ExportOptions) -> bytes:
