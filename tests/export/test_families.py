@@ -1,7 +1,7 @@
 """An exported file of each family finds what its detector finds, in ONNX Runtime and as a graph of PyTorch."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mtpd.detectors.references import define_detector
 from mtpd.detectors.samples import Sample, make_sample
 from mtpd.errors import InputError
 from mtpd.export.comparison import compare
-from mtpd.export.exported import batch_of, open_onnx, open_torch
+from mtpd.export.exported import ExportedDetector, batch_of, open_onnx, open_torch
 from mtpd.export.formats import OPSET, onnx_bytes, recorded, torch_bytes
 from mtpd.export.program import Program
 from mtpd.export.record import ExportRecord, input_geometry
@@ -70,11 +70,14 @@ def images(real: Path | None) -> list[np.ndarray]:
 
 
 def built(
-    reference: str, scale: tuple[int, int] | None, pictures: Sequence[np.ndarray]
+    reference: str,
+    scale: tuple[int, int] | None,
+    pictures: Sequence[np.ndarray],
+    changes: Mapping[str, object] | None = None,
 ) -> tuple[Detector, list[Sample]]:
     """A lively detector at the geometry of an export, and samples."""
     torch.manual_seed(0)
-    definition = define_detector(reference)
+    definition = define_detector(reference, changes)
     preprocessing, _ = definition.preprocessing(scale=scale)
     preprocessing = replace(preprocessing, geometry=input_geometry(preprocessing.geometry, None))
     detector = definition.build(preprocessing)
@@ -184,6 +187,33 @@ def test_settings_that_are_not_exported_are_refused(changes: dict[str, object], 
     detector = definition.build(definition.preprocessing()[0], with_levels=False)
     with pytest.raises(InputError, match=words):
         detector.exportable()
+
+
+@pytest.mark.parametrize(
+    ('config', 'changes'),
+    [
+        ('retinanet_tiny', {'test_cfg': {'nms': {'class_agnostic': True}}}),
+        ('retinanet_tiny', {'bbox_head': {'loss_cls': {'_delete_': True, 'type': 'CrossEntropyLoss'}}}),
+        ('retinanet_tiny', {'test_cfg': {'score_thr': 0.3, 'max_per_img': 7, 'nms_pre': 20}}),
+        ('faster_rcnn_tiny', {'test_cfg': {'rcnn': {'nms': {'class_agnostic': True}}}}),
+        ('faster_rcnn_tiny', {'test_cfg': {'rcnn': {'score_thr': 0.2}, 'rpn': {'max_per_img': 9}}}),
+        ('faster_rcnn_tiny', {'roi_head': {'bbox_head': {'reg_class_agnostic': True}}}),
+    ],
+)
+def test_settings_that_change_the_boxes(config: str, changes: dict[str, object]) -> None:
+    """The graph before it is recorded."""
+    detector, samples = built(str(CONFIGS / f'{config}.py'), (192, 128), images(None), changes)
+    network = detector.exportable()
+    program = Program(network, detector.preprocessing).eval()
+
+    @torch.no_grad()
+    def run(images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        return [one.numpy() for one in program(torch.from_numpy(images), torch.from_numpy(sizes))]
+
+    found = ExportedDetector('graph', record_of(detector), run).find(samples)
+    expected = detector.find(samples)
+    assert sum(len(one.scores) for one in expected) > 5
+    assert compare(expected, found, iou_threshold=0.5, limit=network.num_detections).failure() is None
 
 
 @pytest.mark.slow

@@ -111,7 +111,12 @@ class TwoStage(Exportable):
             found.append(without_small(one, above=0) if selection.is_small_dropped else one)
         # Levels as images of a batch, as many candidates each.
         boxes, scores, labels = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
-        kept = nms(boxes.flatten(0, 1), scores.flatten(0, 1)[:, None], selection.iou_threshold).view(scores.shape)
+        # mmdet moves levels apart by the largest coordinate. Of thousands of proposals some overlap so nearly by the
+        # threshold that the rounding of that decides, so it is done here too.
+        largest = torch.where(scores > NONE, boxes.amax(dim=3), 0.0).amax(dim=(1, 2))
+        offsets = torch.arange(len(found), device=boxes.device) * (largest[:, None] + 1)
+        moved = (boxes + offsets[..., None, None]).flatten(0, 1)
+        kept = nms(moved, scores.flatten(0, 1)[:, None], selection.iou_threshold).view(scores.shape)
         candidates = Candidates(boxes.flatten(1, 2), torch.where(kept, scores, NONE).flatten(1), labels.flatten(1))
         return best(candidates, self.proposal_selection.num_detections)
 
