@@ -13,9 +13,9 @@ from mtpd.detectors.detector import Detections
 MAX_SCORE_ERROR, MAX_BOX_ERROR = 1e-4, 0.05
 # Of a mask's pixels, how many may differ.
 MAX_MASK_ERROR = 1e-3
-# Libraries move the classes apart by up to 100,000 px for their suppression, which rounds the corners of boxes to 1/128
-# px, and so their overlaps.
-IOU_ROUNDING, CORNER_ROUNDING = 0.005, 1 / 128
+# Libraries move the classes apart for their suppression, by the largest coordinate each, which rounds corners to
+# float32, and so overlaps.
+IOU_ROUNDING, FLOAT32 = 1e-4, 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def _compare_image(
     ):
         is_full = len(other.scores) >= limit
         for place in sorted(set(range(len(own.scores))) - set(own_paired.tolist())):
-            if _is_rounded(own, place, other, other_paired, iou_threshold=iou_threshold, is_full=is_full):
+            if _is_rounded(
+                own, place, other, other_paired, iou_threshold=iou_threshold, box_error=box_error, is_full=is_full
+            ):
                 num_rounded += 1
             elif unexplained is None:
                 box = ', '.join(f'{value:.1f}' for value in own.boxes[place].tolist())
@@ -131,12 +133,19 @@ def _pairs(expected: Detections, found: Detections) -> list[tuple[int, int]]:
 
 
 def _is_rounded(
-    own: Detections, place: int, other: Detections, paired: Tensor, *, iou_threshold: float | None, is_full: bool
+    own: Detections,
+    place: int,
+    other: Detections,
+    paired: Tensor,
+    *,
+    iou_threshold: float | None,
+    box_error: float,
+    is_full: bool,
 ) -> bool:
     """Whether a detection without counterpart is due to rounding.
 
     Either it would be among the last ones of a full list, or a better box of the other list suppresses it there, which
-    its own list has not, or by an overlap that rounding decides.
+    its own list has not, or by an overlap that rounding, or the `box_error` of others in px, decides.
     """
     score = own.scores[place]
     if is_full and score <= other.scores.min() + MAX_SCORE_ERROR:
@@ -145,8 +154,10 @@ def _is_rounded(
         return False
     overlaps = box_iou(own.boxes[place, None], other.boxes)[0]
     better = (other.labels == own.labels[place]) & (other.scores >= score - MAX_SCORE_ERROR)
-    sides = (own.boxes[place, 2:] - own.boxes[place, :2]).clamp(min=CORNER_ROUNDING)
-    is_near = (overlaps - iou_threshold).abs() <= IOU_ROUNDING + float((2 * CORNER_ROUNDING / sides).sum())
+    moved = float(own.labels[place] + 1) * float(torch.cat([own.boxes, other.boxes]).max() + 1)
+    corner_error = moved * FLOAT32 + min(box_error, MAX_BOX_ERROR)
+    sides = (own.boxes[place, 2:] - own.boxes[place, :2]).clamp(min=corner_error)
+    is_near = (overlaps - iou_threshold).abs() <= IOU_ROUNDING + float((4 * corner_error / sides).sum())
     is_alone = torch.ones(len(other.scores), dtype=torch.bool)
     is_alone[paired] = False
     return bool((better & (is_near | (is_alone & (overlaps > iou_threshold)))).any())
