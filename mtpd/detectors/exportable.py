@@ -49,7 +49,9 @@ class Exportable(nn.Module, ABC):
 
     def raw(self, images: Tensor) -> Mapping[str, Tensor]:
         """The outputs of its heads for images (N, 3, H, W), by name. InputError where boxes need more than these."""
-        raise InputError('--raw: a two-stage detector has no raw outputs: its boxes need those of the first stage')
+        raise InputError(
+            '--raw: the detector has no raw outputs, as two-stage detectors: its boxes need more than its heads give'
+        )
 
     def raw_record(self) -> Mapping[str, Any]:
         """What boxes and scores are computed with from `raw`: plain values. InputError as `raw`."""

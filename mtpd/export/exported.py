@@ -86,13 +86,12 @@ def batch_of(samples: Sequence[Sample], *, record: ExportRecord, name: str) -> t
     return images, np.concatenate([sizes, missing])
 
 
-def open_onnx(source: Path | bytes, *, name: str, threads: int | None = None) -> ExportedDetector:
+def open_onnx(source: Path | bytes, *, name: str) -> ExportedDetector:
     """An ONNX file, or its content, in ONNX Runtime on the CPU.
 
-    `threads` compute; None: as many as there are cores. InputError for a file that `mtpd-export` did not write, or
-    whose outputs are raw.
+    InputError for a file that `mtpd-export` did not write, or whose outputs are raw.
     """
-    session, record = open_session(source, name=name, threads=threads)
+    session, record = open_session(source, name=name)
     if record.raw is not None:
         raise InputError(f'{name}: has the raw outputs of the heads, no boxes; export it without --raw')
     outputs = [BOXES, SCORES, LABELS, *([MASKS] if record.paste else [])]
@@ -108,15 +107,13 @@ def open_onnx(source: Path | bytes, *, name: str, threads: int | None = None) ->
     return ExportedDetector(name, record, run)
 
 
-def open_session(source: Path | bytes, *, name: str, threads: int | None = None) -> tuple[Any, ExportRecord]:
+def open_session(source: Path | bytes, *, name: str) -> tuple[Any, ExportRecord]:
     """ONNX Runtime's session of a file, and its record."""
     require_packages('onnxruntime')
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are for its authors
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(
             source if isinstance(source, bytes) else str(source), options, providers=['CPUExecutionProvider']

@@ -89,6 +89,24 @@ def best(candidates: Candidates, limit: int) -> Candidates:
     return Candidates(boxes.gather(1, _of_boxes(places)), found, labels.gather(1, places))
 
 
+def best_of_groups(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, iou_threshold: float, limit: int, moved: Tensor | None = None
+) -> Candidates:
+    """The `limit` best of an image that are not suppressed by a better one of their group, such as a level or a class.
+
+    Args:
+        boxes, scores, labels: (N, G, K, 4), (N, G, K) and (N, G, K) of each group.
+        iou_threshold: overlap from which a box is suppressed.
+        limit: how many are kept.
+        moved: boxes to compute overlaps with; None: the boxes.
+    """
+    compared = boxes if moved is None else moved
+    # As images of a batch: each group has boxes of its own.
+    kept = nms(compared.flatten(0, 1), scores.flatten(0, 1)[:, None], iou_threshold).view(scores.shape)
+    scores = torch.where(kept, scores, NONE)
+    return best(Candidates(boxes.flatten(1, 2), scores.flatten(1), labels.flatten(1)), limit)
+
+
 def cleared(candidates: Candidates) -> Candidates:
     """Detections as an exported file gives them: box 0, score 0 and label -1 where there is none."""
     boxes, scores, labels = candidates

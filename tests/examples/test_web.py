@@ -179,7 +179,7 @@ def write_detector(folder: Path, image: Path, *, size: Size | None, batch: int |
     content = onnx_bytes(graph, example, record, inputs=program.input_names, outputs=program.output_names)
     (folder / 'student.onnx').write_bytes(content)
     (folder / 'student.json').write_text(record.text())
-    (found,) = open_onnx(content, name='file', threads=1).find([sample])
+    (found,) = open_onnx(content, name='file').find([sample])
     values = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
     return [(CLASSES[label], score, box) for label, score, box in values]
 

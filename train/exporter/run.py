@@ -134,12 +134,11 @@ def _subject(options: ExportOptions) -> Subject:
     network = detector.exportable()
     size = None
     if not geometry.keep_ratio or geometry.pad_size is not None:
-        size = preprocessing.geometry.padded((1, 1)) if asked is None else asked
-        if size != preprocessing.geometry.padded((1, 1)):
-            height, width = preprocessing.geometry.padded((1, 1))
+        size = preprocessing.geometry.padded((1, 1))
+        if asked is not None and asked != size:
             raise InputError(
-                f'--size {size[1]}x{size[0]}: the sides of inputs must be multiples of {geometry.pad_divisor} px; '
-                f'give {width}x{height}'
+                f'--size {asked[1]}x{asked[0]}: the sides of inputs must be multiples of '
+                f'{geometry.pad_divisor} px; give {size[1]}x{size[0]}'
             )
         detector.require_inputs([size])
     record = ExportRecord(

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mtpd.detectors.exportable import Exportable
 from mtpd.detectors.of_mmdet.selection import Selection, read_selection, require_keys
+from mtpd.geometry import level_name
 from mtpd.heads.postprocessing import (
+    NONE,
     Candidates,
     best,
     clipped,
@@ -23,7 +25,7 @@ from mtpd.heads.postprocessing import (
     suppressed,
     top_candidates,
     without_small,
-)  # fmt: skip
+)
 
 # YOLOX keeps all that its NMS leaves.
 MAX_DETECTIONS = 1000
@@ -151,7 +153,7 @@ class Yolox(OneStage):
         boxes = head._bbox_decode(torch.cat(priors), predictions)
         scores, labels = logits.sigmoid().max(dim=2)
         scores = scores * objectness[..., 0].sigmoid()
-        scores = torch.where(scores >= self.selection.threshold, scores, -1.0)
+        scores = torch.where(scores >= self.selection.threshold, scores, NONE)
         return self._chosen(Candidates(boxes, scores, labels)), None
 
 
@@ -181,8 +183,6 @@ def clips(head: Any) -> bool:
 
 def level_names(head: Any) -> list[str]:
     """p3 for a stride of 8 px, and so on."""
-    from mtpd.geometry import level_name
-
     return [level_name(stride[0]) for stride in head.prior_generator.strides]
 
 

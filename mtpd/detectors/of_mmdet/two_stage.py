@@ -17,12 +17,11 @@ from mtpd.heads.postprocessing import (
     Candidates,
     aligned_rois,
     batch_rois,
-    best,
+    best_of_groups,
     clipped,
-    nms,
     top_candidates,
     without_small,
-)  # fmt: skip
+)
 from mtpd.heads.roi_head import roi_levels
 
 # Parts of these classes are understood, and no subclasses.
@@ -78,20 +77,12 @@ class TwoStage(Exportable):
         scores = logits.softmax(dim=-1)[:, :-1].view(boxes.shape[:3])
         is_found = (scores > selection.threshold) & (proposals.scores > NONE)[..., None]
         scores = torch.where(is_found, scores, NONE)
+        # Groups (N, C, P): the classes, or all of them as one.
+        labels = torch.arange(num_classes, device=scores.device)[:, None].expand(scores.shape[0], -1, scores.shape[1])
+        groups = boxes.transpose(1, 2), scores.transpose(1, 2), labels
         if selection.is_class_agnostic:
-            boxes, scores = boxes.flatten(1, 2), scores.flatten(1, 2)
-            kept = nms(boxes, scores[:, None], selection.iou_threshold)[:, 0]
-        else:
-            # Classes as images of a batch: each has boxes of its own.
-            by_class = boxes.transpose(1, 2).flatten(0, 1), scores.transpose(1, 2).flatten(0, 1)
-            kept = nms(by_class[0], by_class[1][:, None], selection.iou_threshold)
-            kept = kept.view(scores.shape[0], num_classes, -1).transpose(1, 2).flatten(1)
-            boxes, scores = boxes.flatten(1, 2), scores.flatten(1)
-        labels = torch.arange(num_classes, device=scores.device).expand(
-            scores.shape[0], kept.shape[1] // num_classes, -1
-        )
-        scores = torch.where(kept, scores, NONE)
-        found = best(Candidates(boxes, scores, labels.flatten(1)), self.num_detections)
+            groups = groups[0].flatten(1, 2)[:, None], groups[1].flatten(1)[:, None], labels.flatten(1)[:, None]
+        found = best_of_groups(*groups, iou_threshold=selection.iou_threshold, limit=self.num_detections)
         return found, self._masks(maps, found) if self.paste else None
 
     def _proposals(self, maps: list[Tensor], limits: Tensor) -> Candidates:
@@ -109,16 +100,20 @@ class TwoStage(Exportable):
                 boxes = clipped(boxes, limits)
             one = top_candidates(scores, boxes, threshold=NONE, limit=selection.num_candidates)
             found.append(without_small(one, above=0) if selection.is_small_dropped else one)
-        # Levels as images of a batch, as many candidates each.
+        # As many of each level.
         boxes, scores, labels = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
         # mmdet moves levels apart by the largest coordinate. Of thousands of proposals some overlap so nearly by the
         # threshold that the rounding of that decides, so it is done here too.
         largest = torch.where(scores > NONE, boxes.amax(dim=3), 0.0).amax(dim=(1, 2))
         offsets = torch.arange(len(found), device=boxes.device) * (largest[:, None] + 1)
-        moved = (boxes + offsets[..., None, None]).flatten(0, 1)
-        kept = nms(moved, scores.flatten(0, 1)[:, None], selection.iou_threshold).view(scores.shape)
-        candidates = Candidates(boxes.flatten(1, 2), torch.where(kept, scores, NONE).flatten(1), labels.flatten(1))
-        return best(candidates, self.proposal_selection.num_detections)
+        return best_of_groups(
+            boxes,
+            scores,
+            labels,
+            iou_threshold=selection.iou_threshold,
+            limit=selection.num_detections,
+            moved=boxes + offsets[..., None, None],
+        )
 
     def _masks(self, maps: list[Tensor], found: Candidates) -> Tensor:
         """(N, D, 28, 28), from 0 to 1, of the class of each detection."""

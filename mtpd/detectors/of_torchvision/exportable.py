@@ -16,13 +16,13 @@ from mtpd.heads.postprocessing import (
     aligned_rois,
     batch_rois,
     best,
+    best_of_groups,
     clipped,
     joined,
-    nms,
     suppressed,
     top_candidates,
     without_small,
-)  # fmt: skip
+)
 
 # As torchvision's RoI heads have it.
 _SMALLEST = 1e-2
@@ -139,16 +139,15 @@ class TorchvisionSsd(TorchvisionExportable):
         anchors = self.anchors(images, maps, generator=model.anchor_generator)
         boxes = clipped(decoded(model.box_coder, outputs['bbox_regression'], anchors), limits)
         scores = outputs['cls_logits'].softmax(dim=-1).transpose(1, 2)[:, 1:]
-        # The best of each class, (N, C, K); classes are images of a batch from here on.
+        # The best of each class, (N, C, K).
         scores, places = torch.where(scores > model.score_thresh, scores, NONE).topk(
             min(model.topk_candidates, anchors.shape[0])
         )
         num_classes = scores.shape[1]
         chosen = boxes[:, None].expand(-1, num_classes, -1, -1).gather(2, places[..., None].expand(-1, -1, -1, 4))
-        kept = nms(chosen.flatten(0, 1), scores.flatten(0, 1)[:, None], model.nms_thresh).view(scores.shape)
         labels = torch.arange(1, num_classes + 1, device=scores.device)[:, None].expand_as(scores)
-        found = Candidates(chosen.flatten(1, 2), torch.where(kept, scores, NONE).flatten(1), labels.flatten(1))
-        return self.labelled(best(found, self.num_detections))
+        found = best_of_groups(chosen, scores, labels, iou_threshold=model.nms_thresh, limit=self.num_detections)
+        return self.labelled(found)
 
     def raw(self, images: Tensor) -> Mapping[str, Tensor]:
         """`class` and `box`, of all levels, (N, L, values)."""
@@ -195,12 +194,10 @@ class TorchvisionTwoStage(TorchvisionExportable):
         scores = logits.softmax(dim=-1).view(limits.shape[0], -1, num_outputs)[:, :, 1:]
         is_found = (scores > heads.score_thresh) & (proposals.scores > NONE)[..., None]
         is_found = is_found & ((boxes[..., 2:] - boxes[..., :2]) >= _SMALLEST).all(dim=-1)
-        # Classes as images of a batch: each has boxes of its own. (N, C, P)
+        # Groups (N, C, P): the classes.
         scores, boxes = torch.where(is_found, scores, NONE).transpose(1, 2), boxes.transpose(1, 2)
-        kept = nms(boxes.flatten(0, 1), scores.flatten(0, 1)[:, None], heads.nms_thresh).view(scores.shape)
         labels = torch.arange(1, num_outputs, device=scores.device)[:, None].expand_as(scores)
-        candidates = Candidates(boxes.flatten(1, 2), torch.where(kept, scores, NONE).flatten(1), labels.flatten(1))
-        found = best(candidates, self.num_detections)
+        found = best_of_groups(boxes, scores, labels, iou_threshold=heads.nms_thresh, limit=self.num_detections)
         return self.labelled(found, self._masks(maps, found) if self.paste else None)
 
     def _proposals(self, images: Tensor, maps: Sequence[Tensor], limits: Tensor) -> Candidates:
@@ -221,11 +218,9 @@ class TorchvisionTwoStage(TorchvisionExportable):
                     top_candidates(scores, boxes, threshold=NONE, limit=rpn.pre_nms_top_n()), least=rpn.min_size
                 )
             )
-        # Levels as images of a batch, as many candidates each.
-        boxes, scores, labels = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
-        kept = nms(boxes.flatten(0, 1), scores.flatten(0, 1)[:, None], rpn.nms_thresh).view(scores.shape)
-        candidates = Candidates(boxes.flatten(1, 2), torch.where(kept, scores, NONE).flatten(1), labels.flatten(1))
-        return best(candidates, rpn.post_nms_top_n())
+        # As many of each level.
+        groups = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+        return best_of_groups(*groups, iou_threshold=rpn.nms_thresh, limit=rpn.post_nms_top_n())
 
     def _extracted(self, pool: Any, maps: Mapping[str, Tensor], rois: Tensor) -> Tensor:
         """What torchvision's `MultiScaleRoIAlign` gives."""
